@@ -1,0 +1,39 @@
+# Each target sets itself up in .venv; a second call uses what is there. Needs Python 3.11 or later, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+# Test processes side by side.
+WORKERS ?= auto
+
+.PHONY: demo test test-quick lint bench setup clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/prepare_throughput.py
+
+setup: $(READY)
+
+# uv, not pip: it resolves torch and torchvision builds that fit each other, and installs them in seconds.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -1,0 +1,50 @@
+"""Channel-spatial hybrid attention for convolutional networks.
+
+The layers (:class:`CSHAM`, :class:`ChannelAttention`, :class:`SpatialAttention`), one call that puts them into a
+network (:func:`attach`) and networks by name (:func:`create_model`). Rooms, from the mathematics outwards: ``ops``,
+``layers``, ``attach``, ``backbones`` and ``data``, ``training``, ``cli``; each imports only those named before it.
+Start with :func:`attach`. The names below are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csham._lazy import lazy_names
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from csham.attach import AttachedPoint, attach
+    from csham.backbones import create_model
+    from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
+    from csham.memory import retain_memory
+
+__all__ = [
+    "CSHAM",
+    "AttachedPoint",
+    "ChannelAttention",
+    "SpatialAttention",
+    "attach",
+    "create_attention",
+    "create_model",
+    "retain_memory",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "CSHAM": "csham.layers",
+        "ChannelAttention": "csham.layers",
+        "SpatialAttention": "csham.layers",
+        "create_attention": "csham.layers",
+        "AttachedPoint": "csham.attach",
+        "attach": "csham.attach",
+        "create_model": "csham.backbones",
+        "retain_memory": "csham.memory",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,40 @@
+"""Attaching: put attention into a network that somebody else wrote.
+
+``points`` finds where, ``strategies`` decides which step goes to which point and who lends weights to whom,
+``attached`` is the module that sits at a point, ``transfer`` carries lent weights, ``install`` does it all. Imports
+``layers``; works on any ``nn.Module``. Start with :func:`attach`, which calling this package does too.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from csham._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from csham.attach.install import AttachedPoint, attach
+    from csham.attach.names import POSITIONS, STRATEGIES
+
+__all__ = ["POSITIONS", "STRATEGIES", "AttachedPoint", "attach"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "POSITIONS": "csham.attach.names",
+        "STRATEGIES": "csham.attach.names",
+        "AttachedPoint": "csham.attach.install",
+        "attach": "csham.attach.install",
+    },
+)
+
+
+class _Room(ModuleType):
+    """A package that is called like its main function: importing it hides the function ``csham.attach``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.attach(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Room

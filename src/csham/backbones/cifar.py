@@ -1,0 +1,63 @@
+"""The ResNets of He et al. for 32-pixel images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from csham.errors import UserError
+
+__all__ = ["CifarResNet"]
+
+
+class CifarResNet(nn.Module):
+    """ResNet of 6n + 2 layers with stages of 16, 32 and 64 channels, each halving the map of the one before.
+
+    Shortcuts that change the number of channels are projections (the paper's option B); the paper's own CIFAR networks
+    pad with zeros there (option A), which saves ResNet-20 2,752 parameters.
+
+    Args:
+        depth: Weight layers, 6n + 2: 20, 32, 44, 56, 110.
+        num_classes: Width of the logits; 0 leaves the pooled features.
+        in_chans: Channels of the images.
+
+    Shape:
+        (B, in_chans, H, W), H and W of at least 4, to (B, num_classes).
+
+    Source: He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise UserError(f"CifarResNet: depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}.")
+        blocks = (depth - 2) // 6
+        self.num_classes = num_classes
+        self.num_features = 64
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.act1 = nn.ReLU(inplace=True)
+        self.layer1 = _stage(16, 16, blocks)
+        self.layer2 = _stage(16, 32, blocks)
+        self.layer3 = _stage(32, 64, blocks)
+        self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's feature map, (B, 64, H / 4, W / 4)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (B, num_classes)."""
+        return self.fc(self.forward_features(x).mean((2, 3)))
+
+
+def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
+    from timm.models.resnet import BasicBlock, downsample_conv  # noqa: PLC0415  timm takes seconds to import
+
+    stride = channels // in_channels
+    shortcut = None if stride == 1 else downsample_conv(in_channels, channels, kernel_size=1, stride=stride)
+    first = BasicBlock(in_channels, channels, stride=stride, downsample=shortcut)
+    return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))

@@ -1,0 +1,74 @@
+"""Options that have one name everywhere, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+__all__ = [
+    "DebugOption",
+    "DeviceOption",
+    "JsonOption",
+    "QuietOption",
+    "metrics_table",
+    "print_json",
+    "print_table",
+]
+
+OUTPUT = "Output"
+MACHINE = "Machine"
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE
+    ),
+]
+
+
+def print_json(content: Any) -> None:
+    """Print a result on standard output for another program."""
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table on standard output; numbers are set to the right."""
+    rows = [list(row) for row in rows]
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(header):
+        numeric = all(isinstance(row[number], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, markup=False, width=width).print(table)
+
+
+def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the metrics of one or more sets of weights, a row each."""
+    names = ("top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
+    header = ["", "top-1", "top-5", "precision", "recall", "F1", "kappa", "loss", "images"]
+    print_table(title, header, ([name, *(values[key] for key in names)] for name, values in measured.items()))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

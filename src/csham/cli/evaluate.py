@@ -1,0 +1,79 @@
+"""``csham evaluate``: all metrics of a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import csham.training
+from csham.cli.common import (
+    MACHINE,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    metrics_table,
+    print_json,
+    print_table,
+)
+from csham.errors import UserError, unknown_name
+from csham.training.progress import create_progress
+from csham.training.run_folder import RunFolder
+
+__all__ = ["evaluate"]
+
+# A larger confusion matrix does not fit on a terminal; confusion.csv and --json have it all.
+_CLASSES_SHOWN = 12
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="A dataset or folder with the same classes.", show_default="the run's"),
+    ] = None,
+    *,
+    weights: Annotated[
+        str, typer.Option(help="last: of the last epoch; best: chosen by the validation part.")
+    ] = "last",
+    part: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images at a time.", show_default="the run's", rich_help_panel=MACHINE)
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """All metrics of a run's network, with a table per class and the confusion matrix."""
+    if weights not in ("last", "best"):
+        raise unknown_name("weights", weights, ("last", "best"))
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
+    RunFolder(run).read_config()
+    progress = create_progress(quiet=quiet)
+    try:
+        found = csham.training.evaluate(
+            run, data, weights=weights, part=part, device=device, batch_size=batch_size, progress=progress
+        )
+    finally:
+        progress.close()
+    if as_json:
+        print_json(
+            {
+                **found.summary,
+                "classes": found.classes,
+                "per_class": found.per_class,
+                "confusion": found.confusion.tolist(),
+            }
+        )
+        return
+    summary = found.summary
+    metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {f"{weights} weights": summary})
+    header = ["class", "precision", "recall", "F1", "images"]
+    print_table("each class", header, (list(row.values()) for row in found.per_class))
+    if len(found.classes) <= _CLASSES_SHOWN:
+        rows = ([name, *counts] for name, counts in zip(found.classes, found.confusion.tolist(), strict=True))
+        print_table("confusion: true class down, answer across", ["", *found.classes], rows)

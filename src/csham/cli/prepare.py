@@ -1,0 +1,61 @@
+"""``csham prepare``: read or download a dataset, check it, pack it, and say what was found."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import csham.data
+from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json
+from csham.training.progress import create_progress
+
+__all__ = ["prepare"]
+
+_BAD_FILES_SHOWN = 10
+
+
+def prepare(
+    data: Annotated[str, typer.Argument(help="A dataset (csham list datasets) or an image folder.")],
+    *,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width in pixels.", show_default="the dataset's own")
+    ] = None,
+    max_bad: Annotated[int, typer.Option(help="Unreadable files to skip before giving up.")] = 10,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Download or read a dataset, check it and pack it."""
+    progress = create_progress(quiet=quiet)
+    try:
+        dataset = csham.data.prepare(
+            data, image_size=image_size, max_bad=max_bad, progress=progress.preparing
+        )
+    finally:
+        progress.close()
+    found = dataset.describe()
+    if as_json:
+        print_json(found)
+        return
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    parts = ", ".join(f"{count:,} {part}" for part, count in found["parts"].items() if count)
+    size = f"{dataset.image_size}x{dataset.image_size}"
+    console.print(
+        f"{dataset.name}: {len(dataset.labels):,} images of {size} pixels in {len(dataset.classes)} classes"
+    )
+    console.print(f"  parts    {parts}; test part: {found['test_part']}")
+    counts = found["images_per_class"].values()
+    console.print(f"  classes  {min(counts):,} to {max(counts):,} images each")
+    for note in found["notes"]:
+        console.print(f"  note     {note}")
+    if dataset.ignored_files:
+        console.print(f"  ignored  {dataset.ignored_files:,} files that are no images")
+    for bad in dataset.bad_files[:_BAD_FILES_SHOWN]:
+        console.print(f"  bad      {bad.path}: {bad.reason}")
+    if len(dataset.bad_files) > _BAD_FILES_SHOWN:
+        console.print(f"  bad      and {len(dataset.bad_files) - _BAD_FILES_SHOWN} more (--json lists all)")
+    if dataset.rebuilt:
+        console.print(f"  rebuilt  {dataset.rebuilt}")
+    console.print(f"  packed   {dataset.path} ({found['bytes'] / 2**20:.1f} MiB)")

@@ -1,0 +1,211 @@
+"""Packed images to augmented batches on the device: batch k of epoch e depends on (seed, e, k) alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from csham.data.dataset import PackedDataset
+from csham.data.split import generator
+from csham.errors import UserError
+
+__all__ = ["Batch", "Batches"]
+
+_ORDER_SALT, _CROP_SALT = 0x0DE5, 0xC509
+
+
+class Batch(NamedTuple):
+    """Images ready for the network.
+
+    Attributes:
+        images: (B, 3, S, S) float32, channels_last, normalised, on the device.
+        labels: (B,) int64, on the device.
+        count: How many images are real; those after them only fill the batch up.
+        indices: (B,) int64, row numbers in the dataset, on the host.
+    """
+
+    images: Tensor
+    labels: Tensor
+    count: int  # type: ignore[assignment]
+    indices: np.ndarray
+
+
+class Batches:
+    """Batches of some of a dataset's images, cut on the device a whole batch at a time.
+
+    Training (:meth:`epoch`, :meth:`batch`): shuffled anew every epoch, the images left over at its end
+    dropped. With ``augment``, each image gets its own random crop (up to 64 px from the image with a black
+    border of S // 8, above from the larger stored square) and, where ``flip``, is mirrored half the time.
+    Evaluation (:meth:`in_order`): every image once, the centre square. All draws come from
+    ``(seed, epoch, batch)``, whatever the process, the device and torch's own generators.
+
+    Args:
+        dataset: What :func:`csham.data.prepare` returned.
+        indices: Row numbers of the images to use, (n,).
+        batch_size: Images per batch over all ranks.
+        seed: 0 or more.
+        mean: Per channel, in 0..1.
+        std: Per channel, in 0..1, above 0.
+        augment: Whether training batches are cropped and flipped at random.
+        device: Where batches are made. On CUDA the dataset is kept there if it takes less than a quarter of
+            the free memory.
+        rank: This process, 0 to ``world_size - 1``; it gets its contiguous slice of every batch.
+        world_size: How many processes share each batch.
+        flip: Whether images may be mirrored; default ``dataset.flip``.
+
+    Raises:
+        UserError: Fewer images than a batch with ``augment``, or a batch that ``world_size`` does not divide.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: bool,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        flip: bool | None = None,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"the batch size must be a positive multiple of the {world_size} processes, "
+                f"got {batch_size}. Choose another --batch-size."
+            )
+        self.dataset, self.indices = dataset, np.asarray(indices, dtype=np.int64)
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.flip = dataset.flip if flip is None else flip
+        self.device = torch.device(device)
+        self.image_size = dataset.image_size
+        self._stored = dataset.images.shape[1]
+        self._pad = self.image_size // 8 if self._stored == self.image_size else 0
+        self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._order: tuple[int, np.ndarray] | None = None
+        if augment:
+            self._check_enough()
+        self._pixels = _resident(dataset, self.device)
+        spread = torch.tensor(std, dtype=torch.float64)
+        # One factor and one offset per byte of a row of pixels: an inner dimension of 3 would not vectorise.
+        self._scale = self._per_row(1 / (255 * spread))
+        self._shift = self._per_row(-torch.tensor(mean, dtype=torch.float64) / spread)
+
+    def __len__(self) -> int:
+        """Training batches per epoch; the images left over are dropped."""
+        return len(self.indices) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Training batches of one epoch, from batch ``start`` on.
+
+        Raises:
+            UserError: Fewer images than a batch.
+        """
+        self._check_enough()
+        return (self.batch(epoch, index) for index in range(start, len(self)))
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Training batch ``index`` of epoch ``epoch``, both from 0.
+
+        Raises:
+            UserError: Fewer images than a batch.
+            IndexError: The epoch has no such batch.
+        """
+        self._check_enough()
+        if not 0 <= index < len(self):
+            raise IndexError(f"an epoch has batches 0 to {len(self) - 1}, asked for {index}")
+        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size][self._local]
+        pixels = self._gather(rows)
+        pixels = self._augmented(pixels, epoch, index) if self.augment else self._centre(pixels)
+        return self._finish(pixels, rows, len(rows))
+
+    def in_order(self) -> Iterator[Batch]:
+        """Evaluation batches: every image once, in the order given, centre squares.
+
+        The last batch is filled up by repeating images, so that shapes never change; ``count`` says how many
+        are real, over the ranks together every image once.
+        """
+        for start in range(0, len(self.indices), self.batch_size):
+            real = self.indices[start : start + self.batch_size]
+            rows = np.resize(real, self.batch_size)[self._local]
+            count = min(max(len(real) - self._local.start, 0), len(rows))
+            yield self._finish(self._centre(self._gather(rows)), rows, count)
+
+    def _check_enough(self) -> None:
+        if len(self.indices) < self.batch_size:
+            raise UserError(
+                f"{len(self.indices)} training images are fewer than one batch of {self.batch_size}. "
+                f"Choose --batch-size {max(1, len(self.indices))} or less."
+            )
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            order = generator(self.seed, epoch, _ORDER_SALT).permutation(len(self.indices))
+            self._order = epoch, self.indices[order]
+        return self._order[1]
+
+    def _gather(self, rows: np.ndarray) -> Tensor:
+        """Stored squares of these images, on the device: (B, P, P, 3) uint8."""
+        if self._pixels.device.type == self.device.type:
+            found = self._pixels.index_select(0, self._send(rows))
+        else:
+            found = self._send(self._pixels.index_select(0, torch.from_numpy(rows)))
+        return found.view(-1, self._stored, self._stored, 3)
+
+    def _augmented(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
+        """Crop and flip each image by its own draw: (B, P, P, 3) to (B, S, S, 3)."""
+        S, pad = self.image_size, self._pad
+        pixels = F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
+        B, side = pixels.shape[:2]
+        # Drawn for the whole batch, then cut: an image's draw does not depend on the number of ranks.
+        rng = generator(self.seed, epoch, index, _CROP_SALT)
+        corner = rng.integers(0, side - S + 1, (self.batch_size, 2, 1))[self._local]
+        mirrored = (rng.random((self.batch_size, 1)) < 0.5)[self._local] & self.flip
+        along = np.arange(S)
+        y = corner[:, 0] + along + np.arange(B)[:, None] * side
+        x = corner[:, 1] + np.where(mirrored, S - 1 - along, along)
+        # Rows first, as whole copies; then bytes within rows, by a short index that an image's rows share.
+        taken = pixels.view(B * side, side * 3).index_select(0, self._send(y.ravel())).view(B, S, side * 3)
+        columns = self._send((x[:, :, None] * 3 + np.arange(3)).reshape(B, 1, S * 3)).expand(B, S, S * 3)
+        return taken.gather(2, columns)
+
+    def _centre(self, pixels: Tensor) -> Tensor:
+        edge, S = (self._stored - self.image_size) // 2, self.image_size
+        return pixels[:, edge : edge + S, edge : edge + S]
+
+    def _finish(self, pixels: Tensor, rows: np.ndarray, count: int) -> Batch:
+        S = self.image_size
+        normalised = pixels.reshape(-1, S * 3).to(torch.float32).mul_(self._scale).add_(self._shift)
+        images = normalised.view(-1, S, S, 3).permute(0, 3, 1, 2)  # channels_last
+        return Batch(images, self._send(self.dataset.labels[rows]), count, rows)
+
+    def _per_row(self, values: Tensor) -> Tensor:
+        return values.to(torch.float32).repeat(self.image_size).to(self.device)
+
+    def _send(self, values: np.ndarray | Tensor) -> Tensor:
+        tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # only a copy from pinned memory overlaps with computing
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _resident(dataset: PackedDataset, device: torch.device) -> Tensor:
+    """All pixels as (N, P * P * 3): on the GPU if small against its free memory, else in the map."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the map is read-only: nothing here writes to it
+        pixels = torch.from_numpy(dataset.images).view(len(dataset), -1)
+    if device.type != "cuda":
+        return pixels
+    key = str(device)
+    if key not in dataset.resident and pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+        dataset.resident[key] = pixels.to(device)
+    return dataset.resident.get(key, pixels)

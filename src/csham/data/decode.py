@@ -1,0 +1,207 @@
+"""One image file to one square of RGB bytes, whatever the file turns out to be.
+
+Runs in worker processes: imports only the standard library, numpy and Pillow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = [
+    "BadFile",
+    "DecodedChunk",
+    "channel_sums",
+    "decode",
+    "decode_chunk",
+    "fit_square",
+    "image_suffixes",
+    "open_image",
+]
+
+# Stubs without a decoder, and formats that Pillow hands to another program or to the operating system.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+class BadFile(NamedTuple):
+    """A file that could not be decoded, and why in plain words."""
+
+    path: str
+    reason: str
+
+
+class DecodedChunk(NamedTuple):
+    """What :func:`decode_chunk` reports about the files it decoded."""
+
+    sums: np.ndarray  # (n, 3, 2) int64
+    bad: list[tuple[int, BadFile]]  # position in the chunk, file
+    animated: int
+
+
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Names of the formats that Pillow can decode by itself."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """File name endings of those formats: lower case, with their dot."""
+    formats = set(image_formats())
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file as what its name says, or as whatever else its content is; reads only the header.
+
+    Raises:
+        Exception: Whatever Pillow raises for a file it cannot open.
+    """
+    image_formats()
+    named = Image.registered_extensions().get(os.path.splitext(path)[1].lower())  # noqa: PTH122 - Path is slow
+    if named in image_formats():
+        with contextlib.suppress(UnidentifiedImageError):
+            return Image.open(path, formats=[named])  # asking every format takes longer than a small image
+    return Image.open(path, formats=image_formats())
+
+
+def decode_chunk(paths: Sequence[str], side: int, target: str, offset: int) -> DecodedChunk:
+    """Decode files one after another and write their pixels as one block into a file that exists.
+
+    Args:
+        paths: Image files, n of them.
+        side: Side of the squares in pixels.
+        target: File that receives n * side * side * 3 bytes; rows of bad files are zero.
+        offset: Where in ``target`` the block begins, in bytes.
+
+    Raises:
+        OSError: ``target`` cannot be written.
+    """
+    pixels = np.zeros((len(paths), side, side, 3), np.uint8)
+    bad: list[tuple[int, BadFile]] = []
+    animated = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata: the pixels are what counts
+        for position, path in enumerate(paths):
+            try:
+                pixels[position], moving = decode(path, side)
+                animated += moving
+            except Exception as err:  # Pillow's plugins raise anything from SyntaxError to struct.error
+                bad.append((position, BadFile(path, _reason(path, err))))
+    # Written rather than stored through a memory map, where a full disk would be a bus error.
+    with Path(target).open("r+b", buffering=0) as file:
+        file.seek(offset)
+        rest = pixels.reshape(-1).data
+        while rest:
+            rest = rest[file.write(rest) :]
+    return DecodedChunk(channel_sums(pixels), bad, animated)
+
+
+def decode(path: str | Path, side: int) -> tuple[np.ndarray, bool]:
+    """Decode one image: upright, over white, as 8-bit RGB, its centre square resized to ``side``.
+
+    Args:
+        path: The file. Of an animation or a multi-page file the first frame is taken.
+        side: Side of the square in pixels.
+
+    Returns:
+        Pixels, (side, side, 3) uint8, and whether the file holds more frames.
+
+    Raises:
+        Exception: Whatever Pillow raises for a file it cannot decode.
+    """
+    with open_image(path) as image:
+        # MPO is a camera's JPEG with a preview or a second view behind the picture, no animation.
+        animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        image.draft(None, (2 * side, 2 * side))  # JPEG only: decodes smaller, never below twice what is needed
+        image.load()
+        with contextlib.suppress(Exception):  # garbled EXIF says nothing about which way is up
+            ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(fit_square(_to_rgb(image), side)), animated
+
+
+def fit_square(image: Image.Image, side: int) -> Image.Image:
+    """Resize the centre square of an RGB image to ``side`` pixels (bicubic), or only cut it if it fits."""
+    width, height = image.size
+    short = min(width, height)
+    if width == height == side:
+        return image
+    left, top = (width - short) // 2, (height - short) // 2
+    box = (left, top, left + short, top + short)
+    if short == side:
+        return image.crop(box)
+    # Resizing the square alone, not the whole image first: a strip of 1 x 100,000 pixels stays cheap.
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def channel_sums(pixels: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of every image's channels: (n, H, W, 3) uint8 to (n, 3, 2) int64."""
+    n, H, W = pixels.shape[:3]
+    rows = pixels.reshape(n, H, W * 3)
+    squares = np.square(rows, dtype=np.uint16)  # 255 ** 2 fits
+    # Columns first, over whole rows: three times as fast as summing with an inner dimension of 3.
+    columns = [values.sum(1, dtype=np.uint32) for values in (rows, squares)]  # 65025 * H fits
+    return np.stack([values.reshape(n, W, 3).sum(1, dtype=np.int64) for values in columns], axis=-1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Bring greyscale of more than 8 bits to 0..255.
+
+    Integers are 16-bit (65535 is white) unless one is larger, then 31-bit. Floats are taken as 0..1, 0..255
+    or 0..65535, the first that holds them all, and are stretched from least to greatest where none does.
+    """
+    integer = np.issubdtype(values.dtype, np.integer)
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if integer:
+        white = 65535.0 if high <= 65535 else 2.0**31 - 1
+    elif low >= 0 and high <= 65535:
+        white = next(limit for limit in (1.0, 255.0, 65535.0) if high <= limit)
+    else:
+        values, white = values - low, high - low
+    return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
+
+
+def _reason(path: str, err: Exception) -> str:
+    with contextlib.suppress(OSError):
+        if Path(path).stat().st_size == 0:
+            return "empty file (0 bytes)"
+    for kind, reason in _REASONS.items():
+        if isinstance(err, kind):
+            return reason
+    words = " ".join(str(err).split())
+    if "truncated" in words.lower():
+        return "truncated"
+    return f"cannot be decoded ({words[:120] or type(err).__name__})"
+
+
+_REASONS: dict[type[Exception], str] = {
+    FileNotFoundError: "no such file (a broken link?)",
+    PermissionError: "no permission to read it",
+    UnidentifiedImageError: "not an image that Pillow can read",
+    Image.DecompressionBombError: "far too many pixels (a decompression bomb?)",
+    MemoryError: "too large for memory",
+    EOFError: "truncated",
+}

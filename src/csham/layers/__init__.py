@@ -1,0 +1,31 @@
+"""Attention layers: modules that own parameters and settings and call ``ops``.
+
+``channel``, ``spatial`` and ``hybrid`` are CSHAM's; ``zoo`` builds any attention by its name, ``names`` says which
+there are without importing torch. Imports only ``ops``. Start with :class:`CSHAM`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csham._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from csham.layers.channel import ChannelAttention
+    from csham.layers.hybrid import CSHAM
+    from csham.layers.names import ATTENTIONS
+    from csham.layers.spatial import SpatialAttention
+    from csham.layers.zoo import create_attention
+
+__all__ = ["ATTENTIONS", "CSHAM", "ChannelAttention", "SpatialAttention", "create_attention"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ATTENTIONS": "csham.layers.names",
+        "CSHAM": "csham.layers.hybrid",
+        "ChannelAttention": "csham.layers.channel",
+        "SpatialAttention": "csham.layers.spatial",
+        "create_attention": "csham.layers.zoo",
+    },
+)

@@ -1,0 +1,72 @@
+"""Max-average fusion channel attention: which channels matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from csham import ops
+from csham.errors import UserError
+from csham.layers.activation import create_activation
+from csham.layers.checks import check_channels, check_input
+
+__all__ = ["ChannelAttention"]
+
+
+class ChannelAttention(nn.Module):
+    """Scale each channel by a weight computed from its average, its maximum and those of its neighbours.
+
+    ``y = w ⊙ x`` with ``w`` of :func:`csham.ops.channel_weights`. ``4 * kernel_size + 3`` parameters, whatever the
+    number of channels.
+
+    Args:
+        channels: Channels of the feature map.
+        kernel_size: Length of the filters along the channels; odd.
+        act: ``"relu"`` as in the authors' layer class (weights in [0.5, 1)) or None as in their functional version.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Shape:
+        (B, channels, H, W) to the same, any H, W >= 1; dtype and memory format are kept.
+
+    Raises:
+        UserError: A setting or an input that cannot work; a ``ValueError``.
+
+    Source: Pan et al., ICPR 2022, doi:10.1109/ICPR56361.2022.9956146, and the authors' released code.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        act: str | None = "relu",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_channels("ChannelAttention", channels)
+        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(f"ChannelAttention: kernel_size must be an odd whole number, got {kernel_size!r}.")
+        self.channels = channels
+        padding = kernel_size // 2
+        self.avg = nn.Conv1d(1, 1, kernel_size, padding=padding, device=device, dtype=dtype)
+        self.max = nn.Conv1d(1, 1, kernel_size, padding=padding, device=device, dtype=dtype)
+        self.fuse = nn.Conv1d(2, 1, kernel_size, padding=padding, device=device, dtype=dtype)
+        self.act = create_activation(act)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the channel weights of ``x``, (B, C), without applying them."""
+        check_input("ChannelAttention", x, self.channels)
+        avg, maximum, fuse = self.avg, self.max, self.fuse
+        return ops.channel_weights(
+            x, avg.weight, avg.bias, maximum.weight, maximum.bias, fuse.weight, fuse.bias, self.act
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of ``x``, (B, C, H, W)."""
+        return ops.scale(x, self.weights(x))
+
+    def extra_repr(self) -> str:
+        """Name the setting that the children do not show."""
+        return f"channels={self.channels}"

@@ -1,0 +1,54 @@
+"""CSHAM: channel attention, then spatial attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from csham.layers.channel import ChannelAttention
+from csham.layers.spatial import SpatialAttention
+
+__all__ = ["CSHAM"]
+
+
+class CSHAM(nn.Module):
+    """Channel-spatial hybrid attention module: the channel step, then the spatial step.
+
+    ``y = s(w ⊙ x) ⊙ w ⊙ x``. The other orders, and weights that one module lends to another, are strategies of
+    :func:`csham.attach`. ``4 * kernel_size + 9 * channels + 105`` parameters.
+
+    Args:
+        channels: Channels of the feature map.
+        kernel_size: Length of the channel step's filters; odd.
+        act: ``"relu"`` as in the authors' layer classes or None as in their functional version.
+        dropout: Probability of dropout in the spatial step.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Shape:
+        (B, channels, H, W) to the same, any H, W >= 1; dtype and memory format are kept.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("resnet50", block_args=dict(attn_layer=CSHAM))
+
+    Source: Pan et al., ICPR 2022, doi:10.1109/ICPR56361.2022.9956146, and the authors' released code.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        act: str | None = "relu",
+        *,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channel = ChannelAttention(channels, kernel_size, act, device=device, dtype=dtype)
+        self.spatial = SpatialAttention(channels, act, dropout=dropout, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
+        return self.spatial(self.channel(x))

@@ -1,0 +1,87 @@
+"""Spatial attention with neighbour enhancement: which positions matter."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csham import ops
+from csham.errors import UserError
+from csham.layers.activation import create_activation
+from csham.layers.checks import check_channels, check_input
+
+__all__ = ["SpatialAttention"]
+
+
+class SpatialAttention(nn.Module):
+    """Scale each position by a weight computed from its own statistics and from a coarser view of its surroundings.
+
+    ``y = s ⊙ x`` with ``s`` of :func:`csham.ops.spatial_weights`. ``9 * channels + 102`` parameters.
+
+    Args:
+        channels: Channels of the feature map.
+        act: ``"relu"`` as in the authors' layer class or None as in their functional version.
+        dropout: Probability of dropout between the 7x7 convolution and its batch norm; the authors use 0.3 on
+            MobileNetV2 and none elsewhere.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Shape:
+        (B, channels, H, W) to the same, any H, W >= 1; dtype and memory format are kept. Where a side is 1 the
+        surroundings are left out.
+
+    Raises:
+        UserError: A setting or an input that cannot work; a ``ValueError``.
+
+    Source: Pan et al., ICPR 2022, doi:10.1109/ICPR56361.2022.9956146, and the authors' released code.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        act: str | None = "relu",
+        *,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_channels("SpatialAttention", channels)
+        if not 0.0 <= dropout < 1.0:
+            raise UserError(f"SpatialAttention: dropout must be at least 0 and below 1, got {dropout!r}.")
+        self.channels = channels
+        self.main = nn.Conv2d(2, 1, 7, padding=3, bias=False, device=device, dtype=dtype)
+        self.main_bn = _BatchNorm(device, dtype)
+        self.neighbor = nn.Conv2d(channels, 1, 3, stride=2, bias=False, device=device, dtype=dtype)
+        self.neighbor_bn = _BatchNorm(device, dtype)
+        self.act = create_activation(act)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the spatial weights of ``x``, (B, 1, H, W), without applying them."""
+        check_input("SpatialAttention", x, self.channels)
+        return ops.spatial_weights(
+            x, self.main.weight, self.main_bn, self.neighbor.weight, self.neighbor_bn, self.act, self.dropout
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the positions of ``x``, (B, C, H, W)."""
+        return ops.scale(x, self.weights(x))
+
+    def extra_repr(self) -> str:
+        """Name the setting that the children do not show."""
+        return f"channels={self.channels}"
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch norm of a one-channel map with TensorFlow's epsilon and momentum, defined for a single value too."""
+
+    def __init__(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__(1, eps=1e-3, momentum=0.01, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One value has no variance to be normalised by (torch refuses it): as in evaluation, the running one is used.
+        if self.training and x.numel() == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)

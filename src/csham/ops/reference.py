@@ -1,0 +1,133 @@
+"""CSHAM in plain PyTorch: the definition.
+
+Source of all functions: Pan, Hu, Liu, Zhou and Guan, "A Channel-Spatial Hybrid Attention Mechanism using Channel Weight
+Transfer Strategy", ICPR 2022, doi:10.1109/ICPR56361.2022.9956146; details that the paper leaves open follow the
+authors' released TensorFlow code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["channel_weights", "scale", "spatial_weights"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def channel_weights(
+    x: Tensor,
+    avg_weight: Tensor,
+    avg_bias: Tensor,
+    max_weight: Tensor,
+    max_bias: Tensor,
+    fuse_weight: Tensor,
+    fuse_bias: Tensor,
+    act: Activation,
+) -> Tensor:
+    """Weigh the channels by max-average fusion.
+
+    ``w = σ(act(conv([act(conv(mean_hw x)) ; act(conv(max_hw x))])))``, the convolutions along the channels with zero
+    padding. The gradient of a maximum is shared evenly among equal values.
+
+    Args:
+        x: Feature map, (B, C, H, W), any floating dtype and memory format, H, W >= 1.
+        avg_weight: Filter for the averages, (1, 1, k), k odd.
+        avg_bias: (1,).
+        max_weight: Filter for the maxima, (1, 1, k).
+        max_bias: (1,).
+        fuse_weight: Filter that joins the two rows, (1, 2, k).
+        fuse_bias: (1,).
+        act: ReLU in the authors' layer class, the identity in their functional version.
+
+    Returns:
+        Channel weights, (B, C), in (0, 1); in [0.5, 1) where ``act`` is ReLU.
+    """
+    padding = avg_weight.shape[-1] // 2
+    average = x.mean((2, 3))[:, None]  # (B, 1, C)
+    maximum = x.amax((2, 3))[:, None]
+    average = act(F.conv1d(average, avg_weight, avg_bias, padding=padding))
+    maximum = act(F.conv1d(maximum, max_weight, max_bias, padding=padding))
+    logits = act(F.conv1d(torch.cat([average, maximum], 1), fuse_weight, fuse_bias, padding=padding))
+    return logits[:, 0].sigmoid()
+
+
+def spatial_weights(
+    x: Tensor,
+    main_weight: Tensor,
+    main_norm: Activation,
+    neighbor_weight: Tensor,
+    neighbor_norm: Activation,
+    act: Activation,
+    dropout: Activation | None = None,
+) -> Tensor:
+    """Weigh the positions by what they and their neighbourhood say.
+
+    ``s = σ(act(norm(conv7x7([mean_c x ; max_c x]))) + upsample(norm(conv3x3(avg_pool2x2(x)))))``. On maps with a side
+    of one pixel there is nothing to pool and the second term is dropped (ours: the authors' code has no such case).
+
+    Args:
+        x: Feature map, (B, C, H, W), any floating dtype and memory format, H, W >= 1.
+        main_weight: 7x7 filter over the two statistics, (1, 2, 7, 7).
+        main_norm: Batch norm of a (B, 1, H, W) map.
+        neighbor_weight: 3x3 filter over the pooled channels, (1, C, 3, 3).
+        neighbor_norm: Batch norm of a (B, 1, H / 4, W / 4) map.
+        act: ReLU in the authors' layer class, the identity in their functional version.
+        dropout: Applied between the 7x7 convolution and its norm (the authors' class for MobileNetV2).
+
+    Returns:
+        Spatial weights, (B, 1, H, W), in (0, 1).
+    """
+    statistics = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)  # (B, 2, H, W)
+    position = F.conv2d(statistics, main_weight, padding=main_weight.shape[-1] // 2)
+    if dropout is not None:
+        position = dropout(position)
+    logits = act(main_norm(position))
+    if min(x.shape[-2:]) >= 2:
+        neighbors = neighbor_norm(_conv3x3_stride2_same(F.avg_pool2d(x, 2), neighbor_weight))
+        logits = logits + _upsample_nearest(neighbors, x.shape[-2], x.shape[-1])
+    return logits.sigmoid()
+
+
+def scale(x: Tensor, weights: Tensor) -> Tensor:
+    """Multiply a feature map by its attention weights.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        weights: Channel weights, (B, C), or spatial weights, (B, 1, H, W).
+
+    Returns:
+        (B, C, H, W), with the dtype and memory format of ``x``.
+
+    Raises:
+        ValueError: ``weights`` are neither of the two for this ``x``.
+    """
+    if weights.shape == x.shape[:2]:
+        weights = weights[:, :, None, None]
+    elif weights.shape != (x.shape[0], 1, *x.shape[2:]):
+        raise ValueError(
+            f"scale: weights must be channel weights (B, C) = {tuple(x.shape[:2])} or spatial weights (B, 1, H, W) = "
+            f"{(x.shape[0], 1, *x.shape[2:])} to match x, got {tuple(weights.shape)}."
+        )
+    # Under autocast the weights may come in another type than the map, whose type is kept.
+    return x * weights.to(x.dtype)
+
+
+def _conv3x3_stride2_same(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve with stride 2, padded as TensorFlow's SAME: an even side is padded at its end only."""
+    height, width = x.shape[-2:]
+    x = F.pad(x, (width % 2, 1, height % 2, 1))
+    return F.conv2d(x, weight, stride=2)
+
+
+def _upsample_nearest(x: Tensor, height: int, width: int) -> Tensor:
+    """Repeat values to (height, width): the source index is ``floor((i + 0.5) * n_src / n_dst)``."""
+    # Whole numbers, because F.interpolate's "nearest-exact" rounds in float32 and is off by one at sides like 142.
+    rows, columns = (
+        (2 * torch.arange(target, device=x.device) + 1) * source // (2 * target)
+        for source, target in zip(x.shape[-2:], (height, width), strict=True)
+    )
+    return x[:, :, rows[:, None], columns]

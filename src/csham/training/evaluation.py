@@ -1,0 +1,217 @@
+"""Measure a trained network on a part of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csham.data import PackedDataset, prepare
+from csham.data.batches import Batch, Batches
+from csham.errors import UserError, unknown_name
+from csham.training.checkpoints import load_checkpoint, load_weights
+from csham.training.config import TrainConfig
+from csham.training.machine import choose
+from csham.training.metrics import Predictions
+from csham.training.network import NetworkInfo, read_weights
+from csham.training.progress import QuietProgress
+from csham.training.run_folder import RunFolder
+
+__all__ = ["Evaluation", "evaluate", "load_network", "predict"]
+
+_TOP = 5
+_PARTS = ("test", "validation", "train", "all")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        summary: Run, data, part, weights and the metrics.
+        classes: Name of each class.
+        per_class: Precision, recall, F1 and images of each class.
+        confusion: Rows are true classes, columns the classes given.
+        predictions: The answer for each image.
+    """
+
+    summary: dict[str, Any]
+    classes: list[str]
+    per_class: list[dict[str, Any]]
+    confusion: np.ndarray
+    predictions: Predictions
+
+
+def evaluate(
+    run: Path | str,
+    data: str | None = None,
+    *,
+    weights: str = "last",
+    part: str = "test",
+    device: str | None = None,
+    batch_size: int | None = None,
+    progress: QuietProgress | None = None,
+) -> Evaluation:
+    """Measure a run's network.
+
+    Args:
+        run: The run folder.
+        data: A dataset with the same classes; None takes the run's own.
+        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose.
+        part: ``"test"``, ``"validation"``, ``"train"`` or ``"all"``; split as the run split its data.
+        device: None takes what this machine has.
+        batch_size: None takes the run's.
+        progress: Told about the reading of the dataset.
+
+    Raises:
+        UserError: The run, its weights or the data cannot be used.
+    """
+    if part not in _PARTS:
+        raise unknown_name("part", part, _PARTS)
+    progress = progress or QuietProgress()
+    folder = RunFolder(Path(run))
+    config = folder.read_config()
+    network, info = load_network(folder, weights)
+    dataset = prepare(
+        data or config.data, image_size=info.image_size, max_bad=config.max_bad, progress=progress.preparing
+    )
+    order = _match_classes(dataset, info)
+    indices = _part(dataset, config, part)
+    config = _on_this_machine(config, device)
+    network = network.to(config.device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    batches = Batches(
+        dataset,
+        indices,
+        batch_size=min(batch_size or config.batch_size, len(indices)),
+        seed=config.seed,
+        mean=info.mean,
+        std=info.std,
+        augment=False,
+        device=config.device,
+    )
+    with torch.autocast(
+        torch.device(config.device).type, _DTYPES.get(config.precision), enabled=config.precision in _DTYPES
+    ):
+        predictions = predict(network, batches.in_order())
+    predictions = Predictions(
+        predictions.indices, order[predictions.labels], predictions.top, predictions.losses
+    )
+    summary = {
+        "run": str(folder.path),
+        "data": dataset.source if data is None else data,
+        "part": part,
+        "weights": weights,
+        **predictions.summary(info.classes),
+    }
+    return Evaluation(
+        summary,
+        info.classes,
+        predictions.per_class(info.classes),
+        predictions.confusion(info.classes),
+        predictions,
+    )
+
+
+def load_network(folder: RunFolder, weights: str = "best") -> tuple[nn.Module, NetworkInfo]:
+    """Build a run's network and load its weights, on the CPU.
+
+    Args:
+        folder: The run.
+        weights: ``"last"`` or ``"best"``.
+    """
+    folder.check_run()
+    if weights == "best" and folder.weights.is_file():
+        path = folder.weights
+        info, values = read_weights(path)
+    elif weights in ("best", "last"):
+        path = folder.best if weights == "best" else folder.last
+        content = load_checkpoint(path, ("network", "model"))
+        info, values = NetworkInfo.from_dict(content["network"], path), content["model"]
+    else:
+        raise unknown_name("weights", weights, ("last", "best"))
+    network = info.build()
+    load_weights(network, values, f"{path} does not fit {info.backbone} with attention {info.attention}")
+    return network, info
+
+
+@torch.no_grad()
+def predict(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    after_batch: Callable[[], None] | None = None,
+) -> Predictions:
+    """Run a network over batches and keep its first five answers.
+
+    Args:
+        network: Put into evaluation mode if it is a module.
+        batches: Images, labels and which images they are; only the first ``count`` of each batch are real.
+        gather: Collects the rows of all processes; rows with a negative index are dropped.
+        after_batch: Called after each batch.
+    """
+    if isinstance(network, nn.Module):
+        network.eval()
+    parts = []
+    for batch in batches:
+        parts.append(_answers(network(batch.images).float(), batch))
+        if after_batch is not None:
+            after_batch()
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if gather is not None:
+        columns = [gather(column) for column in columns]
+    indices, labels, top, losses = (column.cpu().numpy() for column in columns)
+    real = indices >= 0
+    return Predictions(indices[real], labels[real], top[real], losses[real])
+
+
+def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = batch.count
+    losses = F.cross_entropy(logits, batch.labels, reduction="none")
+    top = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices
+    return torch.from_numpy(batch.indices)[:count], batch.labels[:count], top[:count], losses[:count]
+
+
+def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
+    """Return the network's class number of each of the dataset's classes."""
+    own, given = set(info.classes), set(dataset.classes)
+    if own != given:
+        missing, extra = sorted(own - given), sorted(given - own)
+        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(extra)}"] * bool(
+            extra
+        )
+        raise UserError(
+            f"the classes of {dataset.source} are not the run's {len(own)}: it {' and '.join(parts)}. "
+            "Classes are matched by name."
+        )
+    return np.array([info.classes.index(name) for name in dataset.classes])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _part(dataset: PackedDataset, config: TrainConfig, part: str) -> np.ndarray:
+    if part == "all":
+        return np.arange(len(dataset.labels))
+    indices: np.ndarray = getattr(dataset.split(config.seed, config.validation), part)
+    if not len(indices):
+        raise UserError(f"the {part} part of {dataset.source} has no images.")
+    return indices
+
+
+def _on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
+    """Choose the device anew, and keep the run's precision if it is of the same kind."""
+    asked = replace(config, device=device or "auto", precision="auto", compile=False, channels_last="auto")
+    chosen = choose(asked, 0).config
+    same_kind = chosen.device.partition(":")[0] == config.device.partition(":")[0]
+    return replace(chosen, precision=config.precision) if same_kind else chosen

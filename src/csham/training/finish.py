@@ -1,0 +1,122 @@
+"""The end of a run: measure on the test part, and write the weights, the numbers and the picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from csham.training.checkpoints import load_checkpoint, load_weights
+from csham.training.files import write_atomically
+from csham.training.metrics import Predictions
+from csham.training.network import write_weights
+from csham.training.run_folder import RunFolder
+from csham.training.session import Session, State
+
+__all__ = ["finish"]
+
+
+def finish(session: Session, state: State, predict: Callable[[str], Predictions]) -> dict[str, Any]:
+    """Measure the last and the chosen weights, and complete the run folder.
+
+    Args:
+        session: What the run worked with.
+        state: After the last epoch.
+        predict: Lets the network answer a part of the data.
+
+    Returns:
+        What summary.json holds.
+    """
+    classes, folder = session.info.classes, session.folder
+    last = predict("test")
+    chosen = last
+    if state.best["epoch"] != state.epoch:
+        best = load_checkpoint(folder.best, ("model",))
+        load_weights(session.network, best["model"], f"{folder.best} does not fit the run")
+        chosen = predict("test")
+    summary = _summary(session, state, last.summary(classes), chosen.summary(classes))
+    if session.is_main:
+        write_weights(folder.weights, session.network.state_dict(), session.info)
+        folder.write_confusion(classes, last.confusion(classes).tolist())
+        _draw_curves(folder, state.history)
+        folder.write_json("summary.json", summary)
+    session.accelerator.wait_for_everyone()
+    return summary
+
+
+def _summary(
+    session: Session, state: State, last: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    config, history = session.config, state.history
+    names = ("data", "backbone", "attention", "strategy", "position", "gated", "recipe", "epochs", "seed")
+    seconds = sum(row["seconds"] for row in history)
+    validated = history[-1]["val_top1"] is not None
+    summary = {
+        "run": str(session.folder.path),
+        **{name: getattr(config, name) for name in names},
+        "weights": "last epoch",
+        **last,
+        "validation_chosen": {
+            "epoch": state.best["epoch"],
+            "validation_top1": state.best["value"] if validated else None,
+            "chosen_by": "validation top-1"
+            if validated
+            else "nothing: there is no validation part, so the last epoch",
+            **chosen,
+        },
+        "params": sum(p.numel() for p in session.network.parameters()),
+        "flops": _count_flops(session.network, session.info.image_size),
+        "seconds": round(seconds, 3),
+        "images_per_s": round(_training_rate(history), 2),
+        "classes": len(session.info.classes),
+        "train_images": len(session.parts.train),
+        "validation_images": len(session.parts.validation),
+        "bad_files": len(session.dataset.bad_files),
+        # Apart from the metrics, one of which is called precision too.
+        "machine": {name: getattr(config, name) for name in ("device", "precision", "compile")},
+    }
+    if config.track_test:
+        best = max(history, key=lambda row: row["test_top1"])
+        summary["best_test_epoch_not_for_choosing"] = {"epoch": best["epoch"], "top1": best["test_top1"]}
+    return summary
+
+
+def _training_rate(history: Sequence[Mapping[str, Any]]) -> float:
+    """Return images per second of training, over all epochs of the same number of images."""
+    return len(history) / sum(1 / row["images_per_s"] for row in history)
+
+
+def _count_flops(network: nn.Module, image_size: int) -> int:
+    """Count floating-point operations for one image, two to a multiply-add."""
+    was_training = network.training
+    image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(image)
+    network.train(was_training)
+    return int(counter.get_total_flops())
+
+
+def _draw_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw loss and top-1 of every part, over the epochs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, measure, label in zip(
+        figure.subplots(1, 2), ("loss", "top1"), ("cross-entropy", "top-1, %"), strict=True
+    ):
+        for part, name in (("train", "training"), ("val", "validation"), ("test", "test (never chosen by)")):
+            values = [row.get(f"{part}_{measure}") for row in history]
+            if values[0] is not None:
+                axes.plot(epochs, values, label=name, marker="." if len(epochs) < 20 else None)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(folder.path / "curves.png", lambda file: file.write(picture.getvalue()))

@@ -1,0 +1,433 @@
+"""The loop: from settings to a finished run folder, and from a stopped run to the same end.
+
+What a step does depends only on the settings, the data, the weights and (seed, epoch, step): batches are
+drawn by that triple, the learning rate is a function of the step, and torch's generators are seeded anew for
+every step. On the CPU, a run that goes on from a checkpoint ends with the bits of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csham.data import PackedDataset, prepare
+from csham.data.batches import Batch
+from csham.errors import UserError
+from csham.memory import retain_memory
+from csham.training.checkpoints import load_checkpoint, save_checkpoint
+from csham.training.config import TrainConfig
+from csham.training.evaluation import predict
+from csham.training.finish import finish
+from csham.training.interrupt import InterruptedRunError, StopRequest
+from csham.training.metrics import Predictions
+from csham.training.progress import QuietProgress
+from csham.training.run_folder import RunFolder
+from csham.training.schedule import learning_rate
+from csham.training.session import MACHINE_SETTINGS, Session, State, environment, start_session
+from csham.training.tensorboard import EventWriter
+
+__all__ = ["DivergedError", "resume", "train"]
+
+# Reading a number back from a GPU makes it wait for the step, so there the loss is looked at only this often.
+_STEPS_BETWEEN_LOOKS = 20
+
+
+class DivergedError(UserError):
+    """The loss or the weights are no longer finite."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run: Path | str | None = None,
+    dataset: PackedDataset | None = None,
+    progress: QuietProgress | None = None,
+) -> dict[str, Any]:
+    """Train one network and leave a run folder behind.
+
+    Args:
+        config: The settings (:func:`csham.training.config.resolve`).
+        run: The run folder, which must not exist; None names it after the settings, under ``runs``.
+        dataset: What ``config.data`` names, if it is open already.
+        progress: Told what happens.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        UserError: Something given cannot work.
+        InterruptedRunError: A signal stopped the run; :func:`resume` goes on with it.
+    """
+    progress = progress or QuietProgress()
+    folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
+    config.check_names()
+    if int(os.environ.get("RANK", "0")) == 0:
+        folder.check_free()
+    retain_memory()
+    dataset = dataset or _open(config, progress)
+    session = start_session(config, dataset, folder, progress, pretrained=config.pretrained)
+    session.note("training with " + ", ".join(session.notes))
+    state = session.new_state()
+    if session.is_main:
+        folder.create(
+            session.config,
+            environment(session),
+            lambda path: save_checkpoint(path, session.checkpoint(state)),
+        )
+    session.accelerator.wait_for_everyone()
+    return _run(session, state)
+
+
+def resume(
+    run: Path | str, *, progress: QuietProgress | None = None, **machine_settings: Any
+) -> dict[str, Any]:
+    """Go on with a run where its last checkpoint was written.
+
+    Args:
+        run: The run folder.
+        progress: Told what happens.
+        **machine_settings: Settings that change where and when things happen, not what is computed, such as
+            ``device``.
+
+    Returns:
+        What summary.json holds; that of a finished run at once.
+
+    Raises:
+        UserError: The folder is no run, its checkpoint is damaged, or its settings or data have changed.
+        InterruptedRunError: A signal stopped the run again.
+    """
+    progress = progress or QuietProgress()
+    folder = RunFolder(Path(run))
+    config = _resumed(folder.read_config(), machine_settings)
+    if folder.finished:
+        progress.note(f"{folder.path} is finished; there is nothing to resume.")
+        return folder.read_summary()
+    content = load_checkpoint(folder.last, _CHECKPOINT_KEYS)
+    retain_memory()
+    session = start_session(config, _open(config, progress), folder, progress)
+    state = session.restore(content)
+    session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
+    _note_threads(session, folder)
+    return _run(session, state)
+
+
+_CHECKPOINT_KEYS = (
+    "config", "data", "network", "model", "optimizer", "scaler",
+    "epoch", "step", "sums", "seconds", "history", "best",
+)  # fmt: skip
+
+
+def _run(session: Session, state: State) -> dict[str, Any]:
+    """Train from ``state`` to the end, alone in the run folder."""
+    lock = filelock.FileLock(session.folder.path / "checkpoints" / ".lock", timeout=0)
+    stop = StopRequest(lambda: session.note("stopping after this step; once more stops at once"))
+    try:
+        with lock if session.is_main else nullcontext(), stop:
+            return Loop(session, state, stop).run()
+    except filelock.Timeout as err:
+        raise UserError(f"another process is training in {session.folder.path}.") from err
+    except torch.OutOfMemoryError as err:
+        raise _out_of_memory(session, err) from err
+    finally:
+        session.progress.close()
+
+
+class Loop:
+    """One run under way.
+
+    Attributes:
+        session: What it works with.
+        state: How far it is.
+    """
+
+    def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
+        self.session = session
+        self.state = state
+        self._stop = stop
+        self._events = EventWriter(session.folder.path, state.epoch) if session.is_main else None
+        self._saved_at = time.monotonic()
+        self._started_at = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """Train every epoch that is left, then measure and write the results."""
+        session, state = self.session, self.state
+        if state.epoch < session.config.epochs:
+            self._warm_up()
+        if session.is_main:
+            if state.history:
+                session.folder.write_metrics(state.history)
+            session.progress.start(self._images_done(), session.config.epochs * self._images_per_epoch())
+        while state.epoch < session.config.epochs:
+            self._train_epoch()
+            self._end_epoch()
+        if self._events is not None:
+            self._events.close()
+        return finish(session, state, self._predict)
+
+    def _train_epoch(self) -> None:
+        session, state = self.session, self.state
+        steps = len(session.train_batches)
+        session.model.train()
+        self._started_at = time.monotonic() - state.seconds
+        if state.step < steps:
+            for batch in session.train_batches.epoch(state.epoch, start=state.step):
+                rate = learning_rate(session.config, state.epoch * steps + state.step, steps)
+                for group in session.optimizer.param_groups:
+                    group["lr"] = rate
+                loss, logits = self._forward_backward(batch)
+                session.optimizer.step()
+                session.optimizer.zero_grad(set_to_none=True)
+                state.sums += _measures(loss, logits, batch.labels)
+                state.step += 1
+                self._after_step()
+        self._check_loss()
+        state.seconds = time.monotonic() - self._started_at
+
+    def _forward_backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        session, state = self.session, self.state
+        _seed_step(session.config.seed, state.epoch, state.step, session.accelerator.process_index)
+        logits = session.model(batch.images)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=session.config.label_smoothing)
+        session.accelerator.backward(loss)
+        return loss.detach(), logits.detach()
+
+    def _after_step(self) -> None:
+        """Look at the loss, tell how far the run is, and save or stop where that is due."""
+        session, state = self.session, self.state
+        on_cpu = session.accelerator.device.type == "cpu"
+        look = state.step % _STEPS_BETWEEN_LOOKS == 0
+        if on_cpu or look:
+            self._check_loss()
+            self._tell()
+        if session.accelerator.num_processes > 1 and not look:
+            return
+        if self._must_stop():
+            self._save(session.folder.last)
+            raise InterruptedRunError(session.folder.path, self._stop.signum or 2)
+        every = session.config.checkpoint_steps
+        due = time.monotonic() - self._saved_at >= session.config.checkpoint_seconds
+        if due or (every is not None and state.step % every == 0):
+            self._save(session.folder.last)
+
+    def _end_epoch(self) -> None:
+        """Measure the validation part, remember the epoch, and write everything down."""
+        session, state = self.session, self.state
+        row = self._row()
+        session.accelerator.wait_for_everyone()
+        state.history.append(row)
+        value = row["val_top1"] if row["val_top1"] is not None else float(state.epoch)
+        chosen = not state.best or value > state.best["value"]
+        if chosen:
+            state.best = {"epoch": row["epoch"], "value": value}
+        state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
+        state.sums.zero_()
+        # The best first: a process killed in between repeats the epoch and writes it again, the same.
+        for path in [session.folder.best] * chosen + [session.folder.last]:
+            self._save(path)
+        if session.is_main:
+            session.folder.write_metrics(state.history)
+            session.progress.epoch(row, session.config.epochs)
+        if self._events is not None:
+            self._events.write(row)
+
+    def _row(self) -> dict[str, Any]:
+        session, state = self.session, self.state
+        loss, top1, top5, images = session.accelerator.reduce(state.sums, "sum").tolist()
+        row: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "train_loss": loss / images,
+            "train_top1": 100 * top1 / images,
+            "train_top5": 100 * top5 / images,
+        }
+        started = time.monotonic()
+        row |= self._measure("validation", "val")
+        if session.config.track_test:
+            row |= self._measure("test", "test")
+        row["lr"] = session.optimizer.param_groups[0]["lr"]
+        row["images_per_s"] = images / state.seconds
+        row["seconds"] = state.seconds + time.monotonic() - started
+        return row
+
+    def _measure(self, part: str, prefix: str) -> dict[str, float | None]:
+        if not len(getattr(self.session.parts, part)):
+            return dict.fromkeys((f"{prefix}_loss", f"{prefix}_top1", f"{prefix}_top5"))
+        return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies().items()}
+
+    def _predict(self, part: str) -> Predictions:
+        """Let the network answer a part of the data, on all processes."""
+        session = self.session
+        batches = session.evaluation_batches(part)
+        return predict(
+            session.model, batches.in_order(), gather=_gather(session), after_batch=self._stop_while_measuring
+        )
+
+    def _stop_while_measuring(self) -> None:
+        # Other processes would wait forever for this one's answers; they stop at the next step instead.
+        if self._stop.signum is not None and self.session.accelerator.num_processes == 1:
+            if self.state.step:  # after the last epoch all is saved, and the network may hold the best weights
+                self._save(self.session.folder.last)
+            raise InterruptedRunError(self.session.folder.path, self._stop.signum)
+
+    def _must_stop(self) -> bool:
+        accelerator = self.session.accelerator
+        if accelerator.num_processes == 1:
+            return self._stop.signum is not None
+        if self._stop.signum is not None:
+            accelerator.set_trigger()
+        return bool(accelerator.check_trigger())
+
+    def _check_loss(self) -> None:
+        state = self.state
+        if not torch.isfinite(state.sums[0]):
+            raise self._diverged(f"the loss became {_nan_or_inf(state.sums[0])}")
+
+    def _save(self, path: Path) -> None:
+        """Write a checkpoint, unless the weights are not worth keeping."""
+        session, state = self.session, self.state
+        self._saved_at = time.monotonic()
+        if state.step:
+            state.seconds = time.monotonic() - self._started_at
+        self._check_loss()
+        values = [v for v in session.network.state_dict().values() if v.is_floating_point()]
+        largest = torch.stack([v.abs().amax().float() for v in values if v.numel()]).amax()
+        if not torch.isfinite(largest):
+            raise self._diverged(f"a weight became {_nan_or_inf(largest)}")
+        if session.is_main:
+            save_checkpoint(path, session.checkpoint(state))
+
+    def _diverged(self, what: str) -> DivergedError:
+        session, state = self.session, self.state
+        epoch, step = (
+            (state.epoch + 1, state.step) if state.step else (state.epoch, len(session.train_batches))
+        )
+        steps = len(session.train_batches)
+        return DivergedError(
+            f"{what} at epoch {epoch}, step {step} of {steps}. Start again with a lower --lr (it was "
+            f"{session.config.lr:g}). The last good checkpoint is {session.folder.last}."
+        )
+
+    def _tell(self) -> None:
+        session, state = self.session, self.state
+        if not session.is_main:
+            return
+        done = state.step * session.config.batch_size
+        seconds = time.monotonic() - self._started_at
+        loss = float(state.sums[0] / state.sums[3])
+        where = f"epoch {state.epoch + 1}/{session.config.epochs}"
+        session.progress.step(where, self._images_done(), loss, done / seconds if seconds else 0.0)
+
+    def _images_per_epoch(self) -> int:
+        return len(self.session.train_batches) * self.session.config.batch_size
+
+    def _images_done(self) -> int:
+        return self.state.epoch * self._images_per_epoch() + self.state.step * self.session.config.batch_size
+
+    def _warm_up(self) -> None:
+        """Compile before the clock starts; where that fails and was not asked for, go on without."""
+        session = self.session
+        if not session.config.compile:
+            return
+        session.note("compiling the network: about a minute without progress")
+        buffers = {name: value.clone() for name, value in session.network.named_buffers()}
+        try:
+            self._try_both_modes()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as err:
+            cause = (str(err).strip() or type(err).__name__).splitlines()[0]
+            if not session.compile_was_chosen:
+                raise UserError(f"--compile failed: {cause}. Use --no-compile; --debug shows more.") from err
+            session.note(f"torch.compile failed, going on without it: {cause}")
+            session.give_up_compiling()
+            if session.is_main:
+                session.folder.write_text("config.yaml", session.config.to_yaml())
+        finally:
+            session.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, value in session.network.named_buffers():
+                    value.copy_(buffers[name])
+
+    def _try_both_modes(self) -> None:
+        session = self.session
+        session.model.train()
+        self._forward_backward(next(iter(session.train_batches.epoch(0))))
+        session.model.eval()
+        with torch.no_grad():
+            session.model(next(iter(session.evaluation_batches("test").in_order())).images)
+
+
+def _measures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return a batch's summed loss, top-1 hits, top-5 hits and images, without leaving the device."""
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    count = torch.full_like(loss, len(labels))
+    return torch.stack([loss * count, hits[:, 0].sum().to(loss), hits.sum().to(loss), count])
+
+
+def _seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed what dropout and the like draw from, so that no generator's state needs to be kept."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0]))
+
+
+def _gather(session: Session) -> Callable[[Tensor], Tensor] | None:
+    accelerator = session.accelerator
+    if accelerator.num_processes == 1:
+        return None
+
+    def gather(rows: Tensor) -> Tensor:
+        padded = accelerator.pad_across_processes(rows.to(accelerator.device), dim=0, pad_index=-1)
+        return accelerator.gather(padded)
+
+    return gather
+
+
+def _nan_or_inf(value: Tensor) -> str:
+    return "NaN" if bool(value.isnan()) else "infinite"
+
+
+def _open(config: TrainConfig, progress: QuietProgress) -> PackedDataset:
+    return prepare(
+        config.data, image_size=config.image_size, max_bad=config.max_bad, progress=progress.preparing
+    )
+
+
+def _resumed(config: TrainConfig, machine_settings: dict[str, Any]) -> TrainConfig:
+    """Change what may change when a run goes on; on another kind of device, its choices are made anew."""
+    wrong = set(machine_settings) - set(MACHINE_SETTINGS)
+    if wrong:
+        raise UserError(f"{', '.join(sorted(wrong))}: a resumed run keeps its settings.")
+    device = machine_settings.get("device", config.device)
+    if device.partition(":")[0] != config.device.partition(":")[0]:
+        config = replace(config, precision="auto", compile="auto", channels_last="auto")
+    return replace(config, **machine_settings)
+
+
+def _note_threads(session: Session, folder: RunFolder) -> None:
+    try:
+        before = json.loads((folder.path / "environment.json").read_text(encoding="utf-8")).get("threads")
+    except (OSError, ValueError):
+        return
+    if before != torch.get_num_threads():
+        session.note(
+            f"the run began with {before} threads and goes on with {torch.get_num_threads()}: sums are "
+            "rounded differently, so the weights will not be bit-identical to an uninterrupted run's"
+        )
+
+
+def _out_of_memory(session: Session, err: Exception) -> UserError:
+    batch, cause = session.config.batch_size, str(err).splitlines()[0]
+    return UserError(
+        f"{session.config.device} ran out of memory with --batch-size {batch}. Try --batch-size "
+        f"{max(batch // 2, 2)}, with a --lr as much smaller, in a new run. ({cause})"
+    )

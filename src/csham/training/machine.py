@@ -1,0 +1,127 @@
+"""What this machine should train with: device, precision, memory format, compiler; and why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+
+import torch
+
+from csham.errors import UserError
+from csham.training.config import TrainConfig
+
+__all__ = ["Choices", "choose"]
+
+# Compiling a ResNet-20 takes about a minute on two cores: worth it where many minutes of training follow.
+_IMAGES_WORTH_COMPILING = 150_000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The settings with every ``auto`` replaced, and why."""
+
+    config: TrainConfig
+    reasons: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """Say everything chosen in one line."""
+        return "training with " + ", ".join(self.reasons)
+
+
+def choose(config: TrainConfig, train_images: int) -> Choices:
+    """Replace every ``auto`` in ``config`` by what this machine does best.
+
+    Args:
+        config: The settings, as given.
+        train_images: Images of one epoch.
+
+    Raises:
+        UserError: What was asked for explicitly is not there.
+    """
+    device = _device(config.device)
+    kind = device.partition(":")[0]
+    precision, precision_reason = _precision(config.precision, kind)
+    channels_last = kind in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last
+    compiled, compile_reason = _compile(config, kind, train_images)
+    reasons = (
+        f"{device} ({torch.cuda.get_device_name(device)})" if kind == "cuda" else device,
+        _because(precision, precision_reason),
+        "channels_last" if channels_last else "channels first",
+        _because("torch.compile" if compiled else "no torch.compile", compile_reason),
+    )
+    resolved = replace(
+        config, device=device, precision=precision, channels_last=channels_last, compile=compiled
+    )
+    return Choices(resolved, reasons)
+
+
+def _because(choice: str, reason: str) -> str:
+    return f"{choice} ({reason})" if reason else choice
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = asked.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {asked}: this machine shows PyTorch no CUDA device. Use --device cpu.")
+    if kind == "cuda" and number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"--device {asked}: the CUDA devices here are cuda:0 to cuda:{last}.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: PyTorch finds no Metal device here. Use --device cpu.")
+    return asked
+
+
+def _precision(asked: str, kind: str) -> tuple[str, str]:
+    if asked == "fp16" and kind != "cuda":
+        raise UserError(f"--precision fp16 needs CUDA, this run is on {kind}. Use bf16 or fp32.")
+    if asked != "auto":
+        return asked, ""
+    if kind == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU has it"
+        return "fp32", "the GPU has no bf16"
+    if kind == "cpu" and _cpu_multiplies_bf16():
+        return "bf16", "the processor has it"
+    return "fp32", "no fast bf16 here"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # Without these instructions bf16 is emulated and about ten times slower than float32.
+    checks = (
+        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return any(check() for check in checks if check is not None)
+
+
+def _compile(config: TrainConfig, kind: str, train_images: int) -> tuple[bool, str]:
+    missing = _missing_compiler(kind)
+    if config.compile is True and missing:
+        raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
+    if config.compile != "auto":
+        return config.compile is True, ""
+    if missing:
+        return False, missing
+    if config.epochs * train_images < _IMAGES_WORTH_COMPILING:
+        return False, "compiling would take longer than it saves"
+    return True, "many images to come"
+
+
+def _missing_compiler(kind: str) -> str | None:
+    """Say what torch.compile lacks on this kind of device, if anything."""
+    if kind == "cuda":
+        found = importlib.util.find_spec("triton") is not None
+        return None if found else "torch.compile needs the package triton on CUDA, and it is not installed"
+    if kind == "mps":
+        return None
+    # The same choice as torch._inductor.config.cpp.cxx makes.
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler.split()[0]) is None:
+        return f"torch.compile needs a C++ compiler, and there is no {compiler}"
+    return None

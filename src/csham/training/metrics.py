@@ -1,0 +1,77 @@
+"""The numbers of a run: top-k while it goes, and everything a table of results needs at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support
+
+__all__ = ["Predictions"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said about a part of a dataset.
+
+    Attributes:
+        indices: Which images of the dataset, (N,).
+        labels: Their classes, (N,).
+        top: The classes it named, most likely first, (N, 5) or fewer columns with fewer classes.
+        losses: Cross-entropy of each image, (N,).
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    top: np.ndarray
+    losses: np.ndarray
+
+    def accuracies(self) -> dict[str, float]:
+        """Return ``loss``, ``top1`` and ``top5``, the latter in percent."""
+        hits = self.top == self.labels[:, None]
+        return {
+            "loss": float(self.losses.mean(dtype=np.float64)),
+            "top1": _percent(hits[:, :1].any(1).mean()),
+            "top5": _percent(hits.any(1).mean()),
+        }
+
+    def summary(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return the accuracies with macro precision, recall and F1 in percent, and Cohen's kappa."""
+        first = self.top[:, 0]
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            self.labels, first, labels=range(len(classes)), average="macro", zero_division=0.0
+        )
+        return {
+            **self.accuracies(),
+            "precision": _percent(precision),
+            "recall": _percent(recall),
+            "f1": _percent(f1),
+            "kappa": float(cohen_kappa_score(self.labels, first, labels=range(len(classes)))),
+            "images": len(self.labels),
+        }
+
+    def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return precision, recall and F1 in percent and the number of images, of each class."""
+        columns = precision_recall_fscore_support(
+            self.labels, self.top[:, 0], labels=range(len(classes)), zero_division=0.0
+        )
+        return [
+            {
+                "class": name,
+                "precision": _percent(precision),
+                "recall": _percent(recall),
+                "f1": _percent(f1),
+                "images": int(support),
+            }
+            for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
+        ]
+
+    def confusion(self, classes: Sequence[str]) -> np.ndarray:
+        """Return how many images of each class (row) were given each class (column)."""
+        return confusion_matrix(self.labels, self.top[:, 0], labels=range(len(classes)))
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * float(fraction), 4)

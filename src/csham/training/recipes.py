@@ -1,0 +1,61 @@
+"""Recipes: named sets of training settings, each of which a command line or a file may change in part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of training settings.
+
+    Attributes:
+        name: What ``--recipe`` takes.
+        summary: What it is for, in one line.
+        source: Where the settings come from.
+        settings: Fields of :class:`csham.training.config.TrainConfig`.
+    """
+
+    name: str
+    summary: str
+    source: str
+    settings: dict[str, Any]
+
+
+_ONE_CYCLE = "Smith and Topin, arXiv:1708.07120: one cycle of the learning rate"
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "quick",
+            "5 epochs, one cycle: a first look",
+            _ONE_CYCLE,
+            {"epochs": 5, "batch_size": 64, "lr": 0.1, "schedule": "one-cycle", "weight_decay": 5e-4},
+        ),
+        Recipe(
+            "fast",
+            "30 epochs, one cycle: close to the paper recipe in a sixth of its time",
+            _ONE_CYCLE,
+            {"epochs": 30, "batch_size": 128, "lr": 0.2, "schedule": "one-cycle", "weight_decay": 5e-4},
+        ),
+        Recipe(
+            "paper",
+            "200 epochs, SGD 0.1 with Nesterov 0.9, divided by 5 at 60, 120 and 160: the published tables",
+            "DeVries and Taylor, arXiv:1708.04552, section 4.2; github.com/weiaicunzai/pytorch-cifar100",
+            {
+                "epochs": 200,
+                "batch_size": 128,
+                "lr": 0.1,
+                "schedule": "steps",
+                "weight_decay": 5e-4,
+                "milestones": (0.3, 0.6, 0.8),
+                "decay": 0.2,
+                "warmup_epochs": 1.0,
+            },
+        ),
+    )
+}

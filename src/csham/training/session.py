@@ -1,0 +1,363 @@
+"""Everything one run works with, built once, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+from csham.data import PackedDataset, Split
+from csham.data.batches import Batches
+from csham.errors import UserError
+from csham.training.checkpoints import load_weights
+from csham.training.config import TrainConfig
+from csham.training.machine import choose
+from csham.training.network import NetworkInfo
+from csham.training.progress import QuietProgress
+from csham.training.run_folder import RunFolder
+
+__all__ = ["Session", "State", "describe_data", "environment", "start_session"]
+
+# Settings that change where and when things happen, not what a run computes.
+MACHINE_SETTINGS = (
+    "device",
+    "precision",
+    "compile",
+    "channels_last",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+    "max_bad",
+)
+
+
+@dataclass
+class State:
+    """What training changes; with the settings and the data, it determines the rest of the run.
+
+    Attributes:
+        epoch: Epochs finished.
+        step: Steps done in the epoch under way.
+        sums: Loss, top-1 hits, top-5 hits and images of the epoch under way, each summed over its steps.
+        seconds: Spent training in the epoch under way.
+        history: One row per finished epoch.
+        best: Epoch and validation top-1 of the best one so far; empty before the first.
+    """
+
+    sums: Tensor
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """What a run works with.
+
+    Attributes:
+        config: The settings, every ``auto`` resolved.
+        folder: Where the run is kept.
+        dataset: The images.
+        parts: Which of them are for what.
+        info: What the network is.
+        accelerator: Device, precision and processes.
+        network: Holds the weights.
+        model: What is called: the network, prepared for the device and perhaps compiled.
+        optimizer: As prepared.
+        train_batches: The training part.
+        progress: Told what happens.
+        notes: What was chosen for this machine, and why.
+        compile_was_chosen: Whether it was left to the machine to use torch.compile or not.
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    dataset: PackedDataset
+    parts: Split
+    info: NetworkInfo
+    accelerator: Accelerator
+    network: nn.Module
+    model: Any
+    optimizer: Any
+    train_batches: Batches
+    progress: QuietProgress
+    notes: tuple[str, ...]
+    compile_was_chosen: bool
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return bool(self.accelerator.is_main_process)
+
+    def note(self, text: str) -> None:
+        """Say one line, in one process."""
+        if self.is_main:
+            self.progress.note(text)
+
+    def evaluation_batches(self, part: str) -> Batches:
+        """Return the images of a part, unaugmented."""
+        return self._batches(getattr(self.parts, part), augment=False)
+
+    def _batches(self, indices: np.ndarray, *, augment: bool) -> Batches:
+        return _make_batches(self.config, self.dataset, self.info, self.accelerator, indices, augment=augment)
+
+    def give_up_compiling(self) -> None:
+        """Go on with the network as it was before torch.compile."""
+        self.model = self.model._orig_mod
+        self.config = replace(self.config, compile=False)
+
+    def new_state(self) -> State:
+        """Return the state of a run that has not begun."""
+        # Metal has no float64.
+        dtype = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        return State(sums=torch.zeros(4, dtype=dtype, device=self.accelerator.device))
+
+    def checkpoint(self, state: State) -> dict[str, Any]:
+        """Return everything needed to go on from here."""
+        scaler = self.accelerator.scaler
+        return {
+            "config": self.config.to_dict(),
+            "data": describe_data(self.dataset),
+            "network": self.info.to_dict(),
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "epoch": state.epoch,
+            "step": state.step,
+            "sums": state.sums.cpu(),
+            "seconds": state.seconds,
+            "history": state.history,
+            "best": state.best,
+        }
+
+    def restore(self, content: Mapping[str, Any]) -> State:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            UserError: It belongs to other settings, data or another architecture.
+        """
+        path = self.folder.last
+        self._check_settings(content["config"])
+        _check_data(content["data"], describe_data(self.dataset), self.folder)
+        load_weights(self.network, content["model"], f"{path} does not fit {self.info.backbone}")
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (ValueError, KeyError, RuntimeError) as err:
+            raise UserError(f"{path}: its optimizer state does not fit this network: {err}") from err
+        if content["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        state = self.new_state()
+        state.sums += content["sums"].to(state.sums)
+        state.epoch, state.step, state.seconds = content["epoch"], content["step"], content["seconds"]
+        state.history, state.best = content["history"], content["best"]
+        return state
+
+    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        now = self.config.to_dict()
+        for name, value in now.items():
+            if name not in MACHINE_SETTINGS and saved.get(name) != value:
+                raise UserError(
+                    f"{self.folder.last} belongs to other settings: {name} is {saved.get(name)!r} there and "
+                    f"{value!r} in {self.folder.config_file}. Put the old value back, or start another run "
+                    f"with --config {self.folder.config_file} --run DIR."
+                )
+
+
+def start_session(
+    config: TrainConfig,
+    dataset: PackedDataset,
+    folder: RunFolder,
+    progress: QuietProgress,
+    *,
+    pretrained: bool = False,
+) -> Session:
+    """Build everything a run works with.
+
+    Args:
+        config: The settings; ``auto`` is resolved here.
+        dataset: The images.
+        folder: Where the run is kept.
+        progress: Told what happens.
+        pretrained: Start from the backbone's published weights (a resumed run does not).
+    """
+    parts = dataset.split(config.seed, config.validation)
+    asked_compile = config.compile
+    choices = choose(config, len(parts.train))
+    # The source of a folder is its full path: the run can go on from any working directory.
+    config = replace(choices.config, image_size=dataset.image_size, data=dataset.source)
+    mean, std = dataset.normalisation(parts.train)
+    info = NetworkInfo.of(config, list(dataset.classes), dataset.image_size, list(mean), list(std))
+    accelerator = _accelerator(config)
+    batches = _make_batches(config, dataset, info, accelerator, parts.train, augment=True)
+    torch.manual_seed(config.seed)
+    network = info.build(pretrained=pretrained)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    network = network.to(accelerator.device)
+    model, optimizer = accelerator.prepare(network, _optimizer(network, config))
+    if config.compile:
+        torch.compiler.reset()
+        model = torch.compile(model, dynamic=False)
+    return Session(
+        config=config,
+        folder=folder,
+        dataset=dataset,
+        parts=parts,
+        info=info,
+        accelerator=accelerator,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        train_batches=batches,
+        progress=progress,
+        notes=choices.reasons,
+        compile_was_chosen=asked_compile == "auto",
+    )
+
+
+def describe_data(dataset: PackedDataset) -> dict[str, Any]:
+    """Return what must stay the same for a run to go on: classes, number of images, content."""
+    content = hashlib.sha256()
+    for column in (dataset.labels, dataset.parts, dataset.sums):
+        content.update(column.tobytes())
+    return {
+        "classes": list(dataset.classes),
+        "images": len(dataset.labels),
+        "image_size": dataset.image_size,
+        "fingerprint": content.hexdigest(),
+    }
+
+
+def environment(session: Session) -> dict[str, Any]:
+    """Return what environment.json holds: versions, machine, seed, threads, commit."""
+    device = session.accelerator.device
+    return {
+        "command": shlex.join(["csham", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": session.accelerator.num_processes,
+        "seed": session.config.seed,
+        "chosen": list(session.notes),
+    }
+
+
+def _make_batches(
+    config: TrainConfig,
+    dataset: PackedDataset,
+    info: NetworkInfo,
+    accelerator: Accelerator,
+    indices: np.ndarray,
+    *,
+    augment: bool,
+) -> Batches:
+    return Batches(
+        dataset,
+        indices,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mean=info.mean,
+        std=info.std,
+        augment=augment,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        # Accelerate's state is one per process; an earlier run in this process may have had another device.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if config.device.startswith("cuda:"):
+        torch.cuda.set_device(config.device)
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=config.device == "cpu"
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise UserError("csham train runs on one device or with DDP; configure Accelerate for one of these.")
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    return accelerator
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    gates = [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "gate"]
+    others = [p for name, p in network.named_parameters() if name.rpartition(".")[2] != "gate"]
+    groups = [{"params": others}] + ([{"params": gates, "weight_decay": 0.0}] if gates else [])
+    settings = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "nesterov": config.momentum > 0,
+    }
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.SGD(groups, **settings, fused=fused or None)  # type: ignore[arg-type]
+
+
+def _check_data(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:
+    if saved == now:
+        return
+    if saved["classes"] != now["classes"]:
+        gone = sorted(set(saved["classes"]) - set(now["classes"]))
+        new = sorted(set(now["classes"]) - set(saved["classes"]))
+        change = f"its classes changed (gone: {gone or 'none'}, new: {new or 'none'})"
+    elif saved["images"] != now["images"]:
+        change = f"it had {saved['images']} images and has {now['images']}"
+    else:
+        change = "its images changed"
+    raise UserError(
+        f"the data of {folder.path} is not what the run began with: {change}. Put it back, or "
+        "start another run."
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree csham runs from, with ``-dirty`` if it was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"

@@ -1,0 +1,37 @@
+"""The epochs' numbers as TensorBoard events, in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["EventWriter"]
+
+
+class EventWriter:
+    """Writes one point per epoch and curve; epochs that an earlier, killed process wrote are taken back.
+
+    Args:
+        folder: Where the event files go.
+        epochs_done: Epochs that are in the history already.
+    """
+
+    def __init__(self, folder: Path, epochs_done: int) -> None:
+        self._writer: Any = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write a row of metrics.csv; ``val_top1`` becomes ``top1/val``."""
+        for name, value in row.items():
+            if name == "epoch" or value is None:
+                continue
+            part, _, measure = name.partition("_")
+            tag = f"{measure}/{part}" if part in ("train", "val", "test") else f"run/{name}"
+            self._writer.add_scalar(tag, value, row["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()

@@ -1,0 +1,262 @@
+"""Reused channel weights under everything that a training framework does to a network."""
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import csham
+from csham.backbones import CifarResNet
+
+
+def network(depth=20, gated=False):
+    torch.manual_seed(1)
+    model = CifarResNet(depth, num_classes=5)
+    csham.attach(model, "csham_linear", strategy="transfer", gated=gated)
+    return model
+
+
+def gradients(model, x, run=None):
+    model.zero_grad()
+    (model if run is None else run)(x).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for name in got:
+        torch.testing.assert_close(got[name], expected[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_gradients_flow_through_the_reused_weights():
+    """The lender's parameters get gradient from the borrower alone when its own product is cut off."""
+    model = network().eval()
+    lender = model.layer1[0].bn2.attached
+    x = torch.randn(2, 3, 16, 16)
+    full = gradients(model, x)["layer1.0.bn2.attached.attention.avg.weight"]
+
+    def scaled_without_gradient(x, weights):
+        return (x * weights.detach()[:, :, None, None]).detach() + 0 * x
+
+    attend = lender._attend
+
+    def cut(x):
+        weights = lender.attention.weights(x)
+        lender.lends.lend(weights)
+        return scaled_without_gradient(x, weights)
+
+    lender._attend = cut
+    part = gradients(model, x)["layer1.0.bn2.attached.attention.avg.weight"]
+    lender._attend = attend
+    assert part.abs().max() > 0
+    assert not torch.allclose(part, full)
+
+
+def test_a_deep_copy_is_on_its_own():
+    model = network()
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    x = torch.randn(2, 3, 16, 16)
+    expected = gradients(network(), x)
+    other(x)
+    assert_same(gradients(model, x), expected)
+    transfers = [
+        {id(m.lends) for m in net.modules() if getattr(m, "lends", None) is not None} for net in (model, other)
+    ]
+    assert len(transfers[0]) == 3
+    assert not transfers[0] & transfers[1]
+
+
+def test_a_pickled_network_computes_the_same():
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_to_one_graph(backend):
+    model = network()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
+    x = torch.randn(2, 3, 16, 16)
+    got = gradients(compiled._orig_mod, x, compiled)
+    expected = gradients(model, x)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_compiles_block_by_block_and_around_a_graph_break():
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = gradients(model, x)
+    regional = copy.deepcopy(model)
+    for block in regional.layer1:
+        block.compile(backend="aot_eager")
+    assert_same(gradients(regional, x), expected)
+
+    broken = copy.deepcopy(model)
+    broken.layer1[1].conv1.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    assert_same(gradients(broken, x, torch.compile(broken, backend="aot_eager")), expected)
+
+
+def through_blocks(model, x, every):
+    """What timm's checkpoint_seq does: runs of blocks, regardless of the stages that hold them."""
+    blocks = [*model.layer1, *model.layer2, *model.layer3]
+    x = model.act1(model.bn1(model.conv1(x)))
+    for start in range(0, len(blocks), every):
+        x = checkpoint(nn.Sequential(*blocks[start : start + every]), x, use_reentrant=False)
+    return model.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_activation_checkpointing_of_blocks(every):
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert_same(gradients(model, x, lambda x: through_blocks(model, x, every)), gradients(model, x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_of_stages(reentrant):
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+
+    def run(x):
+        x = model.act1(model.bn1(model.conv1(x)))
+        for stage in (model.layer1, model.layer2, model.layer3):
+            x = checkpoint(stage, x, use_reentrant=reentrant)
+        return model.fc(x.mean((2, 3)))
+
+    assert_same(gradients(model, x, run), gradients(model, x))
+
+
+def test_timms_own_checkpointing_and_features():
+    model = timm.create_model("resnet18", num_classes=5).eval()
+    csham.attach(model, "csham_linear", strategy="transfer")
+    x = torch.randn(2, 3, 64, 64)
+    expected = gradients(model, x)
+    model.set_grad_checkpointing()
+    assert_same(gradients(model, x), expected)
+    features = model.forward_features(x)
+    torch.testing.assert_close(model.forward_head(features), model(x))
+
+
+def test_reentrant_checkpointing_of_blocks_is_refused_and_not_wrong():
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    y = model.act1(model.bn1(model.conv1(x)))
+    for block in model.layer1:
+        y = checkpoint(block, y, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        y.sum().backward()
+
+
+def test_a_borrower_on_its_own_says_what_is_missing():
+    model = network()
+    with pytest.raises(RuntimeError, match=r"layer1\.1\.bn2 applies the channel weights of layer1\.0\.bn2"):
+        model.layer1[1](torch.randn(1, 16, 8, 8))
+
+
+def test_two_forward_passes_interleaved_on_two_threads():
+    model = network().eval()
+    inputs = [torch.randn(2, 3, 16, 16), torch.randn(3, 3, 16, 16)]
+    expected = [model(x) for x in inputs]
+    barrier = threading.Barrier(2, timeout=60)
+    # both threads stop inside each stage, between a lender and its borrower
+    for stage in (model.layer1, model.layer2, model.layer3):
+        stage[1].conv1.register_forward_pre_hook(lambda *_: (barrier.wait(), None)[1])
+    results = [None, None]
+
+    def run(i):
+        results[i] = model(inputs[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, right in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, right)
+
+
+def in_flight(model):
+    """Weights that any transfer still holds."""
+    transfers = {m.lends for m in model.modules() if getattr(m, "lends", None) is not None}
+    return [t for t in transfers if t._stack or len(t._of_tensor)]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_no_memory_of_a_batch_outlives_its_backward(checkpointed):
+    model = network()
+    run = (lambda x: through_blocks(model, x, 1)) if checkpointed else model
+    lent = []
+    for module in model.modules():
+        if getattr(module, "lends", None) is not None:
+            lend = module.lends.lend
+            module.lends.lend = lambda w, lend=lend: (lent.append(weakref.ref(w)), lend(w))[1]
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    run(torch.randn(2, 3, 16, 16)).sum().backward()
+    before = tensors()
+    for _ in range(3):
+        loss = run(torch.randn(2, 3, 16, 16)).sum()
+        loss.backward()
+        del loss
+    assert tensors() == before
+    assert not in_flight(model)
+    assert lent
+    assert not [ref for ref in lent if ref() is not None]
+
+
+def test_a_forward_pass_that_fails_halfway_leaves_nothing_behind():
+    model = network()
+    handle = model.layer1[2].conv2.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(torch.randn(2, 3, 16, 16))
+    gc.collect()
+    assert not in_flight(model)
+    handle.remove()
+    model(torch.randn(2, 3, 16, 16))
+
+
+def test_without_gradients_nothing_is_kept_either():
+    model = network().eval()
+    with torch.no_grad():
+        model(torch.randn(2, 3, 16, 16))
+    with torch.inference_mode():
+        model(torch.randn(2, 3, 16, 16))
+    gc.collect()
+    assert not in_flight(model)
+
+
+def test_exports_to_one_graph():
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+@pytest.mark.slow
+def test_ddp_gives_the_gradients_of_one_process(tmp_path):
+    script = Path(__file__).parent / "ddp_worker.py"
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    workers = [subprocess.Popen([sys.executable, script, rendezvous, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    got = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    model = network().eval()
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    expected = gradients(model, x)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,98 @@
+"""Backbones by name: parameters, shapes, stems, and pairing by seed."""
+
+import pytest
+import torch
+from torch import nn
+
+import csham
+from csham.backbones import BACKBONES, CifarResNet
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def option_b_parameters(depth, classes):
+    """By hand: 3x3 convolutions, two batch norms a block, two projections with batch norm, the classifier."""
+    n = (depth - 2) // 6
+    total = 3 * 16 * 9 + 2 * 16
+    previous = 16
+    for width in (16, 32, 64):
+        for block in range(n):
+            into = previous if block == 0 else width
+            total += into * width * 9 + width * width * 9 + 4 * width
+        if previous != width:
+            total += previous * width + 2 * width
+        previous = width
+    return total + 64 * classes + classes
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_cifar_resnets_have_the_papers_layers(depth):
+    model = CifarResNet(depth, num_classes=10)
+    assert count(model) == option_b_parameters(depth, 10)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) + 1 == depth
+    # He et al., table 6, counts option A: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M
+    published = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}[depth]
+    assert count(model) / 1e6 == pytest.approx(published, abs=0.04)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_on_small_images(name):
+    if name in ("resnet110", "resnet50"):
+        pytest.skip("the same code as its smaller sister, and slow")
+    model = csham.create_model(name, num_classes=7, image_size=32, attention="csham", strategy="transfer").eval()
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_small_images_get_a_small_stem():
+    small = csham.create_model("resnet18", num_classes=100, image_size=32)
+    large = csham.create_model("resnet18", num_classes=100, image_size=224)
+    assert small.conv1.kernel_size == (3, 3)
+    assert small.conv1.stride == (1, 1)
+    assert large.conv1.kernel_size == (7, 7)
+    assert small.eval().forward_features(torch.randn(1, 3, 32, 32)).shape[-2:] == (4, 4)
+    assert large.eval().forward_features(torch.randn(1, 3, 224, 224)).shape[-2:] == (7, 7)
+    # the usual CIFAR ResNet-18 has 11.2M parameters, ResNet-50 23.7M
+    assert count(small) == pytest.approx(11.2e6, rel=0.01)
+    assert count(csham.create_model("resnet50", num_classes=100, image_size=32)) == pytest.approx(23.7e6, rel=0.01)
+
+
+@pytest.mark.parametrize("backbone", ["resnet20", "resnet18"])
+def test_one_seed_gives_every_attention_the_same_backbone(backbone):
+    def build(**settings):
+        torch.manual_seed(5)
+        return csham.create_model(backbone, num_classes=4, image_size=32, **settings).state_dict()
+
+    plain = build()
+    for settings in ({"attention": "se"}, {"attention": "csham", "strategy": "transfer", "gated": True}):
+        with_attention = build(**settings)
+        assert all(torch.equal(with_attention[key], value) for key, value in plain.items())
+
+
+def test_other_numbers_of_image_channels():
+    for name in ("resnet20", "resnet18"):
+        model = csham.create_model(name, in_chans=1, num_classes=3, image_size=32, attention="csham").eval()
+        assert model(torch.randn(1, 1, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "resnet21"}, "unknown backbone 'resnet21'. Did you mean 'resnet"),
+        ({"backbone": "resnet20", "attention": "cbm"}, "Did you mean 'cbam'"),
+        ({"backbone": "resnet20", "attention": "csham", "strategy": "x"}, "unknown strategy 'x'"),
+        ({"backbone": "resnet20", "position": "x"}, "unknown position 'x'"),
+        ({"backbone": "resnet20", "pretrained": True}, "no pretrained weights"),
+    ],
+)
+def test_wrong_names_are_named(settings, message):
+    with pytest.raises(ValueError) as caught:
+        csham.create_model(**settings)
+    assert message in str(caught.value)
+
+
+def test_a_wrong_depth_is_named():
+    with pytest.raises(ValueError, match=r"6n \+ 2 .* got 21"):
+        CifarResNet(21)

@@ -1,0 +1,203 @@
+"""A cache is believed only while nothing is wrong with it, and a disk that refuses is explained."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from csham.data import cache, prepare
+from csham.errors import UserError
+
+
+@pytest.fixture
+def packed(two_classes, cache_dir):
+    return prepare(two_classes, cache_dir=cache_dir)
+
+
+def again(packed):
+    return prepare(packed.source, image_size=packed.image_size, cache_dir=packed.path.parent.parent)
+
+
+def is_rebuilt(packed, reason):
+    before = np.array(packed.images)
+    dataset = again(packed)
+    assert not dataset.from_cache
+    assert reason in dataset.rebuilt, dataset.rebuilt
+    assert again(packed).from_cache
+    return np.array_equal(before, dataset.images)
+
+
+@pytest.mark.parametrize("name", cache.ARRAYS)
+@pytest.mark.parametrize("position", [0, 20, -1])
+def test_a_flipped_byte_is_noticed(packed, name, position):
+    path = packed.path / f"{name}.npy"
+    status, kept = path.stat(), np.array(packed.images)
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    dataset = again(packed)
+    assert f"{name}.npy has a wrong checksum" in dataset.rebuilt
+    np.testing.assert_array_equal(dataset.images, kept)
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in cache.ARRAYS), "meta.json"])
+@pytest.mark.parametrize("how", ["missing", "empty", "cut"])
+def test_a_missing_or_cut_file_is_noticed(packed, name, how):
+    path = packed.path / name
+    content = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
+    dataset = again(packed)
+    assert "damaged" in dataset.rebuilt
+    assert again(packed).from_cache
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"not json",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"body": 3, "sha256": ""}',
+        b'{"body": "{}", "sha256": null}',
+        b"[" * 100_000,
+        b'{"body": "\\ud800", "sha256": "x"}',
+    ],
+)
+def test_garbled_meta_never_crashes(packed, garbage):
+    (packed.path / "meta.json").write_bytes(garbage)
+    assert is_rebuilt(packed, "damaged")
+
+
+def forge(packed, **changes):
+    """Write a meta.json whose own checksum is right."""
+    meta = json.loads(json.loads((packed.path / "meta.json").read_text())["body"])
+    body = json.dumps({**meta, **changes})
+    whole = {"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+    (packed.path / "meta.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ["only one"]},
+        {"classes": 7},
+        {"image_size": 64},
+        {"image_size": "large"},
+        {"image_size": 10**400},
+        {"bad_files": [["x"]]},
+        {"notes": None},
+        {"sha256": {}},
+        {"sha256": []},
+        {"fingerprint": ["x"]},
+    ],
+)
+def test_hostile_meta_never_crashes(packed, changes):
+    forge(packed, **changes)
+    assert not again(packed).from_cache
+
+
+def test_pickles_are_not_read(packed, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    path = packed.path / "labels.npy"
+    np.save(path, np.array([Evil()] * 11, dtype=object), allow_pickle=True)
+    sums = {n: hashlib.sha256((packed.path / f"{n}.npy").read_bytes()).hexdigest() for n in cache.ARRAYS}
+    forge(packed, sha256=sums)
+    assert "damaged" in again(packed).rebuilt
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_another_version(packed):
+    forge(packed, version=cache.FORMAT_VERSION + 1)
+    assert is_rebuilt(packed, "another version")
+
+
+def test_an_added_file(packed, two_classes):
+    Image.new("RGB", (32, 32)).save(two_classes / "dog" / "new.png")
+    assert not is_rebuilt(packed, "source has changed")
+    assert len(again(packed)) == 12
+
+
+def test_a_changed_file(packed, two_classes):
+    Image.new("RGB", (32, 32), "red").save(two_classes / "dog" / "000.png")
+    assert not is_rebuilt(packed, "source has changed")
+    assert (again(packed).images[6] == (255, 0, 0)).all()
+
+
+def test_a_removed_file(packed, two_classes):
+    (two_classes / "dog" / "000.png").unlink()
+    assert not is_rebuilt(packed, "source has changed")
+
+
+def test_whoever_has_the_old_one_open_keeps_it(packed, two_classes):
+    before = np.array(packed.images)
+    Image.new("RGB", (32, 32), "red").save(two_classes / "dog" / "000.png")
+    again(packed)
+    np.testing.assert_array_equal(packed.images, before)
+
+
+def nothing_left(cache_dir):
+    folder = cache_dir / "packed"
+    return not [path for path in folder.glob("*") if path.is_dir()] and not list(folder.glob(".*tmp*"))
+
+
+def test_too_little_space_is_noticed_before_the_work(two_classes, cache_dir, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(UserError, match=r"packing needs .* MiB are free.*smaller image size.*--cache-dir"):
+        prepare(two_classes, cache_dir=cache_dir)
+    assert nothing_left(cache_dir)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        (errno.ENOSPC, "is full"),
+        (errno.EDQUOT, "is full"),
+        (errno.EROFS, "Read-only"),
+        (errno.EACCES, "denied"),
+    ],
+)
+@pytest.mark.parametrize("call", ["posix_fallocate", "fsync", "rename"])
+def test_a_disk_that_refuses(two_classes, cache_dir, monkeypatch, error, call):
+    number, words = error
+
+    def refuse(*arguments, **settings):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse, raising=False)
+    with pytest.raises(UserError, match=words) as caught:
+        prepare(two_classes, cache_dir=cache_dir)
+    assert str(cache_dir) in str(caught.value)
+    assert "--cache-dir" in str(caught.value)
+    assert "CSHAM_CACHE" in str(caught.value)
+    monkeypatch.undo()
+    assert nothing_left(cache_dir)
+
+
+def test_a_cache_folder_that_cannot_be(two_classes, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write into"):
+        prepare(two_classes, cache_dir=tmp_path / "file" / "cache")
+
+
+def test_a_cache_that_may_not_be_read(packed, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(cache, "_read_meta", denied)
+    with pytest.raises(UserError, match=r"cannot read .*--cache-dir"):
+        again(packed)

@@ -1,0 +1,211 @@
+"""The same questions to every attention by name, and the settings that only ours have."""
+
+import copy
+import io
+import pickle
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+
+import csham
+from csham.layers.names import ATTENTIONS
+
+OURS = ["csham", "csham_linear", "csham_channel", "csham_spatial"]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def same_format(y, x, memory_format):
+    return y.is_contiguous(memory_format=memory_format) and y.shape == x.shape and y.dtype == x.dtype
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+class TestEveryAttention:
+    def build(self, name, channels=16, **settings):
+        return csham.create_attention(name, channels, **settings)
+
+    @pytest.mark.parametrize("memory_format", FORMATS)
+    def test_every_parameter_and_the_input_get_a_gradient(self, name, memory_format):
+        layer = self.build(name)
+        x = torch.randn(4, 16, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
+        y = layer(x)
+        assert same_format(y, x, memory_format)
+        (y * torch.randn_like(y)).sum().backward()
+        for key, tensor in [("x", x), *layer.named_parameters()]:
+            assert tensor.grad is not None, key
+            assert tensor.grad.isfinite().all(), key
+
+    def test_copies_and_pickles_and_state_dicts_compute_the_same(self, name):
+        layer = self.build(name).eval()
+        x = torch.randn(2, 16, 7, 5)
+        stored = io.BytesIO()
+        torch.save(layer.state_dict(), stored)
+        stored.seek(0)
+        loaded = self.build(name).eval()
+        loaded.load_state_dict(torch.load(stored, weights_only=True))
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
+            assert torch.equal(other(x), layer(x))
+        assert repr(layer)
+
+    def test_autocast_keeps_the_type_of_the_map(self, name):
+        layer = self.build(name)
+        x = torch.randn(2, 16, 8, 8)
+        exact = layer.eval()(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            for dtype in (torch.float32, torch.bfloat16):
+                y = layer(x.to(dtype))
+                assert y.dtype == dtype
+                # 8 bits of mantissa, weights in (0, 1), values of order 1
+                torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+
+    def test_compiles_to_one_graph(self, name):
+        layer = self.build(name)
+        x = torch.randn(2, 16, 8, 8)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), copy.deepcopy(layer)(x))
+        compiled(x).sum().backward()
+
+    def test_takes_device_and_dtype(self, name):
+        layer = self.build(name, device="meta", dtype=torch.float64)
+        assert {p.device.type for p in layer.parameters()} == {"meta"}
+        assert {p.dtype for p in layer.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", OURS)
+class TestOurs:
+    @given(
+        shape=st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+        dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+        memory_format=st.sampled_from(FORMATS),
+        training=st.booleans(),
+    )
+    def test_any_shape_type_and_layout(self, name, shape, dtype, memory_format, training):
+        layer = csham.create_attention(name, shape[1], dtype=dtype).train(training)
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+        y = layer(x)
+        assert same_format(y, x, memory_format)
+        y.sum().backward()
+        assert y.isfinite().all()
+        assert x.grad.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"),
+        # half a unit in the last place of weights and of products, on values up to 4
+        [(torch.float32, 1e-5), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)],
+    )
+    def test_lower_precision_stays_near_double(self, name, dtype, tolerance):
+        layer = csham.create_attention(name, 8, dtype=torch.float64).eval()
+        x = torch.randn(2, 8, 9, 6, dtype=torch.float64)
+        y = copy.deepcopy(layer).to(dtype)(x.to(dtype))
+        torch.testing.assert_close(y.double(), layer(x), rtol=0, atol=tolerance)
+
+    def test_a_large_mean_does_not_cancel(self, name):
+        layer = csham.create_attention(name, 8, dtype=torch.float64).eval()
+        x = 1000 + torch.randn(2, 8, 8, 8, dtype=torch.float64)
+        y = copy.deepcopy(layer).float()(x.float())
+        torch.testing.assert_close(y.double(), layer(x), rtol=1e-3, atol=0.05)
+
+    def test_a_strided_view_gives_what_its_copy_gives(self, name):
+        layer = csham.create_attention(name, 6).eval()
+        x = torch.randn(2, 9, 7, 6).permute(0, 3, 1, 2)[:, :, 1:]
+        torch.testing.assert_close(layer(x), layer(x.contiguous()))
+
+    def test_compiled_for_training_with_inductors_backend(self, name):
+        layer = csham.create_attention(name, 4)
+        x = torch.randn(2, 4, 6, 6)
+        torch.testing.assert_close(torch.compile(copy.deepcopy(layer), fullgraph=True, backend="inductor")(x), layer(x))
+
+    test_compiled_for_training_with_inductors_backend = pytest.mark.slow(
+        test_compiled_for_training_with_inductors_backend
+    )
+
+    @pytest.mark.parametrize(
+        ("x", "message"),
+        [
+            (torch.zeros(2, 5, 4, 4), "C = 4 channels, got (2, 5, 4, 4)"),
+            (torch.zeros(4, 4, 4), "got (4, 4, 4)"),
+            (torch.zeros(1, 4, 4, 4, dtype=torch.uint8), "floating-point numbers, got torch.uint8"),
+        ],
+    )
+    def test_wrong_input_is_named(self, name, x, message):
+        with pytest.raises(ValueError) as caught:
+            csham.create_attention(name, 4)(x)
+        assert message in str(caught.value)
+
+
+def test_parameter_counts_are_the_papers():
+    def count(layer):
+        return sum(p.numel() for p in layer.parameters())
+
+    for channels in (1, 16, 256):
+        assert count(csham.ChannelAttention(channels)) == 15
+        assert count(csham.ChannelAttention(channels, kernel_size=5)) == 23
+        assert count(csham.SpatialAttention(channels)) == 98 + 9 * channels + 4
+        assert count(csham.CSHAM(channels)) == 15 + 98 + 9 * channels + 4
+
+
+def test_relu_keeps_channel_weights_above_one_half():
+    x = torch.randn(4, 32, 8, 8)
+    weights = csham.ChannelAttention(32).weights(x)
+    assert weights.shape == (4, 32)
+    assert ((weights >= 0.5) & (weights < 1)).all()
+    assert (csham.ChannelAttention(32, act=None).weights(x) < 0.5).any()
+
+
+def test_csham_is_the_channel_step_then_the_spatial_step():
+    layer = csham.CSHAM(8).eval()
+    x = torch.randn(2, 8, 6, 6)
+    assert torch.equal(layer(x), layer.spatial(layer.channel(x)))
+
+
+def test_batch_norm_learns_as_tensorflows_does():
+    layer = csham.SpatialAttention(4)
+    x = torch.randn(8, 4, 8, 8)
+    layer(x)
+    statistics = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    position = nn.functional.conv2d(statistics, layer.main.weight, padding=3)
+    torch.testing.assert_close(layer.main_bn.running_mean, 0.01 * position.mean().reshape(1))
+    assert layer.main_bn.eps == 1e-3
+
+
+def test_a_single_value_is_normalised_by_the_running_statistics():
+    layer = csham.SpatialAttention(3)
+    x = torch.randn(1, 3, 1, 1)
+    before = copy.deepcopy(layer.state_dict())
+    torch.testing.assert_close(layer.train()(x), copy.deepcopy(layer).eval()(x))
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+def test_dropout_acts_in_training_only():
+    layer = csham.CSHAM(4, dropout=0.9)
+    x = torch.randn(2, 4, 8, 8)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_works_as_timms_attn_layer():
+    import timm
+
+    model = timm.create_model("resnet18", block_args={"attn_layer": csham.CSHAM}, num_classes=3)
+    assert sum(isinstance(m, csham.CSHAM) for m in model.modules()) == 8
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: csham.CSHAM(0), "channels must be a whole number of at least 1, got 0"),
+        (lambda: csham.CSHAM(8, 4), "kernel_size must be an odd whole number, got 4"),
+        (lambda: csham.CSHAM(8, act="gelu"), "act must be 'relu' or None"),
+        (lambda: csham.SpatialAttention(8, dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+        (lambda: csham.create_attention("cshm", 8), "Did you mean 'csham'"),
+        (lambda: csham.create_attention("csham", 8, reduction=2), "csham does not take these settings"),
+    ],
+)
+def test_wrong_settings_are_named(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert message in str(caught.value)

@@ -1,0 +1,100 @@
+import pytest
+
+from csham.errors import UserError
+from csham.training.config import TrainConfig, read_settings, resolve
+from csham.training.recipes import RECIPES
+
+
+def test_the_paper_recipe_is_the_published_one():
+    config = resolve({"data": "cifar100", "recipe": "paper"})
+    assert (config.epochs, config.batch_size, config.lr, config.momentum) == (200, 128, 0.1, 0.9)
+    assert (config.weight_decay, config.warmup_epochs, config.decay) == (5e-4, 1.0, 0.2)
+    assert [m * config.epochs for m in config.milestones] == pytest.approx([60, 120, 160])
+
+
+def test_every_recipe_makes_valid_settings():
+    for name in RECIPES:
+        assert resolve({"data": "digits", "recipe": name}).recipe == name
+
+
+def test_given_wins_over_file_wins_over_recipe():
+    file = {"data": "cifar10", "recipe": "paper", "lr": 0.3, "seed": 5}
+    config = resolve({"lr": 0.4}, file)
+    assert (config.data, config.lr, config.seed, config.epochs) == ("cifar10", 0.4, 5, 200)
+
+
+def test_a_recipe_that_was_given_wins_over_the_whole_file():
+    config = resolve({"recipe": "quick"}, {"data": "cifar10", "recipe": "paper", "epochs": 200, "seed": 5})
+    assert (config.epochs, config.seed) == (5, 5)
+
+
+def test_yaml_round_trip(tmp_path):
+    config = resolve({"data": "digits", "recipe": "paper", "compile": False, "image_size": 32})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert resolve({}, read_settings(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"epochs": 1.5}, "--epochs must be a whole number, got 1.5"),
+        ({"epochs": True}, "--epochs must be a whole number, got True"),
+        ({"epochs": "3"}, "--epochs must be a whole number, got '3'"),
+        ({"batch_size": 1}, "--batch-size must be at least 2"),
+        ({"lr": 0}, "--lr must be above 0"),
+        ({"lr": float("nan")}, "--lr must be a finite number"),
+        ({"lr": float("inf")}, "--lr must be a finite number"),
+        ({"lr": "high"}, "--lr must be a number"),
+        ({"validation": 1.0}, "--validation must be from 0 to below 1"),
+        ({"validation": -0.1}, "--validation must be from 0 to below 1"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"image_size": 4}, "--image-size must be from 8 to 1024"),
+        ({"milestones": [0.6, 0.3]}, "--milestones must be rising"),
+        ({"milestones": 0.6}, "--milestones must be a list of numbers"),
+        ({"compile": "maybe"}, "--compile must be true or false or 'auto'"),
+        ({"precision": "half"}, "unknown precision 'half'"),
+        ({"device": "gpu"}, "unknown device 'gpu'. Did you mean 'cpu'"),
+        ({"schedule": "cosine"}, "unknown schedule"),
+        ({"recipe": "papr"}, "unknown recipe 'papr'. Did you mean 'paper'"),
+        ({"epoch": 3}, "unknown setting 'epoch'. Did you mean 'epochs'"),
+        ({"data": None}, "--data must be text"),
+    ],
+)
+def test_settings_that_cannot_work(settings, message):
+    with pytest.raises(UserError) as caught:
+        resolve({"data": "digits"}, settings) if "data" not in settings else resolve(settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "resnet19"}, "unknown backbone 'resnet19'. Did you mean"),
+        ({"attention": "cshan"}, "unknown attention 'cshan'. Did you mean 'csham'"),
+        ({"strategy": "transfr"}, "unknown strategy"),
+        ({"position": "middle"}, "unknown position"),
+        ({"attention": "se", "strategy": "transfer"}, "needs an attention with a channel part"),
+    ],
+)
+def test_names_that_do_not_exist(settings, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(data="digits", **settings).check_names()
+
+
+@pytest.mark.parametrize("content", [b"epochs: [1", b"\xff\xfe", b"- 1\n- 2\n", b""])
+def test_a_file_that_holds_no_settings(tmp_path, content):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        read_settings(tmp_path / "bad.yaml")
+
+
+def test_runs_that_differ_have_different_names():
+    base = {"data": "/some/where/photos", "backbone": "resnet20"}
+    configs = [
+        {}, {"attention": "se"}, {"attention": "csham"}, {"attention": "csham", "strategy": "transfer"},
+        {"attention": "csham", "gated": True}, {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
+    ]  # fmt: skip
+    names = [resolve({**base, **config}).default_name() for config in configs]
+    assert names[0] == "photos-resnet20-none-fast-30epochs-seed0"
+    assert len(set(names)) == len(names)

@@ -1,0 +1,29 @@
+import signal
+
+import pytest
+
+from csham.training.interrupt import StopRequest
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(signum):
+    asked = []
+    with StopRequest(lambda: asked.append(True)) as stop:
+        assert stop.signum is None
+        signal.raise_signal(signum)
+        assert stop.signum == signum
+    assert asked == [True]
+
+
+def test_the_second_ctrl_c_acts():
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_the_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

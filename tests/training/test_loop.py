@@ -1,0 +1,256 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from csham.errors import UserError
+from csham.training.checkpoints import load_checkpoint, save_checkpoint
+from csham.training.config import read_settings, resolve
+from csham.training.interrupt import InterruptedRunError
+from csham.training.loop import DivergedError, resume, train
+from csham.training.progress import QuietProgress
+from csham.training.run_folder import RunFolder
+
+
+class Stopping(QuietProgress):
+    """Sends this process a signal after some steps."""
+
+    def __init__(self, after, signum=signal.SIGINT):
+        self.left, self.signum, self.notes = after, signum, []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def step(self, where, done, loss, images_per_s):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(self.signum)
+
+
+def weights(run, name="last"):
+    return load_checkpoint(RunFolder(run).path / "checkpoints" / f"{name}.ckpt")["model"]
+
+
+def same_results(run, expected):
+    """Compare everything but the clock, bit by bit."""
+    for name in ("last", "best"):
+        ours, theirs = weights(run, name), weights(expected, name)
+        assert list(ours) == list(theirs)
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), f"{name}: {key}"
+    assert (run / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    assert timeless(run) == timeless(expected)
+
+
+def timeless(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
+
+
+def test_the_run_folder_is_the_one_in_architecture_md(finished):
+    names = {path.name for path in finished.iterdir() if not path.name.startswith(("events.out.", "."))}
+    assert names == {
+        "config.yaml", "environment.json", "metrics.csv", "checkpoints", "model.safetensors", "summary.json",
+        "confusion.csv", "curves.png",
+    }  # fmt: skip
+    assert {p.name for p in (finished / "checkpoints").iterdir()} - {".lock"} == {"last.ckpt", "best.ckpt"}
+    assert list(finished.glob("events.out.*"))
+    rows = timeless(finished)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"train_loss", "train_top1", "train_top5", "val_top1", "val_top5", "lr"} <= set(rows[0])
+
+
+def test_the_summary_reports_the_last_epoch_and_the_chosen_one(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["weights"] == "last epoch"
+    assert summary["top1"] == float(timeless(finished)[-1]["test_top1"])
+    best = max(timeless(finished), key=lambda row: float(row["val_top1"]))
+    assert summary["validation_chosen"]["epoch"] == int(best["epoch"])
+    assert summary["best_test_epoch_not_for_choosing"]["top1"] >= summary["top1"]
+    assert summary["params"] == sum(
+        v.numel() for k, v in weights(finished).items() if "running" not in k and "num_" not in k
+    )
+    # Two to a multiply-add: He et al. give 41 million multiply-adds for 32 pixels, a quarter of it for 16.
+    assert summary["flops"] == pytest.approx(2 * 41e6 / 4, rel=0.02)
+
+
+def test_the_resolved_config_runs_again_to_the_same_bits(finished, tmp_path):
+    settings = read_settings(finished / "config.yaml")
+    assert "auto" not in settings.values()
+    train(resolve({}, settings), run=tmp_path / "again")
+    same_results(tmp_path / "again", finished)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, signum):
+    run = tmp_path / "run"
+    with pytest.raises(InterruptedRunError) as caught:
+        train(resolve({**settings, "track_test": True}), run=run, progress=Stopping(8, signum))
+    assert caught.value.signum == signum
+    content = load_checkpoint(RunFolder(run).last)
+    assert (content["epoch"], content["step"]) == (1, 2)
+    resume(run)
+    same_results(run, finished)
+
+
+@pytest.mark.slow
+def test_kill_9_in_mid_epoch_and_resume_gives_the_same_bits(settings, tmp_path):
+    """The run that is killed is a process of its own; attention, gates and dropout-like draws included."""
+    given = {**settings, "attention": "csham", "strategy": "transfer", "epochs": 3, "checkpoint_steps": 1}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(given))
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "csham", "train", "--config", tmp_path / "settings.yaml", "--run", killed]
+    process = subprocess.Popen([*map(str, command), "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        wait_for(RunFolder(killed).last, epoch=1, step=2, process=process)
+    finally:
+        process.kill()
+        process.wait()
+    content = load_checkpoint(RunFolder(killed).last)
+    assert not RunFolder(killed).finished
+    assert content["step"] > 0
+    resume(killed)
+    train(resolve(given), run=whole)
+    same_results(killed, whole)
+
+
+def wait_for(path, *, epoch, step, process):
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if path.is_file():
+            content = load_checkpoint(path)
+            if (content["epoch"], content["step"]) >= (epoch, step):
+                return
+        time.sleep(0.002)
+    raise AssertionError("no checkpoint came")
+
+
+def test_a_run_killed_before_its_summary_finishes(finished, tmp_path):
+    run = copy(finished, tmp_path)
+    resume(run)
+    same_results(run, finished)
+
+
+def test_a_finished_run_says_so(finished):
+    progress = Stopping(0)
+    assert resume(finished, progress=progress) == json.loads((finished / "summary.json").read_text())
+    assert "finished" in progress.notes[0]
+
+
+def test_without_validation_part_the_last_epoch_is_the_chosen_one(settings, tmp_path):
+    summary = train(resolve({**settings, "validation": 0.0}), run=tmp_path / "run")
+    assert summary["validation_chosen"]["epoch"] == 2
+    assert "no validation part" in summary["validation_chosen"]["chosen_by"]
+    assert timeless(tmp_path / "run")[0]["val_top1"] == ""
+
+
+def test_infinite_loss_stops_and_keeps_the_good_checkpoint(settings, tmp_path):
+    with pytest.raises(
+        DivergedError, match=r"at epoch 1, step \d of 6. Start again with a lower --lr \(it was 1e\+09\)"
+    ):
+        train(resolve({**settings, "lr": 1e9}), run=tmp_path / "run")
+    assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
+
+
+def copy(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "summary.json").unlink()
+    return run
+
+
+def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
+    run = copy(finished, tmp_path)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("backbone: resnet20", "backbone: resnet32"))
+    with pytest.raises(UserError, match="backbone is 'resnet20' there and 'resnet32'"):
+        resume(run)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
+    run = copy(finished, tmp_path)
+    content = load_checkpoint(RunFolder(run).last)
+    del content["model"]["conv1.weight"]
+    save_checkpoint(RunFolder(run).last, content)
+    with pytest.raises(UserError, match=r"other architecture, it has no weight 'conv1.weight'"):
+        resume(run)
+
+
+def test_data_that_changed_is_refused(settings, tmp_path, write_images):
+    data = write_images(tmp_path / "animals")
+    run = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(resolve({**settings, "data": str(data)}), run=run, progress=Stopping(2))
+    write_images(tmp_path / "other", seed=9)
+    shutil.copy(tmp_path / "other" / "ant" / "0.png", data / "ant" / "0.png")
+    with pytest.raises(UserError, match="its images changed"):
+        resume(run)
+    (data / "ant" / "0.png").unlink()
+    with pytest.raises(UserError, match="it had 60 images and has 59"):
+        resume(run)
+    shutil.rmtree(data / "cow")
+    with pytest.raises(UserError, match=r"gone: \['cow'\]"):
+        resume(run)
+
+
+def test_settings_cannot_be_changed_on_the_way(finished, tmp_path):
+    with pytest.raises(UserError, match="keeps its settings"):
+        resume(copy(finished, tmp_path), lr=0.1)
+
+
+def test_two_processes_cannot_train_in_one_folder(finished, tmp_path):
+    run = copy(finished, tmp_path)
+    held = "import filelock, sys, time\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", held, str(run / "checkpoints" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        try:
+            with pytest.raises(UserError, match="another process"):
+                resume(run)
+        finally:
+            other.kill()
+
+
+def test_more_images_to_a_batch_than_there_are(settings, tmp_path):
+    with pytest.raises(UserError, match="--batch-size"):
+        train(resolve({**settings, "batch_size": 1000}), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_and_a_compiler_that_fails(settings, tmp_path, monkeypatch):
+    summary = train(resolve({**settings, "epochs": 1, "compile": True}), run=tmp_path / "compiled")
+    assert summary["machine"]["compile"] is True
+
+
+def test_a_compiler_that_fails_is_done_without(settings, tmp_path, monkeypatch):
+    from csham.training import machine
+
+    def broken(model, **kwargs):
+        compiled = real(model, backend=fail)
+        return compiled
+
+    def fail(graph, inputs):
+        raise RuntimeError("g++: internal error")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"--compile failed: .*g\+\+: internal error"):
+        train(resolve({**settings, "compile": True}), run=tmp_path / "explicit")
+    monkeypatch.setattr(machine, "_IMAGES_WORTH_COMPILING", 1)
+    progress = Stopping(0)
+    config = resolve({**settings, "epochs": 1})
+    summary = train(resolve({**settings, "compile": "auto"}), run=tmp_path / "auto", progress=progress)
+    assert config.compile is False
+    assert summary["machine"]["compile"] is False
+    assert any("g++: internal error" in note for note in progress.notes)
+    assert read_settings(tmp_path / "auto" / "config.yaml")["compile"] is False

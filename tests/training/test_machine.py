@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from csham.errors import UserError
+from csham.training.config import resolve
+from csham.training.machine import choose
+
+MANY = 10_000_000
+
+
+def settings(**given):
+    return resolve({"data": "digits", "device": "cpu", **given})
+
+
+def test_no_auto_is_left():
+    values = choose(settings(), 1000).config.to_dict()
+    assert "auto" not in [values[key] for key in ("device", "precision", "compile", "channels_last")]
+
+
+def test_what_was_asked_for_is_kept():
+    config = choose(settings(precision="bf16", compile=False, channels_last=False), MANY).config
+    assert (config.precision, config.compile, config.channels_last) == ("bf16", False, False)
+
+
+def test_compiling_only_where_it_pays(monkeypatch):
+    monkeypatch.setenv("CXX", "sh")  # something that is there
+    assert choose(settings(), MANY).config.compile is True
+    few = choose(settings(epochs=1), 1000)
+    assert few.config.compile is False
+    assert "longer than it saves" in ", ".join(few.reasons)
+
+
+def test_without_a_compiler_auto_goes_on_and_explicit_refuses(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    choices = choose(settings(), MANY)
+    assert choices.config.compile is False
+    assert "no no-such-compiler" in ", ".join(choices.reasons)
+    with pytest.raises(UserError, match="--compile: .*no no-such-compiler"):
+        choose(settings(compile=True), MANY)
+
+
+def test_bf16_only_on_processors_that_multiply_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert choose(settings(), 1).config.precision == "fp32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert choose(settings(), 1).config.precision == "bf16"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(UserError, match="no CUDA device"):
+        choose(settings(device=device), 1)
+
+
+def test_fp16_needs_cuda():
+    with pytest.raises(UserError, match="fp16 needs CUDA"):
+        choose(settings(precision="fp16"), 1)

@@ -1,0 +1,58 @@
+import io
+
+from rich.console import Console
+
+from csham.training import progress as module
+from csham.training.progress import BarProgress, PlainProgress, QuietProgress, create_progress
+
+ROW = {
+    "epoch": 1, "train_loss": 1.5, "train_top1": 40.0, "val_loss": 1.25, "val_top1": 50.0,
+    "lr": 0.1, "images_per_s": 370.0, "seconds": 12.0,
+}  # fmt: skip
+
+
+def console(terminal):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+
+
+def test_which_one():
+    assert type(create_progress(quiet=True)) is QuietProgress
+    assert type(create_progress(console=console(True))) is BarProgress
+    assert type(create_progress(console=console(False))) is PlainProgress
+
+
+def test_plain_lines_are_few_and_without_codes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    plain = create_progress(console=console(False))
+    plain.start(0, 10_000)
+    for step in range(1000):
+        now[0] += 0.1
+        plain.step("epoch 1/2", step * 10, 0.5, 100.0)
+    plain.epoch(ROW, 2)
+    lines = plain.console.file.getvalue().splitlines()
+    assert len(lines) == 4  # 100 s: three, and the epoch's
+    assert "100 images/s" in lines[0]
+    assert "left" in lines[0]
+    assert lines[-1].startswith("epoch 1/2  loss 1.500  top-1 40.0  validation loss 1.250 top-1 50.0")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_an_epoch_without_validation_part():
+    plain = create_progress(console=console(False))
+    plain.epoch({**ROW, "val_loss": None, "val_top1": None}, 2)
+    assert "validation" not in plain.console.file.getvalue()
+
+
+def test_the_bar_tells_rate_and_time_left_and_goes_away():
+    bar = create_progress(console=console(True))
+    bar.preparing(5, 10, "packing [x]")
+    bar.preparing(10, 10, "packing [x]")
+    bar.start(0, 1000)
+    bar.step("epoch 1/2", 500, 0.5, 123.0)
+    bar.note("a [line]")
+    bar.close()
+    shown = bar.console.file.getvalue()
+    assert "123 images/s" in shown
+    assert "a [line]" in shown
+    bar.close()

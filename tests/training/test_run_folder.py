@@ -1,0 +1,69 @@
+import csv
+import json
+
+import pytest
+
+from csham.errors import UserError
+from csham.training.config import resolve
+from csham.training.run_folder import RunFolder
+
+CONFIG = resolve({"data": "digits"})
+
+
+def create(folder, save=lambda path: path.write_bytes(b"checkpoint")):
+    folder.create(CONFIG, {"seed": 0}, save)
+
+
+def test_a_new_folder_can_be_read_back(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "one")
+    create(folder)
+    assert folder.read_config() == CONFIG
+    assert json.loads((folder.path / "environment.json").read_text()) == {"seed": 0}
+    assert folder.last.read_bytes() == b"checkpoint"
+    assert [path.name for path in folder.path.parent.iterdir()] == ["one"]
+
+
+def test_nothing_is_left_when_the_first_checkpoint_fails(tmp_path):
+    def fail(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(OSError, match="No space"):
+        create(RunFolder(tmp_path / "one"), fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "one").mkdir()
+    create(RunFolder(tmp_path / "one"))
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    folder = RunFolder(tmp_path / "one")
+    create(folder)
+    with pytest.raises(UserError, match="exists already. csham train --resume"):
+        folder.check_free()
+    with pytest.raises(UserError, match="not an empty folder"):
+        RunFolder(tmp_path).check_free()
+
+
+def test_a_place_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "file" / "run").check_free()
+
+
+def test_what_is_no_run_is_refused_and_runs_nearby_are_named(tmp_path):
+    create(RunFolder(tmp_path / "one"))
+    with pytest.raises(UserError, match=r"no run folder .*Runs there: .*one"):
+        RunFolder(tmp_path / "two").check_run()
+    with pytest.raises(UserError, match=r"has no config.yaml.*one"):
+        RunFolder(tmp_path).check_run()
+
+
+def test_class_names_with_commas_and_quotes_survive(tmp_path):
+    names = ["a,b", 'say "c"', "ä\nö"]
+    RunFolder(tmp_path).write_confusion(names, [[1, 0, 0], [0, 2, 0], [0, 0, 3]])
+    with (tmp_path / "confusion.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["true class", *names]
+    assert [row[0] for row in rows[1:]] == names
