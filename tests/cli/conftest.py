@@ -51,7 +51,7 @@ def images(tmp_path_factory, write_images):
 
 @pytest.fixture(scope="session")
 def small(images):
-    """Words for a run of 43 training images."""
+    """Words for a run of 42 training images."""
     words = f"train {images} --backbone resnet20 --image-size 16 --epochs 1 --batch-size 8 --no-compile --quiet"
     return [*words.split(), "--device", "cpu", "--lr", "0.05"]
 

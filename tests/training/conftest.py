@@ -49,7 +49,7 @@ def images(tmp_path_factory, write_images):
 
 @pytest.fixture(scope="session")
 def settings(images):
-    """What makes a run of 48 training images, 6 steps an epoch."""
+    """What makes a run of 42 training images, 5 steps an epoch."""
     return {
         "data": str(images),
         "backbone": "resnet20",

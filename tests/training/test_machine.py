@@ -35,7 +35,7 @@ def test_without_a_compiler_auto_goes_on_and_explicit_refuses(monkeypatch):
     choices = choose(settings(), MANY)
     assert choices.config.compile is False
     assert "no no-such-compiler" in ", ".join(choices.reasons)
-    with pytest.raises(UserError, match="--compile: .*no no-such-compiler"):
+    with pytest.raises(UserError, match=r"--compile: .*no no-such-compiler"):
         choose(settings(compile=True), MANY)
 
 

@@ -40,7 +40,7 @@ def test_an_empty_folder_is_taken(tmp_path):
 def test_a_folder_that_holds_something_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "one")
     create(folder)
-    with pytest.raises(UserError, match="exists already. csham train --resume"):
+    with pytest.raises(UserError, match=r"exists already\. csham train --resume"):
         folder.check_free()
     with pytest.raises(UserError, match="not an empty folder"):
         RunFolder(tmp_path).check_free()

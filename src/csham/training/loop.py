@@ -346,7 +346,8 @@ class Loop:
         except torch.OutOfMemoryError:
             raise
         except Exception as err:
-            cause = (str(err).strip() or type(err).__name__).splitlines()[0]
+            inner = getattr(err, "inner_exception", err)  # what torch.compile's own exceptions wrap
+            cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
             if not session.compile_was_chosen:
                 raise UserError(f"--compile failed: {cause}. Use --no-compile; --debug shows more.") from err
             session.note(f"torch.compile failed, going on without it: {cause}")

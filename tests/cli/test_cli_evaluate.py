@@ -1,0 +1,24 @@
+import json
+
+
+def test_tables(csham, finished):
+    code, out, _ = csham("evaluate", finished, "--quiet")
+    assert code == 0
+    for word in ("test part of", "last weights", "each class", "confusion", "ant", "kappa"):
+        assert word in out
+
+
+def test_json_has_everything_and_agrees_with_the_summary(csham, finished):
+    code, out, _ = csham("evaluate", finished, "--weights", "best", "--json")
+    assert code == 0
+    found, summary = json.loads(out), json.loads((finished / "summary.json").read_text())
+    assert found["top1"] == summary["validation_chosen"]["top1"]
+    assert [row["class"] for row in found["per_class"]] == found["classes"] == ["ant", "bee", "cow"]
+    assert sum(map(sum, found["confusion"])) == found["images"] == 12
+
+
+def test_another_part_and_other_data(csham, finished, tmp_path, write_images):
+    assert json.loads(csham("evaluate", finished, "--part", "train", "--json")[1])["images"] > 12
+    data = write_images(tmp_path / "more", count=10, seed=2)
+    found = json.loads(csham("evaluate", finished, data, "--part", "all", "--json")[1])
+    assert (found["data"], found["images"]) == (str(data), 30)

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+KINDS = ["backbones", "attentions", "strategies", "positions", "datasets", "recipes"]
+
+
+def test_everything(csham):
+    code, out, err = csham("list")
+    assert (code, err) == (0, "")
+    for word in [*KINDS, "resnet20", "csham", "transfer", "residual", "digits", "paper"]:
+        assert word in out
+
+
+def test_everything_as_json(csham):
+    found = json.loads(csham("list", "--json")[1])
+    assert list(found) == KINDS
+    assert all(row["name"] and row["summary"] for rows in found.values() for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["strategies", "positions", "datasets", "recipes"])
+def test_one_kind(csham, kind):
+    code, out, _ = csham("list", kind)
+    assert code == 0
+    assert kind in out
+
+
+def test_attentions_with_parameters(csham):
+    rows = {row["name"]: row["params"] for row in json.loads(csham("list", "attentions", "--json")[1])}
+    assert rows["se"] == 2 * 256 * 16 + 256 + 16  # two 1x1 convolutions with bias, reduction 16
+    assert rows["csham"] > 0
+    assert "for 256 channels" in csham("list", "attentions")[1]
+
+
+@pytest.mark.slow
+def test_backbones_with_parameters(csham):
+    rows = {row["name"]: row["params"] for row in json.loads(csham("list", "backbones", "--json")[1])}
+    # 0.27 million for ten classes (He et al., table 6), and 90 rows of 65 more for a hundred.
+    assert rows["resnet20"] == 272_474 + 90 * 65

@@ -1,0 +1,80 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+
+def test_json_is_the_summary_and_progress_goes_to_standard_error(csham, small, tmp_path):
+    words = [word for word in small if word != "--quiet"]
+    code, out, err = csham(*words, "--run", tmp_path / "run", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "epoch 1/1" in err
+    assert "images/s" in err
+    assert "training with cpu" in err
+
+
+def test_the_table_names_the_run_and_both_results(csham, finished):
+    code, out, _ = csham("train", "--resume", finished, "--quiet")
+    assert code == 0
+    assert "last epoch" in out
+    assert "chosen (epoch 1)" in out
+    assert str(finished) in out
+
+
+def test_quiet_says_nothing_else(csham, small, tmp_path):
+    code, out, err = csham(*small, "--run", tmp_path / "run", "--json")
+    assert (code, err) == (0, "")
+    json.loads(out)
+
+
+def test_the_runs_name_and_place(csham, small, images, tmp_path):
+    assert csham(*small, "--runs-dir", tmp_path / "many", "--attention", "se", "--seed", "3")[0] == 0
+    assert [path.name for path in (tmp_path / "many").iterdir()] == ["animals-resnet20-se-fast-1epochs-seed3"]
+
+
+def test_the_command_line_wins_over_the_file_wins_over_the_recipe(csham, finished, tmp_path):
+    words = ["--config", finished / "config.yaml", "--lr", "0.01", "--run", tmp_path / "run", "--quiet"]
+    assert csham("train", *words)[0] == 0
+    found = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    expected = yaml.safe_load((finished / "config.yaml").read_text())
+    assert found == {**expected, "lr": 0.01}
+
+
+@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_resumable_run_and_says_how(csham, small, tmp_path, signum, expected):
+    run = tmp_path / "run"
+    words = [*small, "--epochs", "200", "--run", str(run)]
+
+    def stop():
+        while not (run / "checkpoints" / "best.ckpt").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code, out, err = csham(*words)
+    thread.join()
+    assert (code, out) == (expected, "")
+    assert f"csham train --resume {run}" in err
+    assert not (run / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_process_of_its_own(small, tmp_path):
+    run = tmp_path / "run"
+    words = [sys.executable, "-m", "csham", *small, "--epochs", "200", "--run", str(run)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (run / "checkpoints" / "best.ckpt").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"csham train --resume {run}" in err
+    assert "Traceback" not in err
