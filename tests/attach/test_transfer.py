@@ -150,6 +150,16 @@ def test_timms_own_checkpointing_and_features():
     torch.testing.assert_close(model.forward_head(features), model(x))
 
 
+def test_checkpointing_and_compiling_together():
+    """torch.compile leaves checkpointed blocks that hand something on to eager mode; the numbers stay."""
+    model = timm.create_model("resnet18", num_classes=5).eval()
+    csham.attach(model, "csham_linear", strategy="transfer")
+    x = torch.randn(2, 3, 64, 64)
+    expected = gradients(model, x)
+    model.set_grad_checkpointing()
+    assert_same(gradients(model, x, torch.compile(model, backend="aot_eager")), expected)
+
+
 def test_reentrant_checkpointing_of_blocks_is_refused_and_not_wrong():
     model = network().eval()
     x = torch.randn(2, 3, 16, 16, requires_grad=True)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import csham
-from csham.cli import app as module
+from csham import __version__
 from csham.cli.app import main
 
 
@@ -144,7 +143,7 @@ def test_help(csham, command):
 
 def test_version(csham):
     code, out, _ = csham("--version")
-    assert (code, out.strip()) == (0, module.__version__)
+    assert (code, out.strip()) == (0, __version__)
 
 
 def raising(error):
@@ -191,4 +190,4 @@ def test_quick_answers_import_no_torch(command):
 def test_main_takes_the_processs_own_words(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["csham", "--version"])
     assert main() == 0
-    assert capsys.readouterr().out.strip() == csham.__version__
+    assert capsys.readouterr().out.strip() == __version__

@@ -157,7 +157,7 @@ def nothing_left(cache_dir):
 def test_too_little_space_is_noticed_before_the_work(two_classes, cache_dir, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(UserError, match=r"packing needs .* MiB are free.*smaller image size.*--cache-dir"):
+    with pytest.raises(UserError, match=r"packing needs .* MiB are free.*smaller image size.*CSHAM_CACHE"):
         prepare(two_classes, cache_dir=cache_dir)
     assert nothing_left(cache_dir)
 
@@ -182,7 +182,7 @@ def test_a_disk_that_refuses(two_classes, cache_dir, monkeypatch, error, call):
     with pytest.raises(UserError, match=words) as caught:
         prepare(two_classes, cache_dir=cache_dir)
     assert str(cache_dir) in str(caught.value)
-    assert "--cache-dir" in str(caught.value)
+    assert "CSHAM_CACHE" in str(caught.value)
     assert "CSHAM_CACHE" in str(caught.value)
     monkeypatch.undo()
     assert nothing_left(cache_dir)
@@ -199,5 +199,5 @@ def test_a_cache_that_may_not_be_read(packed, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(cache, "_read_meta", denied)
-    with pytest.raises(UserError, match=r"cannot read .*--cache-dir"):
+    with pytest.raises(UserError, match=r"cannot read .*CSHAM_CACHE"):
         again(packed)

@@ -119,7 +119,7 @@ def _build(
     host = model.get_submodule(step.point.name)
     tensors = [*host.parameters(), *model.parameters()]
     like = next((t for t in tensors if t.is_floating_point()), None)
-    place = {} if like is None else {"device": like.device, "dtype": like.dtype}
+    place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
     layer = create_attention(attention, step.point.channels, **place, **settings)
     if step.part != "whole":
         # The whole is built and one part kept, so that names and settings mean the same under every strategy.

@@ -55,8 +55,17 @@ def plan(points: Sequence[Point], strategy: str) -> list[Step]:
     Args:
         points: Attachment points in execution order.
         strategy: One of :data:`csham.attach.STRATEGIES`.
+
+    Raises:
+        UserError: The strategy reuses channel weights and no stage has a second point to use them.
     """
-    return {"sequential": _sequential, "transfer": _transfer}[strategy](points)
+    steps = {"sequential": _sequential, "transfer": _transfer}[strategy](points)
+    if strategy == "transfer" and not any(step.lends for step in steps):
+        raise UserError(
+            "strategy 'transfer' needs a stage with two attachment points or more, to use channel weights again; "
+            "here every stage has one. Use strategy 'sequential'."
+        )
+    return steps
 
 
 def _sequential(points: Sequence[Point]) -> list[Step]:

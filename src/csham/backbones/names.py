@@ -38,6 +38,7 @@ BACKBONES = {
             )
             for depth in (20, 32, 44, 56, 110)
         ),
+        BackboneName("resnet14", "the same, two blocks a stage: for demonstrations and tests", f"after {_HE}", 14),
         BackboneName("resnet18", "ResNet, 64 to 512 channels, basic blocks", f"{_HE} (timm)"),
         BackboneName("resnet34", "ResNet, 64 to 512 channels, basic blocks", f"{_HE} (timm)"),
         BackboneName("resnet50", "ResNet, 256 to 2048 channels, bottlenecks", f"{_HE} (timm)"),

@@ -6,6 +6,6 @@ what was given cannot work, 130 Ctrl-C. Nothing here imports PyTorch before name
 
 from __future__ import annotations
 
-from csham.cli.app import app, main
+from csham.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -29,14 +29,10 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
-]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE
-    ),
+    typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE),
 ]
 
 

@@ -25,9 +25,7 @@ Row = dict[str, Any]
 def list_names(
     kind: Annotated[
         str | None,
-        typer.Argument(
-            help="backbones, attentions, strategies, positions, datasets or recipes.", show_default="all"
-        ),
+        typer.Argument(help="backbones, attentions, strategies, positions, datasets or recipes.", show_default="all"),
     ] = None,
     *,
     as_json: JsonOption = False,

@@ -30,9 +30,7 @@ def prepare(
     """Download or read a dataset, check it and pack it."""
     progress = create_progress(quiet=quiet)
     try:
-        dataset = csham.data.prepare(
-            data, image_size=image_size, max_bad=max_bad, progress=progress.preparing
-        )
+        dataset = csham.data.prepare(data, image_size=image_size, max_bad=max_bad, progress=progress.preparing)
     finally:
         progress.close()
     found = dataset.describe()
@@ -42,9 +40,7 @@ def prepare(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     parts = ", ".join(f"{count:,} {part}" for part, count in found["parts"].items() if count)
     size = f"{dataset.image_size}x{dataset.image_size}"
-    console.print(
-        f"{dataset.name}: {len(dataset.labels):,} images of {size} pixels in {len(dataset.classes)} classes"
-    )
+    console.print(f"{dataset.name}: {len(dataset.labels):,} images of {size} pixels in {len(dataset.classes)} classes")
     console.print(f"  parts    {parts}; test part: {found['test_part']}")
     counts = found["images_per_class"].values()
     console.print(f"  classes  {min(counts):,} to {max(counts):,} images each")

@@ -23,7 +23,7 @@ from csham.errors import UserError
 from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
-from csham.training.run_folder import RunFolder
+from csham.training.run_folder import RunFolder, is_main_process
 
 __all__ = ["train"]
 
@@ -56,9 +56,7 @@ def train(
     ] = None,
     recipe: Annotated[str | None, _option("quick, fast or paper.", _TRAINING, "fast")] = None,
     epochs: Annotated[int | None, _option("Passes over the training images.", _TRAINING, _RECIPE)] = None,
-    batch_size: Annotated[
-        int | None, _option("Images per step, over all devices.", _TRAINING, _RECIPE)
-    ] = None,
+    batch_size: Annotated[int | None, _option("Images per step, over all devices.", _TRAINING, _RECIPE)] = None,
     lr: Annotated[float | None, _option("Highest learning rate.", _TRAINING, _RECIPE)] = None,
     weight_decay: Annotated[float | None, _option("Weight decay.", _TRAINING, _RECIPE)] = None,
     label_smoothing: Annotated[float | None, _option("Of the training loss.", _TRAINING, "0")] = None,
@@ -72,24 +70,14 @@ def train(
             "--track-test/--no-track-test",
         ),
     ] = None,
-    image_size: Annotated[
-        int | None, _option("Height and width in pixels.", _DATA, "the dataset's own")
-    ] = None,
-    validation: Annotated[
-        float | None, _option("Fraction of the training images held out.", _DATA, "0.1")
-    ] = None,
+    image_size: Annotated[int | None, _option("Height and width in pixels.", _DATA, "the dataset's own")] = None,
+    validation: Annotated[float | None, _option("Fraction of the training images held out.", _DATA, "0.1")] = None,
     max_bad: Annotated[int | None, _option("Unreadable files to skip before giving up.", _DATA, "10")] = None,
-    run: Annotated[
-        Path | None, _option("The run folder.", _RUN, "named after the settings, in --runs-dir")
-    ] = None,
+    run: Annotated[Path | None, _option("The run folder.", _RUN, "named after the settings, in --runs-dir")] = None,
     runs_dir: Annotated[Path | None, _option("Where run folders go.", _RUN, "runs")] = None,
-    config: Annotated[
-        Path | None, _option("Settings from a file, such as a run's config.yaml.", _RUN, "none")
-    ] = None,
+    config: Annotated[Path | None, _option("Settings from a file, such as a run's config.yaml.", _RUN, "none")] = None,
     resume: Annotated[Path | None, _option("Go on with this run folder.", _RUN, "none")] = None,
-    checkpoint_seconds: Annotated[
-        float | None, _option("Most seconds between two checkpoints.", _RUN, "60")
-    ] = None,
+    checkpoint_seconds: Annotated[float | None, _option("Most seconds between two checkpoints.", _RUN, "60")] = None,
     checkpoint_steps: Annotated[
         int | None, _option("Most steps between two checkpoints.", _RUN, "by time alone")
     ] = None,
@@ -102,9 +90,7 @@ def train(
     ] = None,
     channels_last: Annotated[
         bool | None,
-        _option(
-            "Channels innermost in memory.", MACHINE, "on CPU and CUDA", "--channels-last/--no-channels-last"
-        ),
+        _option("Channels innermost in memory.", MACHINE, "on CPU and CUDA", "--channels-last/--no-channels-last"),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -120,6 +106,8 @@ def train(
         folder, summary = RunFolder(resume), _resume(resume, given, progress)
     else:
         folder, summary = _start(given, run, runs_dir or Path("runs"), config, progress)
+    if not is_main_process():
+        return
     if as_json:
         print_json(summary)
         return

@@ -173,7 +173,7 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-_ELSEWHERE = "Another folder: --cache-dir DIR (in Python cache_dir=), or CSHAM_CACHE=DIR in the environment."
+_ELSEWHERE = "Another folder: CSHAM_CACHE=DIR in the environment (in Python cache_dir=)."
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from csham.layers.spatial import SpatialAttention
 
 __all__ = ["create_attention"]
 
-_OURS = {
+_OURS: dict[str, Callable[..., nn.Module]] = {
     "csham": CSHAM,
     "csham_linear": partial(CSHAM, act=None),
     "csham_channel": ChannelAttention,

@@ -21,11 +21,11 @@ Activation = Callable[[Tensor], Tensor]
 def channel_weights(
     x: Tensor,
     avg_weight: Tensor,
-    avg_bias: Tensor,
+    avg_bias: Tensor | None,
     max_weight: Tensor,
-    max_bias: Tensor,
+    max_bias: Tensor | None,
     fuse_weight: Tensor,
-    fuse_bias: Tensor,
+    fuse_bias: Tensor | None,
     act: Activation,
 ) -> Tensor:
     """Weigh the channels by max-average fusion.
@@ -36,7 +36,7 @@ def channel_weights(
     Args:
         x: Feature map, (B, C, H, W), any floating dtype and memory format, H, W >= 1.
         avg_weight: Filter for the averages, (1, 1, k), k odd.
-        avg_bias: (1,).
+        avg_bias: (1,), or None for 0; likewise below.
         max_weight: Filter for the maxima, (1, 1, k).
         max_bias: (1,).
         fuse_weight: Filter that joins the two rows, (1, 2, k).

@@ -102,9 +102,7 @@ def evaluate(
         torch.device(config.device).type, _DTYPES.get(config.precision), enabled=config.precision in _DTYPES
     ):
         predictions = predict(network, batches.in_order())
-    predictions = Predictions(
-        predictions.indices, order[predictions.labels], predictions.top, predictions.losses
-    )
+    predictions = Predictions(predictions.indices, order[predictions.labels], predictions.top, predictions.losses)
     summary = {
         "run": str(folder.path),
         "data": dataset.source if data is None else data,
@@ -186,9 +184,7 @@ def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
     own, given = set(info.classes), set(dataset.classes)
     if own != given:
         missing, extra = sorted(own - given), sorted(given - own)
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(extra)}"] * bool(
-            extra
-        )
+        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(extra)}"] * bool(extra)
         raise UserError(
             f"the classes of {dataset.source} are not the run's {len(own)}: it {' and '.join(parts)}. "
             "Classes are matched by name."

@@ -50,9 +50,7 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
     return summary
 
 
-def _summary(
-    session: Session, state: State, last: Mapping[str, Any], chosen: Mapping[str, Any]
-) -> dict[str, Any]:
+def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     config, history = session.config, state.history
     names = ("data", "backbone", "attention", "strategy", "position", "gated", "recipe", "epochs", "seed")
     seconds = sum(row["seconds"] for row in history)
@@ -65,9 +63,7 @@ def _summary(
         "validation_chosen": {
             "epoch": state.best["epoch"],
             "validation_top1": state.best["value"] if validated else None,
-            "chosen_by": "validation top-1"
-            if validated
-            else "nothing: there is no validation part, so the last epoch",
+            "chosen_by": "validation top-1" if validated else "nothing: there is no validation part, so the last epoch",
             **chosen,
         },
         "params": sum(p.numel() for p in session.network.parameters()),

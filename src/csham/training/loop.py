@@ -8,7 +8,6 @@ every step. On the CPU, a run that goes on from a checkpoint ends with the bits 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -73,8 +72,7 @@ def train(
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
     config.check_names()
-    if int(os.environ.get("RANK", "0")) == 0:
-        folder.check_free()
+    folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
     session = start_session(config, dataset, folder, progress, pretrained=config.pretrained)
@@ -90,9 +88,7 @@ def train(
     return _run(session, state)
 
 
-def resume(
-    run: Path | str, *, progress: QuietProgress | None = None, **machine_settings: Any
-) -> dict[str, Any]:
+def resume(run: Path | str, *, progress: QuietProgress | None = None, **machine_settings: Any) -> dict[str, Any]:
     """Go on with a run where its last checkpoint was written.
 
     Args:
@@ -309,9 +305,7 @@ class Loop:
 
     def _diverged(self, what: str) -> DivergedError:
         session, state = self.session, self.state
-        epoch, step = (
-            (state.epoch + 1, state.step) if state.step else (state.epoch, len(session.train_batches))
-        )
+        epoch, step = (state.epoch + 1, state.step) if state.step else (state.epoch, len(session.train_batches))
         steps = len(session.train_batches)
         return DivergedError(
             f"{what} at epoch {epoch}, step {step} of {steps}. Start again with a lower --lr (it was "
@@ -398,9 +392,7 @@ def _nan_or_inf(value: Tensor) -> str:
 
 
 def _open(config: TrainConfig, progress: QuietProgress) -> PackedDataset:
-    return prepare(
-        config.data, image_size=config.image_size, max_bad=config.max_bad, progress=progress.preparing
-    )
+    return prepare(config.data, image_size=config.image_size, max_bad=config.max_bad, progress=progress.preparing)
 
 
 def _resumed(config: TrainConfig, machine_settings: dict[str, Any]) -> TrainConfig:

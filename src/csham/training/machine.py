@@ -52,9 +52,7 @@ def choose(config: TrainConfig, train_images: int) -> Choices:
         "channels_last" if channels_last else "channels first",
         _because("torch.compile" if compiled else "no torch.compile", compile_reason),
     )
-    resolved = replace(
-        config, device=device, precision=precision, channels_last=channels_last, compile=compiled
-    )
+    resolved = replace(config, device=device, precision=precision, channels_last=channels_last, compile=compiled)
     return Choices(resolved, reasons)
 
 
@@ -94,9 +92,7 @@ def _precision(asked: str, kind: str) -> tuple[str, str]:
 
 def _cpu_multiplies_bf16() -> bool:
     # Without these instructions bf16 is emulated and about ten times slower than float32.
-    checks = (
-        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(check() for check in checks if check is not None)
 
 

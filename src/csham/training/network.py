@@ -71,9 +71,7 @@ class NetworkInfo:
         """Read the description back from a file's content; ``where`` is for the message."""
         names = {field.name for field in fields(cls)}
         if not names <= set(values):
-            raise UserError(
-                f"{where} does not describe its network: {sorted(names - set(values))} are missing."
-            )
+            raise UserError(f"{where} does not describe its network: {sorted(names - set(values))} are missing.")
         return cls(**{name: values[name] for name in names})
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,12 @@ from csham.errors import UserError
 from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.files import write_atomically
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "is_main_process"]
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and speaks; known from the launcher's variable, before PyTorch is imported."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class RunFolder:
         return self.summary_file.is_file()
 
     def check_free(self) -> None:
-        """Refuse a folder that holds something already, or that cannot be made.
+        """Refuse a folder that holds something already, or that cannot be made; in the main process alone.
 
         Raises:
             UserError: The folder is a run, or anything else that is not empty; or its place is not writable.
         """
+        if not is_main_process():
+            return  # the main process may have made the folder by now
         if self.config_file.exists():
             raise UserError(
                 f"the run folder {self.path} exists already. csham train --resume {self.path} goes on with "
@@ -81,9 +88,7 @@ class RunFolder:
         if not place.is_dir():
             raise UserError(f"cannot make {self.path}: {place} is a file. Name another place with --run DIR.")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(
-                f"cannot make {self.path}: {place} is not writable. Name another place with --run DIR."
-            )
+            raise UserError(f"cannot make {self.path}: {place} is not writable. Name another place with --run DIR.")
 
     def check_run(self) -> None:
         """Refuse a path that is not a run folder.
@@ -101,9 +106,7 @@ class RunFolder:
         runs = sorted(str(file.parent) for file in parent.glob("*/config.yaml"))
         return f" Runs there: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}." if runs else ""
 
-    def create(
-        self, config: TrainConfig, environment: Mapping[str, Any], save: Callable[[Path], None]
-    ) -> None:
+    def create(self, config: TrainConfig, environment: Mapping[str, Any], save: Callable[[Path], None]) -> None:
         """Make the folder appear, complete.
 
         Args:

@@ -327,8 +327,7 @@ def _check_data(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFol
     else:
         change = "its images changed"
     raise UserError(
-        f"the data of {folder.path} is not what the run began with: {change}. Put it back, or "
-        "start another run."
+        f"the data of {folder.path} is not what the run began with: {change}. Put it back, or start another run."
     )
 
 
