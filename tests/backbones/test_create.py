@@ -38,6 +38,19 @@ def test_cifar_resnets_have_the_papers_layers(depth):
     assert count(model) / 1e6 == pytest.approx(published, abs=0.04)
 
 
+def test_the_cifar_block_is_timms():
+    from timm.models.resnet import BasicBlock, downsample_conv
+
+    model = CifarResNet(14)
+    for into, block in ((16, model.layer2[0]), (64, model.layer3[1])):
+        out, stride = block.conv2.out_channels, block.conv1.stride[0]
+        shortcut = downsample_conv(into, out, 1, stride) if stride > 1 else None
+        other = BasicBlock(into, out, stride, shortcut)
+        other.load_state_dict(block.state_dict())
+        x = torch.randn(2, into, 8, 8)
+        assert torch.equal(block(x.clone()), other(x.clone()))
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_on_small_images(name):
     if name in ("resnet110", "resnet50"):

@@ -54,10 +54,33 @@ class CifarResNet(nn.Module):
         return self.fc(self.forward_features(x).mean((2, 3)))
 
 
-def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
-    from timm.models.resnet import BasicBlock, downsample_conv  # noqa: PLC0415  timm takes seconds to import
+class _BasicBlock(nn.Module):
+    """timm's BasicBlock without its options, and without the seconds that importing timm takes."""
 
-    stride = channels // in_channels
-    shortcut = None if stride == 1 else downsample_conv(in_channels, channels, kernel_size=1, stride=stride)
-    first = BasicBlock(in_channels, channels, stride=stride, downsample=shortcut)
-    return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        stride = channels // in_channels
+        shortcut = None
+        if stride > 1:
+            projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+            shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.act2 = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x += shortcut
+        return self.act2(x)
+
+
+def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(
+        _BasicBlock(in_channels, channels), *(_BasicBlock(channels, channels) for _ in range(blocks - 1))
+    )

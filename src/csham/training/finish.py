@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -100,6 +98,10 @@ def _count_flops(network: nn.Module, image_size: int) -> int:
 
 def _draw_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
     """Draw loss and top-1 of every part, over the epochs."""
+    # Imported here: it takes seconds, which the first step need not wait for.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, measure, label in zip(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support
 
 __all__ = ["Predictions"]
 
@@ -40,7 +40,7 @@ class Predictions:
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return the accuracies with macro precision, recall and F1 in percent, and Cohen's kappa."""
         first = self.top[:, 0]
-        precision, recall, f1, _ = precision_recall_fscore_support(
+        precision, recall, f1, _ = _sklearn().precision_recall_fscore_support(
             self.labels, first, labels=range(len(classes)), average="macro", zero_division=0.0
         )
         return {
@@ -48,13 +48,13 @@ class Predictions:
             "precision": _percent(precision),
             "recall": _percent(recall),
             "f1": _percent(f1),
-            "kappa": float(cohen_kappa_score(self.labels, first, labels=range(len(classes)))),
+            "kappa": float(_sklearn().cohen_kappa_score(self.labels, first, labels=range(len(classes)))),
             "images": len(self.labels),
         }
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 in percent and the number of images, of each class."""
-        columns = precision_recall_fscore_support(
+        columns = _sklearn().precision_recall_fscore_support(
             self.labels, self.top[:, 0], labels=range(len(classes)), zero_division=0.0
         )
         return [
@@ -70,7 +70,15 @@ class Predictions:
 
     def confusion(self, classes: Sequence[str]) -> np.ndarray:
         """Return how many images of each class (row) were given each class (column)."""
-        return confusion_matrix(self.labels, self.top[:, 0], labels=range(len(classes)))
+        return _sklearn().confusion_matrix(self.labels, self.top[:, 0], labels=range(len(classes)))
+
+
+@cache
+def _sklearn() -> Any:
+    # Imported when it is used: it takes seconds, which the first step need not wait for.
+    import sklearn.metrics  # noqa: PLC0415
+
+    return sklearn.metrics
 
 
 def _percent(fraction: float) -> float:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 __all__ = ["EventWriter"]
 
 
@@ -20,10 +18,16 @@ class EventWriter:
     """
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
-        self._writer: Any = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+        self._folder, self._purge_step = folder, epochs_done + 1
+        self._writer: Any = None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Write a row of metrics.csv; ``val_top1`` becomes ``top1/val``."""
+        if self._writer is None:
+            # Imported here: it takes seconds, which the first step need not wait for.
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step)
         for name, value in row.items():
             if name == "epoch" or value is None:
                 continue
@@ -33,5 +37,6 @@ class EventWriter:
         self._writer.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
+        """Close the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
