@@ -4,49 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["POSITIONS", "STRATEGIES", "PositionName", "StrategyName"]
+from csham._named import Named, table
+
+__all__ = ["POSITIONS", "STRATEGIES", "StrategyName"]
 
 
 @dataclass(frozen=True)
-class StrategyName:
-    """One connection strategy as a user names it.
+class StrategyName(Named):
+    """One connection strategy; its summary says what stands at each attachment point.
 
     Attributes:
-        name: What ``attach`` and ``--strategy`` take.
-        summary: What stands at each attachment point.
-        source: Where it comes from.
         needs_parts: Whether it needs an attention with a channel part and a spatial part.
     """
 
-    name: str
-    summary: str
-    source: str
-    needs_parts: bool
+    needs_parts: bool = False
 
 
-@dataclass(frozen=True)
-class PositionName:
-    """One kind of attachment point as a user names it.
-
-    Attributes:
-        name: What ``attach`` and ``--position`` take.
-        summary: Where in a network it is.
-        source: Where it comes from.
-    """
-
-    name: str
-    summary: str
-    source: str
-
-
-STRATEGIES = {
-    entry.name: entry
-    for entry in (
+STRATEGIES = table(
+    [
         StrategyName(
             "sequential",
             "the whole attention at every point (CSHAM: channel step, then spatial step)",
             "the authors' released code",
-            needs_parts=False,
         ),
         StrategyName(
             "transfer",
@@ -54,16 +33,11 @@ STRATEGIES = {
             "Pan et al., ICPR 2022, abstract, as this project reads it",
             needs_parts=True,
         ),
-    )
-}
+    ]
+)
 
-POSITIONS = {
-    entry.name: entry
-    for entry in (
-        PositionName(
-            "residual",
-            "end of every residual branch, before the addition",
-            "the authors' released code",
-        ),
-    )
-}
+POSITIONS = table(
+    [
+        Named("residual", "end of every residual branch, before the addition", "the authors' released code"),
+    ]
+)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from csham._named import Named, table
 
 __all__ = ["RECIPES", "Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Named):
     """A named set of training settings.
 
     Attributes:
-        name: What ``--recipe`` takes.
-        summary: What it is for, in one line.
-        source: Where the settings come from.
         settings: Fields of :class:`csham.training.config.TrainConfig`.
     """
 
-    name: str
-    summary: str
-    source: str
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 _ONE_CYCLE = "Smith and Topin, arXiv:1708.07120: one cycle of the learning rate"
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
+RECIPES = table(
+    [
         Recipe(
             "quick",
             "5 epochs, one cycle: a first look",
@@ -38,7 +33,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "fast",
-            "30 epochs, one cycle: close to the paper recipe in a sixth of its time",
+            "30 epochs, one cycle: a sixth of the paper recipe's time",
             _ONE_CYCLE,
             {"epochs": 30, "batch_size": 128, "lr": 0.2, "schedule": "one-cycle", "weight_decay": 5e-4},
         ),
@@ -57,5 +52,5 @@ RECIPES: dict[str, Recipe] = {
                 "warmup_epochs": 1.0,
             },
         ),
-    )
-}
+    ]
+)
