@@ -59,6 +59,12 @@ def test_every_backbone_on_small_images(name):
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_has_the_parameters_its_table_says(name):
+    with torch.device("meta"):
+        assert count(csham.create_model(name, num_classes=100, image_size=32)) == BACKBONES[name].params
+
+
 def test_small_images_get_a_small_stem():
     small = csham.create_model("resnet18", num_classes=100, image_size=32)
     large = csham.create_model("resnet18", num_classes=100, image_size=224)

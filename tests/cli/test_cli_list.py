@@ -32,7 +32,6 @@ def test_attentions_with_parameters(csham):
     assert "for 256 channels" in csham("list", "attentions")[1]
 
 
-@pytest.mark.slow
 def test_backbones_with_parameters(csham):
     rows = {row["name"]: row["params"] for row in json.loads(csham("list", "backbones", "--json")[1])}
     # 0.27 million for ten classes (He et al., table 6), and 90 rows of 65 more for a hundred.

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import hypothesis.strategies as st
 import pytest
@@ -66,6 +67,16 @@ class TestEveryAttention:
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), copy.deepcopy(layer)(x))
         compiled(x).sum().backward()
+
+    def test_has_the_parameters_its_table_says(self, name):
+        def params(channels):
+            return sum(p.numel() for p in self.build(name, channels, device="meta").parameters())
+
+        assert params(256) == ATTENTIONS[name].params
+        formula = re.sub(r"(?<=[\dA-Z])(?=[CR])", "*", ATTENTIONS[name].formula)
+        for channels in (64, 128, 256):
+            expected = [eval(part, {"C": channels, "R": max(channels // 16, 8)}) for part in formula.split(" or ")]
+            assert params(channels) in expected
 
     def test_takes_device_and_dtype(self, name):
         layer = self.build(name, device="meta", dtype=torch.float64)
