@@ -11,15 +11,27 @@ from csham.cli import main
 ROOT = Path(__file__).parent.parent
 
 
+def run_python(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
 @pytest.mark.slow
 def test_the_readmes_python_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        names = {}
-        exec(compile(block, "README.md", "exec"), names)
+    names = run_python("README.md")
     assert names["logits"].shape == (2, 100)
     assert names["points"]
+
+
+def test_the_attaching_pages_python_prints_what_it_says(capsys):
+    run_python("docs/attaching.md")
+    shown = re.search(r"    layer1\.0\.bn2 64 .*?\.\.\.", (ROOT / "docs/attaching.md").read_text(), flags=re.DOTALL)
+    expected = [line.strip() for line in shown.group().splitlines()[:-1]]
+    assert capsys.readouterr().out.splitlines()[: len(expected)] == expected
 
 
 @pytest.mark.slow
