@@ -73,7 +73,7 @@ class TestEveryAttention:
             return sum(p.numel() for p in self.build(name, channels, device="meta").parameters())
 
         assert params(256) == ATTENTIONS[name].params
-        formula = re.sub(r"(?<=[\dA-Z])(?=[CR])", "*", ATTENTIONS[name].formula)
+        formula = re.sub(r"(?<=[\dA-Z])(?=[CR])", "*", ATTENTIONS[name].formula).replace("²", "**2")
         for channels in (64, 128, 256):
             expected = [eval(part, {"C": channels, "R": max(channels // 16, 8)}) for part in formula.split(" or ")]
             assert params(channels) in expected
