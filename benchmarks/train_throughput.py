@@ -76,7 +76,8 @@ def csham_loop(loop: Loop, steps: int) -> Any:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train both in turns; return the row."""
-    data = args.data or make_images(folder / "images", round(args.steps * BATCH / 0.9) + BATCH)
+    # A fifth becomes the test part and a tenth of the rest the validation part.
+    data = args.data or make_images(folder / "images", round(args.steps * BATCH / 0.7) + 2 * BATCH)
     dataset = prepare(str(data), cache_dir=folder / "cache")
     asked = {"data": str(data), "backbone": args.backbone, "attention": args.attention, "recipe": "fast"}
     if args.attention != "none":

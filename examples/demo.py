@@ -24,7 +24,7 @@ VARIANTS = {
     "CSHAM": ["--attention", "csham", "--strategy", "transfer"],
 }
 SEEDS = (0, 1)
-SETTINGS = ["digits", "--backbone", "resnet14", "--recipe", "quick", "--epochs", "4", "--batch-size", "32"]
+SETTINGS = ["digits", "--backbone", "resnet14", "--recipe", "quick", "--epochs", "3", "--batch-size", "32"]
 
 Runs = dict[str, list[Path]]
 
