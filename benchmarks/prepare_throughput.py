@@ -31,7 +31,7 @@ IMAGES, CLASSES = 60_000, 100
 START = """
 import json, sys, time
 started = time.perf_counter()
-import accelerate, torch
+import accelerate, torch, torch._dynamo  # any optimizer of torch's imports its compiler
 from csham.data import prepare
 from csham.training.config import resolve
 from csham.training.interrupt import StopRequest
