@@ -17,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image
 
@@ -126,7 +125,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     csham.retain_memory()
-    torch.set_float32_matmul_precision("highest")
     with tempfile.TemporaryDirectory() as folder:
         row = measure(args, Path(folder))
     for name, value in row.items():
