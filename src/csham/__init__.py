@@ -15,7 +15,7 @@ from csham._lazy import lazy_names
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from csham.attach import AttachedPoint, attach
+    from csham.attach import AttachedPoint, attach, attention_maps, detach
     from csham.backbones import create_model
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
     from csham.memory import retain_memory
@@ -26,8 +26,10 @@ __all__ = [
     "ChannelAttention",
     "SpatialAttention",
     "attach",
+    "attention_maps",
     "create_attention",
     "create_model",
+    "detach",
     "retain_memory",
 ]
 
@@ -40,6 +42,8 @@ __getattr__ = lazy_names(
         "create_attention": "csham.layers",
         "AttachedPoint": "csham.attach",
         "attach": "csham.attach",
+        "attention_maps": "csham.attach",
+        "detach": "csham.attach",
         "create_model": "csham.backbones",
         "retain_memory": "csham.memory",
     },

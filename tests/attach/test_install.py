@@ -11,7 +11,6 @@ import torchvision
 from torch import nn
 
 import csham
-from csham.attach.points import find_points
 from csham.backbones import CifarResNet
 
 
@@ -144,7 +143,7 @@ def test_finding_the_points_leaves_modes_statistics_and_random_numbers_alone():
     before = copy.deepcopy(model.state_dict())
     modes = [m.training for m in model.modules()]
     drawn = torch.get_rng_state()
-    find_points(model, "residual")
+    csham.attach(model, dry_run=True)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert modes == [m.training for m in model.modules()]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -198,8 +197,8 @@ class Refuses(nn.Module):
         ),
         (small_resnet, {"kernel_size": 2}, "kernel_size must be an odd whole number, got 2"),
         (small_resnet, {"reduction": 2}, "csham does not take these settings"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), {}, "found no residual branches in Sequential"),
-        (Refuses, {}, "Refuses could not be run to find its channels. Pass input_size="),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), {"position": "residual"}, "no residual branches in Sequential"),
+        (Refuses, {}, "Refuses could not be run to find its attachment points. Pass input_size="),
     ],
 )
 def test_refuses_with_a_reason_and_leaves_the_network_alone(build, settings, message):
@@ -211,12 +210,3 @@ def test_refuses_with_a_reason_and_leaves_the_network_alone(build, settings, mes
     assert message in str(caught.value)
     assert list(model.state_dict()) == keys
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
-
-
-def test_attaching_twice_is_refused():
-    model = small_resnet()
-    csham.attach(model)
-    keys = list(model.state_dict())
-    with pytest.raises(ValueError, match="has attention attached already"):
-        csham.attach(model, "se")
-    assert list(model.state_dict()) == keys

@@ -1,8 +1,10 @@
 """Attaching: put attention into a network that somebody else wrote.
 
-``points`` finds where, ``strategies`` decides which step goes to which point and who lends weights to whom,
-``attached`` is the module that sits at a point, ``transfer`` carries lent weights, ``install`` does it all. Imports
-``layers``; works on any ``nn.Module``. Start with :func:`attach`, which calling this package does too.
+``trace`` runs the network once, ``residuals``, ``hosts`` and ``positions`` read off it where branches and blocks end,
+``points`` chooses among them, ``strategies`` decides which step goes to which point and who lends weights to whom,
+``attached`` is the module that sits at a point, ``transfer`` carries lent weights, ``install`` does it all and undoes
+it, ``maps`` records what the points weigh. Imports ``layers``; works on any ``nn.Module``. Start with :func:`attach`,
+which calling this package does too.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from csham._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from csham.attach.install import AttachedPoint, attach
+    from csham.attach.install import AttachedPoint, attach, detach
+    from csham.attach.maps import attention_maps
     from csham.attach.names import POSITIONS, STRATEGIES
 
-__all__ = ["POSITIONS", "STRATEGIES", "AttachedPoint", "attach"]
+__all__ = ["POSITIONS", "STRATEGIES", "AttachedPoint", "attach", "attention_maps", "detach"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -26,6 +29,8 @@ __getattr__ = lazy_names(
         "STRATEGIES": "csham.attach.names",
         "AttachedPoint": "csham.attach.install",
         "attach": "csham.attach.install",
+        "attention_maps": "csham.attach.maps",
+        "detach": "csham.attach.install",
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ __all__ = ["Attached"]
 
 
 class Attached(nn.Module):
-    """An attention at one point of a network, with its gate and its part in the transfer of channel weights.
+    """An attention at one point of a network, with its connection, its gate and its part in the transfer of weights.
 
     Without a gate ``y = attention(x)``; with one ``y = (1 - θ) attention(x) + θ x``, ``θ`` starting at 1, so that the
     network computes what it did before until training lets attention in. A point that lends hands its channel weights
@@ -30,6 +31,7 @@ class Attached(nn.Module):
         self,
         name: str,
         attention: nn.Module,
+        part: str = "whole",
         *,
         gated: bool = False,
         lends: ChannelWeightTransfer | None = None,
@@ -40,10 +42,13 @@ class Attached(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.part = part
         self.attention = attention
         self.lends = lends
         self.borrows = borrows
         self.lender = lender
+        # What attention_maps() wants to be told of channel weights that come from another point.
+        self.on_borrowed: Callable[[Tensor], None] | None = None
         self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,16 +61,21 @@ class Attached(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         if self.borrows is not None:
-            x = ops.scale(x, self.borrows.borrow(self.name, str(self.lender)))
-        if self.lends is None:
-            return self.attention(x)
-        weights = self.attention.weights(x)  # type: ignore[operator]
-        self.lends.lend(weights)
-        return ops.scale(x, weights)
+            weights = self.borrows.borrow(self.name, str(self.lender))
+            if self.on_borrowed is not None:
+                self.on_borrowed(weights)
+            x = ops.scale(x, weights)
+        if self.lends is not None:
+            weights = self.attention.weights(x)  # type: ignore[operator]
+            self.lends.lend(weights)
+            return ops.scale(x, weights)
+        connect = _CONNECTIONS.get(self.part)
+        return self.attention(x) if connect is None else connect(x, *_parts(self.attention))
 
     def extra_repr(self) -> str:
         """Say what the children do not show."""
-        roles = ["gated"] if self.gate is not None else []
+        roles = [self.part] if self.part in _CONNECTIONS else []
+        roles += ["gated"] if self.gate is not None else []
         roles += ["lends its channel weights"] if self.lends is not None else []
         roles += [f"applies the channel weights of {self.lender} first"] if self.borrows is not None else []
         return ", ".join(roles)
@@ -74,3 +84,26 @@ class Attached(nn.Module):
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+# The ways to connect two parts that differ from how an attention's authors do: a map, channel part, spatial part.
+
+
+def _reversed(x: Tensor, channel: Any, spatial: Any) -> Tensor:
+    return channel(spatial(x))
+
+
+def _parallel(x: Tensor, channel: Any, spatial: Any) -> Tensor:
+    return ops.scale(ops.scale(x, channel.weights(x)), spatial.weights(x))
+
+
+def _reapply(x: Tensor, channel: Any, spatial: Any) -> Tensor:
+    weights = channel.weights(x)
+    return ops.scale(spatial(ops.scale(x, weights)), weights)
+
+
+_CONNECTIONS = {"reversed": _reversed, "parallel": _parallel, "reapply": _reapply}
+
+
+def _parts(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return attention.get_submodule("channel"), attention.get_submodule("spatial")

@@ -1,21 +1,26 @@
-"""attach: find the points, plan the steps, build the modules, and only then change the network."""
+"""attach and detach: find the points, plan the steps, build the modules, and only then change the network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from csham.attach.attached import Attached
-from csham.attach.points import find_points
+from csham.attach.points import PointChoice, check_position, common_path, find_points, in_stages
 from csham.attach.strategies import Step, check_strategy, plan
+from csham.attach.trace import CONTAINERS, blank_image, evaluating, trace
 from csham.attach.transfer import ChannelWeightTransfer
+from csham.attach.values import Trace
 from csham.errors import UserError
 from csham.layers import create_attention
 
-__all__ = ["AttachedPoint", "attach"]
+__all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
 _CHILD = "attached"
 
@@ -29,7 +34,8 @@ class AttachedPoint:
         channels: Channels of that output.
         stage: Number of the stage, from 0.
         attention: Name of the attention.
-        part: ``"whole"``, ``"channel"`` or ``"spatial"``.
+        part: ``"whole"``, ``"channel"``, ``"spatial"``, or the strategy that connects the parts: ``"reversed"``,
+            ``"parallel"``, ``"reapply"``.
         weights_from: Name of the point whose channel weights are applied first, or None.
         params: Parameters that the point adds.
     """
@@ -48,7 +54,10 @@ def attach(
     attention: str = "csham",
     *,
     strategy: str = "sequential",
-    position: str = "residual",
+    period: int | None = None,
+    position: str = "auto",
+    points: PointChoice | None = None,
+    stages: Iterable[int] | int | None = None,
     gated: bool = False,
     input_size: tuple[int, int, int] | None = None,
     dry_run: bool = False,
@@ -57,14 +66,19 @@ def attach(
     """Put an attention into a network, in place.
 
     The points and their channels are found by running the network once. Its own ``state_dict`` keys stay as they are: a
-    checkpoint of the plain network loads before and after. Nothing is changed when an error is raised. Convert to
-    ``SyncBatchNorm`` before attaching, not after, since that conversion drops the hooks of the modules it replaces.
+    checkpoint of the plain network loads before and after. Nothing is changed when an error is raised. The
+    order is: convert to ``SyncBatchNorm``, attach, wrap in DDP, compile.
 
     Args:
-        model: An unmodified network: timm's, torchvision's or your own.
+        model: An unmodified convolutional network: timm's, torchvision's or your own.
         attention: One of ``csham list attentions``.
         strategy: One of ``csham list strategies``.
+        period: For ``strategy="transfer"``: points to each channel step, whose weights serve the others; default 2.
         position: One of ``csham list positions``.
+        points: Instead of a position: names of modules, a glob pattern such as ``"layer4.*.bn3"``, or a function of a
+            module's name and the module. Their outputs are attended to.
+        stages: Only points of these stages: numbers from 0, or negative ones from the last. A stage is a run of points
+            with the same number of channels.
         gated: Give every point a learnable gate, so that the output is unchanged until training lets attention in.
         input_size: (C, H, W) of the network's images, where the common sizes do not fit.
         dry_run: Only list the points.
@@ -74,38 +88,90 @@ def attach(
         What was attached where, in execution order.
 
     Raises:
-        UserError: A name or setting that cannot work, a network without such points, or with attention already.
+        UserError: A name or setting that cannot work, a network without such points, a vision transformer, or one with
+            attention attached already.
 
     Example:
         >>> import csham, timm
         >>> model = timm.create_model("resnet50", num_classes=100)
         >>> points = csham.attach(model, "csham", strategy="transfer")
     """
-    check_strategy(attention, strategy)
-    if any(isinstance(module, Attached) for module in model.modules()):
-        raise UserError(
-            f"attach: {type(model).__name__} has attention attached already. Build a new network to attach another."
-        )
-    steps = plan(find_points(model, position, input_size), strategy)
+    check_strategy(attention, strategy, period)
+    check_position(position)
+    _check_model(model)
+    run = trace(model, input_size)
+    chosen = in_stages(find_points(model, run, position, points), stages)
+    _check_hosts(model, [point.name for point in chosen])
+    steps = plan(chosen, strategy, period)
     transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
+    if dry_run:  # without memory, and without drawing random numbers
+        settings = {**settings, "device": torch.device("meta")}
     built = [_build(model, step, attention, transfers.get(step.point.stage), gated, settings) for step in steps]
     if not dry_run:
-        for step, attached in zip(steps, built, strict=True):
-            _install(model.get_submodule(step.point.name), attached)
-        for stage, transfer in transfers.items():
-            _surround(model, [s.point.name for s in steps if s.point.stage == stage], transfer)
-    return [
-        AttachedPoint(
-            name=step.point.name,
-            channels=step.point.channels,
-            stage=step.point.stage,
-            attention=attention,
-            part=step.part,
-            weights_from=step.weights_from,
-            params=sum(p.numel() for p in attached.parameters()),
+        _install(model, run, steps, built, transfers)
+    return [_report(step, attention, attached) for step, attached in zip(steps, built, strict=True)]
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Take every attached attention out of a network again, in place.
+
+    Args:
+        model: A network that :func:`attach` changed, or a copy of one.
+
+    Returns:
+        The same network, with the modules and hooks of the plain one.
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Attached):
+                delattr(module, name)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number, hook in list(hooks.items()):
+                if _owns(hook) or ChannelWeightTransfer.owns(hook):
+                    del hooks[number]
+                    module._forward_hooks_always_called.pop(number, None)
+    return model
+
+
+def attached_modules(model: nn.Module) -> list[Attached]:
+    """Return the attached attentions of a network, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, Attached)]
+
+
+def _owns(hook: Any) -> bool:
+    return isinstance(hook, partial) and hook.func is _attend
+
+
+def _check_model(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if attached_modules(model):
+        raise UserError(
+            f"attach: {kind} has attention attached already. csham.detach(model) takes it out, with its weights."
         )
-        for step, attached in zip(steps, built, strict=True)
-    ]
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("attach: a scripted network cannot be changed. Attach first, then export.")
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UserError("attach: DistributedDataParallel would not see the new parameters. Attach, then wrap.")
+
+
+def _check_hosts(model: nn.Module, names: Sequence[str]) -> None:
+    for name in names:
+        if isinstance(model.get_submodule(name), torch.jit.ScriptModule):
+            raise UserError(f"attach: {name} is a scripted module and cannot be changed. Choose others with points=.")
+
+
+def _report(step: Step, attention: str, attached: Attached) -> AttachedPoint:
+    return AttachedPoint(
+        name=step.point.name,
+        channels=step.point.channels,
+        stage=step.point.stage,
+        attention=attention,
+        part=step.part,
+        weights_from=step.weights_from,
+        params=sum(p.numel() for p in attached.parameters()),
+    )
 
 
 def _build(
@@ -120,13 +186,14 @@ def _build(
     tensors = [*host.parameters(), *model.parameters()]
     like = next((t for t in tensors if t.is_floating_point()), None)
     place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
-    layer = create_attention(attention, step.point.channels, **place, **settings)
-    if step.part != "whole":
+    layer = create_attention(attention, step.point.channels, **(place | settings))
+    if step.part in ("channel", "spatial"):
         # The whole is built and one part kept, so that names and settings mean the same under every strategy.
         layer = layer.get_submodule(step.part)
     attached = Attached(
         step.point.name,
         layer,
+        step.part,
         gated=gated,
         lends=transfer if step.lends else None,
         borrows=transfer if step.weights_from else None,
@@ -136,21 +203,108 @@ def _build(
     return attached.train(host.training)
 
 
-def _install(host: nn.Module, attached: Attached) -> None:
-    host.add_module(_CHILD, attached)
-    host.register_forward_hook(_attend)
+def _install(
+    model: nn.Module,
+    run: Trace,
+    steps: Sequence[Step],
+    built: Sequence[Attached],
+    transfers: dict[int, ChannelWeightTransfer],
+) -> None:
+    """Change the network, and see that it runs; if anything goes wrong it is what it was before."""
+    try:
+        for step, attached in zip(steps, built, strict=True):
+            host = model.get_submodule(step.point.name)
+            path = _place(host)
+            host.get_submodule(path.rpartition(".")[0]).add_module(path.rpartition(".")[2], attached)
+            # Before the hooks of others, which are to see what comes out.
+            host.register_forward_hook(partial(_attend, path), prepend=True)
+        for stage, transfer in transfers.items():
+            _surround(model, run, [s.point.name for s in steps if s.point.stage == stage], transfer)
+        _check_runs(model, built, run.values[0].shape[1:])
+    except BaseException:
+        detach(model)
+        raise
 
 
-def _attend(host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def _place(host: nn.Module) -> str:
+    """Say where below the host its attention lives: in it, or in a layer of it if it would run a new child itself."""
+    path: list[str] = []
+    module = host
+    while isinstance(module, CONTAINERS):
+        name, module = list(module.named_children())[-1]
+        path.append(name)
+    child = next(name for name in _child_names() if not hasattr(module, name))
+    return ".".join([*path, child])
+
+
+def _child_names() -> Iterator[str]:
+    yield _CHILD
+    yield from (f"{_CHILD}_{number}" for number in count(2))
+
+
+def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]) -> None:
+    # An attention may need larger maps than the last stages have at the small size that the points were found with.
+    failures = []
+    with evaluating(model):
+        for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
+            try:
+                _check_runs_once(model, built, sides)
+            except UserError:
+                raise
+            except Exception as err:
+                failures.append(err)
+            else:
+                return
+    raise UserError(
+        f"attach: with this attention {type(model).__name__} no longer runs on images of {size[1]}x{size[2]}: "
+        f"{failures[0]} Nothing was attached."
+    ) from failures[0]
+
+
+def _check_runs_once(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> None:
+    """Run the network, and see that each attention runs when its host has, and at no other time."""
+    runs = dict.fromkeys([attached.name for attached in built], 0)
+
+    def count_run(attached: nn.Module, args: Any) -> None:
+        runs[str(attached.name)] += 1
+
+    def count_host(name: str, host: nn.Module, args: Any) -> None:
+        runs[name] -= 1
+
+    handles = [attached.register_forward_pre_hook(count_run) for attached in built]
+    handles += [model.get_submodule(n).register_forward_pre_hook(partial(count_host, n)) for n in runs]
+    try:
+        model(blank_image(model, sides))
+    finally:
+        for handle in handles:
+            handle.remove()
+    strange = [name for name, surplus in runs.items() if surplus]
+    if strange:
+        host = model.get_submodule(strange[0])
+        raise UserError(
+            f"attach: {strange[0]} ({type(host).__name__}) runs all its children one after another, and would run the "
+            "attention among them. Choose modules inside it, or around it, with points=."
+        )
+
+
+def _attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     # The module is looked up, not bound, so that a deep copy of the network uses its own.
-    return getattr(host, _CHILD)(output)
+    return host.get_submodule(path)(output)
 
 
-def _surround(model: nn.Module, names: Sequence[str], transfer: ChannelWeightTransfer) -> None:
+def _surround(model: nn.Module, run: Trace, names: Sequence[str], transfer: ChannelWeightTransfer) -> None:
     """Put the transfer's hooks around the stage's points: on what holds them all, and on what lies between."""
+    # A container that the network never calls itself, only its children, would never open.
+    called = {call.name for call in run.calls}
+    stage = common_path(names)
+    while stage in names or stage not in called:
+        stage = stage.rpartition(".")[0]
+    transfer.surround_stage(model.get_submodule(stage))
     paths = [name.split(".") for name in names]
-    depth = next(d for d in range(len(paths[0])) if len({path[d] for path in paths}) > 1)
-    transfer.surround_stage(model.get_submodule(".".join(paths[0][:depth])))
-    blocks = {".".join(path[:end]) for path in paths for end in range(depth + 1, len(path))}
-    for block in sorted(blocks):
-        transfer.surround_block(model.get_submodule(block))
+    blocks = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+    inside = stage + "." if stage else ""
+    for block in sorted(blocks & called):
+        module = model.get_submodule(block)
+        leaf = all(isinstance(child, Attached) for child in module.children())
+        if block.startswith(inside) and block != stage and not leaf:
+            transfer.surround_block(module)

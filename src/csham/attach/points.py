@@ -1,23 +1,31 @@
-"""Where attention can be attached: attachment points by position, and their channels by a probe."""
+"""Where attention can be attached: points by position or by name, their channels and their stages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from fnmatch import fnmatchcase
+from itertools import groupby
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from csham.attach.hosts import Ends
 from csham.attach.names import POSITIONS
+from csham.attach.positions import block_ends, last_map, residual_ends, stage_ends, works_on_tokens
+from csham.attach.values import Trace
 from csham.errors import UserError, unknown_name
 
-__all__ = ["Point", "find_points"]
+__all__ = ["Point", "PointChoice", "check_position", "common_path", "find_points", "in_stages"]
 
-# Sides at which a network is tried, in pixels; small ones are quick, and some networks need large ones.
-_PROBE_SIZES = (64, 224, 32, 299)
+PointChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+_FINDERS: dict[str, Callable[[Trace], Ends]] = {
+    "residual": residual_ends,
+    "post": block_ends,
+    "stage": stage_ends,
+    "last": last_map,
+}
 
 
 @dataclass(frozen=True)
@@ -35,97 +43,162 @@ class Point:
     stage: int
 
 
-def find_points(model: nn.Module, position: str, input_size: tuple[int, int, int] | None = None) -> list[Point]:
-    """Find a network's attachment points, in the order in which it reaches them.
-
-    Args:
-        model: Any network that takes one batch of images. It is run once, in evaluation mode and without gradients, and
-            left as it was.
-        position: One of :data:`csham.attach.POSITIONS`.
-        input_size: (C, H, W) of the images it takes; by default what its convolutions say and a few common sizes.
+def check_position(position: str) -> None:
+    """Refuse an unknown position.
 
     Raises:
-        UserError: An unknown position, a network that has no such points, or one that cannot be run.
+        UserError: With the nearest names.
     """
     if position not in POSITIONS:
         raise unknown_name("position", position, POSITIONS)
-    names = list(_residual_ends(model))
+
+
+def find_points(
+    model: nn.Module, trace: Trace, position: str = "auto", points: PointChoice | None = None
+) -> list[Point]:
+    """Find a network's attachment points, in the order in which it reaches them.
+
+    Args:
+        model: The network.
+        trace: One run of it.
+        position: One of :data:`csham.attach.POSITIONS`.
+        points: Instead of a position: names of modules, a pattern, or a function of a module's name and the module.
+
+    Raises:
+        UserError: A network without such points, or a choice that names no module or one without a feature map.
+    """
+    check_position(position)
+    if points is not None:
+        if position != "auto":
+            raise UserError(f"attach: both position={position!r} and points= say where. Leave one out.")
+        return _staged(trace, _chosen(model, trace, points))
+    return _staged(trace, _at_position(model, trace, position))
+
+
+def in_stages(points: Sequence[Point], stages: Iterable[int] | int | None) -> list[Point]:
+    """Keep the points of some stages; negative numbers count from the last stage.
+
+    Raises:
+        UserError: A stage that the network does not have.
+    """
+    if stages is None:
+        return list(points)
+    count = points[-1].stage + 1
+    wanted = [stages] if isinstance(stages, int) else list(stages)
+    bad = [s for s in wanted if isinstance(s, bool) or not isinstance(s, int) or not -count <= s < count]
+    if bad or not wanted:
+        raise UserError(
+            f"attach: stages={stages!r} must be numbers of stages, from 0 to {count - 1} here: {_describe(points)}."
+        )
+    return [point for point in points if point.stage in {s % count for s in wanted}]
+
+
+def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
+    kind = type(model).__name__
+    if works_on_tokens(trace):
+        raise UserError(
+            f"attach: {kind} is a vision transformer or mixer: its residual branches carry tokens, not feature maps "
+            "(B, C, H, W), which is what channel and spatial attention rescale. Choose a convolutional network, or "
+            "name modules that put out feature maps with points=."
+        )
+    names, lost = _FINDERS["residual" if position == "auto" else position](trace)
+    if position == "auto" and not names:
+        names, lost = block_ends(trace)
+    if lost and names:
+        warnings.warn(
+            f"attach: {len(lost)} of {len(names) + len(lost)} points of {kind} are the output of no module of their "
+            f"own and were left out, in {', '.join(dict.fromkeys(name or kind for name in lost))}.",
+            stacklevel=4,
+        )
     if not names:
-        raise UserError(
-            f"attach: found no residual branches in {type(model).__name__}. position='residual' needs blocks as in a "
-            "ResNet: conv1, bn1, conv2, bn2 (and conv3, bn3) and an optional downsample."
+        raise UserError(_no_points(kind, position, lost))
+    return names
+
+
+def _no_points(kind: str, position: str, lost: list[str]) -> str:
+    if lost:
+        inside = ", ".join(dict.fromkeys(name or kind for name in lost))
+        return (
+            f"attach: position={position!r}: the {len(lost)} points of {kind} are the output of no module, they are "
+            f"computed within {inside}. Name modules with points=, or make each a module, if only nn.Identity."
         )
-    stages: list[Point] = []
-    for name, channels in _probe(model, names, input_size):
-        same = bool(stages) and stages[-1].channels == channels
-        stage = stages[-1].stage + (not same) if stages else 0
-        stages.append(Point(name, channels, stage))
-    return stages
-
-
-def _residual_ends(model: nn.Module) -> Iterator[str]:
-    """Name the last module of every residual branch of ResNet-like blocks (timm's, torchvision's, ours)."""
-    for name, block in model.named_modules():
-        children = block._modules
-        if not {"conv1", "bn1", "conv2", "bn2"} <= children.keys() or not hasattr(block, "downsample"):
-            continue
-        last = "bn3" if "conv3" in children else "bn2"
-        if isinstance(children.get("se"), nn.Module):
-            last = "se"
-        yield f"{name}.{last}" if name else last
-
-
-def _probe(model: nn.Module, names: list[str], input_size: tuple[int, int, int] | None) -> list[tuple[str, int]]:
-    """Run the network once and note the channels of every named module's output, in execution order."""
-    seen: dict[str, int] = {}
-
-    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4:
-            seen.setdefault(name, output.shape[1])
-
-    handles = [model.get_submodule(n).register_forward_hook(partial(note, n)) for n in names]
-    try:
-        _run_once(model, input_size)
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [name for name in names if name not in seen]
-    if missing:
-        raise UserError(
-            f"attach: {missing[0]} gave no feature map (B, C, H, W) when {type(model).__name__} was run once."
+    if position == "residual":
+        return (
+            f"attach: found no residual branches in {kind}: nothing adds a feature map to what was computed from it. "
+            "Use position='post' (end of every block), 'stage', 'last', or name modules with points=."
         )
-    return list(seen.items())
+    return f"attach: found no feature maps (B, C, H, W) in {kind} for position={position!r}. Name modules with points=."
 
 
-def _run_once(model: nn.Module, input_size: tuple[int, int, int] | None) -> None:
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device, dtype = (first.device, first.dtype) if first is not None else (torch.device("cpu"), torch.float32)
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    in_chans = conv.in_channels if conv is not None else 3
-    sizes = [input_size] if input_size else [(in_chans, side, side) for side in _PROBE_SIZES]
-    failures = []
-    with _evaluating(model):
-        for size in sizes:
-            try:
-                model(torch.zeros(1, *size, device=device, dtype=dtype))
-            except Exception as err:  # any failure of a stranger's network means: try the next size
-                failures.append(f"{size}: {err}")
-            else:
-                return
+def _chosen(model: nn.Module, trace: Trace, points: PointChoice) -> list[str]:
+    modules = dict(model.named_modules())
+    if callable(points):
+        names = [name for name, module in modules.items() if name and points(name, module)]
+        if not names:
+            raise UserError(f"attach: points= chose none of the {len(modules) - 1} modules of {type(model).__name__}.")
+    else:
+        patterns = [points] if isinstance(points, str) else list(points)
+        if not patterns:
+            raise UserError("attach: points= is empty. Name at least one module.")
+        names = [name for pattern in patterns for name in _matching(pattern, modules, model, trace)]
+    order = {call.name: number for number, call in reversed(list(enumerate(trace.calls)))}
+    for name in names:
+        _check_gives_map(trace, name, modules[name])
+    # By the end of its call, not its start: a module that holds another puts its output out later.
+    return sorted(dict.fromkeys(names), key=lambda name: (trace.outputs_of(name)[0] or 0, -order[name]))
+
+
+def _matching(pattern: object, modules: dict[str, nn.Module], model: nn.Module, trace: Trace) -> list[str]:
+    if not isinstance(pattern, str):
+        raise UserError(f"attach: points= takes names of modules, a pattern or a function, got {pattern!r}.")
+    if pattern and pattern in modules:
+        return [pattern]
+    names = [name for name in modules if name and fnmatchcase(name, pattern)]
+    if names:
+        return names
+    problem = str(unknown_name("module", pattern, [name for name in modules if name]))
+    hint = problem[problem.index("Did you mean") : problem.index("Known:")] if "Did you mean" in problem else ""
+    blocks = block_ends(trace)[0]
+    stages = f"Its stages: {_describe(_staged(trace, blocks))}. " if blocks else ""
     raise UserError(
-        f"attach: {type(model).__name__} could not be run to find its channels. Pass input_size=(C, H, W). "
-        f"It said, at {failures[-1]}"
+        f"attach: points={pattern!r} names no module of {type(model).__name__}. {hint}{stages}"
+        "attach(model, ..., dry_run=True) lists every point."
     )
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode without gradients, and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _check_gives_map(trace: Trace, name: str, module: nn.Module) -> None:
+    outputs = trace.outputs_of(name)
+    if not outputs:
+        raise UserError(f"attach: {name} ({type(module).__name__}) did not run when the network was run once.")
+    values = [trace.values[output] if output is not None else None for output in outputs]
+    if not all(value is not None and value.is_map for value in values):
+        got = next(("no single tensor" if v is None else str(v.shape)) for v in values if v is None or not v.is_map)
+        raise UserError(f"attach: {name} ({type(module).__name__}) puts out {got}, not a feature map (B, C, H, W).")
+    channels = sorted({value.shape[1] for value in values if value is not None})
+    if len(channels) > 1:
+        raise UserError(
+            f"attach: {name} ({type(module).__name__}) is used in several places, with {channels} channels. "
+            "Choose modules that are used in one."
+        )
+
+
+def _staged(trace: Trace, names: Iterable[str]) -> list[Point]:
+    sized = [(name, trace.values[trace.outputs_of(name)[0] or 0].shape[1]) for name in names]
+    stages = enumerate(groupby(sized, key=lambda item: item[1]))
+    return [Point(name, channels, stage) for stage, (channels, group) in stages for name, _ in group]
+
+
+def _describe(points: Sequence[Point]) -> str:
+    """Name each stage by the module that holds its points."""
+    words = []
+    for stage, group in groupby(points, key=lambda point: point.stage):
+        run = list(group)
+        words.append(f"{stage}: {common_path([p.name for p in run]) or run[0].name} ({run[0].channels} channels)")
+    return ", ".join(words)
+
+
+def common_path(names: Sequence[str]) -> str:
+    """Return the name of the innermost module that holds all of these, or one of them if that holds the others."""
+    paths = [name.split(".") for name in names]
+    depth = next((d for d, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), min(map(len, paths)))
+    return ".".join(paths[0][:depth])

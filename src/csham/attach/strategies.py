@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from csham.attach.names import STRATEGIES
 from csham.attach.points import Point
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS
 
-__all__ = ["Step", "check_strategy", "plan"]
+__all__ = ["Step", "check_period", "check_strategy", "plan"]
+
+_DEFAULT_PERIOD = 2
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Step:
 
     Attributes:
         point: Where.
-        part: ``"whole"``, ``"channel"`` or ``"spatial"``: which part of the attention.
+        part: ``"channel"`` or ``"spatial"``, one part of the attention alone; ``"whole"``, the attention as its authors
+            connect it; or the name of the strategy that connects its parts.
         lends: Whether its channel weights are used again by later points.
         weights_from: Name of the point whose channel weights it applies first, or None.
     """
@@ -30,8 +34,8 @@ class Step:
     weights_from: str | None = None
 
 
-def check_strategy(attention: str, strategy: str) -> None:
-    """Refuse unknown names, and a strategy that the attention has no parts for.
+def check_strategy(attention: str, strategy: str, period: int | None = None) -> None:
+    """Refuse unknown names, a strategy that the attention has no parts for, and a period that means nothing.
 
     Raises:
         UserError: With the nearest names, or the strategies that would do.
@@ -47,39 +51,61 @@ def check_strategy(attention: str, strategy: str) -> None:
             f"strategy {strategy!r} needs an attention with a channel part and a spatial part ({', '.join(two_part)}); "
             f"{attention!r} has none. Use strategy {' or '.join(map(repr, whole))}."
         )
+    check_period(strategy, period)
 
 
-def plan(points: Sequence[Point], strategy: str) -> list[Step]:
+def check_period(strategy: str, period: int | None) -> None:
+    """Refuse a period below 2, and one for a strategy without periods.
+
+    Raises:
+        UserError: With what would do.
+    """
+    if period is None:
+        return
+    if isinstance(period, bool) or not isinstance(period, int) or period < 2:
+        raise UserError(f"period must be a whole number of at least 2 points, got {period!r}.")
+    if strategy != "transfer":
+        raise UserError(f"period is a setting of strategy 'transfer', not of {strategy!r}. Leave it out.")
+
+
+def plan(points: Sequence[Point], strategy: str, period: int | None = None) -> list[Step]:
     """Give every point its step.
 
     Args:
         points: Attachment points in execution order.
         strategy: One of :data:`csham.attach.STRATEGIES`.
+        period: For ``"transfer"``: points to each channel step, whose weights serve those that follow; default 2.
+
+    Returns:
+        The steps in execution order; points that a strategy leaves alone have none.
 
     Raises:
-        UserError: The strategy reuses channel weights and no stage has a second point to use them.
+        UserError: The strategy alternates, and no stage has a second point.
     """
-    steps = {"sequential": _sequential, "transfer": _transfer}[strategy](points)
-    if strategy == "transfer" and not any(step.lends for step in steps):
+    stages = [list(group) for _, group in groupby(points, key=lambda point: point.stage)]
+    if STRATEGIES[strategy].needs_pairs and all(len(stage) == 1 for stage in stages):
         raise UserError(
-            "strategy 'transfer' needs a stage with two attachment points or more, to use channel weights again; "
-            "here every stage has one. Use strategy 'sequential'."
+            f"strategy {strategy!r} needs a stage with two attachment points or more; here every stage has one. "
+            "Use strategy 'sequential'."
         )
-    return steps
+    return [step for stage in stages for step in _plan_stage(stage, strategy, period or _DEFAULT_PERIOD)]
 
 
-def _sequential(points: Sequence[Point]) -> list[Step]:
-    return [Step(point, "whole") for point in points]
+def _plan_stage(points: Sequence[Point], strategy: str, period: int) -> list[Step]:
+    if strategy == "entry":
+        return [Step(points[0], "whole")]
+    if strategy == "alternate":
+        return [Step(point, ("channel", "spatial")[number % 2]) for number, point in enumerate(points)]
+    if strategy == "transfer":
+        return _transfer(points, period)
+    return [Step(point, "whole" if strategy == "sequential" else strategy) for point in points]
 
 
-def _transfer(points: Sequence[Point]) -> list[Step]:
-    """Alternate within each stage, beginning with a channel step, whose weights the next point applies again."""
+def _transfer(points: Sequence[Point], period: int) -> list[Step]:
+    """Give the first point of each period the channel step, whose weights the points that follow apply again."""
     steps: list[Step] = []
-    for point in points:
-        previous = steps[-1] if steps else None
-        if previous is not None and previous.point.stage == point.stage and previous.part == "channel":
-            steps[-1] = Step(previous.point, "channel", lends=True)
-            steps.append(Step(point, "spatial", weights_from=previous.point.name))
-        else:
-            steps.append(Step(point, "channel"))
+    for start in range(0, len(points), period):
+        lender, *borrowers = points[start : start + period]
+        steps.append(Step(lender, "channel", lends=bool(borrowers)))
+        steps += [Step(point, "spatial", weights_from=lender.name) for point in borrowers]
     return steps

@@ -52,6 +52,11 @@ class ChannelWeightTransfer:
             )
         return stack[-1]
 
+    @staticmethod
+    def owns(hook: Any) -> bool:
+        """Whether a hook of some module is one of a transfer's."""
+        return isinstance(hook, partial) and hook.func in (_enter, _leave_stage, _leave_block)
+
     def surround_stage(self, module: nn.Module) -> None:
         """Let the weights live, at most, as long as a call of ``module`` lasts."""
         module.register_forward_pre_hook(partial(_enter, self))

@@ -1,0 +1,74 @@
+"""Record what every attached attention weighs, while the network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from csham.attach.install import attached_modules
+from csham.errors import UserError
+from csham.layers.recording import record_weights
+
+__all__ = ["attention_maps"]
+
+
+@contextmanager
+def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Record the channel and spatial weights at every attachment point of a network.
+
+    While the ``with`` block lasts, each forward pass replaces what the one before it left. A compiled network runs
+    without its compiled code meanwhile.
+
+    Args:
+        model: A network that :func:`csham.attach` changed; it may be compiled or wrapped in DDP.
+
+    Yields:
+        For the name of each point that has run: ``"channel"``, (B, C), and ``"spatial"``, (B, 1, H, W), as far as the
+        point has them, and ``"full"``, (B, C, H, W), for attentions that weigh each value by itself. All detached, on
+        the network's device. A point that applies another's channel weights shows those. Points whose attention weighs
+        nothing, such as double attention, are left out.
+
+    Raises:
+        UserError: No attention is attached.
+
+    Example:
+        >>> with csham.attention_maps(model) as maps:
+        ...     logits = model(images)
+        >>> maps["layer4.1.bn2"]["spatial"].shape
+    """
+    points = attached_modules(model)
+    if not points:
+        raise UserError(f"attention_maps: {type(model).__name__} has no attention attached. Use csham.attach first.")
+    found: dict[str, dict[str, Tensor]] = {}
+    undo = [_record(point, found) for point in points]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield found
+    finally:
+        for stop in undo:
+            stop()
+
+
+def _record(point: nn.Module, found: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
+    name = str(point.name)
+
+    def begin(module: nn.Module, args: object) -> None:
+        found.pop(name, None)
+
+    def note(kind: str, weights: Tensor) -> None:
+        found.setdefault(name, {})[kind] = weights.detach()
+
+    handle = point.register_forward_pre_hook(begin)
+    stop = record_weights(point.attention, note)  # type: ignore[arg-type]
+    point.on_borrowed = partial(note, "channel")  # type: ignore[assignment]
+
+    def undo() -> None:
+        handle.remove()
+        stop()
+        point.on_borrowed = None  # type: ignore[assignment]
+
+    return undo

@@ -1,0 +1,112 @@
+"""attach on whole families of networks: the points, and that nothing of the network is lost."""
+
+import copy
+import os
+import warnings
+
+import pytest
+import torch
+from networks import NETWORKS
+from torch import nn
+
+import csham
+
+# Tracing 55 networks twice takes longer than all other tests together; `make test-networks` does it.
+TRACED = {
+    "own-functional", "own-nested", "timm-resnet10t", "timm-regnety_002", "timm-mobilenetv4_conv_small",
+    "timm-convnext_atto", "timm-ghostnet_050", "timm-rexnet_100", "torchvision-mobilenet_v3_small",
+    "torchvision-shufflenet_v2_x0_5", "torchvision-squeezenet1_1", "torchvision-googlenet",
+}  # fmt: skip
+ALL = bool(os.environ.get("CSHAM_ALL_NETWORKS"))
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda network: network.id)
+def network(request):
+    with warnings.catch_warnings():
+        # EdgeNeXt: three of its blocks have no module of their own to attach to, as its entry says.
+        warnings.filterwarnings("ignore", "attach: 3 of 12 points of EdgeNeXt")
+        yield request.param
+
+
+def strategy_for(model):
+    """Transfer where a stage has two points, since it is the one that ties points together."""
+    stages = [point.stage for point in csham.attach(model, dry_run=True)]
+    return "transfer" if len(set(stages)) < len(stages) else "sequential"
+
+
+def wake(model):
+    """Undo what networks start with to be the identity: gains of zero would keep attention from the loss."""
+    for name, parameter in model.named_parameters():
+        if not name.endswith("bias") and parameter.abs().max() < 1e-3:
+            nn.init.ones_(parameter)
+    return model
+
+
+@pytest.mark.slow
+def test_points_stay_what_the_architecture_says_and_the_network_what_it_was(network):
+    model = wake(network.build()).eval()
+    keys = list(model.state_dict())
+    plain = copy.deepcopy(model)
+    x = torch.randn(2, 3, network.side, network.side)
+    with torch.no_grad():
+        expected = plain(x)
+    strategy = strategy_for(model)
+
+    points = csham.attach(model, "csham_linear", strategy=strategy, gated=True)
+    assert len(points) == network.points, network.why
+    assert [key for key in model.state_dict() if ".attached" not in key] == keys
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+    model.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".gate"):
+                parameter.fill_(1)
+        assert torch.equal(model(x), expected)
+
+    csham.detach(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
+
+    csham.attach(model, "csham_linear", strategy=strategy)
+    before = {name: p.clone() for name, p in model.named_parameters() if ".attached" in name}
+    model.train()(x).logsumexp(1).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    after = dict(model.named_parameters())
+    still = [name for name, value in before.items() if torch.equal(value, after[name])]
+    assert not still
+
+
+@pytest.mark.slow
+def test_compiles_and_exports_where_the_plain_network_does(network):
+    if not ALL and network.id not in TRACED:
+        pytest.skip("one of each kind is traced; CSHAM_ALL_NETWORKS=1 traces them all")
+    model = network.build().eval()
+    x = torch.randn(2, 3, network.side, network.side)
+    plain = [refusal(how, model, x) for how in (compiled, exported)]
+    csham.attach(model, strategy=strategy_for(model))
+    for how, refused in zip((compiled, exported), plain, strict=True):
+        torch.compiler.reset()
+        assert (how.__name__, refusal(how, model, x)) == (how.__name__, None) or refused
+
+
+def compiled(model, x):
+    return torch.compile(model, fullgraph=True, backend="eager")(x)
+
+
+def exported(model, x):
+    return torch.export.export(model, (x,)).module()(x)
+
+
+def refusal(how, model, x):
+    """None if the network comes out of it computing the same, else what was said."""
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(how(model, x), model(x), rtol=1e-4, atol=1e-4)
+    except Exception as err:
+        return str(err)
+    return None
