@@ -36,3 +36,32 @@ def test_backbones_with_parameters(csham):
     rows = {row["name"]: row["params"] for row in json.loads(csham("list", "backbones", "--json")[1])}
     # 0.27 million for ten classes (He et al., table 6), and 90 rows of 65 more for a hundred.
     assert rows["resnet20"] == 272_474 + 90 * 65
+
+
+def test_attentions_with_their_maps_and_parts(csham):
+    rows = {row["name"]: row for row in json.loads(csham("list", "attentions", "--json")[1])}
+    assert rows["cbam"]["maps"] == ["channel", "spatial"]
+    assert rows["cbam"]["two_part"] is True
+    assert rows["a2"]["maps"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_table_as_markdown(csham, kind):
+    code, out, _ = csham("list", kind, "--markdown")
+    assert code == 0
+    header, rule, *rows = (line for line in out.splitlines() if line.startswith("|"))
+    found = json.loads(csham("list", kind, "--json")[1])
+    assert header == "| " + " | ".join(found[0]) + " |"
+    assert {line.count("|") for line in (header, rule, *rows)} == {len(found[0]) + 1}
+    assert [row.split(" ")[1] for row in rows] == [row["name"] for row in found]
+
+
+def test_all_tables_as_markdown_have_headings(csham):
+    out = csham("list", "--markdown")[1]
+    assert [line for line in out.splitlines() if line.startswith("#")] == [f"### {kind}" for kind in KINDS]
+
+
+def test_a_list_has_one_form(csham):
+    code, _, err = csham("list", "--json", "--markdown")
+    assert code == 2
+    assert "--json and --markdown exclude each other" in err

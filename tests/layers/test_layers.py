@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import re
 
@@ -12,14 +13,49 @@ from hypothesis import given
 from torch import nn
 
 import csham
+from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
 
 OURS = ["csham", "csham_linear", "csham_channel", "csham_spatial"]
+# One, odd, prime, no multiple of 4 or 8, no multiple of the usual group counts, and the usual ones.
+CHANNELS = [1, 3, 6, 12, 16, 17, 24, 40, 64, 256]
+# What the channels must be a multiple of.
+REFUSED = {"shuffle": 2, "scsa": 4}
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def same_format(y, x, memory_format):
     return y.is_contiguous(memory_format=memory_format) and y.shape == x.shape and y.dtype == x.dtype
+
+
+def count_parameters(layer):
+    return sum(p.numel() for p in layer.parameters())
+
+
+def evaluate(formula, channels):
+    """Compute a formula of the table, such as ``2CR + C, R = r8(C / 16)``, in the functions of its legend."""
+
+    def r8(z):
+        return max(8, int(z + 4) // 8 * 8)
+
+    def d(n, m):
+        return max(divisor for divisor in range(1, int(m) + 1) if n % divisor == 0)
+
+    kernel = int((math.log2(channels) + 1) / 2)
+    known = {
+        "C": channels,
+        "k": max(kernel + (kernel % 2 == 0), 3),
+        "r8": r8,
+        "g8": lambda z: r8(z) + 8 * (r8(z) < 0.9 * z),
+        "r1": lambda z: max(1, int(z + 0.5)),
+        "f": lambda z: max(1, int(z)),
+        "d": d,
+    }
+    formula, _, definition = formula.partition(", ")
+    if definition:
+        symbol, _, value = definition.partition(" = ")
+        known[symbol] = eval(value, known)
+    return eval(re.sub(r"(?<=[\dA-Zk])(?=[A-Z])", "*", formula).replace("²", "**2"), known)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -30,6 +66,7 @@ class TestEveryAttention:
     @pytest.mark.parametrize("memory_format", FORMATS)
     def test_every_parameter_and_the_input_get_a_gradient(self, name, memory_format):
         layer = self.build(name)
+        assert layer.training
         x = torch.randn(4, 16, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
         y = layer(x)
         assert same_format(y, x, memory_format)
@@ -62,26 +99,86 @@ class TestEveryAttention:
                 torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
 
     def test_compiles_to_one_graph(self, name):
+        torch.compiler.reset()  # one forward that many layers inherit may be compiled for eight of them only
         layer = self.build(name)
-        x = torch.randn(2, 16, 8, 8)
+        x = torch.randn(2, 16, 8, 8, requires_grad=True)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), copy.deepcopy(layer)(x))
         compiled(x).sum().backward()
 
     def test_has_the_parameters_its_table_says(self, name):
-        def params(channels):
-            return sum(p.numel() for p in self.build(name, channels, device="meta").parameters())
-
-        assert params(256) == ATTENTIONS[name].params
-        formula = re.sub(r"(?<=[\dA-Z])(?=[CR])", "*", ATTENTIONS[name].formula).replace("²", "**2")
-        for channels in (64, 128, 256):
-            expected = [eval(part, {"C": channels, "R": max(channels // 16, 8)}) for part in formula.split(" or ")]
-            assert params(channels) in expected
+        assert count_parameters(self.build(name, 256, device="meta")) == ATTENTIONS[name].params
+        for channels in (*CHANNELS, 88):  # 88 / 8 = 11 is where ECA's hidden layer is rounded up by more than half
+            if name not in REFUSED or channels % REFUSED[name] == 0:
+                layer = self.build(name, channels, device="meta")
+                assert count_parameters(layer) == evaluate(ATTENTIONS[name].formula, channels), channels
 
     def test_takes_device_and_dtype(self, name):
         layer = self.build(name, device="meta", dtype=torch.float64)
-        assert {p.device.type for p in layer.parameters()} == {"meta"}
-        assert {p.dtype for p in layer.parameters()} == {torch.float64}
+        assert {p.device.type for p in layer.parameters()} <= {"meta"}
+        assert {p.dtype for p in layer.parameters()} <= {torch.float64}
+        y = self.build(name, dtype=torch.float64).eval()(torch.randn(2, 16, 3, 5, dtype=torch.float64))
+        assert y.dtype == torch.float64
+
+    def test_gradients_agree_with_finite_differences(self, name):
+        layer = self.build(name, 4, dtype=torch.float64)
+        with torch.no_grad():
+            for parameter in layer.parameters():  # away from the constant gates that some begin with
+                parameter.normal_()
+        x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+
+        def with_parameters(x, *values):
+            keys = dict(layer.named_parameters())
+            return torch.func.functional_call(layer, dict(zip(keys, values, strict=True)), (x,))
+
+        torch.autograd.gradcheck(with_parameters, (x, *layer.parameters()), fast_mode=True)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_small_and_odd_maps(self, name, training):
+        layer = self.build(name).train(training)
+        # One pixel, one row, one column, sides below every kernel, odd sides; a batch of one, of two and of none.
+        for shape in [(1, 1, 1), (2, 1, 1), (1, 1, 7), (1, 7, 1), (2, 2, 3), (1, 5, 9), (0, 4, 4)]:
+            x = torch.randn(shape[0], 16, *shape[1:]).requires_grad_()
+            y = layer(x)
+            assert y.shape == x.shape, shape
+            assert y.isfinite().all(), shape
+            y.sum().backward()
+            assert x.grad.isfinite().all(), shape
+
+    @pytest.mark.parametrize("channels", CHANNELS)
+    def test_any_number_of_channels_works_or_is_refused_when_built(self, name, channels):
+        if name in REFUSED and channels % REFUSED[name]:
+            with pytest.raises(UserError, match=rf"needs .* got {channels}\. Use another"):
+                self.build(name, channels)
+            return
+        layer = self.build(name, channels)
+        for sides in ((1, 1), (4, 5)):
+            x = torch.randn(1, channels, *sides)
+            y = layer(x)
+            assert y.shape == x.shape
+            assert y.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("x", "message"),
+        [
+            (torch.zeros(2, 5, 4, 4), "C = 16 channels, got (2, 5, 4, 4)"),
+            (torch.zeros(16, 4, 4), "got (16, 4, 4)"),
+            (torch.zeros(1, 16, 4, 4, dtype=torch.uint8), "floating-point numbers, got torch.uint8"),
+        ],
+    )
+    def test_wrong_input_is_named(self, name, x, message):
+        with pytest.raises(UserError) as caught:
+            self.build(name)(x)
+        assert message in str(caught.value)
+
+    def test_wrong_settings_are_named(self, name):
+        with pytest.raises(
+            UserError, match=f"{name} does not take these settings: reductoin. It takes: .*device, dtype"
+        ):
+            self.build(name, reductoin=2)
+        for channels in (0, -3, 2.0, True):
+            with pytest.raises(UserError, match="channels must be a whole number of at least 1"):
+                self.build(name, channels)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -123,18 +220,15 @@ class TestOurs:
         x = torch.randn(2, 9, 7, 6).permute(0, 3, 1, 2)[:, :, 1:]
         torch.testing.assert_close(layer(x), layer(x.contiguous()))
 
-    @pytest.mark.parametrize(
-        ("x", "message"),
-        [
-            (torch.zeros(2, 5, 4, 4), "C = 4 channels, got (2, 5, 4, 4)"),
-            (torch.zeros(4, 4, 4), "got (4, 4, 4)"),
-            (torch.zeros(1, 4, 4, 4, dtype=torch.uint8), "floating-point numbers, got torch.uint8"),
-        ],
-    )
-    def test_wrong_input_is_named(self, name, x, message):
-        with pytest.raises(ValueError) as caught:
-            csham.create_attention(name, 4)(x)
-        assert message in str(caught.value)
+
+@pytest.mark.parametrize("name", ["csham", "eca", "scsa", "shuffle"])
+def test_exported_once_for_any_batch(name):
+    layer = csham.create_attention(name, 8).eval()
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(layer, (torch.randn(2, 8, 6, 5),), dynamic_shapes=shapes).module()
+    for batch in (1, 5):
+        x = torch.randn(batch, 8, 6, 5)
+        torch.testing.assert_close(exported(x), layer(x))
 
 
 @pytest.mark.slow
@@ -145,14 +239,11 @@ def test_compiled_with_inductor_in_training():
 
 
 def test_parameter_counts_are_the_papers():
-    def count(layer):
-        return sum(p.numel() for p in layer.parameters())
-
     for channels in (1, 16, 256):
-        assert count(csham.ChannelAttention(channels)) == 15
-        assert count(csham.ChannelAttention(channels, kernel_size=5)) == 23
-        assert count(csham.SpatialAttention(channels)) == 98 + 9 * channels + 4
-        assert count(csham.CSHAM(channels)) == 15 + 98 + 9 * channels + 4
+        assert count_parameters(csham.ChannelAttention(channels)) == 15
+        assert count_parameters(csham.ChannelAttention(channels, kernel_size=5)) == 23
+        assert count_parameters(csham.SpatialAttention(channels)) == 98 + 9 * channels + 4
+        assert count_parameters(csham.CSHAM(channels)) == 15 + 98 + 9 * channels + 4
 
 
 def test_relu_keeps_channel_weights_above_one_half():

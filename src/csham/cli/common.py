@@ -19,6 +19,7 @@ __all__ = [
     "QuietOption",
     "metrics_table",
     "print_json",
+    "print_markdown",
     "print_table",
 ]
 
@@ -47,12 +48,21 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
     rows = [list(row) for row in rows]
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(header):
-        numeric = all(isinstance(row[number], int | float | None) for row in rows)
+        numeric = all(_is_number(row[number]) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, markup=False, width=width).print(table)
+
+
+def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table on standard output as Markdown, for a page; numbers are set to the right."""
+    rows = [list(row) for row in rows]
+    numeric = [all(_is_number(row[number]) for row in rows) for number in range(len(header))]
+    cells = [list(header), ["---:" if right else "---" for right in numeric], *([*map(_cell, row)] for row in rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+    print("\n".join(([f"### {title}", ""] if title else []) + lines), end="\n\n")
 
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
@@ -62,9 +72,17 @@ def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None
     print_table(title, header, ([name, *(values[key] for key in names)] for name, values in measured.items()))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | None) and not isinstance(value, bool)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, tuple):
+        return ", ".join(value)
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

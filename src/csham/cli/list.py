@@ -10,9 +10,9 @@ import typer
 import csham.data
 from csham.attach.names import POSITIONS, STRATEGIES
 from csham.backbones.names import BACKBONES
-from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json, print_table
-from csham.errors import unknown_name
-from csham.layers.names import ATTENTIONS
+from csham.cli.common import OUTPUT, DebugOption, JsonOption, QuietOption, print_json, print_markdown, print_table
+from csham.errors import UserError, unknown_name
+from csham.layers.names import ATTENTIONS, FORMULAS
 from csham.training.recipes import RECIPES
 
 __all__ = ["list_names"]
@@ -27,18 +27,24 @@ def list_names(
     ] = None,
     *,
     as_json: JsonOption = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT)
+    ] = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """What can be named, with parameters and source."""
     if kind is not None and kind not in _KINDS:
         raise unknown_name("kind", kind, _KINDS)
+    if as_json and as_markdown:
+        raise UserError("list: --json and --markdown exclude each other. Give one of them.")
     found = {name: rows() for name, rows in _KINDS.items() if kind in (None, name)}
     if as_json:
         print_json(found if kind is None else found[kind])
         return
     for name, rows in found.items():
-        print_table(name, list(rows[0]), (list(row.values()) for row in rows))
+        print_rows = print_markdown if as_markdown else print_table
+        print_rows("" if as_markdown and kind else name, list(rows[0]), (list(row.values()) for row in rows))
         if name in _PARAMS_ARE:
             print(f"params: {_PARAMS_ARE[name]}\n")
 
@@ -54,7 +60,7 @@ def _datasets() -> list[Row]:
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {
     "backbones": lambda: _of(BACKBONES, "params"),
-    "attentions": lambda: _of(ATTENTIONS, "formula", "params"),
+    "attentions": lambda: _of(ATTENTIONS, "maps", "two_part", "formula", "params"),
     "strategies": lambda: _of(STRATEGIES),
     "positions": lambda: _of(POSITIONS),
     "datasets": _datasets,
@@ -63,5 +69,5 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
 
 _PARAMS_ARE = {
     "backbones": "for 100 classes and 32-pixel images",
-    "attentions": "for 256 channels; in the formula R is C / 16 rounded to a multiple of 8, at least 8",
+    "attentions": f"for 256 channels; in the formulas {FORMULAS}",
 }

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from csham import ops
-from csham.errors import UserError
 from csham.layers.activation import create_activation
-from csham.layers.checks import check_channels, check_input
+from csham.layers.checks import check_channels, check_input, check_odd
 
 __all__ = ["ChannelAttention"]
 
@@ -46,8 +45,7 @@ class ChannelAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_channels("ChannelAttention", channels)
-        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(f"ChannelAttention: kernel_size must be an odd whole number, got {kernel_size!r}.")
+        check_odd("ChannelAttention", "kernel_size", kernel_size)
         self.channels = channels
         padding = kernel_size // 2
         self.avg = nn.Conv1d(1, 1, kernel_size, padding=padding, device=device, dtype=dtype)

@@ -6,13 +6,24 @@ from torch import Tensor
 
 from csham.errors import UserError
 
-__all__ = ["check_channels", "check_input"]
+__all__ = ["check_channels", "check_count", "check_input", "check_odd"]
 
 
 def check_channels(layer: str, channels: int) -> None:
     """Refuse a number of channels that is not a whole number of at least one."""
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise UserError(f"{layer}: channels must be a whole number of at least 1, got {channels!r}.")
+    check_count(layer, "channels", channels)
+
+
+def check_count(layer: str, setting: str, value: int) -> None:
+    """Refuse a setting that is not a whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{layer}: {setting} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_odd(layer: str, setting: str, value: int) -> None:
+    """Refuse a kernel size that is not an odd whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0:
+        raise UserError(f"{layer}: {setting} must be an odd whole number, got {value!r}.")
 
 
 def check_input(layer: str, x: Tensor, channels: int) -> None:

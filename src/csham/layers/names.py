@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from csham._named import Named, table
 
-__all__ = ["ATTENTIONS", "AttentionName"]
+__all__ = ["ATTENTIONS", "FORMULAS", "AttentionName"]
 
 
 @dataclass(frozen=True)
@@ -14,26 +14,145 @@ class AttentionName(Named):
     """One attention.
 
     Attributes:
-        formula: Its parameters for C channels; R is C / 16 rounded to a multiple of 8, at least 8.
+        formula: Its parameters for C channels, in the functions of :data:`FORMULAS`.
         params: Its parameters for 256 channels.
-        two_part: Whether it has a channel part and a spatial part that a strategy can place on their own.
+        maps: What :func:`csham.layers.record_weights` finds, in this order: of ``"channel"`` (B, C), ``"spatial"``
+            (B, 1, H, W) and ``"full"`` (B, C, H, W); empty where the attention adds instead of scaling.
+        two_part: Whether it has a ``channel`` part and a ``spatial`` part that a strategy can place on their own.
     """
 
     formula: str
     params: int
+    maps: tuple[str, ...]
     two_part: bool = False
 
 
-_PAPER = "Pan et al., ICPR 2022 (csham)"
+FORMULAS = (
+    "r8(z) is z rounded to a multiple of 8, at least 8; g8(z) the same or, where that is below 0.9 z, 8 more; r1(z) is "
+    "z rounded, f(z) z rounded down, both at least 1; d(n, m) is the largest divisor of n up to m; k is ECA's "
+    "kernel size: (log2 C + 1) / 2 rounded down, made odd, at least 3"
+)
+
+_CSHAM = "Pan et al., ICPR 2022 (csham)"
+_BOTH = ("channel", "spatial")
+
+
+def _csham(name: str, summary: str, formula: str, params: int, maps: tuple[str, ...]) -> AttentionName:
+    return AttentionName(name, summary, _CSHAM, formula, params, maps, two_part=maps == _BOTH)
+
+
+def _timm(
+    name: str, summary: str, source: str, formula: str, params: int, maps: tuple[str, ...] = ("channel",)
+) -> AttentionName:
+    return AttentionName(name, summary, f"{source} (timm)", formula, params, maps, two_part=maps == _BOTH)
+
+
+def _paper(
+    name: str,
+    summary: str,
+    source: str,
+    formula: str,
+    params: int,
+    maps: tuple[str, ...] = ("full",),
+    two_part: bool = False,
+) -> AttentionName:
+    return AttentionName(name, summary, f"{source} (csham)", formula, params, maps, two_part)
+
+
+_ECA = "Wang et al., CVPR 2020, arXiv:1910.03151"
+_GC = "Cao et al., ICCVW 2019, arXiv:1904.11492"
+_CBAM = "Woo et al., ECCV 2018, arXiv:1807.06521"
+_COORD = "Hou et al., CVPR 2021, arXiv:2103.02907"
 
 ATTENTIONS = table(
     [
-        AttentionName("csham", "channel-spatial hybrid attention, with ReLU", _PAPER, "9C + 117", 2421, two_part=True),
-        AttentionName("csham_linear", "the same without ReLU", _PAPER, "9C + 117", 2421, two_part=True),
-        AttentionName("csham_channel", "CSHAM's channel step alone", _PAPER, "15", 15),
-        AttentionName("csham_spatial", "CSHAM's spatial step alone", _PAPER, "9C + 102", 2406),
-        AttentionName("se", "squeeze-and-excitation", "Hu et al., CVPR 2018 (timm)", "2CR + C + R", 8464),
-        AttentionName("eca", "efficient channel attention", "Wang et al., CVPR 2020 (timm)", "3 or 5", 5),
-        AttentionName("cbam", "convolutional block attention", "Woo et al., ECCV 2018 (timm)", "C²/8 + 100", 8292),
+        _csham("csham", "channel-spatial hybrid attention, with ReLU", "9C + 117", 2421, _BOTH),
+        _csham("csham_linear", "the same without ReLU", "9C + 117", 2421, _BOTH),
+        _csham("csham_channel", "CSHAM's channel step alone", "15", 15, ("channel",)),
+        _csham("csham_spatial", "CSHAM's spatial step alone", "9C + 102", 2406, ("spatial",)),
+        _timm(
+            "se",
+            "squeeze and excitation",
+            "Hu et al., CVPR 2018, arXiv:1709.01507",
+            "2CR + C + R, R = r8(C / 16)",
+            8464,
+        ),
+        _timm(
+            "ese",
+            "effective squeeze and excitation, one layer",
+            "Lee and Park, CVPR 2020, arXiv:1911.06667",
+            "C² + C",
+            65_792,
+        ),
+        _timm("eca", "efficient channel attention", _ECA, "k", 5),
+        _timm("ecam", "ECA with a hidden layer", f"after {_ECA}", "kR + 2R + 1, R = g8(C / 8)", 225),
+        _timm("ceca", "ECA with the channels closed to a ring", f"after {_ECA}", "k", 5),
+        _timm(
+            "ge",
+            "gather-excite over the whole map",
+            "Hu et al., NeurIPS 2018, arXiv:1810.12348",
+            "2CR + C + R, R = r1(C / 16)",
+            8464,
+        ),
+        _timm("gc", "global context, as a gate", f"after {_GC}", "2CR + 2C + 3R + 1, R = r1(C / 8)", 16_993),
+        _timm("gca", "global context, added", _GC, "2CR + 2C + 3R + 1, R = r1(C / 8)", 16_993, ()),
+        _timm("cbam", "convolutional block attention", _CBAM, "2CR + 100, R = r1(C / 16)", 8292, _BOTH),
+        _timm(
+            "lcbam", "CBAM with pooled values added first", f"after {_CBAM}", "2CR + 51, R = r1(C / 16)", 8243, _BOTH
+        ),
+        _timm("coord", "coordinate attention", _COORD, "3CR + 2R, R = r8(C / 24)", 6160, ("full",)),
+        _timm(
+            "scoord",
+            "coordinate attention without norm, one gate",
+            f"after {_COORD}",
+            "3CR + 2C + R, R = r8(C / 6)",
+            31_272,
+            ("full",),
+        ),
+        _timm("ela", "efficient local attention", "Xu and Wan, 2024, arXiv:2403.01123", "18C", 4608, ("full",)),
+        _timm("strip", "gate of row and column means", "no paper", "6C", 1536, ("full",)),
+        _paper("simam", "how far each value stands out", "Yang et al., ICML 2021", "0", 0),
+        _paper(
+            "bam",
+            "bottleneck attention, channel and position in one gate",
+            "Park et al., BMVC 2018, arXiv:1807.06514",
+            "3CR + 3C + 18R² + 13R + 3, R = f(C / 16)",
+            17_875,
+            two_part=True,
+        ),
+        _paper(
+            "a2",
+            "double attention: gather, distribute, add",
+            "Chen et al., NeurIPS 2018, arXiv:1810.11579",
+            "4CR + C + 3R, R = f(C / 4)",
+            65_984,
+            (),
+        ),
+        _paper("triplet", "three gates, one per pair of axes", "Misra et al., WACV 2021, arXiv:2010.03045", "300", 300),
+        _paper(
+            "shuffle",
+            "channel and position gates in groups, shuffled",
+            "Zhang and Yang, ICASSP 2021, arXiv:2102.00240",
+            "3C / G, G = d(C / 2, 64)",
+            12,
+        ),
+        _paper(
+            "ema",
+            "efficient multi-scale attention across positions",
+            "Ouyang et al., ICASSP 2023, arXiv:2305.13563",
+            "10R² + 4R, R = C / d(C, 32)",
+            672,
+        ),
+        _paper(
+            "scsa", "spatial gate guiding attention among channels", "Si et al., 2024, arXiv:2407.05128", "16C", 4096
+        ),
+        _paper(
+            "scse",
+            "channel and spatial squeeze and excitation, added",
+            "Roy et al., MICCAI 2018, arXiv:1803.02579",
+            "2CR + 2C + R + 1, R = f(C / 2)",
+            66_177,
+            two_part=True,
+        ),
     ]
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csham import ops
 from csham.errors import UserError
 from csham.layers.activation import create_activation
 from csham.layers.checks import check_channels, check_input
+from csham.layers.norm import BatchNorm2d
 
 __all__ = ["SpatialAttention"]
 
@@ -52,9 +52,10 @@ class SpatialAttention(nn.Module):
             raise UserError(f"SpatialAttention: dropout must be at least 0 and below 1, got {dropout!r}.")
         self.channels = channels
         self.main = nn.Conv2d(2, 1, 7, padding=3, bias=False, device=device, dtype=dtype)
-        self.main_bn = _BatchNorm(device, dtype)
+        # TensorFlow's epsilon and momentum.
+        self.main_bn = BatchNorm2d(1, eps=1e-3, momentum=0.01, device=device, dtype=dtype)
         self.neighbor = nn.Conv2d(channels, 1, 3, stride=2, bias=False, device=device, dtype=dtype)
-        self.neighbor_bn = _BatchNorm(device, dtype)
+        self.neighbor_bn = BatchNorm2d(1, eps=1e-3, momentum=0.01, device=device, dtype=dtype)
         self.act = create_activation(act)
         self.dropout = nn.Dropout(dropout) if dropout else None
 
@@ -72,16 +73,3 @@ class SpatialAttention(nn.Module):
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""
         return f"channels={self.channels}"
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """Batch norm of a one-channel map with TensorFlow's epsilon and momentum, defined for a single value too."""
-
-    def __init__(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        super().__init__(1, eps=1e-3, momentum=0.01, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # One value has no variance to be normalised by (torch refuses it): as in evaluation, the running one is used.
-        if self.training and x.numel() == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from csham.errors import UserError, unknown_name
+from csham.layers.a2 import DoubleAttention
+from csham.layers.bam import BAM
 from csham.layers.channel import ChannelAttention
+from csham.layers.ema import EMA
 from csham.layers.hybrid import CSHAM
 from csham.layers.names import ATTENTIONS
+from csham.layers.scsa import SCSA
+from csham.layers.scse import SCSE
+from csham.layers.shuffle import ShuffleAttention
+from csham.layers.simam import SimAM
 from csham.layers.spatial import SpatialAttention
+from csham.layers.triplet import TripletAttention
 
 __all__ = ["create_attention"]
 
@@ -21,6 +30,14 @@ _OURS: dict[str, Callable[..., nn.Module]] = {
     "csham_linear": partial(CSHAM, act=None),
     "csham_channel": ChannelAttention,
     "csham_spatial": SpatialAttention,
+    "simam": SimAM,
+    "bam": BAM,
+    "a2": DoubleAttention,
+    "triplet": TripletAttention,
+    "shuffle": ShuffleAttention,
+    "ema": EMA,
+    "scsa": SCSA,
+    "scse": SCSE,
 }
 
 
@@ -36,15 +53,33 @@ def create_attention(name: str, channels: int, **settings: Any) -> nn.Module:
         A module from (B, channels, H, W) to the same.
 
     Raises:
-        UserError: An unknown name, or a setting that the layer does not take.
+        UserError: An unknown name, a setting that the layer does not take, or channels that it cannot do.
+
+    Example:
+        >>> create_attention("bam", 64, reduction=8)(torch.randn(2, 64, 14, 14)).shape
+        torch.Size([2, 64, 14, 14])
     """
     if name not in ATTENTIONS:
         raise unknown_name("attention", name, ATTENTIONS)
-    try:
-        if name in _OURS:
-            return _OURS[name](channels, **settings)
-        from timm.layers import create_attn  # noqa: PLC0415  timm takes seconds to import
+    build = _builder(name)
+    _check_settings(name, build, settings)
+    return build(channels, **settings)
 
-        return create_attn(name, channels, **settings)
-    except TypeError as err:
-        raise UserError(f"create_attention: {name} does not take these settings: {err}.") from err
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    if name in _OURS:
+        return _OURS[name]
+    from csham.layers.from_timm import FROM_TIMM  # noqa: PLC0415  timm takes seconds to import
+
+    return FROM_TIMM[name]
+
+
+def _check_settings(name: str, build: Callable[..., nn.Module], settings: Mapping[str, Any]) -> None:
+    fixed = build.keywords if isinstance(build, partial) else {}
+    takes = [setting for setting in inspect.signature(build).parameters if setting not in ("channels", *fixed)]
+    unknown = [setting for setting in settings if setting not in takes]
+    if unknown:
+        raise UserError(
+            f"create_attention: {name} does not take these settings: {', '.join(unknown)}. "
+            f"It takes: {', '.join(takes)}."
+        )

@@ -97,20 +97,21 @@ def scale(x: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         x: Feature map, (B, C, H, W).
-        weights: Channel weights, (B, C), or spatial weights, (B, 1, H, W).
+        weights: Channel weights, (B, C), spatial weights, (B, 1, H, W), or one for each value, (B, C, H, W).
 
     Returns:
         (B, C, H, W), with the dtype and memory format of ``x``.
 
     Raises:
-        ValueError: ``weights`` are neither of the two for this ``x``.
+        ValueError: ``weights`` are none of the three for this ``x``.
     """
     if weights.shape == x.shape[:2]:
         weights = weights[:, :, None, None]
-    elif weights.shape != (x.shape[0], 1, *x.shape[2:]):
+    elif weights.shape not in ((x.shape[0], 1, *x.shape[2:]), x.shape):
         raise ValueError(
-            f"scale: weights must be channel weights (B, C) = {tuple(x.shape[:2])} or spatial weights (B, 1, H, W) = "
-            f"{(x.shape[0], 1, *x.shape[2:])} to match x, got {tuple(weights.shape)}."
+            f"scale: weights must be channel weights (B, C) = {tuple(x.shape[:2])}, spatial weights (B, 1, H, W) = "
+            f"{(x.shape[0], 1, *x.shape[2:])} or full weights (B, C, H, W) = {tuple(x.shape)} to match x, got "
+            f"{tuple(weights.shape)}."
         )
     # Under autocast the weights may come in another type than the map, whose type is kept.
     return x * weights.to(x.dtype)

@@ -1,0 +1,217 @@
+"""timm's light attentions under the zoo's contract.
+
+Parameters, state_dict keys and outputs are timm's. Added are the checks of settings and input, an output of the
+input's type under autocast, empty batches, and ``gate_kind``, which says what :func:`csham.layers.record_weights` finds
+at the module ``gate``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from timm import layers as timm_layers
+from timm.layers.coord_attn import CoordAttn, EfficientLocalAttn, SimpleCoordAttn, StripAttn
+from timm.layers.helpers import make_divisible
+from timm.layers.mlp import ConvMlp
+from torch import Tensor, nn
+
+from csham.errors import UserError
+from csham.layers.cbam import CBAM, LightCBAM
+from csham.layers.checks import check_channels, check_count, check_input, check_odd
+from csham.layers.norm import GroupNorm1
+
+__all__ = ["FROM_TIMM"]
+
+
+class _FromTimm:
+    """What is put before a layer of timm's.
+
+    Attributes:
+        gate_kind: What the outputs of ``gate`` make: ``"channel"`` or ``"full"`` weights, None where it is not used.
+    """
+
+    gate_kind: str | None = "channel"
+    # What timm's layer takes and does not use, or what would make another attention of it.
+    _refused: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``inspect.signature`` tell the settings that have an effect; some of timm's layers take any."""
+        super().__init_subclass__(**kwargs)
+        inits = (
+            inspect.signature(vars(base)["__init__"]).parameters for base in cls.__mro__ if "__init__" in vars(base)
+        )
+        # Ours that take any settings hand them on to timm's.
+        settings = next(init for init in inits if "settings" not in init).values()
+        named = [p for p in settings if p.name not in ("self", *cls._refused) and p.kind is not p.VAR_KEYWORD]
+        cls.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        name = type(self).__name__
+        check_channels(name, channels)
+        for setting, value in settings.items():
+            if setting == "kernel_size":
+                check_odd(name, setting, value)
+            elif setting == "rd_channels" and value is not None:
+                check_count(name, setting, value)
+        super().__init__(channels, **settings)  # type: ignore[call-arg]
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to ``x``, (B, C, H, W)."""
+        check_input(type(self).__name__, x, self.channels)
+        if x.shape[0] == 0:  # the views of timm's ECA cannot be inferred from nothing
+            return x.clone()
+        return super().forward(x).to(x.dtype)  # type: ignore[misc]
+
+
+class SqueezeExcite(_FromTimm, timm_layers.SEModule):
+    """``w = σ(W2 ReLU(W1 mean_hw x + b1) + b2)``. Source: Hu et al., arXiv:1709.01507, eq. 2 to 4."""
+
+
+class EffectiveSqueezeExcite(_FromTimm, timm_layers.EffectiveSEModule):
+    """``w = hardsigmoid(W mean_hw x + b)``. Source: Lee and Park, arXiv:1911.06667."""
+
+
+class EfficientChannelAttention(_FromTimm, timm_layers.EcaModule):
+    """``w = σ(conv1d_k(mean_hw x))``, k chosen by the channels. Source: Wang et al., arXiv:1910.03151."""
+
+    _refused: ClassVar[tuple[str, ...]] = (
+        "kernel_size",
+        "use_mlp",
+        "act_layer",
+        "rd_ratio",
+        "rd_channels",
+        "rd_divisor",
+    )
+
+
+class HiddenEfficientChannelAttention(EfficientChannelAttention):
+    """As ECA, with a hidden layer between the mean and the filter. Source: timm."""
+
+    _refused: ClassVar[tuple[str, ...]] = ("kernel_size", "use_mlp")
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(channels, use_mlp=True, **settings)
+
+
+class CircularEfficientChannelAttention(_FromTimm, timm_layers.CecaModule):
+    """As ECA, the channels closed to a ring. Source: timm."""
+
+    _refused: ClassVar[tuple[str, ...]] = ("kernel_size", "act_layer")
+
+
+class GatherExcite(_FromTimm, timm_layers.GatherExcite):
+    """``y = σ(MLP(pool x)) ⊙ x``, the pool a mean over the whole map or, with ``extent``, over parts of it.
+
+    The variants of the paper whose pooling has no parameters of its own. The layer is put together here, because timm
+    1.0.31's cannot be built (it hands the names of its keywords on as positions).
+
+    Args:
+        channels: Channels of the feature map.
+        extent: 0 for the whole map, or the even stride of windows of ``2 * extent - 1`` positions.
+        use_mlp: Whether an MLP stands between the pool and the gate.
+        rd_ratio: Hidden channels for each channel.
+        rd_channels: Hidden channels, instead of ``rd_ratio``.
+        rd_divisor: What the hidden channels are rounded to a multiple of.
+        add_maxpool: Whether to average the mean with the maximum.
+        act_layer: Activation of the hidden channels.
+        gate_layer: Name or class of the gate.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Source: Hu et al., "Gather-Excite: Exploiting Feature Context in Convolutional Neural Networks", NeurIPS 2018,
+    arXiv:1810.12348.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        extent: int = 0,
+        use_mlp: bool = True,
+        rd_ratio: float = 1 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 1,
+        add_maxpool: bool = False,
+        act_layer: type[nn.Module] = nn.ReLU,
+        gate_layer: str | type[nn.Module] = "sigmoid",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(extent, bool) or not isinstance(extent, int) or extent < 0 or extent % 2:
+            raise UserError(f"GatherExcite: extent must be 0 (the whole map) or an even number, got {extent!r}.")
+        super().__init__(channels, extent=extent, use_mlp=False, add_maxpool=add_maxpool, gate_layer=gate_layer)
+        self.gate_kind = "full" if extent else "channel"
+        if use_mlp:
+            if rd_channels is None:
+                rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+            check_count("GatherExcite", "rd_channels", rd_channels)
+            self.mlp = ConvMlp(channels, rd_channels, act_layer=act_layer, device=device, dtype=dtype)
+
+
+class GlobalContext(_FromTimm, timm_layers.GlobalContext):
+    """``w = σ(W2 ReLU(LN(W1 Σ_p softmax(k x)_p x_p)))``, a gate of what the paper's block adds.
+
+    Source: Cao et al., arXiv:1904.11492.
+    """
+
+    _refused: ClassVar[tuple[str, ...]] = ("fuse_add", "fuse_scale", "init_last_zero")
+
+
+class AddedGlobalContext(GlobalContext):
+    """The paper's block: ``y = x + W2 ReLU(LN(W1 Σ_p softmax(k x)_p x_p))``. Source: Cao et al., arXiv:1904.11492."""
+
+    gate_kind = None
+    _refused: ClassVar[tuple[str, ...]] = ("fuse_add", "fuse_scale", "init_last_zero", "gate_layer")
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(channels, fuse_add=True, fuse_scale=False, **settings)
+
+
+class CoordinateAttention(_FromTimm, CoordAttn):
+    """``y = a_h ⊙ a_w ⊙ x``, from the means of rows and of columns. Source: Hou et al., arXiv:2103.02907."""
+
+    gate_kind = "full"
+
+
+class SimpleCoordinateAttention(_FromTimm, SimpleCoordAttn):
+    """As coordinate attention, without norm, the two sides added before the gate. Source: timm."""
+
+    gate_kind = "full"
+
+
+class EfficientLocalAttention(_FromTimm, EfficientLocalAttn):
+    """``y = a_h ⊙ a_w ⊙ x``, from depthwise convolutions of the means. Source: Xu and Wan, arXiv:2403.01123."""
+
+    gate_kind = "full"
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        # timm's own refuses one channel on a map with a side of one pixel.
+        super().__init__(channels, **{"norm_layer": GroupNorm1, **settings})
+
+
+class StripAttention(_FromTimm, StripAttn):
+    """``y = σ(a_h + a_w) ⊙ x``, from depthwise convolutions of the means of rows and columns. Source: timm."""
+
+    gate_kind = "full"
+
+
+FROM_TIMM: dict[str, Callable[..., nn.Module]] = {
+    "se": SqueezeExcite,
+    "ese": EffectiveSqueezeExcite,
+    "eca": EfficientChannelAttention,
+    "ecam": HiddenEfficientChannelAttention,
+    "ceca": CircularEfficientChannelAttention,
+    "ge": GatherExcite,
+    "gc": GlobalContext,
+    "gca": AddedGlobalContext,
+    "cbam": CBAM,
+    "lcbam": LightCBAM,
+    "coord": CoordinateAttention,
+    "scoord": SimpleCoordinateAttention,
+    "ela": EfficientLocalAttention,
+    "strip": StripAttention,
+}
