@@ -4,8 +4,15 @@ import json
 def test_tables(csham, finished):
     code, out, _ = csham("evaluate", finished, "--quiet")
     assert code == 0
-    for word in ("test part of", "last weights", "each class", "confusion", "ant", "kappa"):
+    for word in ("test part of", "last weights", "macro top-1", "each class", "confusion", "ant", "kappa"):
         assert word in out
+    assert "no images here" not in out
+
+
+def test_classes_without_images_are_mentioned(csham, finished, tmp_path, write_images):
+    root = write_images(tmp_path / "more", classes=("ant", "bee"), count=5)
+    write_images(root, classes=("cow",), count=1)  # one image is not divided: it trains
+    assert "1 classes have no images here; macro averages leave them out" in csham("evaluate", finished, root)[1]
 
 
 def test_json_has_everything_and_agrees_with_the_summary(csham, finished):

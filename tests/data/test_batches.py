@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2.functional import resized_crop
 
-from csham.data.batches import Batches
+from csham.data.batches import _CROP_SALT, Batches
+from csham.data.crops import draw_boxes
 from csham.data.dataset import PackedDataset, stored_side
+from csham.data.split import generator
 from csham.errors import UserError
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.3]
@@ -37,8 +42,9 @@ def dataset_of(count, image_size, seed=0, flip=True):
 
 
 def batches_of(dataset, indices=None, **settings):
+    """Batches that are cut without resampling, unless asked for otherwise: their draws can be searched for."""
     indices = np.arange(len(dataset)) if indices is None else indices
-    defaults = {"batch_size": 8, "seed": 0, "mean": MEAN, "std": STD, "augment": True}
+    defaults = {"batch_size": 8, "seed": 0, "mean": MEAN, "std": STD, "augment": True, "crop": "pad"}
     return Batches(dataset, indices, **{**defaults, **settings})
 
 
@@ -170,10 +176,21 @@ def test_orders_differ_between_epochs_and_seeds():
 @given(seed=st.integers(0, 2**63), epoch=st.integers(0, 2**31), index=st.integers(0, 4))
 def test_a_batch_is_a_function_of_seed_epoch_and_index(seed, epoch, index):
     dataset = dataset_of(40, 8)
-    in_sequence = list(batches_of(dataset, seed=seed).epoch(epoch))
-    torch.manual_seed(int(seed % 1000))
-    np.random.seed(1)
-    assert equal(batches_of(dataset, seed=seed).batch(epoch, index), in_sequence[index])
+    for crop in ("pad", "resized"):
+        in_sequence = list(batches_of(dataset, seed=seed, crop=crop).epoch(epoch))
+        torch.manual_seed(int(seed % 1000))
+        np.random.seed(1)
+        assert equal(batches_of(dataset, seed=seed, crop=crop).batch(epoch, index), in_sequence[index])
+
+
+def test_threads_make_the_same_batches():
+    """As a loop does that makes the next batches while the network trains."""
+    dataset = dataset_of(160, 72)
+    batches = batches_of(dataset, crop="resized")
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda place: batches.batch(*place), [(e, k) for e in range(2) for k in range(20)]))
+    alone = [batch for epoch in range(2) for batch in batches_of(dataset, crop="resized").epoch(epoch)]
+    assert all(equal(one, two) for one, two in zip(together, alone, strict=True))
 
 
 def test_start_resumes():
@@ -219,11 +236,47 @@ FROZEN_DRAWS = [
 ]
 
 
+@pytest.mark.parametrize("image_size", [16, 72])
+def test_resized_crops_are_boxes_of_the_stored_square(image_size):
+    """Drawn anew and cut by torchvision, one image at a time, from (seed, epoch, batch) alone."""
+    dataset = dataset_of(24, image_size)
+    batch = batches_of(dataset, batch_size=12, seed=5, crop="resized", crop_scale=0.2).batch(2, 1)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    side = dataset.images.shape[1]
+    rng = generator(5, 2, 1, _CROP_SALT)
+    boxes, mirrored = draw_boxes(rng, 12, side, 0.2), rng.random(12) < 0.5
+    assert 0 < mirrored.sum() < 12
+    for row, box, flip, pixels in zip(batch.indices, boxes.tolist(), mirrored, bytes_of(batch.images), strict=True):
+        image = torch.from_numpy(dataset.images[row].copy()).permute(2, 0, 1)
+        expected = resized_crop(image, *box, [image_size, image_size], antialias=True)
+        expected = (expected.flip(-1) if flip else expected).permute(1, 2, 0).numpy()
+        assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_the_way_of_cropping_changes_neither_the_order_nor_evaluation():
+    dataset = dataset_of(40, 72)
+    padded, resized = (batches_of(dataset, crop=crop) for crop in ("pad", "auto"))
+    assert resized.crop == "resized"
+    one, two = padded.batch(1, 2), resized.batch(1, 2)
+    assert np.array_equal(one.indices, two.indices)
+    assert not torch.equal(one.images, two.images)
+    assert all(equal(a, b) for a, b in zip(padded.in_order(), resized.in_order(), strict=True))
+
+
+def test_no_mirrored_box_where_images_may_not_be_mirrored():
+    pixels = np.zeros((1, 82, 82, 3), np.uint8)
+    pixels[:, :, 41:] = 255  # dark on the left of any box that holds both
+    dataset = replace(dataset_of(1, 72, flip=False), images=np.repeat(pixels, 16, 0), labels=np.zeros(16, np.int64))
+    images = batches_of(dataset, batch_size=16, crop="resized").batch(0, 0).images
+    assert (images[..., 0].mean((1, 2)) < images[..., -1].mean((1, 2))).all()
+
+
+@pytest.mark.parametrize(("image_size", "crop"), [(8, "pad"), (72, "resized")])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_ranks_slices_are_the_batch(world_size):
-    dataset = dataset_of(21, 8)
-    whole = batches_of(dataset)
-    ranks = [batches_of(dataset, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_the_ranks_slices_are_the_batch(world_size, image_size, crop):
+    dataset = dataset_of(21, image_size)
+    whole = batches_of(dataset, crop=crop)
+    ranks = [batches_of(dataset, rank=rank, world_size=world_size, crop=crop) for rank in range(world_size)]
     for index in range(len(whole)):
         parts = [rank.batch(1, index) for rank in ranks]
         assert torch.equal(torch.cat([part.images for part in parts]), whole.batch(1, index).images)
@@ -272,14 +325,14 @@ def test_no_such_batch(index):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("image_size", [32, 72])
-def test_the_gpu_makes_the_same_batches(image_size, resident, monkeypatch):
+@pytest.mark.parametrize(("image_size", "crop"), [(32, "pad"), (72, "pad"), (72, "resized")])
+def test_the_gpu_makes_the_same_batches(image_size, crop, resident, monkeypatch):
     dataset = dataset_of(40, image_size)
     if not resident:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
-    on_gpu = batches_of(dataset, device="cuda")
+    on_gpu = batches_of(dataset, device="cuda", crop=crop)
     assert bool(dataset.resident) is resident
-    for here, there in zip(batches_of(dataset).epoch(1), on_gpu.epoch(1), strict=True):
+    for here, there in zip(batches_of(dataset, crop=crop).epoch(1), on_gpu.epoch(1), strict=True):
         assert there.images.device.type == there.labels.device.type == "cuda"
         assert there.images.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(there.images.cpu(), here.images, rtol=0, atol=2e-6)  # one fused operation

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csham.data import prepare
-from csham.data.named import DATASETS
+from csham.data.named import DATASETS, IMAGE_SIZES
 from csham.errors import UserError
 
 NOWHERE = "http://127.0.0.1:9/cifar.tar.gz"  # the discard port: refused at once
@@ -96,6 +96,7 @@ def test_no_network(tiny_cifar, cache_dir):
     with pytest.raises(UserError, match="could not be downloaded: no network") as caught:
         prepare(name, cache_dir=cache_dir)
     assert str(cache_dir / "downloads" / kind.filename) in str(caught.value)
+    assert kind.tgz_md5 in str(caught.value)
     assert "image folder" in str(caught.value)
     assert not [path for path in (cache_dir / "packed").glob("*") if path.is_dir()], "nothing half-written"
 
@@ -109,5 +110,7 @@ def test_a_damaged_archive(tiny_cifar, cache_dir):
 
 
 def test_every_name_says_what_it_is():
-    assert list(DATASETS) == ["digits", "cifar10", "cifar100"]
-    assert all("classes" in what for what in DATASETS.values())
+    assert (
+        list(DATASETS) == list(IMAGE_SIZES) == ["digits", "cifar10", "cifar100", "caltech101", "caltech101-background"]
+    )
+    assert all("class" in what for what in DATASETS.values())

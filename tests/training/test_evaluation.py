@@ -9,7 +9,7 @@ from csham.training.checkpoints import load_checkpoint
 from csham.training.evaluation import evaluate, load_network
 from csham.training.run_folder import RunFolder
 
-METRICS = ("top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
+METRICS = ("top1", "macro_top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
 
 
 def test_the_runs_own_numbers_come_out_again(finished):
@@ -38,6 +38,17 @@ def test_other_images_of_the_same_classes(finished, tmp_path, write_images):
     found = evaluate(finished, str(tmp_path / "more"), part="all")
     assert found.summary["images"] == 15
     assert found.confusion.sum(1).tolist() == [5, 5, 5]
+
+
+def test_a_class_too_small_for_the_test_part_is_left_out_of_macro_averages(finished, tmp_path, write_images):
+    root = write_images(tmp_path / "more", classes=("ant", "bee"), count=10)
+    write_images(root, classes=("cow",), count=1)
+    found = evaluate(finished, str(root))
+    assert found.summary["images"] == 4
+    assert found.summary["absent_classes"] == 1
+    recalls = [row["recall"] for row in found.per_class]
+    assert recalls[2] is None
+    assert found.summary["macro_top1"] == pytest.approx((recalls[0] + recalls[1]) / 2)
 
 
 def test_classes_that_differ_are_named(finished, tmp_path, write_images):

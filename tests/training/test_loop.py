@@ -137,6 +137,33 @@ def wait_for(path, *, epoch, step, process):
     raise AssertionError("no checkpoint came")
 
 
+def test_a_run_of_larger_images_goes_on_to_the_same_bits(settings, finished, tmp_path):
+    given = {**settings, "image_size": 65, "epochs": 1}
+    train(resolve(given), run=tmp_path / "whole")
+    assert RunFolder(tmp_path / "whole").read_config().crop == "resized"
+    with pytest.raises(InterruptedRunError):
+        train(resolve(given), run=tmp_path / "run", progress=Stopping(3))
+    resume(tmp_path / "run")
+    same_results(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_older_than_a_setting_goes_on_as_it_began(settings, tmp_path):
+    """Before there was a choice of crops, larger images were cut without resampling."""
+    given = {**settings, "image_size": 65, "epochs": 1, "crop": "pad"}
+    train(resolve(given), run=tmp_path / "whole")
+    run = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(resolve(given), run=run, progress=Stopping(3))
+    old = {name: value for name, value in read_settings(run / "config.yaml").items() if not name.startswith("crop")}
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    content = load_checkpoint(RunFolder(run).last)
+    content["config"] = {name: value for name, value in content["config"].items() if not name.startswith("crop")}
+    save_checkpoint(RunFolder(run).last, content)
+    resume(run)
+    same_results(run, tmp_path / "whole")
+
+
 def test_a_run_killed_before_its_summary_finishes(finished, tmp_path):
     run = copy(finished, tmp_path)
     resume(run)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from csham.training.metrics import Predictions
 
@@ -14,12 +15,37 @@ def test_against_numbers_worked_out_by_hand():
     found = make([0, 0, 1, 2], [[0, 1], [1, 0], [1, 2], [0, 2]]).summary(["a", "b", "c"])
     assert found["top1"] == 50
     assert found["top5"] == 100
+    assert found["macro_top1"] == found["recall"]
+    assert found["absent_classes"] == 0
     assert found["precision"] == pytest.approx(100 * (1 / 2 + 1 / 2 + 0) / 3, abs=1e-3)
     assert found["recall"] == pytest.approx(100 * (1 / 2 + 1 + 0) / 3, abs=1e-3)
     # Chance agreement: (2*2 + 1*2 + 1*0) / 16 = 0.375; (0.5 - 0.375) / (1 - 0.375) = 0.2.
     assert found["kappa"] == pytest.approx(0.2)
     assert found["loss"] == 0.5
     assert found["images"] == 4
+
+
+def test_every_class_counts_alike_in_macro_top1():
+    # Nine of ten and none of two: 75% of the images, 45% of the classes.
+    found = make([0] * 10 + [1] * 2, [[0]] * 9 + [[1]] + [[0]] * 2).summary(["many", "few"])
+    assert found["top1"] == 75
+    assert found["macro_top1"] == 45
+
+
+def test_macro_top1_is_scikit_learns_balanced_accuracy():
+    rng = np.random.default_rng(0)
+    labels, named = rng.integers(0, 5, 200), rng.integers(0, 5, (200, 1))
+    expected = balanced_accuracy_score(labels, named[:, 0])
+    assert make(labels, named).summary(list("abcde"))["macro_top1"] == pytest.approx(100 * expected, abs=1e-3)
+
+
+def test_macro_averages_are_over_the_classes_with_images():
+    # Classes 1 and 3 have none; one image of class 2 is called 3, which counts against class 2 alone.
+    found = make([0, 0, 2, 2], [[0], [0], [2], [3]]).summary(["a", "b", "c", "d"])
+    assert found["absent_classes"] == 2
+    assert found["macro_top1"] == found["recall"] == 75
+    assert found["precision"] == 100
+    assert found["f1"] == pytest.approx(100 * (1 + 2 / 3) / 2, abs=1e-3)
 
 
 def test_confusion_has_true_classes_as_rows_and_all_classes():
@@ -31,3 +57,5 @@ def test_a_class_without_images_has_a_row():
     assert [row["class"] for row in rows] == ["a", "b", "c"]
     assert [row["images"] for row in rows] == [1, 1, 0]
     assert rows[0]["recall"] == 100
+    assert rows[1]["recall"] == 0
+    assert rows[2]["recall"] is rows[2]["f1"] is None

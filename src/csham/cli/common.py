@@ -67,9 +67,10 @@ def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[An
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of one or more sets of weights, a row each."""
-    names = ("top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
-    header = ["", "top-1", "top-5", "precision", "recall", "F1", "kappa", "loss", "images"]
-    print_table(title, header, ([name, *(values[key] for key in names)] for name, values in measured.items()))
+    names = ("top1", "macro_top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
+    header = ["", "top-1", "macro top-1", "top-5", "precision", "recall", "F1", "kappa", "loss", "images"]
+    # A run that finished before macro_top1 was reported is still shown.
+    print_table(title, header, ([name, *(values.get(key) for key in names)] for name, values in measured.items()))
 
 
 def _is_number(value: Any) -> bool:

@@ -72,6 +72,8 @@ def evaluate(
         return
     summary = found.summary
     metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {f"{weights} weights": summary})
+    if summary["absent_classes"]:
+        print(f"{summary['absent_classes']} classes have no images here; macro averages leave them out\n")
     header = ["class", "precision", "recall", "F1", "images"]
     print_table("each class", header, (list(row.values()) for row in found.per_class))
     if len(found.classes) <= _CLASSES_SHOWN:

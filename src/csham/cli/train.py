@@ -19,6 +19,7 @@ from csham.cli.common import (
     metrics_table,
     print_json,
 )
+from csham.data.names import CROP_SCALE
 from csham.errors import UserError
 from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
@@ -71,6 +72,12 @@ def train(
         ),
     ] = None,
     image_size: Annotated[int | None, _option("Height and width in pixels.", _DATA, "the dataset's own")] = None,
+    crop: Annotated[
+        str | None, _option("pad (a shifted square) or resized (a random box).", _DATA, "pad up to 64 px, then resized")
+    ] = None,
+    crop_scale: Annotated[
+        float | None, _option("Least area of a resized crop, above 0 to 1.", _DATA, str(CROP_SCALE))
+    ] = None,
     validation: Annotated[float | None, _option("Fraction of the training images held out.", _DATA, "0.1")] = None,
     max_bad: Annotated[int | None, _option("Unreadable files to skip before giving up.", _DATA, "10")] = None,
     run: Annotated[Path | None, _option("The run folder.", _RUN, "named after the settings, in --runs-dir")] = None,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from csham.data.crops import check_crop, draw_boxes, resampled
 from csham.data.dataset import PackedDataset
+from csham.data.names import CROP_SCALE
 from csham.data.split import generator
 from csham.errors import UserError
 
@@ -40,10 +42,15 @@ class Batches:
     """Batches of some of a dataset's images, cut on the device a whole batch at a time.
 
     Training (:meth:`epoch`, :meth:`batch`): shuffled anew every epoch, the images left over at its end
-    dropped. With ``augment``, each image gets its own random crop (up to 64 px from the image with a black
-    border of S // 8, above from the larger stored square) and, where ``flip``, is mirrored half the time.
+    dropped. With ``augment``, each image gets its own random crop and, where ``flip``, is mirrored half the time.
     Evaluation (:meth:`in_order`): every image once, the centre square. All draws come from
     ``(seed, epoch, batch)``, whatever the process, the device and torch's own generators.
+
+    Crops are one of
+
+    - ``"pad"``: S x S pixels, up to 64 px from the image with a black border of S // 8, above from the larger
+      stored square;
+    - ``"resized"``: a box of the stored square (:func:`csham.data.crops.draw_boxes`), resampled to S x S.
 
     Args:
         dataset: What :func:`csham.data.prepare` returned.
@@ -53,6 +60,8 @@ class Batches:
         mean: Per channel, in 0..1.
         std: Per channel, in 0..1, above 0.
         augment: Whether training batches are cropped and flipped at random.
+        crop: ``"pad"``, ``"resized"``, or ``"auto"``: padded up to 64 px, resized above.
+        crop_scale: Least area of a resized crop, as a fraction of the stored square's; above 0, at most 1.
         device: Where batches are made. On CUDA the dataset is kept there if it takes less than a quarter of
             the free memory.
         rank: This process, 0 to ``world_size - 1``; it gets its contiguous slice of every batch.
@@ -60,7 +69,8 @@ class Batches:
         flip: Whether images may be mirrored; default ``dataset.flip``.
 
     Raises:
-        UserError: Fewer images than a batch with ``augment``, or a batch that ``world_size`` does not divide.
+        UserError: Fewer images than a batch with ``augment``, a batch that ``world_size`` does not divide, or no
+            such crops.
     """
 
     def __init__(
@@ -73,6 +83,8 @@ class Batches:
         mean: Sequence[float],
         std: Sequence[float],
         augment: bool,
+        crop: str = "auto",
+        crop_scale: float = CROP_SCALE,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
@@ -88,8 +100,8 @@ class Batches:
         self.flip = dataset.flip if flip is None else flip
         self.device = torch.device(device)
         self.image_size = dataset.image_size
+        self.crop, self.crop_scale = check_crop(crop, crop_scale, self.image_size), crop_scale
         self._stored = dataset.images.shape[1]
-        self._pad = self.image_size // 8 if self._stored == self.image_size else 0
         self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._order: tuple[int, np.ndarray] | None = None
         if augment:
@@ -125,7 +137,12 @@ class Batches:
             raise IndexError(f"an epoch has batches 0 to {len(self) - 1}, asked for {index}")
         rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size][self._local]
         pixels = self._gather(rows)
-        pixels = self._augmented(pixels, epoch, index) if self.augment else self._centre(pixels)
+        if self.augment:
+            # Drawn for the whole batch, then cut: an image's draw does not depend on the number of ranks.
+            rng = generator(self.seed, epoch, index, _CROP_SALT)
+            pixels = self._resized(pixels, rng) if self.crop == "resized" else self._shifted(pixels, rng)
+        else:
+            pixels = self._centre(pixels)
         return self._finish(pixels, rows, len(rows))
 
     def in_order(self) -> Iterator[Batch]:
@@ -161,13 +178,18 @@ class Batches:
             found = self._send(self._pixels.index_select(0, torch.from_numpy(rows)))
         return found.view(-1, self._stored, self._stored, 3)
 
-    def _augmented(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
-        """Crop and flip each image by its own draw: (B, P, P, 3) to (B, S, S, 3)."""
-        S, pad = self.image_size, self._pad
+    def _resized(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        """Resample and flip a box of each image by its own draw: (B, P, P, 3) uint8 to (B, S, S, 3) float32."""
+        boxes = draw_boxes(rng, self.batch_size, self._stored, self.crop_scale)[self._local]
+        mirrored = (rng.random(self.batch_size) < 0.5)[self._local] & self.flip
+        return resampled(pixels, self._send(boxes), self._send(mirrored), self.image_size)
+
+    def _shifted(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        """Crop and flip each image by its own draw: (B, P, P, 3) to (B, S, S, 3), uint8."""
+        S = self.image_size
+        pad = S // 8 if self._stored == S else 0
         pixels = F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
         B, side = pixels.shape[:2]
-        # Drawn for the whole batch, then cut: an image's draw does not depend on the number of ranks.
-        rng = generator(self.seed, epoch, index, _CROP_SALT)
         corner = rng.integers(0, side - S + 1, (self.batch_size, 2, 1))[self._local]
         mirrored = (rng.random((self.batch_size, 1)) < 0.5)[self._local] & self.flip
         along = np.arange(S)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from csham.data import cache
+from csham.data import cache, caltech101
 from csham.data.dataset import PackedDataset, stored_side
 from csham.data.decode import BadFile, DecodedChunk, channel_sums, decode_chunk, fit_square
 from csham.data.folder import Listing, default_image_size, scan
-from csham.data.named import DATASETS, load_named
+from csham.data.named import DATASETS, IMAGE_SIZES, load_named
 from csham.errors import UserError, unknown_name
 
 __all__ = ["prepare"]
@@ -39,8 +40,8 @@ def prepare(
 
     Args:
         data: A name of ``DATASETS``, or the path of an image folder (a ``Path`` is always a folder).
-        image_size: Side in pixels of what the network sees, 8 to 1024. By default 32 for a named dataset, and
-            for a folder the largest usual size (32, 64, 96, 128, 160, 224) that its images fill.
+        image_size: Side in pixels of what the network sees, 8 to 1024. By default that of ``IMAGE_SIZES`` for a
+            named dataset, and for a folder the largest usual size (32, 64, 96, 128, 160, 224) that its images fill.
         cache_dir: Where caches and downloads are kept; default ``$CSHAM_CACHE``, ``$XDG_CACHE_HOME/csham`` or
             ``~/.cache/csham``.
         max_bad: How many unreadable files are skipped before it counts as an error.
@@ -93,9 +94,13 @@ def _check_size(image_size: int | None) -> None:
 
 def _source(data: str | Path, image_size: int | None) -> _Source:
     if isinstance(data, str) and data in DATASETS:
-        return _Source(data, data, f"{data} 1", image_size or 32)
+        return _Source(data, data, f"{data} 1", image_size or IMAGE_SIZES[data])
     root = _existing_folder(data)
     listing = scan(root)
+    if caltech101.BACKGROUND in listing.classes:
+        listing.notes.append(
+            f"{caltech101.BACKGROUND} is one of the classes; results on Caltech-101's 101 classes are without it"
+        )
     size = image_size or default_image_size(listing.paths())
     return _Source(root.name or "images", str(root), listing.fingerprint, size, listing)
 
@@ -140,6 +145,8 @@ def _build(source: _Source, path: Path, root: Path, max_bad: int, progress: Prog
     with cache.writing_errors(path.parent), cache.replacing(path) as folder:
         if source.listing is not None:
             packed = _pack_folder(source.listing, source.image_size, folder, max_bad, progress)
+        elif source.name in caltech101.FOLDERS:
+            packed = _pack_caltech101(source, folder, root / "downloads", max_bad, progress)
         else:
             packed = _pack_named(source, folder, root / "downloads", progress)
         progress(len(packed.labels), len(packed.labels), "checking")
@@ -181,6 +188,19 @@ def _resized(images: np.ndarray, side: int) -> np.ndarray:
     if images.shape[1:3] == (side, side):
         return images
     return np.stack([np.asarray(fit_square(Image.fromarray(image), side)) for image in images])
+
+
+def _pack_caltech101(source: _Source, folder: Path, downloads: Path, max_bad: int, progress: Progress) -> _Packed:
+    unpacked = caltech101.unpack_caltech101(
+        downloads,
+        folder / "unpacked",
+        background=caltech101.FOLDERS[source.name],
+        say=lambda what: progress(0, 0, what),
+    )
+    packed = _pack_folder(scan(unpacked), source.image_size, folder, max_bad, progress)
+    shutil.rmtree(unpacked)
+    bad_files = [file._replace(path=os.path.relpath(file.path, unpacked)) for file in packed.bad_files]
+    return replace(packed, bad_files=bad_files)
 
 
 def _pack_folder(listing: Listing, image_size: int, folder: Path, max_bad: int, progress: Progress) -> _Packed:

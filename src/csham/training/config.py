@@ -14,6 +14,7 @@ import yaml
 
 from csham.attach.names import POSITIONS, STRATEGIES
 from csham.backbones.names import BACKBONES
+from csham.data.names import CROP_SCALE, CROPS
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS
 from csham.training.recipes import RECIPES
@@ -48,6 +49,10 @@ class TrainConfig:
         label_smoothing: Of the training loss; the other losses are without.
         seed: Of the first weights, the split, the order of images and their augmentation.
         image_size: Height and width in pixels; None takes the dataset's own.
+        crop: How training images are cut: ``"pad"``, a square of the image in a black border (above 64 px of the
+            larger stored image); ``"resized"``, a box of random area and ratio, resampled; ``"auto"``, padded up to
+            64 px and resized above.
+        crop_scale: Least area of a resized crop, as a fraction of the stored image's.
         validation: Fraction of the training images held out to choose the best checkpoint.
         track_test: Measure the test part after every epoch too (never to choose by).
         max_bad: Unreadable image files to skip before giving up.
@@ -79,6 +84,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     seed: int = 0
     image_size: int | None = None
+    crop: str = "auto"
+    crop_scale: float = CROP_SCALE
     validation: float = 0.1
     track_test: bool = False
     max_bad: int = 10
@@ -176,6 +183,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "seed": (lambda v: 0 <= v < _UNSIGNED_64, "from 0 to below 2**63"),
     "image_size": (lambda v: v is None or 8 <= v <= 1024, "from 8 to 1024"),
+    "crop_scale": (lambda v: 0 < v <= 1, "above 0, at most 1"),
     "validation": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "max_bad": (lambda v: v >= 0, "0 or more"),
     "checkpoint_seconds": (lambda v: v >= 0, "0 or more"),
@@ -184,6 +192,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("one-cycle", "steps", "constant"),
+    "crop": CROPS,
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
 

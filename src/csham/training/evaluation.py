@@ -35,7 +35,7 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        summary: Run, data, part, weights and the metrics.
+        summary: Run, data, part, weights and the metrics (:meth:`csham.training.metrics.Predictions.summary`).
         classes: Name of each class.
         per_class: Precision, recall, F1 and images of each class.
         confusion: Rows are true classes, columns the classes given.

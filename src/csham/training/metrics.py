@@ -38,22 +38,37 @@ class Predictions:
         }
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return the accuracies with macro precision, recall and F1 in percent, and Cohen's kappa."""
+        """Return micro and macro accuracy, macro precision, recall and F1 in percent, and Cohen's kappa.
+
+        ``top1`` counts every image alike (micro accuracy); ``macro_top1`` counts every class alike: the mean over
+        classes of the share of their images that were named right, also called balanced accuracy and macro recall.
+        Macro averages are over the classes that have images here; ``absent_classes`` says how many have none. A class
+        that was never named has precision 0.
+        """
         first = self.top[:, 0]
+        present = np.unique(self.labels)
         precision, recall, f1, _ = _sklearn().precision_recall_fscore_support(
-            self.labels, first, labels=range(len(classes)), average="macro", zero_division=0.0
+            self.labels, first, labels=present, average="macro", zero_division=0.0
         )
+        accuracies = self.accuracies()
         return {
-            **self.accuracies(),
+            "loss": accuracies["loss"],
+            "top1": accuracies["top1"],
+            "macro_top1": _percent(recall),
+            "top5": accuracies["top5"],
             "precision": _percent(precision),
             "recall": _percent(recall),
             "f1": _percent(f1),
             "kappa": float(_sklearn().cohen_kappa_score(self.labels, first, labels=range(len(classes)))),
             "images": len(self.labels),
+            "absent_classes": len(classes) - len(present),
         }
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Return precision, recall and F1 in percent and the number of images, of each class."""
+        """Return precision, recall and F1 in percent and the number of images, of each class.
+
+        Recall and F1 of a class without images are None.
+        """
         columns = _sklearn().precision_recall_fscore_support(
             self.labels, self.top[:, 0], labels=range(len(classes)), zero_division=0.0
         )
@@ -61,8 +76,8 @@ class Predictions:
             {
                 "class": name,
                 "precision": _percent(precision),
-                "recall": _percent(recall),
-                "f1": _percent(f1),
+                "recall": _percent(recall) if support else None,
+                "f1": _percent(f1) if support else None,
                 "images": int(support),
             }
             for name, precision, recall, f1, support in zip(classes, *columns, strict=True)

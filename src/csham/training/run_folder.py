@@ -127,9 +127,9 @@ class RunFolder:
             shutil.rmtree(temporary.path, ignore_errors=True)
 
     def read_config(self) -> TrainConfig:
-        """Read the settings back."""
+        """Read the settings back; those that the run is older than are as they were in it."""
         self.check_run()
-        return resolve({}, read_settings(self.config_file))
+        return resolve({}, _BEFORE | read_settings(self.config_file))
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv anew from the history, one row per epoch."""
@@ -161,6 +161,10 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         self.write_text(name, text.getvalue())
+
+
+# What a run did before there was a setting for it.
+_BEFORE = {"crop": "pad"}
 
 
 def _cell(value: Any) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
+from csham.data.crops import check_crop
 from csham.errors import UserError
 from csham.training.checkpoints import load_weights
 from csham.training.config import TrainConfig
@@ -171,9 +172,9 @@ class Session:
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         now = self.config.to_dict()
         for name, value in now.items():
-            if name not in MACHINE_SETTINGS and saved.get(name) != value:
+            if name not in MACHINE_SETTINGS and name in saved and saved[name] != value:
                 raise UserError(
-                    f"{self.folder.last} belongs to other settings: {name} is {saved.get(name)!r} there and "
+                    f"{self.folder.last} belongs to other settings: {name} is {saved[name]!r} there and "
                     f"{value!r} in {self.folder.config_file}. Put the old value back, or start another run "
                     f"with --config {self.folder.config_file} --run DIR."
                 )
@@ -200,7 +201,12 @@ def start_session(
     asked_compile = config.compile
     choices = choose(config, len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.
-    config = replace(choices.config, image_size=dataset.image_size, data=dataset.source)
+    config = replace(
+        choices.config,
+        image_size=dataset.image_size,
+        data=dataset.source,
+        crop=check_crop(config.crop, config.crop_scale, dataset.image_size),
+    )
     mean, std = dataset.normalisation(parts.train)
     info = NetworkInfo.of(config, list(dataset.classes), dataset.image_size, list(mean), list(std))
     accelerator = _accelerator(config)
@@ -279,6 +285,8 @@ def _make_batches(
         mean=info.mean,
         std=info.std,
         augment=augment,
+        crop=config.crop,
+        crop_scale=config.crop_scale,
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
