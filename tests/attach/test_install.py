@@ -210,3 +210,8 @@ def test_refuses_with_a_reason_and_leaves_the_network_alone(build, settings, mes
     assert message in str(caught.value)
     assert list(model.state_dict()) == keys
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+
+
+def test_what_is_no_network_is_named():
+    with pytest.raises(ValueError, match=r"expected a network, an nn\.Module, got str\. csham\.create_model builds one"):
+        csham.attach("resnet18")

@@ -144,6 +144,8 @@ def _owns(hook: Any) -> bool:
 
 def _check_model(model: nn.Module) -> None:
     kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise UserError(f"attach: expected a network, an nn.Module, got {kind}. csham.create_model builds one by name.")
     if attached_modules(model):
         raise UserError(
             f"attach: {kind} has attention attached already. csham.detach(model) takes it out, with its weights."
