@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from csham.backbones.cifar import CifarResNet
     from csham.backbones.create import create_model
     from csham.backbones.lenet import LeNet5
+    from csham.backbones.lookup import check_backbone
     from csham.backbones.names import BACKBONES
     from csham.backbones.wide import WideResNet
 
-__all__ = ["BACKBONES", "CifarResNet", "LeNet5", "WideResNet", "create_model"]
+__all__ = ["BACKBONES", "CifarResNet", "LeNet5", "WideResNet", "check_backbone", "create_model"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -27,6 +28,7 @@ __getattr__ = lazy_names(
         "CifarResNet": "csham.backbones.cifar",
         "LeNet5": "csham.backbones.lenet",
         "WideResNet": "csham.backbones.wide",
+        "check_backbone": "csham.backbones.lookup",
         "create_model": "csham.backbones.create",
     },
 )
