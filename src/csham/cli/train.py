@@ -43,7 +43,9 @@ def train(
         typer.Argument(help="A dataset (csham list datasets) or an image folder.", show_default=False),
     ] = None,
     *,
-    backbone: Annotated[str | None, _option("csham list backbones.", _NETWORK, "resnet18")] = None,
+    backbone: Annotated[
+        str | None, _option("csham list backbones, or any of timm's or torchvision's.", _NETWORK, "resnet18")
+    ] = None,
     attention: Annotated[str | None, _option("csham list attentions.", _NETWORK, "none")] = None,
     strategy: Annotated[str | None, _option("csham list strategies.", _NETWORK, "sequential")] = None,
     position: Annotated[str | None, _option("csham list positions.", _NETWORK, "residual")] = None,
@@ -53,6 +55,9 @@ def train(
     pretrained: Annotated[
         bool | None,
         _option("Start from published weights.", _NETWORK, "no-pretrained", "--pretrained/--no-pretrained"),
+    ] = None,
+    weights_file: Annotated[
+        str | None, _option("Start from the backbone's weights in this local file.", _NETWORK, "none")
     ] = None,
     recipe: Annotated[str | None, _option("quick, fast or paper.", _TRAINING, "fast")] = None,
     epochs: Annotated[int | None, _option("Passes over the training images.", _TRAINING, _RECIPE)] = None,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from csham.attach.names import POSITIONS, STRATEGIES
-from csham.backbones.names import BACKBONES
+from csham.backbones.lookup import check_backbone
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS
 from csham.training.recipes import RECIPES
@@ -35,6 +35,7 @@ class TrainConfig:
         position: Where in each block it sits.
         gated: Start attention as the identity.
         pretrained: Start from the backbone's published weights.
+        weights_file: Start from the backbone's weights in this local file; goes before ``pretrained``.
         recipe: The recipe that gave what was not set otherwise.
         epochs: Passes over the training part.
         batch_size: Images per step, over all devices.
@@ -66,6 +67,7 @@ class TrainConfig:
     position: str = "residual"
     gated: bool = False
     pretrained: bool = False
+    weights_file: str | None = None
     recipe: str = "fast"
     epochs: int = 30
     batch_size: int = 128
@@ -97,8 +99,8 @@ class TrainConfig:
             _check_range(field.name, value)
 
     def check_names(self) -> None:
-        """Refuse unknown backbones, attentions, strategies and positions, without importing PyTorch."""
-        _check_choice("backbone", self.backbone, BACKBONES)
+        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        check_backbone(self.backbone, pretrained=self.pretrained, weights_file=self.weights_file)
         _check_choice("attention", self.attention, ["none", *(n for n in ATTENTIONS if n != "none")])
         _check_choice("strategy", self.strategy, STRATEGIES)
         _check_choice("position", self.position, POSITIONS)
@@ -118,11 +120,12 @@ class TrainConfig:
 
     def default_name(self) -> str:
         """Name a run folder after the settings that tell runs apart."""
-        parts = [Path(self.data).name or "data", self.backbone, self.attention]
+        parts = [Path(self.data).name or "data", self.backbone.replace("/", "-"), self.attention]
         if self.attention != "none":
             parts += [self.strategy] if self.strategy != "sequential" else []
             parts += [self.position] if self.position != "residual" else []
             parts += ["gated"] if self.gated else []
+        parts += [Path(self.weights_file).stem] if self.weights_file else ["pretrained"] if self.pretrained else []
         parts += [self.recipe, f"{self.epochs}epochs", f"seed{self.seed}"]
         return "-".join(parts)
 

@@ -78,8 +78,8 @@ class NetworkInfo:
         """Return the description as plain values."""
         return asdict(self)
 
-    def build(self, *, pretrained: bool = False) -> nn.Module:
-        """Create the network, with new weights."""
+    def build(self, *, pretrained: bool = False, weights_file: str | None = None) -> nn.Module:
+        """Create the network, with new weights but for what :func:`csham.create_model` loads into its backbone."""
         return create_model(
             self.backbone,
             attention=None if self.attention == "none" else self.attention,
@@ -89,6 +89,7 @@ class NetworkInfo:
             num_classes=self.num_classes,
             image_size=self.image_size,
             pretrained=pretrained,
+            weights_file=weights_file,
         )
 
 
