@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from csham.backbones import BACKBONES
 from csham.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,19 @@ def test_the_attaching_pages_python_prints_what_it_says(capsys):
     shown = re.search(r"    layer1\.0\.bn2 64 .*?\.\.\.", (ROOT / "docs/attaching.md").read_text(), flags=re.DOTALL)
     expected = [line.strip() for line in shown.group().splitlines()[:-1]]
     assert capsys.readouterr().out.splitlines()[: len(expected)] == expected
+
+
+def test_the_backbones_pages_python_does_what_it_says(capsys):
+    with pytest.warns(UserWarning, match="has other shapes for fc of resnet18: new weights there"):
+        names = run_python("docs/backbones.md")
+    assert names["model"].num_classes == 10
+    page = (ROOT / "docs/backbones.md").read_text(encoding="utf-8")
+    shown = re.search(r"    (inception_v3 cannot .*? \()\.\.\.(.*)", page)
+    assert capsys.readouterr().out.startswith(shown[1])
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \|", page, flags=re.M))
+    assert {name: int(count.replace(",", "")) for name, count in rows.items()} == {
+        name: entry.params for name, entry in BACKBONES.items()
+    }
 
 
 @pytest.mark.slow

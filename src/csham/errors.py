@@ -15,15 +15,19 @@ class UserError(ValueError):
     """
 
 
-def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UserError:
+def unknown_name(
+    kind: str, name: object, choices: Iterable[str], *, unlisted: Iterable[str] = (), hint: str = ""
+) -> UserError:
     """Build the error for a name that is none of ``choices``, with the nearest ones first.
 
     Args:
         kind: What was being named, such as ``"backbone"``.
         name: What the user wrote.
         choices: Every name that would have been accepted.
+        unlisted: More of these, too many to list; the nearest are still offered.
+        hint: A sentence on them, put last.
     """
     choices = list(choices)
-    near = difflib.get_close_matches(str(name).lower(), choices, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return UserError(f"unknown {kind} {str(name)!r}. {hint}Known: {', '.join(choices)}.")
+    near = difflib.get_close_matches(str(name).lower(), [*choices, *unlisted], n=3, cutoff=0.5)
+    offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return UserError(f"unknown {kind} {str(name)!r}. {offer}Known: {', '.join(choices)}. {hint}".rstrip())

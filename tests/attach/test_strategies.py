@@ -4,9 +4,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from csham.attach.checks import check_strategy
 from csham.attach.names import STRATEGIES
 from csham.attach.points import Point
-from csham.attach.strategies import check_strategy, plan
+from csham.attach.strategies import plan
 from csham.layers.names import ATTENTIONS
 
 
@@ -42,9 +43,29 @@ def test_transfer_alternates_within_a_stage_and_never_crosses_one(lengths):
     assert sum(s.lends for s in steps) == sum(s.part == "spatial" for s in steps)
 
 
-def test_transfer_without_a_second_point_is_refused():
+@pytest.mark.parametrize("strategy", ["transfer", "alternate"])
+def test_alternating_without_a_second_point_is_refused(strategy):
     with pytest.raises(ValueError, match="needs a stage with two attachment points"):
-        plan(points([1, 1, 1]), "transfer")
+        plan(points([1, 1, 1]), strategy)
+
+
+@given(LENGTHS)
+def test_entry_is_the_first_point_of_each_stage(lengths):
+    steps = plan(points(lengths), "entry")
+    assert [s.point.name for s in steps] == [f"s{stage}.b0" for stage in range(len(lengths))]
+    assert {s.part for s in steps} == {"whole"}
+
+
+@given(LENGTHS.filter(lambda lengths: max(lengths) > 1), st.integers(2, 8))
+def test_a_period_has_one_lender(lengths, period):
+    steps = plan(points(lengths), "transfer", period)
+    lent = [s for s in steps if s.part == "channel"]
+    assert len(lent) == sum(-(-length // period) for length in lengths)
+    for step in lent:
+        borrowers = [s for s in steps if s.weights_from == step.point.name]
+        assert step.lends == bool(borrowers)
+        assert len(borrowers) <= period - 1
+        assert {s.point.stage for s in borrowers} <= {step.point.stage}
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

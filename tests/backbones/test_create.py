@@ -8,10 +8,6 @@ import csham
 from csham.backbones import BACKBONES, CifarResNet
 
 
-def count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def option_b_parameters(depth, classes):
     """By hand: 3x3 convolutions, two batch norms a block, two projections with batch norm, the classifier."""
     n = (depth - 2) // 6
@@ -28,7 +24,7 @@ def option_b_parameters(depth, classes):
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
-def test_cifar_resnets_have_the_papers_layers(depth):
+def test_cifar_resnets_have_the_papers_layers(depth, count):
     model = CifarResNet(depth, num_classes=10)
     assert count(model) == option_b_parameters(depth, 10)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
@@ -51,21 +47,19 @@ def test_the_cifar_block_is_timms():
         assert torch.equal(block(x.clone()), other(x.clone()))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_on_small_images(name):
-    if name in ("resnet110", "resnet50"):
-        pytest.skip("the same code as its smaller sister, and slow")
+@pytest.mark.parametrize("name", ["resnet14", "resnet56", "resnet18", "resnet34"])
+def test_backbones_with_attention_on_small_images(name):
     model = csham.create_model(name, num_classes=7, image_size=32, attention="csham", strategy="transfer").eval()
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_has_the_parameters_its_table_says(name):
+def test_every_backbone_has_the_parameters_its_table_says(name, count):
     with torch.device("meta"):
         assert count(csham.create_model(name, num_classes=100, image_size=32)) == BACKBONES[name].params
 
 
-def test_small_images_get_a_small_stem():
+def test_small_images_get_a_small_stem(count):
     small = csham.create_model("resnet18", num_classes=100, image_size=32)
     large = csham.create_model("resnet18", num_classes=100, image_size=224)
     assert small.conv1.kernel_size == (3, 3)
@@ -73,12 +67,11 @@ def test_small_images_get_a_small_stem():
     assert large.conv1.kernel_size == (7, 7)
     assert small.eval().forward_features(torch.randn(1, 3, 32, 32)).shape[-2:] == (4, 4)
     assert large.eval().forward_features(torch.randn(1, 3, 224, 224)).shape[-2:] == (7, 7)
-    # the usual CIFAR ResNet-18 has 11.2M parameters, ResNet-50 23.7M
+    # the usual CIFAR ResNet-18 has 11.2M parameters
     assert count(small) == pytest.approx(11.2e6, rel=0.01)
-    assert count(csham.create_model("resnet50", num_classes=100, image_size=32)) == pytest.approx(23.7e6, rel=0.01)
 
 
-@pytest.mark.parametrize("backbone", ["resnet20", "resnet18"])
+@pytest.mark.parametrize("backbone", ["resnet20", "resnet18", "resnet18.a1_in1k", "torchvision/resnet18"])
 def test_one_seed_gives_every_attention_the_same_backbone(backbone):
     def build(**settings):
         torch.manual_seed(5)

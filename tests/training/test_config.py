@@ -78,6 +78,8 @@ def test_settings_that_cannot_work(settings, message):
         ({"strategy": "transfr"}, "unknown strategy"),
         ({"position": "middle"}, "unknown position"),
         ({"attention": "se", "strategy": "transfer"}, "needs an attention with a channel part"),
+        ({"backbone": "resnet20", "pretrained": True}, "resnet20 has no pretrained weights"),
+        ({"weights_file": "nowhere.pth"}, r"no file of weights nowhere\.pth"),
     ],
 )
 def test_names_that_do_not_exist(settings, message):
@@ -96,8 +98,10 @@ def test_runs_that_differ_have_different_names():
     base = {"data": "/some/where/photos", "backbone": "resnet20"}
     configs = [
         {}, {"attention": "se"}, {"attention": "csham"}, {"attention": "csham", "strategy": "transfer"},
-        {"attention": "csham", "gated": True}, {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
+        {"attention": "csham", "gated": True}, {"backbone": "resnet18", "pretrained": True}, {"backbone": "resnet18"},
+        {"weights_file": "start.pth"}, {"backbone": "timm/resnet18"}, {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
     ]  # fmt: skip
     names = [resolve({**base, **config}).default_name() for config in configs]
     assert names[0] == "photos-resnet20-none-fast-30epochs-seed0"
     assert len(set(names)) == len(names)
+    assert not any("/" in name for name in names)

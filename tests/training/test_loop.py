@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from csham.backbones import CifarResNet
 from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
@@ -168,6 +169,23 @@ def test_a_run_killed_before_its_summary_finishes(finished, tmp_path):
     run = copy(finished, tmp_path)
     resume(run)
     same_results(run, finished)
+
+
+def test_a_run_starts_from_a_file_of_weights_and_goes_on_without_it(settings, tmp_path, monkeypatch):
+    file, run = tmp_path / "start.pth", tmp_path / "run"
+    start = CifarResNet(20, num_classes=1000)
+    torch.save(start.state_dict(), file)
+    monkeypatch.chdir(tmp_path)
+    progress = Stopping(1)
+    given = {**settings, "weights_file": "start.pth", "lr": 1e-9, "epochs": 1, "weight_decay": 0.0}
+    with pytest.raises(InterruptedRunError):
+        train(resolve(given), run=run, progress=progress)
+    assert f"{file} has other shapes for fc of resnet20: new weights there" in progress.notes
+    assert read_settings(run / "config.yaml")["weights_file"] == str(file)
+    torch.testing.assert_close(weights(run)["layer3.2.conv2.weight"], start.layer3[2].conv2.weight.detach())
+    file.unlink()
+    resume(run)
+    assert RunFolder(run).finished
 
 
 def test_a_finished_run_says_so(finished):

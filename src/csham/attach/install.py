@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from csham.attach.attached import Attached
-from csham.attach.points import PointChoice, check_position, common_path, find_points, in_stages
-from csham.attach.strategies import Step, check_strategy, plan
+from csham.attach.checks import check_position, check_strategy
+from csham.attach.points import PointChoice, common_path, find_points, in_stages
+from csham.attach.strategies import Step, plan
 from csham.attach.trace import CONTAINERS, blank_image, evaluating, trace
 from csham.attach.transfer import ChannelWeightTransfer
 from csham.attach.values import Trace
@@ -97,7 +98,7 @@ def attach(
         >>> points = csham.attach(model, "csham", strategy="transfer")
     """
     check_strategy(attention, strategy, period)
-    check_position(position)
+    check_position(position, points)
     _check_model(model)
     run = trace(model, input_size)
     chosen = in_stages(find_points(model, run, position, points), stages)

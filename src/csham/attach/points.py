@@ -10,13 +10,13 @@ from itertools import groupby
 
 from torch import nn
 
+from csham.attach.checks import check_position
 from csham.attach.hosts import Ends
-from csham.attach.names import POSITIONS
 from csham.attach.positions import block_ends, last_map, residual_ends, stage_ends, works_on_tokens
 from csham.attach.values import Trace
 from csham.errors import UserError, unknown_name
 
-__all__ = ["Point", "PointChoice", "check_position", "common_path", "find_points", "in_stages"]
+__all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
 
 PointChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -43,16 +43,6 @@ class Point:
     stage: int
 
 
-def check_position(position: str) -> None:
-    """Refuse an unknown position.
-
-    Raises:
-        UserError: With the nearest names.
-    """
-    if position not in POSITIONS:
-        raise unknown_name("position", position, POSITIONS)
-
-
 def find_points(
     model: nn.Module, trace: Trace, position: str = "auto", points: PointChoice | None = None
 ) -> list[Point]:
@@ -67,10 +57,8 @@ def find_points(
     Raises:
         UserError: A network without such points, or a choice that names no module or one without a feature map.
     """
-    check_position(position)
+    check_position(position, points)
     if points is not None:
-        if position != "auto":
-            raise UserError(f"attach: both position={position!r} and points= say where. Leave one out.")
         return _staged(trace, _chosen(model, trace, points))
     return _staged(trace, _at_position(model, trace, position))
 

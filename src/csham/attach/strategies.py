@@ -8,10 +8,9 @@ from itertools import groupby
 
 from csham.attach.names import STRATEGIES
 from csham.attach.points import Point
-from csham.errors import UserError, unknown_name
-from csham.layers.names import ATTENTIONS
+from csham.errors import UserError
 
-__all__ = ["Step", "check_period", "check_strategy", "plan"]
+__all__ = ["Step", "plan"]
 
 _DEFAULT_PERIOD = 2
 
@@ -32,40 +31,6 @@ class Step:
     part: str
     lends: bool = False
     weights_from: str | None = None
-
-
-def check_strategy(attention: str, strategy: str, period: int | None = None) -> None:
-    """Refuse unknown names, a strategy that the attention has no parts for, and a period that means nothing.
-
-    Raises:
-        UserError: With the nearest names, or the strategies that would do.
-    """
-    if attention not in ATTENTIONS:
-        raise unknown_name("attention", attention, ATTENTIONS)
-    if strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
-    if STRATEGIES[strategy].needs_parts and not ATTENTIONS[attention].two_part:
-        whole = [entry.name for entry in STRATEGIES.values() if not entry.needs_parts]
-        two_part = [entry.name for entry in ATTENTIONS.values() if entry.two_part]
-        raise UserError(
-            f"strategy {strategy!r} needs an attention with a channel part and a spatial part ({', '.join(two_part)}); "
-            f"{attention!r} has none. Use strategy {' or '.join(map(repr, whole))}."
-        )
-    check_period(strategy, period)
-
-
-def check_period(strategy: str, period: int | None) -> None:
-    """Refuse a period below 2, and one for a strategy without periods.
-
-    Raises:
-        UserError: With what would do.
-    """
-    if period is None:
-        return
-    if isinstance(period, bool) or not isinstance(period, int) or period < 2:
-        raise UserError(f"period must be a whole number of at least 2 points, got {period!r}.")
-    if strategy != "transfer":
-        raise UserError(f"period is a setting of strategy 'transfer', not of {strategy!r}. Leave it out.")
 
 
 def plan(points: Sequence[Point], strategy: str, period: int | None = None) -> list[Step]:

@@ -1,7 +1,8 @@
-"""Backbones by name: timm's with a stem for the image size, and the few it lacks.
+"""Backbones by name: timm's and torchvision's with a stem for the image size, and the few they lack.
 
-``names`` says which there are without importing torch, ``cifar`` holds the ResNets for 32-pixel images. Imports
-``attach``. Start with :func:`create_model`.
+``names`` says which there are without importing torch, ``lookup`` what a name means. ``cifar``, ``wide`` and ``lenet``
+hold csham's own, ``libraries`` builds the others, ``small`` fits them to 32 pixels, ``weights`` loads local files.
+Imports ``attach``. Start with :func:`create_model`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ from csham._lazy import lazy_names
 if TYPE_CHECKING:
     from csham.backbones.cifar import CifarResNet
     from csham.backbones.create import create_model
+    from csham.backbones.lenet import LeNet5
+    from csham.backbones.lookup import check_backbone
     from csham.backbones.names import BACKBONES
+    from csham.backbones.wide import WideResNet
 
-__all__ = ["BACKBONES", "CifarResNet", "create_model"]
+__all__ = ["BACKBONES", "CifarResNet", "LeNet5", "WideResNet", "check_backbone", "create_model"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "BACKBONES": "csham.backbones.names",
         "CifarResNet": "csham.backbones.cifar",
+        "LeNet5": "csham.backbones.lenet",
+        "WideResNet": "csham.backbones.wide",
+        "check_backbone": "csham.backbones.lookup",
         "create_model": "csham.backbones.create",
     },
 )

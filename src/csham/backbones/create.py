@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from csham.attach import attach
-from csham.attach.names import POSITIONS
-from csham.attach.strategies import check_strategy
+from csham.attach.checks import check_position, check_strategy
+from csham.attach.points import PointChoice
 from csham.backbones.cifar import CifarResNet
-from csham.backbones.names import BACKBONES
-from csham.errors import UserError, unknown_name
+from csham.backbones.lenet import LeNet5
+from csham.backbones.lookup import Found, check_backbone, find_backbone
+from csham.backbones.names import BackboneName
+from csham.backbones.sizes import check_size
+from csham.backbones.weights import load_weights_file
+from csham.backbones.wide import WideResNet
+from csham.errors import UserError
 
 __all__ = ["create_model"]
 
@@ -24,54 +31,66 @@ def create_model(
     *,
     attention: str | None = None,
     strategy: str = "sequential",
-    position: str = "residual",
+    period: int | None = None,
+    position: str = "auto",
+    points: PointChoice | None = None,
+    stages: Iterable[int] | int | None = None,
     gated: bool = False,
     num_classes: int = 1000,
     image_size: int = 224,
     in_chans: int = 3,
     pretrained: bool = False,
+    weights_file: Path | str | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Build a backbone, and attach an attention to it.
 
     The backbone's weights are drawn before the attention's: after the same ``torch.manual_seed`` every attention starts
-    from the same backbone. For images of up to 64 pixels timm's ResNets get the usual small stem, a 3x3 convolution of
-    stride 1 and no pooling.
+    from the same backbone. For images of up to 64 pixels the networks of the table get a stem and head for small images
+    (:func:`csham.backbones.small.fit_small_images`), for larger ones they are timm's and torchvision's as they are.
 
     Args:
-        backbone: One of ``csham list backbones``.
+        backbone: One of ``csham list backbones``, or any network of timm's or torchvision's
+            (:func:`csham.backbones.lookup.find_backbone` says which of them a name means).
         attention: One of ``csham list attentions``; None or ``"none"`` for the plain backbone.
         strategy: How the attention is connected, one of ``csham list strategies``.
+        period: Of strategy ``"transfer"``; see :func:`csham.attach`, and for the next four.
         position: Where it is attached, one of ``csham list positions``.
-        gated: Start every attention closed; see :func:`csham.attach`.
+        points: Modules instead of a position.
+        stages: Only points of these stages.
+        gated: Start every attention closed.
         num_classes: Width of the logits.
         image_size: Side of the images, in pixels; decides the stem.
-        in_chans: Channels of the images.
-        pretrained: Load timm's pretrained weights (not for the CIFAR ResNets, which have none). A small stem starts
-            from new weights.
+        in_chans: Channels of the images; the first convolution of pretrained weights is converted.
+        pretrained: Load the weights that timm or torchvision publish. A stem or head for small images and a classifier
+            for another number of classes start from new weights.
+        weights_file: Load the backbone's weights from this local file, published or not, in safetensors' or torch's
+            format; goes before ``pretrained``. Warns of what did not fit by design and stays new.
         **settings: What the attention takes.
 
     Returns:
         A network from (B, in_chans, image_size, image_size) to logits, (B, num_classes).
 
     Raises:
-        UserError: A name or setting that cannot work.
+        UserError: A name or setting that cannot work, images that are too small, weights out of reach, or a file of
+            another architecture.
     """
     plain = attention is None or attention == "none"
-    if backbone not in BACKBONES:
-        raise unknown_name("backbone", backbone, BACKBONES)
-    if position not in POSITIONS:
-        raise unknown_name("position", position, POSITIONS)
+    check_backbone(backbone, pretrained=pretrained, weights_file=weights_file)
+    check_position(position, points)
     if not plain:
-        check_strategy(str(attention), strategy)
-    model = _create_backbone(backbone, num_classes, image_size, in_chans, pretrained)
+        check_strategy(str(attention), strategy, period)
+    model = _create_backbone(backbone, num_classes, image_size, in_chans, pretrained, weights_file)
     if not plain:
         side = max(image_size, 32)
         attach(
             model,
             str(attention),
             strategy=strategy,
+            period=period,
             position=position,
+            points=points,
+            stages=stages,
             gated=gated,
             input_size=(in_chans, side, side),
             **settings,
@@ -79,17 +98,55 @@ def create_model(
     return model
 
 
-def _create_backbone(backbone: str, num_classes: int, image_size: int, in_chans: int, pretrained: bool) -> nn.Module:
-    depth = BACKBONES[backbone].depth
-    if depth is not None:
-        if pretrained:
-            raise UserError(f"{backbone} has no pretrained weights. Leave pretrained=False.")
-        return CifarResNet(depth, num_classes, in_chans)
-    import timm  # noqa: PLC0415  takes seconds to import
-
-    model = timm.create_model(backbone, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
-    if image_size <= _SMALL_IMAGE:
-        model.conv1 = nn.Conv2d(in_chans, model.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
+def _create_backbone(
+    backbone: str,
+    num_classes: int,
+    image_size: int,
+    in_chans: int,
+    pretrained: bool,
+    weights_file: Path | str | None,
+) -> nn.Module:
+    found = find_backbone(backbone)
+    if found.entry is not None and image_size < found.entry.min_size:
+        raise UserError(
+            f"{backbone} cannot classify images of {image_size} pixels, it needs {found.entry.min_size}: "
+            f"image_size={found.entry.min_size} (--image-size {found.entry.min_size})."
+        )
+    new: tuple[str, ...] = ()
+    if found.library == "csham":
+        assert found.entry is not None
+        model = _own(found.entry, num_classes, in_chans)
+    else:
+        model = _from_library(found, num_classes, in_chans, pretrained and weights_file is None)
+        new = _change(model, found.entry, small=image_size <= _SMALL_IMAGE)
+        if found.entry is None:
+            check_size(model, backbone, num_classes, in_chans, image_size)
+    if weights_file is not None:
+        load_weights_file(model, weights_file, backbone, in_chans, new)
     return model
+
+
+def _own(entry: BackboneName, num_classes: int, in_chans: int) -> nn.Module:
+    if entry.depth is None:
+        return LeNet5(num_classes, in_chans)
+    if entry.width is None:
+        return CifarResNet(entry.depth, num_classes, in_chans)
+    return WideResNet(entry.depth, entry.width, num_classes, in_chans)
+
+
+def _from_library(found: Found, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
+    from csham.backbones.libraries import timm_network, torchvision_network  # noqa: PLC0415  takes seconds to import
+
+    build = timm_network if found.library == "timm" else torchvision_network
+    return build(found.name, num_classes, in_chans, pretrained=pretrained)
+
+
+def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tuple[str, ...]:
+    """Make what csham's table says of a library's network, and name the modules with new weights."""
+    from csham.backbones.small import fit_small_images, group_first_convolutions  # noqa: PLC0415
+
+    if entry is None:
+        return ()
+    if entry.made_from:
+        group_first_convolutions(model)
+    return fit_small_images(model) if small else ()

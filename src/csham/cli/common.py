@@ -12,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from csham.errors import UserError
+
 __all__ = [
     "DebugOption",
     "DeviceOption",
@@ -21,6 +23,8 @@ __all__ = [
     "print_json",
     "print_markdown",
     "print_table",
+    "split_list",
+    "split_numbers",
 ]
 
 OUTPUT = "Output"
@@ -35,6 +39,19 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE),
 ]
+
+
+def split_list(text: str) -> list[str]:
+    """Take an option's value apart at its commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def split_numbers(option: str, text: str) -> list[int]:
+    """Take an option's value apart into whole numbers."""
+    try:
+        return [int(word) for word in split_list(text)]
+    except ValueError:
+        raise UserError(f"{option} takes whole numbers with commas between them, got {text!r}.") from None
 
 
 def print_json(content: Any) -> None:

@@ -59,7 +59,7 @@ def _datasets() -> list[Row]:
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {
-    "backbones": lambda: _of(BACKBONES, "params"),
+    "backbones": lambda: _of(BACKBONES, "params", "published", "note"),
     "attentions": lambda: _of(ATTENTIONS, "maps", "two_part", "formula", "params"),
     "strategies": lambda: _of(STRATEGIES),
     "positions": lambda: _of(POSITIONS),
@@ -68,6 +68,6 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
 }
 
 _PARAMS_ARE = {
-    "backbones": "for 100 classes and 32-pixel images",
+    "backbones": "for 100 classes and 32-pixel images; any network of timm's or torchvision's works by its name too",
     "attentions": f"for 256 channels; in the formulas {FORMULAS}",
 }

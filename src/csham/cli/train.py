@@ -18,6 +18,8 @@ from csham.cli.common import (
     QuietOption,
     metrics_table,
     print_json,
+    split_list,
+    split_numbers,
 )
 from csham.data.names import CROP_SCALE
 from csham.errors import UserError
@@ -44,16 +46,26 @@ def train(
         typer.Argument(help="A dataset (csham list datasets) or an image folder.", show_default=False),
     ] = None,
     *,
-    backbone: Annotated[str | None, _option("csham list backbones.", _NETWORK, "resnet18")] = None,
+    backbone: Annotated[
+        str | None, _option("csham list backbones, or any of timm's or torchvision's.", _NETWORK, "resnet18")
+    ] = None,
     attention: Annotated[str | None, _option("csham list attentions.", _NETWORK, "none")] = None,
     strategy: Annotated[str | None, _option("csham list strategies.", _NETWORK, "sequential")] = None,
-    position: Annotated[str | None, _option("csham list positions.", _NETWORK, "residual")] = None,
+    period: Annotated[int | None, _option("Of transfer: points to each channel step.", _NETWORK, "2")] = None,
+    position: Annotated[str | None, _option("csham list positions.", _NETWORK, "auto")] = None,
+    points: Annotated[
+        str | None, _option("Instead of a position: modules' names or patterns, with commas.", _NETWORK, "none")
+    ] = None,
+    stages: Annotated[str | None, _option("Only these stages: 0,1,... or from the last: -1.", _NETWORK, "all")] = None,
     gated: Annotated[
         bool | None, _option("Start attention as the identity.", _NETWORK, "no-gated", "--gated/--no-gated")
     ] = None,
     pretrained: Annotated[
         bool | None,
         _option("Start from published weights.", _NETWORK, "no-pretrained", "--pretrained/--no-pretrained"),
+    ] = None,
+    weights_file: Annotated[
+        str | None, _option("Start from the backbone's weights in this local file.", _NETWORK, "none")
     ] = None,
     recipe: Annotated[str | None, _option("quick, fast or paper.", _TRAINING, "fast")] = None,
     epochs: Annotated[int | None, _option("Passes over the training images.", _TRAINING, _RECIPE)] = None,
@@ -106,6 +118,10 @@ def train(
     """Train one network into one run folder."""
     names = {field.name for field in fields(TrainConfig)}
     given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
+    if points is not None:
+        given["points"] = split_list(points)
+    if stages is not None:
+        given["stages"] = split_numbers("--stages", stages)
     progress = create_progress(quiet=quiet)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import yaml
 
-from csham.attach.names import POSITIONS, STRATEGIES
-from csham.backbones.names import BACKBONES
+from csham.attach.checks import check_position, check_strategy
+from csham.attach.names import STRATEGIES
+from csham.backbones.lookup import check_backbone
 from csham.data.names import CROP_SCALE, CROPS
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS
@@ -33,9 +34,13 @@ class TrainConfig:
         backbone: Name of the network.
         attention: Name of the attention attached to it, or ``"none"``.
         strategy: How the attention's steps are arranged.
-        position: Where in each block it sits.
+        period: Of strategy ``"transfer"``: points to each channel step.
+        position: Where in the network it sits.
+        points: Names or patterns of modules instead of a position.
+        stages: Only points of these stages.
         gated: Start attention as the identity.
         pretrained: Start from the backbone's published weights.
+        weights_file: Start from the backbone's weights in this local file; goes before ``pretrained``.
         recipe: The recipe that gave what was not set otherwise.
         epochs: Passes over the training part.
         batch_size: Images per step, over all devices.
@@ -68,9 +73,13 @@ class TrainConfig:
     backbone: str = "resnet18"
     attention: str = "none"
     strategy: str = "sequential"
-    position: str = "residual"
+    period: int | None = None
+    position: str = "auto"
+    points: tuple[str, ...] | None = None
+    stages: tuple[int, ...] | None = None
     gated: bool = False
     pretrained: bool = False
+    weights_file: str | None = None
     recipe: str = "fast"
     epochs: int = 30
     batch_size: int = 128
@@ -104,16 +113,13 @@ class TrainConfig:
             _check_range(field.name, value)
 
     def check_names(self) -> None:
-        """Refuse unknown backbones, attentions, strategies and positions, without importing PyTorch."""
-        _check_choice("backbone", self.backbone, BACKBONES)
+        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        check_backbone(self.backbone, pretrained=self.pretrained, weights_file=self.weights_file)
         _check_choice("attention", self.attention, ["none", *(n for n in ATTENTIONS if n != "none")])
         _check_choice("strategy", self.strategy, STRATEGIES)
-        _check_choice("position", self.position, POSITIONS)
-        needs_parts = STRATEGIES[self.strategy].needs_parts and self.attention != "none"
-        if needs_parts and not ATTENTIONS[self.attention].two_part:
-            from csham.attach.strategies import check_strategy  # noqa: PLC0415  imports PyTorch
-
-            check_strategy(self.attention, self.strategy)
+        check_position(self.position, self.points)
+        if self.attention != "none":
+            check_strategy(self.attention, self.strategy, self.period)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, as YAML, JSON and checkpoints hold them."""
@@ -125,11 +131,15 @@ class TrainConfig:
 
     def default_name(self) -> str:
         """Name a run folder after the settings that tell runs apart."""
-        parts = [Path(self.data).name or "data", self.backbone, self.attention]
+        parts = [Path(self.data).name or "data", self.backbone.replace("/", "-"), self.attention]
         if self.attention != "none":
             parts += [self.strategy] if self.strategy != "sequential" else []
-            parts += [self.position] if self.position != "residual" else []
+            parts += [f"period{self.period}"] if self.period else []
+            parts += [self.position] if self.position != "auto" else []
+            parts += ["points"] if self.points else []
+            parts += [f"stages{'+'.join(map(str, self.stages))}"] if self.stages else []
             parts += ["gated"] if self.gated else []
+        parts += [Path(self.weights_file).stem] if self.weights_file else ["pretrained"] if self.pretrained else []
         parts += [self.recipe, f"{self.epochs}epochs", f"seed{self.seed}"]
         return "-".join(parts)
 
@@ -214,10 +224,11 @@ def _check_choice(kind: str, value: object, choices: typing.Iterable[str]) -> No
 
 def _checked_type(name: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as the type of the field, or refuse it; a number as text is refused too."""
-    if hint == tuple[float, ...]:
+    if typing.get_origin(hint) is tuple:
+        item_type = typing.get_args(hint)[0]
         if isinstance(value, list | tuple):
-            return tuple(_checked_type(name, item, float) for item in value)
-        raise _wrong_type(name, value, "a list of numbers")
+            return tuple(_checked_type(name, item, item_type) for item in value)
+        raise _wrong_type(name, value, f"a list, each item {_TYPE_NAMES[item_type]}")
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return _checked_union(name, value, typing.get_args(hint))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -233,7 +244,13 @@ def _checked_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:
     for option in options:
         if (option is type(None) and value is None) or (option == Auto and value == "auto"):
             return value
-    first = next(option for option in options if option in _TYPE_NAMES)
+    if isinstance(value, list | tuple):
+        several = [option for option in options if typing.get_origin(option) is tuple]
+        if several:
+            return _checked_type(name, value, several[0])
+    first = next((option for option in options if option in _TYPE_NAMES), None)
+    if first is None:
+        raise _wrong_type(name, value, "a list or empty")
     other = "'auto'" if Auto in options else "empty"
     if type(value) is not first:
         raise _wrong_type(name, value, f"{_TYPE_NAMES[first]} or {other}")

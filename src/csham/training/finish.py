@@ -50,7 +50,8 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
 
 def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     config, history = session.config, state.history
-    names = ("data", "backbone", "attention", "strategy", "position", "gated", "recipe", "epochs", "seed")
+    attached = ("attention", "strategy", "period", "position", "points", "stages", "gated")
+    names = ("data", "backbone", *attached, "recipe", "epochs", "seed")
     seconds = sum(row["seconds"] for row in history)
     validated = history[-1]["val_top1"] is not None
     summary = {

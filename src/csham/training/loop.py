@@ -75,7 +75,7 @@ def train(
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
-    session = start_session(config, dataset, folder, progress, pretrained=config.pretrained)
+    session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
     state = session.new_state()
     if session.is_main:
@@ -112,7 +112,7 @@ def resume(run: Path | str, *, progress: QuietProgress | None = None, **machine_
         return folder.read_summary()
     content = load_checkpoint(folder.last, _CHECKPOINT_KEYS)
     retain_memory()
-    session = start_session(config, _open(config, progress), folder, progress)
+    session = start_session(config, _open(config, progress), folder, progress, new=False)
     state = session.restore(content)
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,16 @@ class NetworkInfo:
         backbone: Name of the backbone.
         attention: Name of the attention, or ``"none"``.
         strategy: How its steps are arranged.
-        position: Where in each block it sits.
+        position: Where in the network it sits.
         gated: Whether it is gated.
         num_classes: Number of classes.
         image_size: Height and width of the images it was trained on, in pixels.
         classes: Name of each class.
         mean: Of each channel of the training images, of values from 0 to 1.
         std: Likewise.
+        period: Of strategy ``"transfer"``.
+        points: Names or patterns of modules instead of a position.
+        stages: The stages it is in, if not all.
     """
 
     backbone: str
@@ -47,6 +50,9 @@ class NetworkInfo:
     classes: list[str]
     mean: list[float]
     std: list[float]
+    period: int | None = None
+    points: list[str] | None = None
+    stages: list[int] | None = None
 
     @classmethod
     def of(
@@ -64,31 +70,38 @@ class NetworkInfo:
             classes=classes,
             mean=mean,
             std=std,
+            period=config.period,
+            points=None if config.points is None else list(config.points),
+            stages=None if config.stages is None else list(config.stages),
         )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Path) -> NetworkInfo:
         """Read the description back from a file's content; ``where`` is for the message."""
-        names = {field.name for field in fields(cls)}
-        if not names <= set(values):
-            raise UserError(f"{where} does not describe its network: {sorted(names - set(values))} are missing.")
-        return cls(**{name: values[name] for name in names})
+        missing = {field.name for field in fields(cls) if field.default is MISSING} - set(values)
+        if missing:
+            raise UserError(f"{where} does not describe its network: {sorted(missing)} are missing.")
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         return asdict(self)
 
-    def build(self, *, pretrained: bool = False) -> nn.Module:
-        """Create the network, with new weights."""
+    def build(self, *, pretrained: bool = False, weights_file: str | None = None) -> nn.Module:
+        """Create the network, with new weights but for what :func:`csham.create_model` loads into its backbone."""
         return create_model(
             self.backbone,
             attention=None if self.attention == "none" else self.attention,
             strategy=self.strategy,
+            period=self.period,
             position=self.position,
+            points=self.points,
+            stages=self.stages,
             gated=self.gated,
             num_classes=self.num_classes,
             image_size=self.image_size,
             pretrained=pretrained,
+            weights_file=weights_file,
         )
 
 

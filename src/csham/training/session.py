@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,7 @@ from csham.training.config import TrainConfig
 from csham.training.machine import choose
 from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
-from csham.training.run_folder import RunFolder
+from csham.training.run_folder import RunFolder, is_main_process
 
 __all__ = ["Session", "State", "describe_data", "environment", "start_session"]
 
@@ -186,7 +187,7 @@ def start_session(
     folder: RunFolder,
     progress: QuietProgress,
     *,
-    pretrained: bool = False,
+    new: bool = True,
 ) -> Session:
     """Build everything a run works with.
 
@@ -195,7 +196,7 @@ def start_session(
         dataset: The images.
         folder: Where the run is kept.
         progress: Told what happens.
-        pretrained: Start from the backbone's published weights (a resumed run does not).
+        new: Start from the weights that the settings name (a resumed run has its own).
     """
     parts = dataset.split(config.seed, config.validation)
     asked_compile = config.compile
@@ -206,13 +207,14 @@ def start_session(
         image_size=dataset.image_size,
         data=dataset.source,
         crop=check_crop(config.crop, config.crop_scale, dataset.image_size),
+        weights_file=None if config.weights_file is None else str(Path(config.weights_file).absolute()),
     )
     mean, std = dataset.normalisation(parts.train)
     info = NetworkInfo.of(config, list(dataset.classes), dataset.image_size, list(mean), list(std))
     accelerator = _accelerator(config)
     batches = _make_batches(config, dataset, info, accelerator, parts.train, augment=True)
     torch.manual_seed(config.seed)
-    network = info.build(pretrained=pretrained)
+    network = _start_weights(info, config, progress) if new else info.build()
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(accelerator.device)
@@ -266,6 +268,17 @@ def environment(session: Session) -> dict[str, Any]:
         "seed": session.config.seed,
         "chosen": list(session.notes),
     }
+
+
+def _start_weights(info: NetworkInfo, config: TrainConfig, progress: QuietProgress) -> nn.Module:
+    """Build the network with the weights it starts from, and say which of them did not fit."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
+        network = info.build(pretrained=config.pretrained, weights_file=config.weights_file)
+    for warning in caught:
+        if is_main_process():
+            progress.note(str(warning.message))
+    return network
 
 
 def _make_batches(

@@ -1,0 +1,91 @@
+"""From a backbone's name to the network it means, without importing PyTorch where that can be known without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from csham.backbones.names import BACKBONES, BackboneName
+from csham.backbones.registries import LIBRARIES, is_registered, registered_names
+from csham.errors import UserError, unknown_name
+
+__all__ = ["Found", "check_backbone", "find_backbone"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a name means.
+
+    Attributes:
+        library: ``"csham"``, ``"timm"`` or ``"torchvision"``.
+        name: Its name there.
+        entry: Its entry in csham's table; None for networks that are used as their library has them.
+    """
+
+    library: str
+    name: str
+    entry: BackboneName | None = None
+
+
+def find_backbone(name: str) -> Found:
+    """Look a name up: csham's table, then timm's networks, then torchvision's.
+
+    ``timm/NAME`` and ``torchvision/NAME`` mean that library's network as it is. A pretrained tag of timm's may follow
+    a name: ``resnet50.a1_in1k`` is the table's ResNet-50 with these weights.
+
+    Raises:
+        UserError: None of them has it; names the nearest.
+    """
+    if name in BACKBONES:
+        return Found(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
+    library, slash, rest = name.partition("/")
+    if slash and library in LIBRARIES:
+        if rest in registered_names(library) or is_registered(library, rest):
+            return Found(library, rest)
+    elif "." in name:
+        architecture = name.partition(".")[0]
+        if architecture in registered_names("timm") and is_registered("timm", name):
+            return Found("timm", name, BACKBONES.get(architecture))
+    else:
+        for library in LIBRARIES:
+            if name in registered_names(library):
+                return Found(library, name)
+    raise _unknown(name)
+
+
+def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | str | None = None) -> None:
+    """Refuse a name that means no network, and weights that are not there: published ones, or a file.
+
+    Raises:
+        UserError: Says which names are near, or what to leave out.
+    """
+    entry = find_backbone(name).entry
+    if weights_file is not None:
+        if not Path(weights_file).is_file():
+            raise UserError(
+                f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file."
+            )
+    elif pretrained and entry is not None and not entry.has_published_weights:
+        raise UserError(
+            f"{name} has no pretrained weights that others published. Leave pretrained=False (--no-pretrained), or "
+            "give a file of your own: weights_file=FILE (--weights-file FILE)."
+        )
+
+
+def _unknown(name: str) -> UserError:
+    unlisted = [f"{library}/{other}" for library in LIBRARIES for other in sorted(registered_names(library))]
+    unlisted += sorted(frozenset().union(*(registered_names(library) for library in LIBRARIES)) - set(BACKBONES))
+    if "." in name:
+        unlisted += _tagged(name)
+    return unknown_name(
+        "backbone", name, BACKBONES, unlisted=unlisted, hint="Any network of timm's or torchvision's works by its name."
+    )
+
+
+def _tagged(name: str) -> list[str]:
+    """Return the pretrained names of an architecture, such as ``resnet18.a1_in1k``."""
+    import timm  # noqa: PLC0415  takes seconds to import
+
+    prefix = "timm/" if name.startswith("timm/") else ""
+    architecture = name.removeprefix("timm/").partition(".")[0]
+    return [prefix + found for found in timm.list_models(f"{architecture}.*", pretrained=True)]

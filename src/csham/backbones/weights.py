@@ -1,0 +1,150 @@
+"""Weights from a local file into a network. What is new by design may differ; what differs otherwise is refused."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors
+from torch import Tensor, nn
+
+from csham.errors import UserError
+
+__all__ = ["load_weights_file", "put_weights"]
+
+# Heads for training alone that a network is built without here.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+# What torch, safetensors and timm raise for files that are damaged or something else.
+_UNREADABLE = (
+    safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
+)  # fmt: skip
+
+
+def load_weights_file(model: nn.Module, path: Path | str, name: str, in_chans: int, new: Iterable[str] = ()) -> None:
+    """Load a checkpoint of the same architecture; warns once of what stays new.
+
+    Args:
+        model: The network, without attention.
+        path: A safetensors file, or one that torch wrote: a state dict, or a dict that has it under ``state_dict_ema``,
+            ``model_ema``, ``state_dict`` or ``model``. Nothing in it is run.
+        name: What the network is called, for messages.
+        in_chans: Channels of the images; the first convolution is converted from three to it.
+        new: Modules that the checkpoint may have otherwise, or not at all.
+
+    Raises:
+        UserError: The file cannot be read, or is of another architecture; names the first differences.
+    """
+    kept = put_weights(model, _read(Path(path)), f"{path} does not fit {name}", in_chans, new)
+    if kept:
+        warnings.warn(f"{path} has other shapes for {' and '.join(kept)} of {name}: new weights there", stacklevel=4)
+
+
+def put_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], what: str, in_chans: int, new: Iterable[str] = ()
+) -> list[str]:
+    """Load a state dict that may differ in the classifier and in the modules named ``new``.
+
+    Args:
+        model: Takes the weights.
+        weights: As its library publishes them.
+        what: The file and the network, for the message.
+        in_chans: Channels of the images.
+        new: See :func:`load_weights_file`.
+
+    Returns:
+        The modules that keep their new weights.
+    """
+    if any(".attached." in key for key in weights):
+        raise UserError(f"{what}: it holds attention too. Use a run of the same backbone with --attention none.")
+    own = model.state_dict()
+    weights = _in_timms_names(model, weights) if set(weights) != set(own) else dict(weights)
+    weights = {key: value for key, value in weights.items() if key in own or not key.startswith(_AUXILIARY)}
+    _convert_channels(model, weights, in_chans)
+
+    may_differ = (*new, *_classifiers(model))
+    differs = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    differs += [key for key in weights if key not in own]
+    kept = [module for module in may_differ if any(_is_in(key, module) for key in differs)]
+    wrong = [key for key in differs if not any(_is_in(key, m) for m in kept) and not _is_counter(key, weights)]
+    if wrong:
+        raise UserError(f"{what}: {'; '.join(_difference(key, weights, own) for key in wrong[:3])}{_more(wrong)}")
+    fitting = {key: value for key, value in weights.items() if not any(_is_in(key, module) for module in kept)}
+    model.load_state_dict(fitting, strict=False)
+    return [module for module in kept if any(_is_in(key, module) for key in own)]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a file with timm's reader, which strips what wrappers such as DDP put before the names."""
+    import timm.models  # noqa: PLC0415  takes seconds to import
+
+    try:
+        content = timm.models.load_state_dict(str(path), weights_only=True)
+    except _UNREADABLE as err:
+        if isinstance(err.__cause__, pickle.UnpicklingError):
+            raise UserError(
+                f"{path} holds something other than tensors and plain values, or is damaged. It was not loaded, and "
+                "nothing in it was run. Save the network's state_dict() with torch.save or safetensors."
+            ) from err
+        raise UserError(f"{path} is truncated or not a file of weights (safetensors, or torch's .pth or .pt).") from err
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state_dict: tensors by name, alone or under 'state_dict' or 'model'.")
+    return dict(content)
+
+
+def _in_timms_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the names of other libraries, where timm can for this architecture."""
+    module = sys.modules[type(model).__module__]
+    for name in ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained"):
+        convert = getattr(module, name, None)
+        if module.__name__.startswith("timm.") and convert is not None:
+            try:
+                return dict(convert(dict(weights), model))
+            except Exception:  # of another architecture: the message on what differs says more
+                return dict(weights)
+    return dict(weights)
+
+
+def _convert_channels(model: nn.Module, weights: dict[str, Tensor], in_chans: int) -> None:
+    from timm.models import adapt_input_conv  # noqa: PLC0415  takes seconds to import
+
+    name, first = next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    given = weights.get(f"{name}.weight")
+    if given is not None and given.ndim == 4 and given.shape[1] == 3 and first.in_channels == in_chans != 3:
+        weights[f"{name}.weight"] = adapt_input_conv(in_chans, given)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that make the logits."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    named = config.get("classifier")
+    if named:
+        return (named,) if isinstance(named, str) else tuple(named)
+    if hasattr(model, "fc"):
+        return ("fc",)
+    return (next(name for name, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear | nn.Conv2d)),)
+
+
+def _is_in(key: str, module: str) -> bool:
+    return key.startswith(f"{module}.")
+
+
+def _is_counter(key: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether it is a batch norm's count of batches, which old files lack and nothing here uses."""
+    return key.endswith(".num_batches_tracked") and key not in weights
+
+
+def _difference(key: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    if key not in weights:
+        return f"it has no {key!r}"
+    if key not in own:
+        return f"the network has no {key!r}"
+    return f"{key!r} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
+
+
+def _more(wrong: list[str]) -> str:
+    more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+    return f"{more}. The file must come from the same architecture."

@@ -1,0 +1,80 @@
+"""The wide ResNets of Zagoruyko and Komodakis for 32-pixel images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from csham.errors import UserError
+
+__all__ = ["WideResNet"]
+
+
+class WideResNet(nn.Module):
+    """ResNet of 6n + 4 layers with stages of 16k, 32k and 64k channels; its blocks normalise before they convolve.
+
+    Without the dropout inside the blocks that the paper tries on some of its networks.
+
+    Args:
+        depth: Convolutions, those of the shortcuts included, 6n + 4: 16, 22, 28, 40.
+        width: k, how many times as many channels as the ResNets of :class:`CifarResNet`.
+        num_classes: Width of the logits; 0 leaves the pooled features.
+        in_chans: Channels of the images.
+
+    Shape:
+        (B, in_chans, H, W) to (B, num_classes).
+
+    Source: Zagoruyko and Komodakis, "Wide Residual Networks", arXiv:1605.07146, table 1.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10, in_chans: int = 3) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise UserError(f"WideResNet: depth must be 6n + 4 (16, 22, 28, 40), got {depth}.")
+        blocks = (depth - 4) // 6
+        self.num_classes = num_classes
+        self.num_features = 64 * width
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        self.layer1 = _stage(16, 16 * width, 1, blocks)
+        self.layer2 = _stage(16 * width, 32 * width, 2, blocks)
+        self.layer3 = _stage(32 * width, 64 * width, 2, blocks)
+        self.norm = nn.BatchNorm2d(64 * width)
+        self.act = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(64 * width, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's feature map, (B, 64 * width, H / 4, W / 4)."""
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.act(self.norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (B, num_classes)."""
+        return self.fc(self.forward_features(x).mean((2, 3)))
+
+
+class _PreActBlock(nn.Module):
+    """timm's PreActBasic without its options, and without the seconds that importing timm takes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        projects = in_channels != channels
+        self.downsample = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if projects else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = self.act1(self.bn1(x))
+        # As in the authors' code, a projection starts from the normalised map.
+        shortcut = x if self.downsample is None else self.downsample(normalised)
+        return self.conv2(self.act2(self.bn2(self.conv1(normalised)))) + shortcut
+
+
+def _stage(in_channels: int, channels: int, stride: int, blocks: int) -> nn.Sequential:
+    first = _PreActBlock(in_channels, channels, stride)
+    return nn.Sequential(first, *(_PreActBlock(channels, channels, 1) for _ in range(blocks - 1)))
