@@ -126,7 +126,7 @@ def test_rounds_are_interleaved():
     assert orders[0] != orders[1] != orders[2]
     assert [label for label, _ in timed] == sorted(label for label, _ in timed)
     assert told.steps[-1][1] == told.totals[-1]
-    assert "4 networks in 3 rounds" in told.notes[0]
+    assert "4 networks, 3 rounds" in told.notes[0]
 
 
 def test_the_time_bounds_the_rounds():

@@ -137,7 +137,9 @@ _FORMULAS: dict[str, Formula] = {
     **_table(_per_output(2), "silu addcmul addcdiv"),  # x sigmoid(x); a + b c
     **_table(_per_output(3), "hardsigmoid softplus elu lerp log_sigmoid_forward"),  # clamp((x + 3) / 6); exp, add, log
     **_table(_per_output(4), "hardswish"),  # x hardsigmoid(x)
-    **_table(_per_output(5), "gelu mish _softmax _log_softmax"),  # softmax: max, subtract, exp, sum, divide
+    **_table(
+        _per_output(5), "gelu mish _softmax _log_softmax _safe_softmax"
+    ),  # softmax: max, subtract, exp, sum, divide
     **_table(_per_input(1), "mean sum nansum prod amax amin aminmax max min argmax argmin cumsum cumprod"),
     **_table(_per_input(1), "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d col2im"),
     **_table(_per_input(2), "linalg_vector_norm norm"),  # square, add

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from csham.cost.timing import calls_for, seconds_per_call
 from csham.errors import UserError
 
 __all__ = ["Entry", "Task", "Way", "reason"]
+
+# Seconds of a pass past which watching its memory adds little to them, and one pass need not be made twice.
+_LONG = 0.3
 
 Way = tuple[str, bool]  # precision, compiled
 
@@ -76,8 +80,11 @@ class Task:
         with self._ready() as run:
             if self.compiled or device.type == "cuda":
                 run()  # compiling, and cuDNN's choice among algorithms, hold memory that later calls do not
+            started = time.perf_counter()
             peak = peak_bytes(run, device)
-            self.seconds = seconds_per_call(run, device)
+            self.seconds = time.perf_counter() - started
+            if self.seconds < _LONG:
+                self.seconds = seconds_per_call(run, device)
         self.calls = calls_for(self.seconds)
         if peak is not None:
             held = static_bytes(self._network, momentum=self._kind == "training")
