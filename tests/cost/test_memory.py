@@ -37,9 +37,9 @@ def test_what_was_there_before_does_not_count():
     assert peak_bytes(lambda: (before.clear(), megabytes(3)), CPU) <= 3 * MIB
 
 
-@pytest.mark.parametrize(("training", "expected"), [(False, 2), (True, 6)])
+@pytest.mark.parametrize(("training", "expected"), [(False, 2), (True, 7)])
 def test_a_pass_keeps_what_its_backward_needs(training, expected):
-    """Five ReLUs in a row, each a new map of 1 MiB: two alive at once, or all five and a gradient being made."""
+    """Five ReLUs in a row, each with a map of 1 MiB: two at once, or all five, a gradient and the one made from it."""
     network = nn.Sequential(*[nn.ReLU() for _ in range(5)])
     x = torch.ones(MIB // 4, requires_grad=training)
     gradient = torch.ones_like(x)
@@ -49,9 +49,7 @@ def test_a_pass_keeps_what_its_backward_needs(training, expected):
         if training:
             y.backward(gradient)
 
-    # Backward: the last output is freed with y's graph only after the first two gradients exist.
-    peak = peak_bytes(run, CPU) / MIB
-    assert peak == pytest.approx(expected, abs=1.01 if training else 0.01)
+    assert peak_bytes(run, CPU) == pytest.approx(expected * MIB, abs=1000)
 
 
 def test_parameters_buffers_and_momentum():

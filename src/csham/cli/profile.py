@@ -222,7 +222,7 @@ def _row(cost: Cost, network: dict[str, Any], pairs: dict[str, Pair]) -> dict[st
 
 
 def _title(network: dict[str, Any], machine: dict[str, Any], comparison: Comparison) -> str:
-    where = str(comparison.device)
+    where = comparison.where
     if comparison.device.type == "cpu":
         where = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     return f"{network['backbone']}, {network['image_size']} pixels, on {where}, torch {machine['torch']}"

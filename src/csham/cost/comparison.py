@@ -95,6 +95,15 @@ class Comparison:
         self._entries = [Entry(name, source) for name, source in networks.items()]
         self._started = time.monotonic()
 
+    @property
+    def where(self) -> str:
+        """The device, a GPU with its name."""
+        return (
+            f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+            if self.device.type == "cuda"
+            else str(self.device)
+        )
+
     def run(self) -> None:
         """Build and warm up every network, then time all of them in rounds."""
         self._started = time.monotonic()
@@ -107,13 +116,15 @@ class Comparison:
     def costs(self) -> list[Cost]:
         """Return what has been measured so far."""
         return [
-            summarise(entry, self._entries[0], way, batch_size, self.device, self.settings.input_size)
+            summarise(entry, self._entries[0], way, batch_size, self.where, self.settings.input_size)
             for entry in self._entries
             for way in self._ways()
             for batch_size in self.batch_sizes
         ]
 
     def _warm_up(self, stack: ExitStack) -> None:
+        if True in self.settings.compiled:
+            self._progress.note("compiling every network for every shape first, which takes a minute or more for each")
         batches = self._batches()
         images = len(self._ways()) * (sum(batches) + sum(self.batch_sizes) * self.settings.training)
         clock = _Clock(self._progress, images * len(self._entries))

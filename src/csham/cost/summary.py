@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from csham.cost.result import Cost, Spread
 from csham.cost.task import Entry, Task, Way
 
@@ -19,7 +17,7 @@ def summarise(
     first: Entry,
     way: Way,
     batch_size: int,
-    device: torch.device,
+    device: str,
     input_size: tuple[int, int, int],
 ) -> Cost:
     """Make the row of one network at one way of running it.
@@ -42,7 +40,7 @@ def summarise(
         batch_size=batch_size,
         precision=way[0],
         compiled=way[1],
-        device=str(device),
+        device=device,
         input_size=input_size,
         params=entry.params,
         params_extra=None if params is None or before is None else int(params - before),
