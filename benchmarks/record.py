@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import platform
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from csham.provenance import circumstances
 
 DATA = Path(__file__).parent / "data"
 
@@ -26,27 +23,3 @@ def append_rows(benchmark: str, rows: list[dict[str, Any]]) -> Path:
             writer.writeheader()
         writer.writerows(full)
     return path
-
-
-def circumstances() -> dict[str, Any]:
-    """Return the columns that all benchmarks share."""
-    git = ["git", "-C", str(DATA.parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "processor": processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def processor() -> str:
-    """Return the processor's name, as the system spells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

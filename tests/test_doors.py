@@ -29,6 +29,7 @@ def test_the_library_half_needs_only_torch_numpy_and_timm():
         + "model(torch.zeros(2, 3, 32, 32))\n"
         + "assert csham.CSHAM(4)(torch.zeros(1, 4, 8, 8)).shape == (1, 4, 8, 8)\n"
         + "csham.create_attention('se', 16); csham.retain_memory()\n"
+        + "assert csham.cost(model, image_size=16, batch_sizes=[2], rounds=1).train_step_ms\n"
         + "print('done')\n"
     )
     assert done.stdout.strip() == "done", done.stderr

@@ -1,9 +1,10 @@
 """Channel-spatial hybrid attention for convolutional networks.
 
 The layers (:class:`CSHAM`, :class:`ChannelAttention`, :class:`SpatialAttention`), one call that puts them into a
-network (:func:`attach`) and networks by name (:func:`create_model`). Rooms, from the mathematics outwards: ``ops``,
-``layers``, ``attach``, ``backbones`` and ``data``, ``training``, ``cli``; each imports only those named before it.
-Start with :func:`attach`. The names below are imported when they are first used.
+network (:func:`attach`), networks by name (:func:`create_model`) and what a network costs (:func:`cost`). Rooms, from
+the mathematics outwards: ``ops``, ``layers``, ``attach``, ``backbones``, ``data`` and ``cost``, ``training``,
+``report``, ``cli``; each imports only those named before it. Start with :func:`attach`. The names below are imported
+when they are first used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from csham.attach import AttachedPoint, attach, attention_maps, detach
     from csham.backbones import create_model
+    from csham.cost import Cost, cost
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
     from csham.memory import retain_memory
 
@@ -24,9 +26,11 @@ __all__ = [
     "CSHAM",
     "AttachedPoint",
     "ChannelAttention",
+    "Cost",
     "SpatialAttention",
     "attach",
     "attention_maps",
+    "cost",
     "create_attention",
     "create_model",
     "detach",
@@ -44,6 +48,8 @@ __getattr__ = lazy_names(
         "attach": "csham.attach",
         "attention_maps": "csham.attach",
         "detach": "csham.attach",
+        "Cost": "csham.cost",
+        "cost": "csham.cost",
         "create_model": "csham.backbones",
         "retain_memory": "csham.memory",
     },

@@ -213,7 +213,5 @@ def test_refuses_with_a_reason_and_leaves_the_network_alone(build, settings, mes
 
 
 def test_what_is_no_network_is_named():
-    with pytest.raises(
-        ValueError, match=r"expected a network, an nn\.Module, got str"
-    ):
+    with pytest.raises(ValueError, match=r"expected a network, an nn\.Module, got str"):
         csham.attach("resnet18")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from csham.errors import UserError
+from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from csham.training.files import write_atomically
 
 
 class Hostile:

@@ -9,11 +9,9 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from csham._lazy import lazy_names
+from csham._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
     from csham.attach.install import AttachedPoint, attach, detach
@@ -33,13 +31,4 @@ __getattr__ = lazy_names(
         "detach": "csham.attach.install",
     },
 )
-
-
-class _Room(ModuleType):
-    """A package that is called like its main function: importing it hides the function ``csham.attach``."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.attach(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Room
+make_callable(__name__)

@@ -13,6 +13,7 @@ from csham import __version__
 from csham.cli.evaluate import evaluate
 from csham.cli.list import list_names
 from csham.cli.prepare import prepare
+from csham.cli.profile import profile
 from csham.cli.train import train
 from csham.errors import UserError
 
@@ -30,6 +31,7 @@ app.command("list")(list_names)
 app.command("prepare")(prepare)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("profile")(profile)
 
 
 @app.callback()

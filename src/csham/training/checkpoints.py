@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from csham.errors import UserError
-from csham.training.files import write_atomically
+from csham.files import write_atomically
 
 __all__ = ["FORMAT", "load_checkpoint", "load_weights", "save_checkpoint"]
 

@@ -6,12 +6,9 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
+from csham.cost import count_flops
+from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
-from csham.training.files import write_atomically
 from csham.training.metrics import Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder
@@ -52,6 +49,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
     config, history = session.config, state.history
     attached = ("attention", "strategy", "period", "position", "points", "stages", "gated")
     names = ("data", "backbone", *attached, "recipe", "epochs", "seed")
+    flops = count_flops(session.network, (3, session.info.image_size, session.info.image_size))
     seconds = sum(row["seconds"] for row in history)
     validated = history[-1]["val_top1"] is not None
     summary = {
@@ -66,7 +64,8 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
             **chosen,
         },
         "params": sum(p.numel() for p in session.network.parameters()),
-        "flops": _count_flops(session.network, session.info.image_size),
+        "flops": flops.total,
+        "flops_matmul": flops.matmul,
         "seconds": round(seconds, 3),
         "images_per_s": round(_training_rate(history), 2),
         "classes": len(session.info.classes),
@@ -85,16 +84,6 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
 def _training_rate(history: Sequence[Mapping[str, Any]]) -> float:
     """Return images per second of training, over all epochs of the same number of images."""
     return len(history) / sum(1 / row["images_per_s"] for row in history)
-
-
-def _count_flops(network: nn.Module, image_size: int) -> int:
-    """Count floating-point operations for one image, two to a multiply-add."""
-    was_training = network.training
-    image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    network.train(was_training)
-    return int(counter.get_total_flops())
 
 
 def _draw_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:

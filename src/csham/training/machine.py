@@ -13,7 +13,7 @@ import torch
 from csham.errors import UserError
 from csham.training.config import TrainConfig
 
-__all__ = ["Choices", "choose"]
+__all__ = ["Choices", "choose", "choose_device", "missing_compiler"]
 
 # Compiling a ResNet-20 takes about a minute on two cores: worth it where many minutes of training follow.
 _IMAGES_WORTH_COMPILING = 150_000
@@ -41,7 +41,7 @@ def choose(config: TrainConfig, train_images: int) -> Choices:
     Raises:
         UserError: What was asked for explicitly is not there.
     """
-    device = _device(config.device)
+    device = choose_device(config.device)
     kind = device.partition(":")[0]
     precision, precision_reason = _precision(config.precision, kind)
     channels_last = kind in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last
@@ -60,7 +60,8 @@ def _because(choice: str, reason: str) -> str:
     return f"{choice} ({reason})" if reason else choice
 
 
-def _device(asked: str) -> str:
+def choose_device(asked: str) -> str:
+    """Replace ``auto`` by the fastest kind of device there is; refuse a device that is not there."""
     if asked == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -97,7 +98,7 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def _compile(config: TrainConfig, kind: str, train_images: int) -> tuple[bool, str]:
-    missing = _missing_compiler(kind)
+    missing = missing_compiler(kind)
     if config.compile is True and missing:
         raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
     if config.compile != "auto":
@@ -109,7 +110,7 @@ def _compile(config: TrainConfig, kind: str, train_images: int) -> tuple[bool, s
     return True, "many images to come"
 
 
-def _missing_compiler(kind: str) -> str | None:
+def missing_compiler(kind: str) -> str | None:
     """Say what torch.compile lacks on this kind of device, if anything."""
     if kind == "cuda":
         found = importlib.util.find_spec("triton") is not None

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from csham.backbones import create_model
 from csham.errors import UserError
+from csham.files import write_atomically
 from csham.training.config import TrainConfig
-from csham.training.files import write_atomically
 
 __all__ = ["NetworkInfo", "read_weights", "write_weights"]
 

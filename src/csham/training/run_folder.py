@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
+from csham.files import write_atomically
 from csham.training.config import TrainConfig, read_settings, resolve
-from csham.training.files import write_atomically
 
 __all__ = ["RunFolder", "is_main_process"]
 

@@ -6,13 +6,11 @@ import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
 from csham.data.crops import check_crop
 from csham.errors import UserError
+from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
 from csham.training.config import TrainConfig
 from csham.training.machine import choose
@@ -45,6 +44,7 @@ MACHINE_SETTINGS = (
     "checkpoint_steps",
     "max_bad",
 )
+_PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn")
 
 
 @dataclass
@@ -258,11 +258,11 @@ def environment(session: Session) -> dict[str, Any]:
     return {
         "command": shlex.join(["csham", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
+        "commit": commit(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "processor": _processor(),
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "processes": session.accelerator.num_processes,
         "seed": session.config.seed,
@@ -350,34 +350,3 @@ def _check_data(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFol
     raise UserError(
         f"the data of {folder.path} is not what the run began with: {change}. Put it back, or start another run."
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree csham runs from, with ``-dirty`` if it was changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"

@@ -1,0 +1,280 @@
+"""``csham profile``: what attentions cost, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from csham.attach.names import STRATEGIES
+from csham.backbones.names import BACKBONES
+from csham.cli.common import (
+    MACHINE,
+    OUTPUT,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    print_json,
+    split_list,
+    split_numbers,
+)
+from csham.cli.profile_table import print_costs
+from csham.errors import UserError, unknown_name
+from csham.files import write_atomically
+from csham.layers.names import ATTENTIONS
+from csham.provenance import circumstances
+from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
+from csham.report.csv_rows import write_csv
+from csham.training.config import TrainConfig
+from csham.training.progress import QuietProgress, create_progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from csham.cost import Comparison, Cost
+
+__all__ = ["profile"]
+
+_NETWORK, _MEASURE = "Network", "Measuring"
+_PLAIN = "none"
+
+Pair = tuple[str, str]  # attention, strategy
+
+
+def _option(help: str, panel: str, *names: str, shown: str | bool = True) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown)
+
+
+def profile(
+    *,
+    backbone: Annotated[str, _option("csham list backbones.", _NETWORK)] = "resnet18",
+    attention: Annotated[
+        str, _option("Some of csham list attentions, separated by commas, or all.", _NETWORK)
+    ] = "csham,se,eca,cbam",
+    strategy: Annotated[
+        str, _option("Some of csham list strategies, where the attention has the parts for it, or all.", _NETWORK)
+    ] = "sequential",
+    period: Annotated[int | None, _option("Of transfer: points to each channel step.", _NETWORK, shown="2")] = None,
+    position: Annotated[str, _option("csham list positions.", _NETWORK)] = "auto",
+    points: Annotated[
+        str | None, _option("Instead of a position: modules' names or patterns, with commas.", _NETWORK, shown="none")
+    ] = None,
+    stages: Annotated[
+        str | None, _option("Only these stages: 0,1,... or from the last: -1.", _NETWORK, shown="all")
+    ] = None,
+    gated: Annotated[bool, _option("With gates.", _NETWORK, "--gated/--no-gated")] = False,
+    num_classes: Annotated[int, _option("Width of the logits.", _NETWORK)] = 1000,
+    image_size: Annotated[
+        int | None, _option("Height and width in pixels.", _NETWORK, shown="224, or 32 for CIFAR's own networks")
+    ] = None,
+    batch_size: Annotated[
+        str | None,
+        _option(
+            "Images a batch, several separated by commas; latency is of one image.",
+            _MEASURE,
+            shown="8 or, on a GPU, 64",
+        ),
+    ] = None,
+    precision: Annotated[str, _option("fp32, bf16 or both, separated by commas.", _MEASURE)] = "fp32",
+    compile: Annotated[bool, _option("Use torch.compile.", _MEASURE, "--compile/--no-compile")] = False,
+    both: Annotated[bool, _option("Measure eager and compiled.", _MEASURE, "--both")] = False,
+    training: Annotated[bool, _option("Measure training steps too.", _MEASURE, "--training/--no-training")] = True,
+    rounds: Annotated[int | None, _option("Exactly so many.", _MEASURE, shown="3 to 15, as --seconds allows")] = None,
+    seconds: Annotated[float, _option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
+    seed: Annotated[int, _option("Of weights, images and the order in each round.", _MEASURE)] = 0,
+    device: DeviceOption = None,
+    threads: Annotated[int | None, _option("Threads on the CPU.", MACHINE, shown="PyTorch's choice")] = None,
+    csv: Annotated[Path | None, _option("Write the rows, with machine and versions.", OUTPUT, shown="no file")] = None,
+    output: Annotated[Path | None, _option("Write what --json prints.", OUTPUT, shown="no file")] = None,
+    plot: Annotated[Path | None, _option("Draw a picture: .png, .svg or .pdf.", OUTPUT, shown="no file")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
+    pairs = _pairs(_names("attention", attention, ATTENTIONS), _names("strategy", strategy, STRATEGIES))
+    network = {
+        "backbone": backbone,
+        "position": position,
+        "points": None if points is None else split_list(points),
+        "stages": None if stages is None else split_numbers("--stages", stages),
+        "gated": gated,
+    }
+    for pair in pairs.values():
+        TrainConfig(data="", device=device or "auto", **network, **_connection(pair, period)).check_names()
+    _check_numbers(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
+    batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
+    precisions = _names("precision", precision, ("fp32", "bf16"))
+    for file in (csv, output, plot):
+        _check_file(file)
+    if plot is not None and plot.suffix.lower() not in FIGURE_FORMATS:
+        raise UserError(f"--plot {plot}: its name must end in {', '.join(FIGURE_FORMATS)}.")
+    network |= {"num_classes": num_classes, "image_size": image_size or _usual_size(backbone)}
+    settings = {
+        "batch_sizes": batch_sizes,
+        "precisions": precisions,
+        "compiled": (False, True) if both else (compile,),
+        "training": training,
+        "rounds": rounds,
+        "seconds": seconds,
+        "seed": seed,
+    }
+    progress = create_progress(quiet=quiet)
+    connections = {name: _connection(pair, period) for name, pair in pairs.items()}
+    comparison = _comparison(network, connections, settings, device, threads, progress)
+    finished = _run(comparison, progress)
+    costs = comparison.costs()
+    if all(cost.flops is None for cost in costs) and finished:
+        raise UserError(f"{backbone} cannot be measured: {costs[0].failed}")
+    machine = circumstances()
+    rows = [_row(cost, network, pairs) for cost in costs]
+    found = {"finished": finished, "machine": machine, "costs": rows}
+    if csv is not None:
+        write_csv(csv, [row | machine for row in rows])
+    if output is not None:
+        write_atomically(output, lambda file: file.write((json.dumps(found, indent=2) + "\n").encode()))
+    title = _title(network, machine, comparison)
+    if plot is not None:
+        write_cost_figure(plot, costs, title)
+    if as_json:
+        print_json(found)
+    else:
+        print_costs(title, costs)
+    if not finished:
+        typer.echo("stopped; this is what had been measured by then.", err=True)
+        raise typer.Exit(130)
+
+
+def _names(kind: str, words: str, choices: Iterable[str]) -> list[str]:
+    """Split names at commas; ``all`` is every one of ``choices``."""
+    known = list(choices)
+    if words == "all":
+        return [name for name in known if name != _PLAIN]
+    names = list(dict.fromkeys(split_list(words)))
+    for name in names:
+        if name not in known and name != _PLAIN:
+            raise unknown_name(kind, name, [*known, "all"])
+    if not names:
+        raise UserError(f"--{kind} names nothing. Known: {', '.join(known)}, all.")
+    return names
+
+
+def _pairs(attentions: Sequence[str], strategies: Sequence[str]) -> dict[str, Pair]:
+    """Name every network: the plain one first, then each attention with each strategy that it has the parts for."""
+    pairs = [
+        (attention, strategy)
+        for attention in attentions
+        for strategy in strategies
+        if attention != _PLAIN and (ATTENTIONS[attention].two_part or not STRATEGIES[strategy].needs_parts)
+    ]
+    if not pairs and set(attentions) != {_PLAIN}:
+        raise UserError(
+            f"none of these attentions has the parts that strategy {' or '.join(strategies)} needs. Add --strategy "
+            "sequential, or an attention of two parts such as csham."
+        )
+    many = len({strategy for _, strategy in pairs}) > 1
+    named = {f"{attention} {strategy}" if many else attention: (attention, strategy) for attention, strategy in pairs}
+    return {_PLAIN: (_PLAIN, "sequential"), **named}
+
+
+def _connection(pair: Pair, period: int | None) -> dict[str, Any]:
+    attention, strategy = pair
+    return {"attention": attention, "strategy": strategy, "period": period if strategy == "transfer" else None}
+
+
+def _comparison(
+    network: dict[str, Any],
+    connections: dict[str, dict[str, Any]],
+    settings: dict[str, Any],
+    device: str | None,
+    threads: int | None,
+    progress: QuietProgress,
+) -> Comparison:
+    # Imported here, so that a misspelt name is answered without importing PyTorch.
+    import torch  # noqa: PLC0415
+
+    from csham.backbones import create_model  # noqa: PLC0415
+    from csham.cost import Comparison, Settings  # noqa: PLC0415
+    from csham.training.machine import choose_device, missing_compiler  # noqa: PLC0415
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch.device(choose_device(device or "auto"))
+    missing = missing_compiler(place.type) if True in settings["compiled"] else None
+    if missing is not None:
+        raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
+
+    def build(connection: dict[str, Any]) -> nn.Module:
+        torch.manual_seed(settings["seed"])
+        return create_model(**network, **connection)
+
+    size = network["image_size"]
+    networks = {name: partial(build, connection) for name, connection in connections.items()}
+    return Comparison(networks, Settings(**settings, input_size=(3, size, size), device=place), progress)
+
+
+def _run(comparison: Comparison, progress: QuietProgress) -> bool:
+    """Measure; False if Ctrl-C ended it early."""
+    try:
+        comparison.run()
+    except KeyboardInterrupt:
+        return False
+    finally:
+        progress.close()
+    return True
+
+
+def _row(cost: Cost, network: dict[str, Any], pairs: dict[str, Pair]) -> dict[str, Any]:
+    attention, strategy = pairs[cost.name]
+    measured = cost.to_row()
+    del measured["network"]
+    return {
+        "backbone": network["backbone"],
+        "attention": attention,
+        "strategy": strategy if attention != _PLAIN else "",
+        **{name: network[name] for name in ("position", "points", "stages", "gated", "num_classes")},
+        **measured,
+    }
+
+
+def _title(network: dict[str, Any], machine: dict[str, Any], comparison: Comparison) -> str:
+    where = comparison.where
+    if comparison.device.type == "cpu":
+        where = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{network['backbone']}, {network['image_size']} pixels, on {where}, torch {machine['torch']}"
+
+
+def _usual_size(backbone: str) -> int:
+    entry = BACKBONES.get(backbone)
+    return 32 if entry is not None and entry.library == "csham" else 224
+
+
+def _batch_sizes(words: str) -> tuple[int, ...]:
+    numbers = tuple(dict.fromkeys(split_numbers("--batch-size", words)))
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"--batch-size must be at least 1, got {words}.")
+    return numbers
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+def _check_file(path: Path | None) -> None:
+    """Refuse a place that cannot be written to, before the long work."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}.")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: {path.parent} is not writable.")
