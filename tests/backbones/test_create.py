@@ -53,6 +53,27 @@ def test_backbones_with_attention_on_small_images(name):
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
+# Blocks that add where blocks add, inception modules, dense blocks, convolutions: as the architectures have them.
+POINTS = {
+    "lenet5": 2, "resnet20": 9, "resnet32": 15, "resnet44": 21, "resnet56": 27, "resnet110": 54, "resnet14": 6,
+    "wrn16_8": 6, "wrn28_10": 12, "wrn40_4": 18, "wrn40_10": 18, "resnet18": 8, "resnet34": 16, "resnet50": 16,
+    "resnet101": 33, "resnet152": 50, "resnext50_32x4d": 16, "resnext101_32x4d": 33, "resnext50_grouped": 16,
+    "resnext101_grouped": 33, "wide_resnet50_2": 16, "wide_resnet101_2": 33, "vgg11_bn": 8, "vgg13_bn": 10,
+    "vgg16_bn": 13, "vgg19_bn": 16, "mobilenetv2_100": 10, "densenet121": 4, "densenet161": 4, "densenet169": 4,
+    "densenet201": 4, "googlenet": 9,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_size", [32, 224])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_attention_finds_its_points_in_every_backbone(name, image_size):
+    with torch.device("meta"):
+        model = csham.create_model(name, num_classes=10, image_size=image_size, attention="csham")
+        assert sum(type(module).__name__ == "Attached" for module in model.modules()) == POINTS[name]
+        assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_has_the_parameters_its_table_says(name, count):
     with torch.device("meta"):

@@ -78,3 +78,17 @@ def test_ctrl_c_on_a_process_of_its_own(small, tmp_path):
     assert process.returncode == 130
     assert f"csham train --resume {run}" in err
     assert "Traceback" not in err
+
+
+def test_where_attention_goes_is_an_option_and_comes_back_with_the_run(csham, small, tmp_path):
+    where = ["--attention", "csham", "--strategy", "transfer", "--period", "3", "--stages", "0,-1"]
+    assert csham(*small, *where, "--run", tmp_path / "run")[0] == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["period"], summary["stages"], summary["position"]) == (3, [0, -1], "auto")
+    assert csham("evaluate", tmp_path / "run", "--quiet")[0] == 0
+    code, _, err = csham(*small, "--attention", "csham", "--points", "layer9*", "--run", tmp_path / "other")
+    assert code == 2
+    assert "points='layer9*' names no module of CifarResNet" in err
+    code, _, err = csham(*small, "--attention", "csham", "--stages", "one", "--run", tmp_path / "other")
+    assert code == 2
+    assert "--stages takes whole numbers with commas between them, got 'one'" in err

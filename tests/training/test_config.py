@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from csham.errors import UserError
 from csham.training.config import TrainConfig, read_settings, resolve
@@ -105,3 +106,29 @@ def test_runs_that_differ_have_different_names():
     assert names[0] == "photos-resnet20-none-fast-30epochs-seed0"
     assert len(set(names)) == len(names)
     assert not any("/" in name for name in names)
+
+
+def test_where_attention_goes_is_kept_checked_and_named():
+    config = resolve(
+        {
+            "data": "digits",
+            "attention": "csham",
+            "strategy": "transfer",
+            "period": 3,
+            "stages": [0, -1],
+            "points": ["a*"],
+        }
+    )
+    assert (config.period, config.stages, config.points) == (3, (0, -1), ("a*",))
+    assert yaml.safe_load(config.to_yaml())["stages"] == [0, -1]
+    assert config.default_name() == "digits-resnet18-csham-transfer-period3-points-stages0+-1-fast-30epochs-seed0"
+    config.check_names()
+    for wrong, message in (
+        ({"period": 3}, "period is a setting of strategy 'transfer', not of 'sequential'"),
+        ({"points": ["a"], "position": "last"}, "both position='last' and points= say where"),
+        ({"stages": 3}, "--stages must be a list or empty, got 3"),
+        ({"stages": ["one"]}, "--stages must be a whole number, got 'one'"),
+    ):
+        with pytest.raises(UserError) as caught:
+            resolve({"data": "digits", "attention": "csham", **wrong}).check_names()
+        assert message in str(caught.value)

@@ -99,7 +99,7 @@ def profile(
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
     pairs = _pairs(_names("attention", attention, ATTENTIONS), _names("strategy", strategy, STRATEGIES))
-    network = {
+    network: dict[str, Any] = {
         "backbone": backbone,
         "position": position,
         "points": None if points is None else split_list(points),
