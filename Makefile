@@ -5,13 +5,17 @@ READY := .venv/ready
 # Test processes side by side.
 WORKERS ?= auto
 
-.PHONY: demo test test-quick lint bench setup clean
+.PHONY: demo test test-quick test-networks lint bench setup clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# Everything about all 55 networks of tests/attach/networks.py: a quarter of an hour on two cores.
+test-networks: $(READY)
+	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

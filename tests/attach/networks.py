@@ -18,6 +18,7 @@ class Network:
     points: int
     why: str
     side: int = 64  # pixels of the images that the tests show it
+    heavy: bool = False  # takes ten seconds or more to train a step
 
     @property
     def id(self):
@@ -135,7 +136,7 @@ NETWORKS = [
     _timm("convnext_atto", 12, "2 + 2 + 6 + 2"),
     _timm("convnextv2_atto", 12, "2 + 2 + 6 + 2"),
     _timm("densenet121", 4, "no additions: 4 dense blocks"),
-    _timm("vgg11_bn", 8, "no additions: 8 convolutions"),
+    _timm("vgg11_bn", 8, "no additions: 8 convolutions", heavy=True),
     _timm("ghostnet_050", 16, "16 ghost bottlenecks, all add"),
     _timm("mnasnet_small", 10, "1 of the first stage, and 1 + 3 + 3 + 2 of those that keep their shape"),
     _timm("cspresnet50", 13, "3 + 3 + 5 + 2"),
@@ -145,8 +146,8 @@ NETWORKS = [
     _timm("nfnet_l0", 12, "1 + 2 + 6 + 3"),
     _timm("hrnet_w18_small", 23, "1 bottleneck, 2 blocks on each of 2, 3 and 4 branches, 4 of the head"),
     _timm("inception_v3", 11, "no additions: 3 A, 1 B, 4 C, 1 D, 2 E", side=128),
-    _timm("inception_v4", 19, "no additions: 3 of the stem, 4 A, 7 B, 3 C, 2 reductions", side=128),
-    _timm("inception_resnet_v2", 40, "10 + 20 + 9 + 1", side=128),
+    _timm("inception_v4", 19, "no additions: 3 of the stem, 4 A, 7 B, 3 C, 2 reductions", side=128, heavy=True),
+    _timm("inception_resnet_v2", 40, "10 + 20 + 9 + 1", side=128, heavy=True),
     _timm("legacy_xception", 12, "12 blocks with shortcuts", side=128),
     _timm("xception41", 12, "3 + 8 + 1 modules with shortcuts, the last has none"),
     _timm("rexnet_100", 11, "16 blocks less the first, which narrows, and 4 of stride 2; the rest add to a part"),

@@ -21,7 +21,8 @@ def profile(csham, tmp_path, monkeypatch):
 
 def test_table_and_files(profile, tmp_path):
     files = "--csv rows.csv --output all.json --plot cost.png"
-    code, out, err = profile("--attention", "se,csham", "--strategy", "all", *files.split(), base=SMALL)
+    strategies = "sequential,transfer"
+    code, out, err = profile("--attention", "se,csham", "--strategy", strategies, *files.split(), base=SMALL)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("resnet14, 16 pixels, on ")
@@ -132,7 +133,7 @@ def test_ctrl_c_leaves_what_was_measured(profile, tmp_path, monkeypatch):
         ("--position middle", "unknown position 'middle'"),
         ("--device gpu", "unknown device 'gpu'"),
         ("--precision fp23", "unknown precision 'fp23'. Did you mean 'fp32'"),
-        ("--batch-size 1,x", "--batch-size must be whole numbers separated by commas, got '1,x'"),
+        ("--batch-size 1,x", "--batch-size takes whole numbers with commas between them, got '1,x'"),
         ("--batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--image-size 0", "--image-size must be at least 1"),
         ("--rounds 0", "--rounds must be at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,12 @@ from csham.attach.attached import Attached
 from csham.attach.checks import check_position, check_strategy
 from csham.attach.points import PointChoice, common_path, find_points, in_stages
 from csham.attach.strategies import Step, plan
-from csham.attach.trace import CONTAINERS, blank_image, evaluating, trace
+from csham.attach.trace import CONTAINERS, trace
 from csham.attach.transfer import ChannelWeightTransfer
 from csham.attach.values import Trace
 from csham.errors import UserError
 from csham.layers import create_attention
+from csham.probing import blank_image, evaluating
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
@@ -153,7 +155,9 @@ def _check_model(model: nn.Module) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError("attach: a scripted network cannot be changed. Attach first, then export.")
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+    # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is not None and isinstance(model, compiler.OptimizedModule):
         raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise UserError("attach: DistributedDataParallel would not see the new parameters. Attach, then wrap.")

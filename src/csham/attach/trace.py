@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from csham.attach.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
+from csham.probing import blank_image, evaluating
 
-__all__ = ["CONTAINERS", "blank_image", "evaluating", "trace"]
+__all__ = ["CONTAINERS", "trace"]
 
 # What these give has its channels second, whatever is known of their input.
 _CHANNELS_SECOND = (CONVOLUTIONS - {"linear"}) | {"batch_norm", "instance_norm", "group_norm", "interpolate"}
@@ -52,25 +51,6 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
         f"attach: {type(model).__name__} could not be run to find its attachment points. Pass input_size=(C, H, W) of "
         f"its images. It said, at {failures[0]}"
     )
-
-
-def blank_image(model: nn.Module, size: Sequence[int]) -> Tensor:
-    """Make a batch of one image, (1, C, H, W), of zeros, on the device and of the type of the model's weights."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, *size, device=first.device, dtype=first.dtype)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode without gradients, and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[int, int, int]]:

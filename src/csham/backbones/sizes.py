@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from csham.errors import UserError
+from csham.probing import blank_image, evaluating
 
 __all__ = ["check_size"]
 
@@ -46,17 +47,11 @@ def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, ima
 
 def _problem(model: nn.Module, num_classes: int, in_chans: int, image_size: int) -> str | None:
     """Say what goes wrong, or None."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    like = next(model.parameters())
     try:
-        with torch.no_grad():
-            output = model(torch.zeros(1, in_chans, image_size, image_size, dtype=like.dtype, device=like.device))
+        with evaluating(model):
+            output = model(blank_image(model, (in_chans, image_size, image_size)))
     except Exception as err:
         return shorten(str(err) or type(err).__name__, 120, placeholder=" ...").rstrip(".")
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or num_classes not in (0, output.shape[1]):
         return "it does not return one row of logits an image"
     return None

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from csham.cost.passes import unchanged
+from csham.probing import blank_image
 
 __all__ = ["Flops", "count_flops"]
 
@@ -52,8 +53,7 @@ def count_flops(network: nn.Module, input_size: Sequence[int]) -> Flops:
         network: Any network from a batch of images to a tensor; left as it was.
         input_size: (C, H, W).
     """
-    weight = next(network.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+    image = blank_image(network, input_size)
     with unchanged(network), torch.no_grad():
         network.eval()
         # The mode entered last is asked first: torch's takes composite operators apart, ours sees what they consist of.

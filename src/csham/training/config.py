@@ -228,7 +228,7 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
         item_type = typing.get_args(hint)[0]
         if isinstance(value, list | tuple):
             return tuple(_checked_type(name, item, item_type) for item in value)
-        raise _wrong_type(name, value, f"a list, each item {_TYPE_NAMES[item_type]}")
+        raise _wrong_type(name, value, f"a list of {_PLURALS[item_type]}")
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return _checked_union(name, value, typing.get_args(hint))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -263,6 +263,8 @@ _TYPE_NAMES: dict[Any, str] = {
     float: "a number",
     str: "text",
 }
+
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def _wrong_type(name: str, value: object, expected: str) -> UserError:

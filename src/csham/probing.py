@@ -1,0 +1,35 @@
+"""Run a stranger's network once to learn something about it, and leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["blank_image", "evaluating"]
+
+
+def blank_image(model: nn.Module, size: Sequence[int]) -> Tensor:
+    """Make a batch of one image, (1, C, H, W), of zeros, on the device and of the type of the model's weights.
+
+    Args:
+        model: The network that will see it.
+        size: (C, H, W).
+    """
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(1, *size, device=first.device, dtype=first.dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode without gradients, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
