@@ -29,5 +29,6 @@ def unknown_name(
     """
     choices = list(choices)
     near = difflib.get_close_matches(str(name).lower(), [*choices, *unlisted], n=3, cutoff=0.5)
+    near.sort(key=lambda other: other not in choices)  # a listed one is what most mean
     offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UserError(f"unknown {kind} {str(name)!r}. {offer}Known: {', '.join(choices)}. {hint}".rstrip())

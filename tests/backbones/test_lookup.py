@@ -64,6 +64,7 @@ def test_a_deprecated_name_of_timms_is_known_under_its_prefix():
         ("resnet18.a1_in2k", "Did you mean 'resnet18.a1_in1k'"),
         ("timm/resnet18.a1_in2k", "Did you mean 'timm/resnet18.a1_in1k'"),
         ("mobilenet_v4", "Did you mean 'mobilenet_v2'"),
+        ("mobilenetv2", "Did you mean 'mobilenetv2_100' or 'mobilenet_v2'"),
         ("resnet20.a1_in1k", "Known: lenet5, "),
         ("hf-hub:timm/resnet18.a1_in1k", "Known: lenet5, "),
         ("timm/", "Any network of timm's or torchvision's works by its name."),
