@@ -131,7 +131,16 @@ class Runs(nn.Module):
         (lambda: CifarResNet(14), {"input_size": (4, 32, 32)}, "could not be run"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), {}, "has lazy layers without shapes yet"),
         (lambda: torch.compile(CifarResNet(14), backend="eager"), {}, "Attach, then compile"),
-        (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), {}, "a scripted network cannot be changed"),
+        (
+            lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))),
+            {},
+            "a scripted network can be neither looked into",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Conv2d(4, 4, 3))),
+            {},
+            "1 is scripted and can be",
+        ),
     ],
 )
 def test_a_failed_attach_leaves_the_network_as_it_was(build, choice, message):
@@ -193,3 +202,23 @@ def test_a_host_with_an_attribute_of_that_name_keeps_it():
     csham.attach(model, "csham_channel")
     assert model[1].attached == "mine"
     assert list(csham.detach(model).state_dict()) == ["0.weight", "0.bias"]
+
+
+def test_maps_too_small_only_for_the_probe_are_no_reason_to_refuse():
+    """The points are found at 64 pixels, where these maps have 2; a refusal there says nothing about 224."""
+
+    class Choosy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.Conv2d(3, 8, 32, stride=32)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            y = self.down(x)
+            if hasattr(self.down, "attached") and y.shape[-1] < 4:
+                raise ValueError("maps of 4 pixels at least")
+            return self.head(y.mean((2, 3)))
+
+    model = Choosy()
+    csham.attach(model, "se")
+    assert model(torch.randn(2, 3, 224, 224)).shape == (2, 2)

@@ -104,7 +104,6 @@ def attach(
     _check_model(model)
     run = trace(model, input_size)
     chosen = in_stages(find_points(model, run, position, points), stages)
-    _check_hosts(model, [point.name for point in chosen])
     steps = plan(chosen, strategy, period)
     transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
     if dry_run:  # without memory, and without drawing random numbers
@@ -153,20 +152,16 @@ def _check_model(model: nn.Module) -> None:
         raise UserError(
             f"attach: {kind} has attention attached already. csham.detach(model) takes it out, with its weights."
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError("attach: a scripted network cannot be changed. Attach first, then export.")
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        what = f"{scripted} is scripted and" if scripted else "a scripted network"
+        raise UserError(f"attach: {what} can be neither looked into nor changed. Attach first, then export.")
     # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(model, compiler.OptimizedModule):
         raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise UserError("attach: DistributedDataParallel would not see the new parameters. Attach, then wrap.")
-
-
-def _check_hosts(model: nn.Module, names: Sequence[str]) -> None:
-    for name in names:
-        if isinstance(model.get_submodule(name), torch.jit.ScriptModule):
-            raise UserError(f"attach: {name} is a scripted module and cannot be changed. Choose others with points=.")
 
 
 def _report(step: Step, attention: str, attached: Attached) -> AttachedPoint:
@@ -252,24 +247,28 @@ def _child_names() -> Iterator[str]:
 def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]) -> None:
     # An attention may need larger maps than the last stages have at the small size that the points were found with.
     failures = []
-    with evaluating(model):
-        for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
-            try:
-                _check_runs_once(model, built, sides)
-            except UserError:
-                raise
-            except Exception as err:
-                failures.append(err)
-            else:
-                return
-    raise UserError(
-        f"attach: with this attention {type(model).__name__} no longer runs on images of {size[1]}x{size[2]}: "
-        f"{failures[0]} Nothing was attached."
-    ) from failures[0]
+    for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
+        try:
+            with evaluating(model):
+                strange = _running_out_of_turn(model, built, sides)
+        except Exception as err:
+            failures.append(err)
+        else:
+            break
+    else:
+        raise UserError(
+            f"attach: with this attention {type(model).__name__} no longer runs on images of {size[1]}x{size[2]}: "
+            f"{failures[0]} Nothing was attached."
+        ) from failures[0]
+    if strange:
+        raise UserError(
+            f"attach: {strange[0]} ({type(model.get_submodule(strange[0])).__name__}) runs all its children one after "
+            "another, and would run the attention among them. Choose modules inside it, or around it, with points=."
+        )
 
 
-def _check_runs_once(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> None:
-    """Run the network, and see that each attention runs when its host has, and at no other time."""
+def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> list[str]:
+    """Run the network, and name the points whose attention ran more or less often than its host."""
     runs = dict.fromkeys([attached.name for attached in built], 0)
 
     def count_run(attached: nn.Module, args: Any) -> None:
@@ -285,13 +284,7 @@ def _check_runs_once(model: nn.Module, built: Sequence[Attached], sides: Sequenc
     finally:
         for handle in handles:
             handle.remove()
-    strange = [name for name, surplus in runs.items() if surplus]
-    if strange:
-        host = model.get_submodule(strange[0])
-        raise UserError(
-            f"attach: {strange[0]} ({type(host).__name__}) runs all its children one after another, and would run the "
-            "attention among them. Choose modules inside it, or around it, with points=."
-        )
+    return [name for name, surplus in runs.items() if surplus]
 
 
 def _attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
