@@ -57,7 +57,7 @@ def test_nothing_of_the_network_is_lost_and_all_of_the_attention_trains(network)
         expected = plain(x)
     strategy = strategy_for(model)
 
-    csham.attach(model, "csham_linear", strategy=strategy, gated=True)
+    csham.attach(model, strategy=strategy, gated=True)
     assert [key for key in model.state_dict() if ".attached" not in key] == keys
     with torch.no_grad():
         assert torch.equal(model(x), expected)
@@ -76,7 +76,7 @@ def test_nothing_of_the_network_is_lost_and_all_of_the_attention_trains(network)
         assert torch.equal(model(x), expected)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
 
-    csham.attach(model, "csham_linear", strategy=strategy)
+    csham.attach(model, strategy=strategy)
     before = {name: p.clone() for name, p in model.named_parameters() if ".attached" in name}
     model.train()(x).logsumexp(1).sum().backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()

@@ -309,3 +309,12 @@ def test_wrong_settings_are_named(call, message):
     with pytest.raises(ValueError) as caught:
         call()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_parameter_of_csham_is_born_dead(seed):
+    torch.manual_seed(seed)
+    layer = csham.CSHAM(16)
+    x = torch.randn(4, 16, 12, 12)
+    (layer(x) * torch.randn_like(x)).sum().backward()
+    assert [name for name, p in layer.named_parameters() if p.grad.abs().max() == 0] == []

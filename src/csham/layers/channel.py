@@ -16,7 +16,9 @@ class ChannelAttention(nn.Module):
     """Scale each channel by a weight computed from its average, its maximum and those of its neighbours.
 
     ``y = w ⊙ x`` with ``w`` of :func:`csham.ops.channel_weights`. ``4 * kernel_size + 3`` parameters, whatever the
-    number of channels.
+    number of channels. With ReLU the filters and biases start positive (ours: the authors leave that to Keras): one
+    filter serves all channels, so that where its sign makes a ReLU's inputs negative, which is as likely as not, none of
+    them has a gradient and the filter never trains.
 
     Args:
         channels: Channels of the feature map.
@@ -52,6 +54,15 @@ class ChannelAttention(nn.Module):
         self.max = nn.Conv1d(1, 1, kernel_size, padding=padding, device=device, dtype=dtype)
         self.fuse = nn.Conv1d(2, 1, kernel_size, padding=padding, device=device, dtype=dtype)
         self.act = create_activation(act)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new filters as torch does; positive ones where ReLU follows."""
+        for conv in (self.avg, self.max, self.fuse):
+            conv.reset_parameters()
+            if isinstance(self.act, nn.ReLU):
+                for parameter in conv.parameters():
+                    parameter.data.abs_()
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the channel weights of ``x``, (B, C), without applying them."""
