@@ -18,7 +18,7 @@ class Network:
     points: int
     why: str
     side: int = 64  # pixels of the images that the tests show it
-    heavy: bool = False  # takes ten seconds or more to train a step
+    heavy: bool = False  # takes long to train a step; another of its family is light
 
     @property
     def id(self):
@@ -140,23 +140,23 @@ NETWORKS = [
     _timm("ghostnet_050", 16, "16 ghost bottlenecks, all add"),
     _timm("mnasnet_small", 10, "1 of the first stage, and 1 + 3 + 3 + 2 of those that keep their shape"),
     _timm("cspresnet50", 13, "3 + 3 + 5 + 2"),
-    _timm("cspdarknet53", 23, "1 + 2 + 8 + 8 + 4"),
+    _timm("cspdarknet53", 23, "1 + 2 + 8 + 8 + 4", heavy=True),
     _timm("dla34", 12, "2 + 4 + 4 + 2 basic blocks"),
     _timm("repvgg_a0", 17, "1 + 3 + 13 + 0 blocks with an identity branch"),
     _timm("nfnet_l0", 12, "1 + 2 + 6 + 3"),
     _timm("hrnet_w18_small", 23, "1 bottleneck, 2 blocks on each of 2, 3 and 4 branches, 4 of the head"),
-    _timm("inception_v3", 11, "no additions: 3 A, 1 B, 4 C, 1 D, 2 E", side=128),
+    _timm("inception_v3", 11, "no additions: 3 A, 1 B, 4 C, 1 D, 2 E", side=128, heavy=True),
     _timm("inception_v4", 19, "no additions: 3 of the stem, 4 A, 7 B, 3 C, 2 reductions", side=128, heavy=True),
     _timm("inception_resnet_v2", 40, "10 + 20 + 9 + 1", side=128, heavy=True),
     _timm("legacy_xception", 12, "12 blocks with shortcuts", side=128),
-    _timm("xception41", 12, "3 + 8 + 1 modules with shortcuts, the last has none"),
+    _timm("xception41", 12, "3 + 8 + 1 modules with shortcuts, the last has none", heavy=True),
     _timm("rexnet_100", 11, "16 blocks less the first, which narrows, and 4 of stride 2; the rest add to a part"),
     _timm("hardcorenas_a", 5, "5 stages of 2 blocks less the first of each"),
     _timm("edgenext_xx_small", 9, "2 + 2 + 6 + 2 blocks; 3 of them end in a module that they call twice"),
     _timm("dpn48b", 16, "3 + 4 + 6 + 3"),
     _timm("ese_vovnet19b_dw", 4, "no additions: 4 one-shot aggregations"),
     _torchvision("resnet18", 8, "2 + 2 + 2 + 2"),
-    _torchvision("resnext50_32x4d", 16, "3 + 4 + 6 + 3"),
+    _torchvision("resnext50_32x4d", 16, "3 + 4 + 6 + 3", heavy=True),
     _torchvision("mobilenet_v2", 10, "17 blocks less the 7 that change shape"),
     _torchvision("mobilenet_v3_small", 6, "11 blocks less the 5 that change shape"),
     _torchvision("shufflenet_v2_x0_5", 16, "no additions: 4 + 8 + 4 shuffle units"),

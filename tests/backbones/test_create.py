@@ -64,9 +64,11 @@ POINTS = {
 }  # fmt: skip
 
 
+LARGE = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "googlenet"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("image_size", [32, 224])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(("name", "image_size"), [*((n, 32) for n in BACKBONES), *((n, 224) for n in LARGE)])
 def test_attention_finds_its_points_in_every_backbone(name, image_size):
     with torch.device("meta"):
         model = csham.create_model(name, num_classes=10, image_size=image_size, attention="csham")
