@@ -47,6 +47,11 @@ class TestEveryResNet:
             for before, point in itertools.pairwise(points):
                 assert point.weights_from == (before.name if point.part == "spatial" else None)
 
+
+# test_every_network.py asks this of all, more slowly.
+@pytest.mark.parametrize("network", ["ours", "timm with its own SE"])
+@pytest.mark.parametrize("strategy", ["sequential", "transfer"])
+class TestResNets:
     def test_gated_output_and_own_keys_are_unchanged(self, network, strategy):
         model = NETWORKS[network][0]().eval()
         plain = copy.deepcopy(model)

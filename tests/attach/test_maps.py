@@ -83,6 +83,7 @@ def test_recording_changes_nothing_and_ends_with_the_block():
     copy.deepcopy(model)(x)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_looked_into_too():
     model, points = network()
     compiled = torch.compile(model.eval(), backend="aot_eager")

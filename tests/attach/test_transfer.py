@@ -84,7 +84,8 @@ def test_a_pickled_network_computes_the_same():
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_to_one_graph(backend):
     model = network()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
@@ -95,6 +96,7 @@ def test_compiles_to_one_graph(backend):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_compiles_block_by_block_and_around_a_graph_break():
     model = network().eval()
     x = torch.randn(2, 3, 16, 16)
@@ -150,6 +152,7 @@ def test_timms_own_checkpointing_and_features():
     torch.testing.assert_close(model.forward_head(features), model(x))
 
 
+@pytest.mark.slow
 def test_checkpointing_and_compiling_together():
     """torch.compile leaves checkpointed blocks that hand something on to eager mode; the numbers stay."""
     model = timm.create_model("resnet18", num_classes=5).eval()

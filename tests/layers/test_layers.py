@@ -98,6 +98,7 @@ class TestEveryAttention:
                 # 8 bits of mantissa, weights in (0, 1), values of order 1
                 torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
 
+    @pytest.mark.slow
     def test_compiles_to_one_graph(self, name):
         torch.compiler.reset()  # one forward that many layers inherit may be compiled for eight of them only
         layer = self.build(name)
@@ -221,6 +222,7 @@ class TestOurs:
         torch.testing.assert_close(layer(x), layer(x.contiguous()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["csham", "eca", "scsa", "shuffle"])
 def test_exported_once_for_any_batch(name):
     layer = csham.create_attention(name, 8).eval()
