@@ -17,8 +17,8 @@ class ChannelAttention(nn.Module):
 
     ``y = w ⊙ x`` with ``w`` of :func:`csham.ops.channel_weights`. ``4 * kernel_size + 3`` parameters, whatever the
     number of channels. With ReLU the filters and biases start positive (ours: the authors leave that to Keras): one
-    filter serves all channels, and where its sign makes every input of a ReLU negative, which happens at every third,
-    it has no gradient and never trains.
+    filter serves all channels, and where its sign makes every input of a ReLU negative, it has no gradient and may
+    never train. With torch's initialisation that befell about a third of them.
 
     Args:
         channels: Channels of the feature map.
