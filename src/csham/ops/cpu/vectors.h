@@ -1,0 +1,110 @@
+// Loads and stores of float32 vectors from float or bfloat16 memory, on top of at::vec.
+//
+// Everything here is compiled once for each instruction set (kernels.cpp), inside a namespace named after it.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace csham {
+namespace CPU_CAPABILITY {
+
+using at::BFloat16;
+using Vec = at::vec::Vectorized<float>;
+constexpr int64_t kWidth = Vec::size();
+
+inline Vec load(const float* p) { return Vec::loadu(p); }
+
+inline Vec load(const BFloat16* p) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+#elif defined(CPU_CAPABILITY_AVX2)
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+#else
+  float values[kWidth];
+  for (int64_t i = 0; i < kWidth; ++i) values[i] = static_cast<float>(p[i]);
+  return Vec::loadu(values);
+#endif
+}
+
+// The first count < kWidth values, the others zero.
+inline Vec load(const float* p, int64_t count) { return Vec::loadu(p, count); }
+
+inline Vec load(const BFloat16* p, int64_t count) {
+  BFloat16 values[kWidth] = {};
+  std::memcpy(values, p, count * sizeof(BFloat16));
+  return load(values);
+}
+
+// Two vectors at a time, because a full vector of bfloat16 holds two of float.
+inline void store2(float* p, const Vec& a, const Vec& b) {
+  a.store(p);
+  b.store(p + kWidth);
+}
+
+inline void store2(BFloat16* p, const Vec& a, const Vec& b) {
+  at::vec::convert_from_float<BFloat16>(a, b).store(p);
+}
+
+// Past the caches; p must be aligned to a whole vector (kAlignment bytes).
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int64_t kAlignment = 64;
+inline void stream2(float* p, const Vec& a, const Vec& b) {
+  _mm512_stream_ps(p, a);
+  _mm512_stream_ps(p + kWidth, b);
+}
+inline void stream2(BFloat16* p, const Vec& a, const Vec& b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), at::vec::convert_from_float<BFloat16>(a, b));
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int64_t kAlignment = 32;
+inline void stream2(float* p, const Vec& a, const Vec& b) {
+  _mm256_stream_ps(p, a);
+  _mm256_stream_ps(p + kWidth, b);
+}
+inline void stream2(BFloat16* p, const Vec& a, const Vec& b) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), at::vec::convert_from_float<BFloat16>(a, b));
+}
+#else
+constexpr int64_t kAlignment = 1;
+template <typename T>
+inline void stream2(T* p, const Vec& a, const Vec& b) {
+  store2(p, a, b);
+}
+#endif
+
+// One vector, or the first count values of one.
+inline void store(float* p, const Vec& a, int64_t count = kWidth) { a.store(p, count); }
+
+inline void store(BFloat16* p, const Vec& a, int64_t count = kWidth) {
+  BFloat16 values[2 * kWidth];
+  store2(values, a, a);
+  std::memcpy(p, values, count * sizeof(BFloat16));
+}
+
+// The larger value. A NaN may be lost: the mean that always goes with a maximum still carries it.
+inline Vec larger(const Vec& a, const Vec& b) { return at::vec::clamp_min(a, b); }
+
+inline float sum(const Vec& a) {
+  return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return x + y; }, a);
+}
+
+inline float largest(const Vec& a) {
+  return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return larger(x, y); }, a);
+}
+
+// value where a == b, else zero.
+inline Vec where_equal(const Vec& a, const Vec& b, const Vec& value) { return (a == b) & value; }
+
+}  // namespace CPU_CAPABILITY
+}  // namespace csham
