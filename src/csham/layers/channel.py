@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from csham import ops
 from csham.layers.activation import create_activation
 from csham.layers.checks import check_channels, check_input, check_odd
+from csham.layers.recording import is_recorded
 
 __all__ = ["ChannelAttention"]
 
@@ -64,17 +65,37 @@ class ChannelAttention(nn.Module):
                 for parameter in conv.parameters():
                     parameter.data.abs_()
 
+    def operands(self) -> ops.ChannelParameters:
+        """Return what the functions of :mod:`csham.ops` take."""
+        avg, maximum, fuse = self.avg, self.max, self.fuse
+        return ops.ChannelParameters(
+            avg.weight, avg.bias, maximum.weight, maximum.bias, fuse.weight, fuse.bias, self.act
+        )
+
     def weights(self, x: Tensor) -> Tensor:
         """Return the channel weights of ``x``, (B, C), without applying them."""
         check_input("ChannelAttention", x, self.channels)
-        avg, maximum, fuse = self.avg, self.max, self.fuse
-        return ops.channel_weights(
-            x, avg.weight, avg.bias, maximum.weight, maximum.bias, fuse.weight, fuse.bias, self.act
-        )
+        return ops.channel_weights(x, *self.operands())
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+
+        Returns:
+            The map, (B, C, H, W), and the channel weights, (B, C).
+        """
+        if is_recorded(self):
+            weights = self.weights(x)
+            return ops.finish(ops.scale(x, weights), shortcut), weights
+        check_input("ChannelAttention", x, self.channels)
+        return ops.channel_attention(x, self.operands(), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
-        return ops.scale(x, self.weights(x))
+        return self.attend(x)[0]
 
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""

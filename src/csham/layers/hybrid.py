@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from csham import ops
 from csham.layers.channel import ChannelAttention
+from csham.layers.checks import check_input
+from csham.layers.recording import is_recorded
 from csham.layers.spatial import SpatialAttention
 
-__all__ = ["CSHAM"]
+__all__ = ["CSHAM", "connect"]
 
 
 class CSHAM(nn.Module):
@@ -49,6 +54,46 @@ class CSHAM(nn.Module):
         self.channel = ChannelAttention(channels, kernel_size, act, device=device, dtype=dtype)
         self.spatial = SpatialAttention(channels, act, dropout=dropout, device=device, dtype=dtype)
 
+    def attend(self, x: Tensor, connection: str = "sequential", shortcut: Tensor | None = None) -> Tensor:
+        """Apply both steps to ``x``, (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
+                :func:`csham.ops.hybrid_attention`.
+            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
+        """
+        channel, spatial = self.channel, self.spatial
+        if not (_is_plain(channel, ChannelAttention) and _is_plain(spatial, SpatialAttention)):
+            return ops.finish(connect(x, channel, spatial, connection), shortcut)
+        check_input("CSHAM", x, channel.channels)
+        return ops.hybrid_attention(x, channel.operands(), spatial.operands(), connection, shortcut)
+
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
-        return self.spatial(self.channel(x))
+        return self.attend(x)
+
+
+def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:
+    """Apply two parts of an attention to ``x``, (B, C, H, W), one by one.
+
+    Args:
+        x: (B, C, H, W).
+        channel: A layer whose ``weights(x)`` are (B, C).
+        spatial: A layer whose ``weights(x)`` are (B, 1, H, W).
+        connection: As for :meth:`CSHAM.attend`.
+    """
+    if connection == "reversed":
+        return channel(spatial(x))
+    if connection == "parallel":
+        return ops.scale(ops.scale(x, channel.weights(x)), spatial.weights(x))
+    if connection == "reapply":
+        weights = channel.weights(x)
+        return ops.scale(spatial(ops.scale(x, weights)), weights)
+    return spatial(channel(x))
+
+
+def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nothing but the mathematics of ``kind`` happens where ``part`` is called."""
+    hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return type(part) is kind and not hooks and not is_recorded(part)

@@ -17,6 +17,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     One value has no variance to be normalised by, and torch refuses it; everything else is torch's.
     """
 
+    # So that kernels may do what it does.
+    is_plain_batch_norm = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (B, C, H, W)."""
         if self.training and x.numel() == x.shape[1]:

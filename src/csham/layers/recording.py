@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from csham.errors import UserError
 from csham.layers.a2 import DoubleAttention
 
-__all__ = ["record_weights"]
+__all__ = ["is_recorded", "record_weights"]
 
 Note = Callable[[str, Tensor], None]
 
@@ -53,6 +53,11 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
         f"record_weights: {type(layer).__name__} is no attention with weights to look at. Give it a layer of "
         "csham.create_attention, or a module with a method weights(x)."
     )
+
+
+def is_recorded(layer: nn.Module) -> bool:
+    """Whether somebody looks at the weights of a layer, which it must then compute by its method ``weights``."""
+    return "weights" in vars(layer)
 
 
 class _Observed:

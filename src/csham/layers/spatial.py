@@ -10,6 +10,7 @@ from csham.errors import UserError
 from csham.layers.activation import create_activation
 from csham.layers.checks import check_channels, check_input
 from csham.layers.norm import BatchNorm2d
+from csham.layers.recording import is_recorded
 
 __all__ = ["SpatialAttention"]
 
@@ -59,16 +60,37 @@ class SpatialAttention(nn.Module):
         self.act = create_activation(act)
         self.dropout = nn.Dropout(dropout) if dropout else None
 
+    def operands(self) -> ops.SpatialParameters:
+        """Return what the functions of :mod:`csham.ops` take."""
+        return ops.SpatialParameters(
+            self.main.weight, self.main_bn, self.neighbor.weight, self.neighbor_bn, self.act, self.dropout
+        )
+
     def weights(self, x: Tensor) -> Tensor:
         """Return the spatial weights of ``x``, (B, 1, H, W), without applying them."""
         check_input("SpatialAttention", x, self.channels)
-        return ops.spatial_weights(
-            x, self.main.weight, self.main_bn, self.neighbor.weight, self.neighbor_bn, self.act, self.dropout
-        )
+        return ops.spatial_weights(x, *self.operands())
+
+    def attend(
+        self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None
+    ) -> Tensor:
+        """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
+
+        Args:
+            x: (B, C, H, W).
+            channel_weights: ``w``, (B, C); None for ones.
+            shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
+        """
+        if is_recorded(self):
+            if channel_weights is not None:
+                x = ops.scale(x, channel_weights)
+            return ops.finish(ops.scale(x, self.weights(x)), shortcut)
+        check_input("SpatialAttention", x, self.channels)
+        return ops.spatial_attention(x, self.operands(), channel_weights, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the positions of ``x``, (B, C, H, W)."""
-        return ops.scale(x, self.weights(x))
+        return self.attend(x)
 
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""

@@ -1,9 +1,41 @@
-"""The mathematics of one call, as functions of tensors.
+"""The mathematics of one call, as functions of tensors; nothing here knows of networks.
 
-``reference`` is plain PyTorch and the definition that every faster implementation is tested against. ``layers`` calls
-the functions below; nothing here knows of modules or networks. Start with :func:`channel_weights`.
+``reference`` is plain PyTorch and the definition that every faster implementation is tested against. ``attention`` holds
+the whole steps that ``layers`` calls, and ``choice`` says which implementation runs them: the C++ kernels of ``cpu``,
+the Triton kernels of ``triton``, both behind the operators of ``library`` and ``functions``, or the reference. Start
+with :func:`hybrid_attention`.
 """
 
+from csham.ops.attention import (
+    ChannelParameters,
+    Pooled,
+    SpatialParameters,
+    channel_attention,
+    finish,
+    hybrid_attention,
+    pool_channels,
+    pool_positions,
+    spatial_attention,
+    spatial_weights_of,
+)
+from csham.ops.choice import Choice, choose, use_kernels
 from csham.ops.reference import channel_weights, scale, spatial_weights
 
-__all__ = ["channel_weights", "scale", "spatial_weights"]
+__all__ = [
+    "ChannelParameters",
+    "Choice",
+    "Pooled",
+    "SpatialParameters",
+    "channel_attention",
+    "channel_weights",
+    "choose",
+    "finish",
+    "hybrid_attention",
+    "pool_channels",
+    "pool_positions",
+    "scale",
+    "spatial_attention",
+    "spatial_weights",
+    "spatial_weights_of",
+    "use_kernels",
+]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["channel_weights", "scale", "spatial_weights"]
+__all__ = ["channel_weights", "scale", "spatial_weights", "spatial_weights_of"]
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -81,14 +81,44 @@ def spatial_weights(
     Returns:
         Spatial weights, (B, 1, H, W), in (0, 1).
     """
-    statistics = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)  # (B, 2, H, W)
-    position = F.conv2d(statistics, main_weight, padding=main_weight.shape[-1] // 2)
+    neighbors = None
+    if min(x.shape[-2:]) >= 2:
+        neighbors = _conv3x3_stride2_same(F.avg_pool2d(x, 2), neighbor_weight)
+    mean, maximum = x.mean(1, keepdim=True), x.amax(1, keepdim=True)
+    return spatial_weights_of(mean, maximum, neighbors, main_weight, main_norm, neighbor_norm, act, dropout)
+
+
+def spatial_weights_of(
+    mean: Tensor,
+    maximum: Tensor,
+    neighbors: Tensor | None,
+    main_weight: Tensor,
+    main_norm: Activation,
+    neighbor_norm: Activation,
+    act: Activation,
+    dropout: Activation | None = None,
+) -> Tensor:
+    """Weigh the positions by their statistics: what :func:`spatial_weights` does once it has read the map.
+
+    Args:
+        mean: Mean over the channels, (B, 1, H, W).
+        maximum: Maximum over the channels, (B, 1, H, W).
+        neighbors: The convolved neighbourhood before its norm, (B, 1, H / 4, W / 4), or None.
+        main_weight: As for :func:`spatial_weights`, and so are the others.
+        main_norm: See there.
+        neighbor_norm: See there.
+        act: See there.
+        dropout: See there.
+
+    Returns:
+        Spatial weights, (B, 1, H, W), in (0, 1).
+    """
+    position = F.conv2d(torch.cat([mean, maximum], 1), main_weight, padding=main_weight.shape[-1] // 2)
     if dropout is not None:
         position = dropout(position)
     logits = act(main_norm(position))
-    if min(x.shape[-2:]) >= 2:
-        neighbors = neighbor_norm(_conv3x3_stride2_same(F.avg_pool2d(x, 2), neighbor_weight))
-        logits = logits + _upsample_nearest(neighbors, x.shape[-2], x.shape[-1])
+    if neighbors is not None:
+        logits = logits + _upsample_nearest(neighbor_norm(neighbors), mean.shape[-2], mean.shape[-1])
     return logits.sigmoid()
 
 

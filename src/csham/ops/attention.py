@@ -1,0 +1,361 @@
+"""Whole attention steps, by kernels where they can and by the reference where they cannot.
+
+Each step reads a map for its statistics, makes weights of them, and multiplies. Done together, the gradient of the map
+is written once (:mod:`csham.ops.functions`). With ``shortcut`` a step ends in ``relu(... + shortcut)``, the end of a
+residual block, in the same pass over the map.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csham.errors import UserError
+from csham.ops import functions, reference
+from csham.ops.choice import kernels, kernels_setting
+from csham.ops.functions import Carry
+from csham.ops.reference import Activation
+
+__all__ = [
+    "ChannelParameters",
+    "Pooled",
+    "SpatialParameters",
+    "channel_attention",
+    "finish",
+    "hybrid_attention",
+    "pool_channels",
+    "pool_positions",
+    "spatial_attention",
+    "spatial_weights_of",
+]
+
+_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+
+class ChannelParameters(NamedTuple):
+    """What :func:`csham.ops.channel_weights` takes after the map."""
+
+    avg_weight: Tensor
+    avg_bias: Tensor | None
+    max_weight: Tensor
+    max_bias: Tensor | None
+    fuse_weight: Tensor
+    fuse_bias: Tensor | None
+    act: Activation
+
+
+class SpatialParameters(NamedTuple):
+    """What :func:`csham.ops.spatial_weights` takes after the map."""
+
+    main_weight: Tensor
+    main_norm: nn.Module
+    neighbor_weight: Tensor
+    neighbor_norm: nn.Module
+    act: Activation
+    dropout: Activation | None = None
+
+
+class Pooled(NamedTuple):
+    """A map with its statistics, ready to be scaled by weights that were made of them.
+
+    Attributes:
+        x: The map, (B, C, H, W).
+        mean: (B, C) or (B, 1, H, W).
+        max: As ``mean``, or None where it was not asked for.
+        kernels: What computed them, None for the reference.
+        carry: What ties them to the scaling.
+    """
+
+    x: Tensor
+    mean: Tensor
+    max: Tensor | None
+    kernels: str | None
+    carry: Carry | None
+
+    def scale(self, weights: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Return ``weights ⊙ x``, or with a shortcut ``relu(weights ⊙ x + shortcut)``; to be called once.
+
+        Args:
+            weights: (B, C) or (B, 1, H, W).
+            shortcut: Like ``x``.
+        """
+        if self.kernels is None or self.carry is None:
+            return finish(reference.scale(self.x, weights), shortcut)
+        weights = weights.float()
+        w, s, maximum = (weights, None, None) if weights.dim() == 2 else (None, weights, self.max)
+        return _scale(self.kernels, self.x, self.carry, shortcut, w, s, position_max=maximum)
+
+
+def channel_attention(
+    x: Tensor, parameters: ChannelParameters, shortcut: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Apply CSHAM's channel step.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        parameters: Its filters and activation.
+        shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+
+    Returns:
+        ``w ⊙ x`` and the channel weights ``w``, (B, C), to lend to other points.
+    """
+    chosen = _kernels_for(x, parameters.act)
+    if chosen is None:
+        w = reference.channel_weights(x, *parameters)
+        return finish(reference.scale(x, w), shortcut), w
+    x = _laid_out(x)
+    pooled = functions.hybrid_pool(chosen, x, _filters(parameters), _is_relu(parameters.act))
+    return _scale(chosen, x, pooled.carry, shortcut, pooled.w), pooled.w
+
+
+def spatial_attention(
+    x: Tensor,
+    parameters: SpatialParameters,
+    channel_weights: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """Apply CSHAM's spatial step, ``s(w ⊙ x) ⊙ w ⊙ x``.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        parameters: Its filters, norms and activation.
+        channel_weights: ``w``, (B, C), borrowed from another point; None for ones.
+        shortcut: As for :func:`channel_attention`.
+    """
+    chosen = _kernels_for(x, parameters.act)
+    if chosen is None:
+        if channel_weights is not None:
+            x = reference.scale(x, channel_weights)
+        return finish(reference.scale(x, reference.spatial_weights(x, *parameters)), shortcut)
+    x = _laid_out(x)
+    w = None if channel_weights is None else channel_weights.float()
+    mean, maximum, neighbors, carry = functions.position_pool(chosen, x, w, _neighbor_weight(x, parameters))
+    s = _spatial_weights(chosen, mean, maximum, neighbors, parameters)
+    return _scale(chosen, x, carry, shortcut, w, s, position_w=w, position_max=maximum)
+
+
+def hybrid_attention(
+    x: Tensor,
+    channel: ChannelParameters,
+    spatial: SpatialParameters,
+    connection: str = "sequential",
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """Apply both steps of CSHAM.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        channel: Filters and activation of the channel step.
+        spatial: Filters, norms and activation of the spatial step.
+        connection: ``"sequential"``: ``s(w ⊙ x) ⊙ w ⊙ x``; ``"reversed"``: the spatial step first; ``"parallel"``:
+            ``s(x) ⊙ w ⊙ x``; ``"reapply"``: ``w ⊙ s(w ⊙ x) ⊙ w ⊙ x``.
+        shortcut: As for :func:`channel_attention`.
+    """
+    if connection == "reversed":
+        return channel_attention(spatial_attention(x, spatial), channel, shortcut)[0]
+    chosen = _kernels_for(x, channel.act, spatial.act)
+    if chosen is None:
+        return finish(_hybrid_reference(x, channel, spatial, connection), shortcut)
+    x = _laid_out(x)
+    weighted = connection != "parallel"
+    pooled = functions.hybrid_pool(
+        chosen, x, _filters(channel), _is_relu(channel.act), True, weighted, _neighbor_weight(x, spatial)
+    )
+    s = _spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
+    w = pooled.w * pooled.w if connection == "reapply" else pooled.w
+    position_w = pooled.w if weighted else None
+    return _scale(chosen, x, pooled.carry, shortcut, w, s, position_w=position_w, position_max=pooled.max)
+
+
+def pool_channels(x: Tensor, maximum: bool = False) -> Pooled:
+    """Average each channel of a map, (B, C, H, W), over its positions, and find its maximum if wanted."""
+    chosen = _kernels_for(x)
+    if chosen is None:
+        return Pooled(x, x.mean((2, 3)), x.amax((2, 3)) if maximum else None, None, None)
+    x = _laid_out(x)
+    mean, maxima, carry = functions.channel_pool(chosen, x, maximum)
+    return Pooled(x, mean, maxima, chosen, carry)
+
+
+def pool_positions(x: Tensor) -> Pooled:
+    """Average each position of a map, (B, C, H, W), over its channels, and find its maximum."""
+    chosen = _kernels_for(x)
+    if chosen is None:
+        return Pooled(x, x.mean(1, keepdim=True), x.amax(1, keepdim=True), None, None)
+    x = _laid_out(x)
+    mean, maxima, _, carry = functions.position_pool(chosen, x, None, None)
+    return Pooled(x, mean, maxima, chosen, carry)
+
+
+def spatial_weights_of(
+    pooled: Pooled, weight: Tensor, norm: nn.Module, dropout: Activation | None = None
+) -> Tensor:
+    """Compute ``σ(norm(conv([mean; max])))`` from the statistics of :func:`pool_positions`, as CBAM does.
+
+    Args:
+        pooled: The statistics.
+        weight: Filter over them, (1, 2, k, k), k odd.
+        norm: Batch norm of a (B, 1, H, W) map.
+        dropout: Between the two.
+    """
+    assert pooled.max is not None
+    parameters = SpatialParameters(weight, norm, weight, norm, _identity, dropout)
+    if pooled.kernels is None:
+        return reference.spatial_weights_of(pooled.mean, pooled.max, None, weight, norm, norm, _identity, dropout)
+    return _spatial_weights(pooled.kernels, pooled.mean, pooled.max, None, parameters)
+
+
+def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Return ``relu(y + shortcut)``, or ``y`` where there is no shortcut."""
+    return y if shortcut is None else F.relu(y + shortcut)
+
+
+def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
+    """Name the kernels that run for a map, None for the reference."""
+    # An exported graph is of plain operations, and a transform (vmap, jvp) must see them.
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return None
+    if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):
+        return None
+    if x.dtype not in _DTYPES["triton"]:
+        _refuse_if_forced(x)
+        return None
+    chosen = kernels(x.device.type)
+    if chosen == "reference":
+        return None
+    if x.dtype not in _DTYPES[chosen]:
+        _refuse_if_forced(x)
+        return None
+    return chosen
+
+
+def _refuse_if_forced(x: Tensor) -> None:
+    setting = kernels_setting()
+    if setting in _DTYPES:
+        known = " and ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[setting])
+        raise UserError(
+            f"the kernels asked for, {setting!r}, work on {known}, got {str(x.dtype).removeprefix('torch.')}. "
+            "CSHAM_KERNELS=auto takes the reference where there is no kernel."
+        )
+
+
+def _is_relu(act: Any) -> bool:
+    return isinstance(act, nn.ReLU)
+
+
+def _is_linear(act: Any) -> bool:
+    return isinstance(act, nn.Identity) or act is _identity
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def _filters(parameters: ChannelParameters) -> tuple[Tensor, ...]:
+    *filters, _ = parameters
+    zero = parameters.avg_weight.new_zeros(1)
+    return tuple((zero if f is None else f).float().contiguous() for f in filters)
+
+
+def _neighbor_weight(x: Tensor, parameters: SpatialParameters) -> Tensor | None:
+    return parameters.neighbor_weight.float().contiguous() if min(x.shape[-2:]) >= 2 else None
+
+
+def _scale(
+    chosen: str, x: Tensor, carry: Carry, shortcut: Tensor | None, w: Tensor | None, s: Tensor | None = None, **more: Any
+) -> Tensor:
+    if s is not None:
+        s = s.float()
+    if shortcut is None:
+        return functions.scale(chosen, x, carry, w, s, **more)
+    if shortcut.shape != x.shape or shortcut.dtype != x.dtype:
+        return finish(functions.scale(chosen, x, carry, w, s, **more), shortcut)
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    shortcut = shortcut.contiguous(memory_format=layout)
+    return functions.scale(chosen, x, carry, w, s, shortcut=shortcut, relu=True, **more)
+
+
+def _hybrid_reference(
+    x: Tensor, channel: ChannelParameters, spatial: SpatialParameters, connection: str
+) -> Tensor:
+    w = reference.channel_weights(x, *channel)
+    if connection == "parallel":
+        return reference.scale(reference.scale(x, w), reference.spatial_weights(x, *spatial))
+    weighted = reference.scale(x, w)
+    y = reference.scale(weighted, reference.spatial_weights(weighted, *spatial))
+    return reference.scale(y, w) if connection == "reapply" else y
+
+
+def _spatial_weights(
+    chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: SpatialParameters
+) -> Tensor:
+    main, norm, _, neighbor_norm, act, dropout = parameters
+    if chosen != "cpu" or dropout is not None or not (_is_plain(norm) and _is_plain(neighbor_norm)):
+        # Norms that see more than this process, dropout and the like: torch's own.
+        dtype = main.dtype
+        given = (mean.to(dtype), maximum.to(dtype), None if neighbors is None else neighbors.to(dtype))
+        return reference.spatial_weights_of(*given, main, norm, neighbor_norm, act, dropout)
+    training = _in_training(norm, mean)
+    neighbor_training = neighbors is not None and _in_training(neighbor_norm, neighbors)
+    gate = functions.spatial_gate(
+        chosen,
+        mean,
+        maximum,
+        neighbors,
+        main.float().contiguous(),
+        *_affine(norm),
+        norm.running_mean,
+        norm.running_var,
+        *_affine(neighbor_norm),
+        neighbor_norm.running_mean,
+        neighbor_norm.running_var,
+        training,
+        neighbor_training,
+        norm.eps,
+        neighbor_norm.eps,
+        _is_relu(act),
+    )
+    if training:
+        _update(norm, gate.norm_mean, gate.norm_var, mean.numel())
+    if neighbor_training and neighbors is not None:
+        _update(neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel())
+    return gate.s
+
+
+def _is_plain(norm: Any) -> bool:
+    """Whether a norm is torch's batch norm and nothing else, with running statistics as the kernel keeps them."""
+    return (
+        (type(norm) is nn.BatchNorm2d or getattr(norm, "is_plain_batch_norm", False))
+        and norm.running_mean is not None
+        and norm.running_mean.dtype == torch.float32
+        and norm.momentum is not None
+        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
+    )
+
+
+def _in_training(norm: Any, x: Tensor) -> bool:
+    # A single value is normalised by the running statistics.
+    return norm.training and x.numel() > 1
+
+
+def _affine(norm: Any) -> tuple[Tensor | None, Tensor | None]:
+    return None if norm.weight is None else norm.weight.float(), None if norm.bias is None else norm.bias.float()
+
+
+@torch.no_grad()
+def _update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
