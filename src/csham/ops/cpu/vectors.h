@@ -56,9 +56,10 @@ inline void store2(BFloat16* p, const Vec& a, const Vec& b) {
   at::vec::convert_from_float<BFloat16>(a, b).store(p);
 }
 
-// Past the caches; p must be aligned to a whole vector (kAlignment bytes).
+// Past the caches, one vector or two; p must be aligned to a whole vector (kAlignment bytes).
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int64_t kAlignment = 64;
+inline void stream(float* p, const Vec& a) { _mm512_stream_ps(p, a); }
 inline void stream2(float* p, const Vec& a, const Vec& b) {
   _mm512_stream_ps(p, a);
   _mm512_stream_ps(p + kWidth, b);
@@ -68,6 +69,7 @@ inline void stream2(BFloat16* p, const Vec& a, const Vec& b) {
 }
 #elif defined(CPU_CAPABILITY_AVX2)
 constexpr int64_t kAlignment = 32;
+inline void stream(float* p, const Vec& a) { _mm256_stream_ps(p, a); }
 inline void stream2(float* p, const Vec& a, const Vec& b) {
   _mm256_stream_ps(p, a);
   _mm256_stream_ps(p + kWidth, b);
@@ -77,6 +79,7 @@ inline void stream2(BFloat16* p, const Vec& a, const Vec& b) {
 }
 #else
 constexpr int64_t kAlignment = 1;
+inline void stream(float* p, const Vec& a) { a.store(p); }
 template <typename T>
 inline void stream2(T* p, const Vec& a, const Vec& b) {
   store2(p, a, b);

@@ -1,0 +1,694 @@
+// The kernels of one image for a map in NCHW order: x[c * H * W + p].
+//
+// A plane's positions are walked in blocks of two vectors, for several channels at a time, so that what belongs to the
+// positions is loaded once for all of them. A block of bfloat16 is unpacked into its even and its odd values, which takes
+// one shift and one mask; every array over the positions is therefore first brought into the same order ("arranged")
+// and padded to whole blocks.
+//
+// The neighbour term needs neither shuffles nor strides: pooled rows are multiplied, lane by lane, with the filter's
+// columns repeated over the lanes, and what the lanes hold is brought together once for all channels.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "sample.h"
+#include "vectors.h"
+
+namespace csham {
+namespace CPU_CAPABILITY {
+namespace planes {
+
+constexpr int64_t kBlock = 2 * kWidth;
+
+struct Block {
+  Vec a, b;
+};
+
+inline Block both(float value) { return {Vec(value), Vec(value)}; }
+inline Block operator+(const Block& u, const Block& v) { return {u.a + v.a, u.b + v.b}; }
+inline Block operator*(const Block& u, const Block& v) { return {u.a * v.a, u.b * v.b}; }
+inline Block operator*(const Vec& u, const Block& v) { return {u * v.a, u * v.b}; }
+inline Block fmadd(const Block& u, const Block& v, const Block& w) {
+  return {at::vec::fmadd(u.a, v.a, w.a), at::vec::fmadd(u.b, v.b, w.b)};
+}
+inline Block fmadd(const Vec& u, const Block& v, const Block& w) {
+  return {at::vec::fmadd(u, v.a, w.a), at::vec::fmadd(u, v.b, w.b)};
+}
+inline Block larger(const Block& u, const Block& v) {
+  return {CPU_CAPABILITY::larger(u.a, v.a), CPU_CAPABILITY::larger(u.b, v.b)};
+}
+inline Block where_equal(const Block& u, const Block& v, const Block& value) {
+  return {CPU_CAPABILITY::where_equal(u.a, v.a, value.a), CPU_CAPABILITY::where_equal(u.b, v.b, value.b)};
+}
+inline Block where(const Block& mask, const Block& value, const Block& other) {
+  return {Vec::blendv(other.a, value.a, mask.a), Vec::blendv(other.b, value.b, mask.b)};
+}
+
+inline Block load_block(const float* p) { return {load(p), load(p + kWidth)}; }
+
+inline Block load_block(const BFloat16* p) {
+  using Int = at::vec::Vectorized<int32_t>;
+  const Int pairs = Int::loadu(p);
+  return {at::vec::cast<float>(pairs << Int(16)), at::vec::cast<float>(pairs & Int(static_cast<int32_t>(0xffff0000)))};
+}
+
+// Float bits whose upper half is the value rounded to the nearest bfloat16, to the even one of two.
+inline at::vec::Vectorized<int32_t> rounded(const Vec& value) {
+  using Int = at::vec::Vectorized<int32_t>;
+  const Int bits = at::vec::cast<int32_t>(value);
+  const Int up = bits + Int(0x7fff) + ((bits >> Int(16)) & Int(1));
+  // Rounding could carry a NaN's bits over into those of a number.
+  const Vec nan(std::numeric_limits<float>::quiet_NaN());
+  return at::vec::cast<int32_t>(Vec::blendv(at::vec::cast<float>(up), nan, value != value));
+}
+
+inline Vec packed(const Block& value) {
+  using Int = at::vec::Vectorized<int32_t>;
+  const Int upper(static_cast<int32_t>(0xffff0000));
+  return at::vec::cast<float>(((rounded(value.a) >> Int(16)) & Int(0xffff)) | (rounded(value.b) & upper));
+}
+
+inline void store_block(float* p, const Block& value) { store2(p, value.a, value.b); }
+inline void store_block(BFloat16* p, const Block& value) { packed(value).store(p); }
+inline void stream_block(float* p, const Block& value) { stream2(p, value.a, value.b); }
+inline void stream_block(BFloat16* p, const Block& value) { stream(reinterpret_cast<float*>(p), packed(value)); }
+
+// A full block of a plane.
+struct Whole {
+  template <typename T>
+  Block load(const T* p) const {
+    return load_block(p);
+  }
+  template <typename T>
+  void store(T* p, const Block& value, bool past_caches = false) const {
+    past_caches ? stream_block(p, value) : store_block(p, value);
+  }
+  Block keep(const Block& value, const Block&) const { return value; }
+};
+
+// The first values of a block, at the end of a plane: loaded with zeros behind them.
+template <typename T>
+struct Part {
+  int64_t count;
+  Block mask;
+
+  explicit Part(int64_t count) : count(count) {
+    constexpr bool split = std::is_same_v<T, BFloat16>;
+    const Vec end(static_cast<float>(count));
+    mask.a = Vec::arange(0.f, split ? 2.f : 1.f) < end;
+    mask.b = Vec::arange(split ? 1.f : static_cast<float>(kWidth), split ? 2.f : 1.f) < end;
+  }
+  Block load(const T* p) const {
+    T values[kBlock] = {};
+    std::memcpy(values, p, count * sizeof(T));
+    return load_block(values);
+  }
+  void store(T* p, const Block& value, bool = false) const {
+    T values[kBlock];
+    store_block(values, value);
+    std::memcpy(p, values, count * sizeof(T));
+  }
+  Block keep(const Block& value, const Block& other) const { return where(mask, value, other); }
+};
+
+template <typename T, typename Body>
+void for_blocks(int64_t positions, const Body& body) {
+  const int64_t whole = positions - positions % kBlock;
+  for (int64_t p = 0; p < whole; p += kBlock) body(p, Whole());
+  if (whole < positions) body(whole, Part<T>(positions - whole));
+}
+
+// body(k, c) for groups of k channels, k a compile-time constant: the largest first, then the rest.
+template <int K, typename Body>
+void for_groups(int64_t c0, int64_t c1, const Body& body) {
+  for (; c0 + K <= c1; c0 += K) body(std::integral_constant<int, K>(), c0);
+  if constexpr (K > 1) for_groups<K / 2>(c0, c1, body);
+}
+
+// A thread's arrays, kept from call to call. Those of position_statistics hold an image's sums from range to range.
+enum class Scratch { kSum, kMax, kLanes, kX, kUp, kExpanded, kZeros, kSpatial, kMean, kTop, kPositionMax, kTies, kChannels, kCount };
+
+template <typename U>
+U* scratch(Scratch which, int64_t count) {
+  constexpr int64_t kLine = 64;
+  static thread_local std::array<std::vector<U>, static_cast<size_t>(Scratch::kCount)> arrays;
+  auto& array = arrays[static_cast<size_t>(which)];
+  const size_t needed = count + kLine / sizeof(U);
+  if (array.size() < needed) array.resize(needed);
+  const auto address = reinterpret_cast<uintptr_t>(array.data());
+  return reinterpret_cast<U*>((address + kLine - 1) / kLine * kLine);
+}
+
+// Values c to c + K - 1 of an array over the channels that may be null.
+template <int K>
+std::array<float, K> taken(const float* values, int64_t c, float neutral) {
+  std::array<float, K> group;
+  for (int i = 0; i < K; ++i) group[i] = values ? values[c + i] : neutral;
+  return group;
+}
+
+inline int64_t padded(int64_t positions) { return (positions + kBlock - 1) / kBlock * kBlock; }
+
+inline float* filled(Scratch which, int64_t count, float value) {
+  float* array = scratch<float>(which, count);
+  std::fill_n(array, count, value);
+  return array;
+}
+
+// An array over the positions in the order in which load_block takes them from x, zeros behind; neutral where null.
+template <typename T>
+const float* arranged(Scratch which, const float* values, int64_t positions, float neutral) {
+  if (!values) return filled(which, padded(positions), neutral);
+  if (std::is_same_v<T, float> && positions % kBlock == 0) return values;
+  float* array = scratch<float>(which, padded(positions));
+  for_blocks<float>(positions, [&](int64_t p, const auto& part) {
+    Block block = part.load(values + p);
+    if constexpr (std::is_same_v<T, BFloat16>) std::tie(block.a, block.b) = at::vec::deinterleave2(block.a, block.b);
+    store_block(array + p, block);
+  });
+  return array;
+}
+
+// The way back, times a factor.
+template <typename T>
+void rearrange(const float* array, int64_t positions, float factor, float* values) {
+  for_blocks<float>(positions, [&](int64_t p, const auto& part) {
+    Block block = Vec(factor) * load_block(array + p);
+    if constexpr (std::is_same_v<T, BFloat16>) std::tie(block.a, block.b) = at::vec::interleave2(block.a, block.b);
+    part.store(values + p, block);
+  });
+}
+
+// The neighbour term's grid. A lane of a vector of pooled values stands for one column of x (kRepeat 2: two lanes to a
+// pooled column, each with half of its value), or for a pooled column (kRepeat 1).
+template <typename T>
+constexpr int64_t kRepeat = std::is_same_v<T, BFloat16> ? 1 : 2;
+template <typename T>
+constexpr int64_t kColumns = 2 * kWidth / kRepeat<T>;
+
+struct Grid {
+  int64_t h, w, coarse_h, coarse_w;
+  int64_t top, left;  // padding
+
+  explicit Grid(Size size)
+      : h(size.pooled_H()), w(size.pooled_W()), coarse_h(size.coarse_H()), coarse_w(size.coarse_W()), top(h % 2), left(w % 2) {}
+  int64_t lanes(int64_t repeat) const { return (repeat * w + kWidth - 1) / kWidth * kWidth; }
+};
+
+// A row of sums over two rows of x, and over two columns where the lanes are pooled columns.
+inline Vec pooled(const float* upper, const float* lower) { return load(upper) + load(lower); }
+
+inline Vec pooled(const BFloat16* upper, const BFloat16* lower) {
+  const Block sum = load_block(upper) + load_block(lower);
+  return sum.a + sum.b;
+}
+
+// The lanes' filters. Those of a lane whose column (counted with the padding) is even are the filter's columns 0, for the
+// output of its own place, and 2, for the one before; those of an odd lane are 1 and nothing.
+using Taps = std::array<std::array<Vec, 2>, 3>;
+
+struct Lanes {
+  Vec odd;
+
+  Lanes(int64_t repeat, int64_t left) {
+    float values[kWidth];
+    for (int64_t l = 0; l < kWidth; ++l) values[l] = static_cast<float>((l / repeat + left) % 2);
+    odd = Vec::loadu(values) > Vec(0.f);
+  }
+  Taps taps(const float* filter, float factor) const {
+    Taps taps;
+    for (int row = 0; row < 3; ++row, filter += 3) {
+      taps[row][0] = Vec::blendv(Vec(factor * filter[0]), Vec(factor * filter[1]), odd);
+      taps[row][1] = Vec::blendv(Vec(factor * filter[2]), Vec(0.f), odd);
+    }
+    return taps;
+  }
+};
+
+// For every coarse row two rows of lanes: the gradients that its even and odd columns, and its even ones once more,
+// receive by way of Lanes::taps. Zeros behind the last pooled column.
+inline const float* expanded(const Grid& grid, int64_t repeat, const float* gradient) {
+  const int64_t lanes = grid.lanes(repeat);
+  float* rows = filled(Scratch::kExpanded, grid.coarse_h * 2 * lanes, 0.f);
+  for (int64_t i = 0; i < grid.coarse_h; ++i, gradient += grid.coarse_w) {
+    float* own = rows + 2 * i * lanes;
+    float* before = own + lanes;
+    for (int64_t l = 0; l < repeat * grid.w; ++l) {
+      const int64_t column = l / repeat + grid.left;
+      own[l] = gradient[column / 2];
+      if (column % 2 == 0 && column > 0) before[l] = gradient[column / 2 - 1];
+    }
+  }
+  return rows;
+}
+
+// The transpose of expanded.
+inline void collapse(const Grid& grid, int64_t repeat, const float* rows, float* outputs) {
+  const int64_t lanes = grid.lanes(repeat);
+  std::fill_n(outputs, grid.coarse_h * grid.coarse_w, 0.f);
+  for (int64_t i = 0; i < grid.coarse_h; ++i, outputs += grid.coarse_w) {
+    const float* own = rows + 2 * i * lanes;
+    const float* before = own + lanes;
+    for (int64_t l = 0; l < repeat * grid.w; ++l) {
+      const int64_t column = l / repeat + grid.left;
+      outputs[column / 2] += own[l];
+      if (column % 2 == 0 && column > 0) outputs[column / 2 - 1] += before[l];
+    }
+  }
+}
+
+// Six rows of one plane: those pooled for the three rows of the filter at one coarse row. Zeros outside the plane.
+template <typename T>
+struct Window {
+  const T* rows[3][2];
+
+  Window(const T* plane, Size size, const Grid& grid, int64_t coarse_row, const T* zeros) {
+    for (int r = 0; r < 3; ++r) {
+      const int64_t row = 2 * coarse_row + r - grid.top;
+      const bool inside = row >= 0 && row < grid.h;
+      rows[r][0] = inside ? plane + 2 * row * size.W : zeros;
+      rows[r][1] = inside ? rows[r][0] + size.W : zeros;
+    }
+  }
+  Vec at(int r, int64_t column) const { return pooled(rows[r][0] + column, rows[r][1] + column); }
+};
+
+template <typename T>
+const T* zeros(int64_t count) {
+  T* array = scratch<T>(Scratch::kZeros, count);
+  std::fill_n(array, count, T(0.f));
+  return array;
+}
+
+// Plane c, or a copy of it where a block from its last value on would reach past the image.
+template <typename T>
+const T* readable(const T* x, Size size, int64_t c, int64_t k) {
+  const int64_t positions = size.positions();
+  if ((size.C - 1 - c) * positions >= kBlock) return x + c * positions;
+  constexpr int64_t kMost = kBlock;  // planes of one value each
+  T* copies = scratch<T>(Scratch::kX, (kMost + 1) * (positions + kBlock));
+  T* copy = copies + k * (positions + kBlock);
+  std::copy_n(x + c * positions, positions, copy);
+  std::fill_n(copy + positions, kBlock, T(0.f));
+  return copy;
+}
+
+}  // namespace planes
+
+template <typename T>
+struct Contiguous {
+  static void channel_statistics(const T* x, Size size, int64_t c0, int64_t c1, float* mean, float* max) {
+    using namespace planes;
+    const int64_t positions = size.positions();
+    const Block lowest = both(-std::numeric_limits<float>::infinity());
+    for (int64_t c = c0; c < c1; ++c) {
+      const T* plane = x + c * positions;
+      std::array<Block, 2> sums = {both(0.f), both(0.f)}, tops = {lowest, lowest};
+      int64_t p = 0;
+      for (; p + 2 * kBlock <= positions; p += 2 * kBlock)
+        for (int i = 0; i < 2; ++i) {
+          const Block v = load_block(plane + p + i * kBlock);
+          sums[i] = sums[i] + v;
+          tops[i] = larger(tops[i], v);
+        }
+      for_blocks<T>(positions - p, [&](int64_t q, const auto& part) {
+        const Block v = part.load(plane + p + q);
+        sums[0] = sums[0] + v;
+        tops[0] = larger(tops[0], part.keep(v, lowest));
+      });
+      mean[c] = total(sums[0] + sums[1]) / static_cast<float>(positions);
+      const Block top = larger(tops[0], tops[1]);
+      if (max) max[c] = largest(CPU_CAPABILITY::larger(top.a, top.b));
+    }
+  }
+
+  static void position_statistics(const T* x, Size size, const float* wp, const float* filters, int64_t c0, int64_t c1,
+                                  float* mean, float* max, float* neighbors) {
+    using namespace planes;
+    const int64_t positions = size.positions();
+    const bool pools = neighbors && filters;
+    const Grid grid(size);
+    const int64_t lanes = grid.lanes(kRepeat<T>);
+    float* sums = scratch<float>(Scratch::kSum, padded(positions));
+    float* tops = scratch<float>(Scratch::kMax, padded(positions));
+    float* rows = scratch<float>(Scratch::kLanes, grid.coarse_h * 2 * lanes);
+    if (c0 == 0) {
+      std::fill_n(sums, padded(positions), 0.f);
+      std::fill_n(tops, padded(positions), -std::numeric_limits<float>::infinity());
+      std::fill_n(rows, grid.coarse_h * 2 * lanes, 0.f);
+    }
+    for_groups<8>(c0, c1, [&](auto k, int64_t c) {
+      constexpr int K = k;
+      const auto weights = taken<K>(wp, c, 1.f);
+      add_positions<K>(x + c * positions, positions, weights, sums, tops);
+      if (pools) add_neighbors<K>(x, size, grid, c, weights, filters + 9 * c, rows);
+    });
+    if (c1 < size.C) return;
+    rearrange<T>(sums, positions, 1.f / static_cast<float>(size.C), mean);
+    rearrange<T>(tops, positions, 1.f, max);
+    if (pools) collapse(grid, kRepeat<T>, rows, neighbors);
+  }
+
+  static void scale(const T* x, Size size, const float* w, const float* s, const T* shortcut, bool relu, T* y,
+                    bool stream) {
+    using namespace planes;
+    const int64_t positions = size.positions();
+    const float* spatial = arranged<T>(Scratch::kSpatial, s, positions, 1.f);
+    const bool aligned = reinterpret_cast<uintptr_t>(y) % 64 == 0 && positions * sizeof(T) % 64 == 0;
+    const bool past_caches = stream && aligned;
+    for (int64_t c = 0; c < size.C; ++c) {
+      const Vec weight(w ? w[c] : 1.f);
+      const int64_t start = c * positions;
+      const auto rows = [&](auto adds, auto rectifies) {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+          Block v = (weight * load_block(spatial + p)) * part.load(x + start + p);
+          if constexpr (adds) v = v + part.load(shortcut + start + p);
+          if constexpr (rectifies) v = larger(v, both(0.f));
+          part.store(y + start + p, v, past_caches);
+        });
+      };
+      using Yes = std::true_type;
+      using No = std::false_type;
+      if (shortcut) relu ? rows(Yes(), Yes()) : rows(Yes(), No());
+      else relu ? rows(No(), Yes()) : rows(No(), No());
+    }
+  }
+
+  static void scale_backward(const T* dy, const T* x, Size size, const float* w, const float* s, const float* wp,
+                             const float* position_max, const T* y, T* dz, float* dw, float* ds, float* ties) {
+    using namespace planes;
+    const int64_t positions = size.positions();
+    const float* spatial = arranged<T>(Scratch::kSpatial, s, positions, 1.f);
+    const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
+    float* sums = filled(Scratch::kMean, padded(positions), 0.f);
+    float* counts = filled(Scratch::kTies, padded(positions), 0.f);
+    for_groups<4>(0, size.C, [&](auto k, int64_t c) {
+      constexpr int K = k;
+      const auto weights = taken<K>(w, c, 1.f), position_weights = taken<K>(wp, c, 1.f);
+      std::array<Block, K> channel_sums;
+      channel_sums.fill(both(0.f));
+      const auto blocks = [&](auto rectified) {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+          const Block sp = load_block(spatial + p), top = load_block(tops + p);
+          Block sum = load_block(sums + p), count = load_block(counts + p);
+          for (int i = 0; i < K; ++i) {
+            const int64_t at = (c + i) * positions + p;
+            const Block v = part.load(x + at);
+            Block d = part.load(dy + at);
+            if constexpr (rectified) {
+              const Block out = part.load(y + at);
+              d = {d.a & (out.a > Vec(0.f)), d.b & (out.b > Vec(0.f))};
+              part.store(dz + at, d);
+            }
+            const Block product = d * v;
+            sum = fmadd(Vec(weights[i]), product, sum);
+            channel_sums[i] = fmadd(sp, product, channel_sums[i]);
+            count = count + where_equal(Vec(position_weights[i]) * v, top, both(1.f));
+          }
+          store_block(sums + p, sum);
+          store_block(counts + p, count);
+        });
+      };
+      y ? blocks(std::true_type()) : blocks(std::false_type());
+      if (dw)
+        for (int i = 0; i < K; ++i) dw[c + i] = total(channel_sums[i]);
+    });
+    if (ds) rearrange<T>(sums, positions, 1.f, ds);
+    if (ties) rearrange<T>(counts, positions, 1.f, ties);
+  }
+
+  static void statistics_gradient(const T* x, Size size, const float* wp, const float* dmean, const float* dmax,
+                                  const float* position_max, const float* dneighbors, const float* filters,
+                                  const float* channel_max, float* dwp, float* dfilters, float* ties) {
+    using namespace planes;
+    const int64_t positions = size.positions();
+    if (dwp || ties) {
+      const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
+      const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
+      const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
+      for_groups<4>(0, size.C, [&](auto k, int64_t c) {
+        constexpr int K = k;
+        const auto weights = taken<K>(wp, c, 1.f), highest = taken<K>(channel_max, c, kNever);
+        std::array<Block, K> sums, counts;
+        sums.fill(both(0.f));
+        counts.fill(both(0.f));
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+          const Block from_mean = load_block(mean + p), from_max = load_block(max + p), top = load_block(tops + p);
+          const Block ones = part.keep(both(1.f), both(0.f));
+          for (int i = 0; i < K; ++i) {
+            const Block v = part.load(x + (c + i) * positions + p);
+            const Block tied = where_equal(Vec(weights[i]) * v, top, from_max);
+            sums[i] = fmadd(v, from_mean + tied, sums[i]);
+            counts[i] = counts[i] + where_equal(v, both(highest[i]), ones);
+          }
+        });
+        for (int i = 0; i < K; ++i) {
+          if (dwp) dwp[c + i] = total(sums[i]);
+          if (ties) ties[c + i] = total(counts[i]);
+        }
+      });
+    }
+    if (filters && dneighbors && (dwp || dfilters)) neighbors_gradient(x, size, wp, dneighbors, filters, dwp, dfilters);
+  }
+
+  static void input_gradient(const T* dz, const T* x, Size size, const float* w, const float* s, const float* wp,
+                             const float* dmean, const float* dmax, const float* position_max, const float* dneighbors,
+                             const float* filters, const float* dchannel_mean, const float* dchannel_max,
+                             const float* channel_max, T* dx, bool stream) {
+    using namespace planes;
+    const Inputs in = {dz, x, size, w, s, wp, dmean, dmax, position_max, dneighbors, filters, dchannel_mean,
+                       dchannel_max, channel_max, dx};
+    const bool aligned = reinterpret_cast<uintptr_t>(dx) % 64 == 0 && size.positions() * sizeof(T) % 64 == 0;
+    constexpr bool kPairs = std::is_same_v<T, BFloat16>;
+    if (!position_max) input_gradient<Up::kNone, false>(in, stream && aligned);
+    else if (!filters || !dneighbors) input_gradient<Up::kNone, true>(in, stream && aligned);
+    else if (kPairs && size.W % 2 == 0) input_gradient<Up::kPairs, true>(in, stream && aligned);
+    else input_gradient<Up::kColumns, true>(in, stream && aligned);
+  }
+
+ private:
+  static constexpr float kNever = std::numeric_limits<float>::quiet_NaN();  // equal to no value
+
+  static float total(const planes::Block& v) { return sum(v.a + v.b); }
+
+  template <int K>
+  static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums, float* tops) {
+    using namespace planes;
+    for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+      Block sum = load_block(sums + p), top = load_block(tops + p);
+      for (int i = 0; i < K; ++i) {
+        const Block t = Vec(weights[i]) * part.load(x + i * positions + p);
+        sum = sum + t;
+        top = larger(top, t);
+      }
+      store_block(sums + p, sum);
+      store_block(tops + p, top);
+    });
+  }
+
+  // rows: for each coarse row the sums of every lane under the two columns of its taps.
+  template <int K>
+  static void add_neighbors(const T* x, Size size, const planes::Grid& grid, int64_t c,
+                            const std::array<float, K>& weights, const float* filters, float* rows) {
+    using namespace planes;
+    const Lanes lanes(kRepeat<T>, grid.left);
+    const int64_t width = grid.lanes(kRepeat<T>);
+    const T* outside = zeros<T>(size.W + kBlock);
+    std::array<const T*, K> plane;
+    std::array<Taps, K> taps;
+    for (int i = 0; i < K; ++i) {
+      plane[i] = readable(x, size, c + i, i);
+      taps[i] = lanes.taps(filters + 9 * i, 0.25f * weights[i]);
+    }
+    for (int64_t row = 0; row < grid.coarse_h; ++row) {
+      float* sums = rows + 2 * row * width;
+      int64_t lane = 0;
+      for (; lane + 2 * kWidth <= width; lane += 2 * kWidth) add_window<K, 2>(plane, taps, size, grid, row, outside, lane, sums, width);
+      if (lane < width) add_window<K, 1>(plane, taps, size, grid, row, outside, lane, sums, width);
+    }
+  }
+
+  template <int K, int N>
+  static void add_window(const std::array<const T*, K>& plane, const std::array<planes::Taps, K>& taps, Size size,
+                         const planes::Grid& grid, int64_t row, const T* outside, int64_t lane, float* sums,
+                         int64_t width) {
+    using namespace planes;
+    Vec total[3][2][N];
+    for (auto& taps_row : total)
+      for (auto& column : taps_row)
+        for (auto& v : column) v = Vec(0.f);
+    for (int i = 0; i < K; ++i) {
+      const Window<T> window(plane[i], size, grid, row, outside);
+      for (int r = 0; r < 3; ++r)
+        for (int n = 0; n < N; ++n) {
+          const Vec v = window.at(r, (lane / kWidth + n) * kColumns<T>);
+          total[r][0][n] = at::vec::fmadd(taps[i][r][0], v, total[r][0][n]);
+          total[r][1][n] = at::vec::fmadd(taps[i][r][1], v, total[r][1][n]);
+        }
+    }
+    for (int n = 0; n < N; ++n)
+      for (int column = 0; column < 2; ++column) {
+        float* at = sums + column * width + lane + n * kWidth;
+        (load(at) + total[0][column][n] + total[1][column][n] + total[2][column][n]).store(at);
+      }
+  }
+
+  static void neighbors_gradient(const T* x, Size size, const float* wp, const float* dneighbors, const float* filters,
+                                 float* dwp, float* dfilters) {
+    using namespace planes;
+    const Grid grid(size);
+    const Lanes lanes(kRepeat<T>, grid.left);
+    const int64_t width = grid.lanes(kRepeat<T>);
+    const float* rows = expanded(grid, kRepeat<T>, dneighbors);
+    const T* outside = zeros<T>(size.W + kBlock);
+    for (int64_t c = 0; c < size.C; ++c) {
+      const T* plane = readable(x, size, c, 0);
+      Vec sums[3][2] = {{Vec(0.f), Vec(0.f)}, {Vec(0.f), Vec(0.f)}, {Vec(0.f), Vec(0.f)}};
+      for (int64_t row = 0; row < grid.coarse_h; ++row) {
+        const float* own = rows + 2 * row * width;
+        const Window<T> window(plane, size, grid, row, outside);
+        for (int64_t lane = 0, column = 0; lane < width; lane += kWidth, column += kColumns<T>) {
+          const Vec here = load(own + lane), before = load(own + width + lane);
+          for (int r = 0; r < 3; ++r) {
+            const Vec v = window.at(r, column);
+            sums[r][0] = at::vec::fmadd(here, v, sums[r][0]);
+            sums[r][1] = at::vec::fmadd(before, v, sums[r][1]);
+          }
+        }
+      }
+      const float weight = wp ? wp[c] : 1.f;
+      float along = 0.f;
+      for (int r = 0; r < 3; ++r) {
+        const Vec none(0.f);
+        const float gradients[3] = {sum(Vec::blendv(sums[r][0], none, lanes.odd)),
+                                    sum(Vec::blendv(none, sums[r][0], lanes.odd)),
+                                    sum(Vec::blendv(sums[r][1], none, lanes.odd))};
+        for (int column = 0; column < 3; ++column) {
+          const int64_t at = 9 * c + 3 * r + column;
+          along += 0.25f * gradients[column] * filters[at];
+          if (dfilters) dfilters[at] += 0.25f * gradients[column] * weight;
+        }
+      }
+      if (dwp) dwp[c] += along;
+    }
+  }
+
+  struct Inputs {
+    const T* dz;
+    const T* x;
+    Size size;
+    const float *w, *s, *wp, *dmean, *dmax, *position_max, *dneighbors, *filters;
+    const float *dchannel_mean, *dchannel_max, *channel_max;
+    T* dx;
+  };
+
+  // How the neighbour term's gradient lies in memory: absent, a value for each two columns, or for each column.
+  enum class Up { kNone, kPairs, kColumns };
+
+  template <Up kUp, bool kPositions>
+  static void input_gradient(const Inputs& in, bool stream) {
+    using namespace planes;
+    const Size size = in.size;
+    const int64_t positions = size.positions();
+    const float* spatial = arranged<T>(Scratch::kSpatial, in.s, positions, 1.f);
+    const float* mean = nullptr;
+    const float* max = nullptr;
+    const float* tops = nullptr;
+    if constexpr (kPositions) {
+      mean = arranged<T>(Scratch::kMean, in.dmean, positions, 0.f);
+      max = arranged<T>(Scratch::kTop, in.dmax, positions, 0.f);
+      tops = arranged<T>(Scratch::kPositionMax, in.position_max, positions, kNever);
+    }
+    const T* dz = in.dz ? in.dz : zeros<T>(positions);
+    const int64_t dz_plane = in.dz ? positions : 0;
+    constexpr int64_t repeat = kUp == Up::kPairs ? 1 : 2;
+    const Grid grid(size);
+    const Lanes lanes(repeat, grid.left);
+    const float* rows = kUp == Up::kNone ? nullptr : expanded(grid, repeat, in.dneighbors);
+    const int64_t up_size = padded(positions) + kBlock;
+    float* up = kUp == Up::kNone ? nullptr : scratch<float>(Scratch::kUp, kTogether * up_size);
+    for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) {
+      constexpr int K = k;
+      const auto weights = taken<K>(in.w, c, 1.f), position_weights = taken<K>(in.wp, c, 1.f);
+      const auto channel_mean = taken<K>(in.dchannel_mean, c, 0.f);
+      const auto channel_top = taken<K>(in.channel_max, c, kNever), channel_gradient = taken<K>(in.dchannel_max, c, 0.f);
+      if constexpr (kUp != Up::kNone)
+        for (int i = 0; i < K; ++i)
+          neighbors_up(lanes.taps(in.filters + 9 * (c + i), 0.25f), size, grid, repeat, rows, up + i * up_size);
+      for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+        const Block sp = load_block(spatial + p);
+        Block from_mean, from_max, top;
+        if constexpr (kPositions) {
+          from_mean = load_block(mean + p);
+          from_max = load_block(max + p);
+          top = load_block(tops + p);
+        }
+        for (int i = 0; i < K; ++i) {
+          const int64_t at = (c + i) * positions + p;
+          const Block v = part.load(in.x + at);
+          const Block d = part.load(dz + (c + i) * dz_plane + p);
+          Block g = both(channel_mean[i]) + where_equal(v, both(channel_top[i]), both(channel_gradient[i]));
+          if constexpr (kPositions) {
+            const Vec weight(position_weights[i]);
+            Block gt = from_mean + where_equal(weight * v, top, from_max);
+            if constexpr (kUp != Up::kNone) gt = gt + load_up<kUp>(up + i * up_size, p);
+            g = fmadd(weight, gt, g);
+          }
+          g = fmadd(Vec(weights[i]) * sp, d, g);
+          part.store(in.dx + at, g, stream);
+        }
+      });
+    });
+  }
+
+  static constexpr int kTogether = 4;
+
+  template <Up kUp>
+  static planes::Block load_up(const float* up, int64_t p) {
+    using namespace planes;
+    if constexpr (kUp == Up::kPairs) {
+      const Vec v = load(up + p / 2);
+      return {v, v};
+    }
+    Block v = load_block(up + p);
+    if constexpr (std::is_same_v<T, BFloat16>) std::tie(v.a, v.b) = at::vec::deinterleave2(v.a, v.b);
+    return v;
+  }
+
+  // The neighbour term's gradient with respect to one plane of t. Whole vectors are stored, each row over the excess of
+  // the one before it.
+  static void neighbors_up(const planes::Taps& taps, Size size, const planes::Grid& grid, int64_t repeat,
+                           const float* rows, float* up) {
+    using namespace planes;
+    const int64_t width = grid.lanes(repeat);
+    const int64_t pitch = repeat == 1 ? size.W / 2 : size.W;
+    for (int64_t i = 0; i < grid.h; ++i) {
+      const int64_t row = i + grid.top;
+      const float* own = rows + row / 2 * 2 * width;
+      const bool between = row % 2 == 0 && row > 0;
+      const Taps& t = taps;
+      float* out = up + 2 * i * pitch;
+      for (int64_t lane = 0; lane < width; lane += kWidth) {
+        Vec v = t[row % 2][0] * load(own + lane);
+        v = at::vec::fmadd(t[row % 2][1], load(own + width + lane), v);
+        if (between) {
+          v = at::vec::fmadd(t[2][0], load(own - 2 * width + lane), v);
+          v = at::vec::fmadd(t[2][1], load(own - width + lane), v);
+        }
+        v.store(out + lane);
+      }
+      for (int64_t lane = 0; lane < width; lane += kWidth) load(out + lane).store(out + pitch + lane);
+    }
+    if (size.W % 2 == 1)
+      for (int64_t i = 1; i <= 2 * grid.h; ++i) up[i * pitch - 1] = 0.f;
+    std::fill(up + 2 * grid.h * pitch, up + size.H * pitch, 0.f);
+  }
+};
+
+}  // namespace CPU_CAPABILITY
+}  // namespace csham
