@@ -14,6 +14,14 @@
 
 namespace csham {
 namespace CPU_CAPABILITY {
+namespace pixels {
+
+using CPU_CAPABILITY::larger;
+using CPU_CAPABILITY::load;
+using CPU_CAPABILITY::sum;
+using CPU_CAPABILITY::largest;
+using CPU_CAPABILITY::where_equal;
+using CPU_CAPABILITY::store;
 
 constexpr int64_t kBlock = 2 * kWidth;
 
@@ -331,5 +339,6 @@ class OutputRows {
   std::vector<T> last_;
 };
 
+}  // namespace pixels
 }  // namespace CPU_CAPABILITY
 }  // namespace csham

@@ -16,6 +16,7 @@
 
 namespace csham {
 namespace CPU_CAPABILITY {
+namespace pixels {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
@@ -624,5 +625,6 @@ struct ChannelsLast {
   };
 };
 
+}  // namespace pixels
 }  // namespace CPU_CAPABILITY
 }  // namespace csham
