@@ -116,8 +116,9 @@ struct Part {
   Block keep(const Block& value, const Block& other) const { return where(mask, value, other); }
 };
 
+// Inlined, with its body: what the body captures must stay in registers, though it stores through pointers.
 template <typename T, typename Body>
-void for_blocks(int64_t positions, const Body& body) {
+C10_ALWAYS_INLINE void for_blocks(int64_t positions, const Body& body) {
   const int64_t whole = positions - positions % kBlock;
   for (int64_t p = 0; p < whole; p += kBlock) body(p, Whole());
   if (whole < positions) body(whole, Part<T>(positions - whole));
@@ -125,7 +126,7 @@ void for_blocks(int64_t positions, const Body& body) {
 
 // body(k, c) for groups of k channels, k a compile-time constant: the largest first, then the rest.
 template <int K, typename Body>
-void for_groups(int64_t c0, int64_t c1, const Body& body) {
+C10_ALWAYS_INLINE void for_groups(int64_t c0, int64_t c1, const Body& body) {
   for (; c0 + K <= c1; c0 += K) body(std::integral_constant<int, K>(), c0);
   if constexpr (K > 1) for_groups<K / 2>(c0, c1, body);
 }
@@ -166,7 +167,7 @@ const float* arranged(Scratch which, const float* values, int64_t positions, flo
   if (!values) return filled(which, padded(positions), neutral);
   if (std::is_same_v<T, float> && positions % kBlock == 0) return values;
   float* array = scratch<float>(which, padded(positions));
-  for_blocks<float>(positions, [&](int64_t p, const auto& part) {
+  for_blocks<float>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
     Block block = part.load(values + p);
     if constexpr (std::is_same_v<T, BFloat16>) std::tie(block.a, block.b) = at::vec::deinterleave2(block.a, block.b);
     store_block(array + p, block);
@@ -177,7 +178,7 @@ const float* arranged(Scratch which, const float* values, int64_t positions, flo
 // The way back, times a factor.
 template <typename T>
 void rearrange(const float* array, int64_t positions, float factor, float* values) {
-  for_blocks<float>(positions, [&](int64_t p, const auto& part) {
+  for_blocks<float>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
     Block block = Vec(factor) * load_block(array + p);
     if constexpr (std::is_same_v<T, BFloat16>) std::tie(block.a, block.b) = at::vec::interleave2(block.a, block.b);
     part.store(values + p, block);
@@ -316,7 +317,7 @@ struct Contiguous {
           sums[i] = sums[i] + v;
           tops[i] = larger(tops[i], v);
         }
-      for_blocks<T>(positions - p, [&](int64_t q, const auto& part) {
+      for_blocks<T>(positions - p, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
         const Block v = part.load(plane + p + q);
         sums[0] = sums[0] + v;
         tops[0] = larger(tops[0], part.keep(v, lowest));
@@ -342,7 +343,7 @@ struct Contiguous {
       std::fill_n(tops, padded(positions), -std::numeric_limits<float>::infinity());
       std::fill_n(rows, grid.coarse_h * 2 * lanes, 0.f);
     }
-    for_groups<8>(c0, c1, [&](auto k, int64_t c) {
+    for_groups<8>(c0, c1, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(wp, c, 1.f);
       add_positions<K>(x + c * positions, positions, weights, sums, tops);
@@ -364,8 +365,8 @@ struct Contiguous {
     for (int64_t c = 0; c < size.C; ++c) {
       const Vec weight(w ? w[c] : 1.f);
       const int64_t start = c * positions;
-      const auto rows = [&](auto adds, auto rectifies) {
-        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+      const auto rows = [&](auto adds, auto rectifies) C10_ALWAYS_INLINE_ATTRIBUTE {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
           Block v = (weight * load_block(spatial + p)) * part.load(x + start + p);
           if constexpr (adds) v = v + part.load(shortcut + start + p);
           if constexpr (rectifies) v = larger(v, both(0.f));
@@ -387,13 +388,13 @@ struct Contiguous {
     const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
     float* sums = filled(Scratch::kMean, padded(positions), 0.f);
     float* counts = filled(Scratch::kTies, padded(positions), 0.f);
-    for_groups<4>(0, size.C, [&](auto k, int64_t c) {
+    for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(w, c, 1.f), position_weights = taken<K>(wp, c, 1.f);
       std::array<Block, K> channel_sums;
       channel_sums.fill(both(0.f));
-      const auto blocks = [&](auto rectified) {
-        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+      const auto blocks = [&](auto rectified) C10_ALWAYS_INLINE_ATTRIBUTE {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
           const Block sp = load_block(spatial + p), top = load_block(tops + p);
           Block sum = load_block(sums + p), count = load_block(counts + p);
           for (int i = 0; i < K; ++i) {
@@ -431,13 +432,13 @@ struct Contiguous {
       const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
       const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
       const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
-      for_groups<4>(0, size.C, [&](auto k, int64_t c) {
+      for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
         constexpr int K = k;
         const auto weights = taken<K>(wp, c, 1.f), highest = taken<K>(channel_max, c, kNever);
         std::array<Block, K> sums, counts;
         sums.fill(both(0.f));
         counts.fill(both(0.f));
-        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
           const Block from_mean = load_block(mean + p), from_max = load_block(max + p), top = load_block(tops + p);
           const Block ones = part.keep(both(1.f), both(0.f));
           for (int i = 0; i < K; ++i) {
@@ -479,7 +480,7 @@ struct Contiguous {
   template <int K>
   static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums, float* tops) {
     using namespace planes;
-    for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+    for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
       Block sum = load_block(sums + p), top = load_block(tops + p);
       for (int i = 0; i < K; ++i) {
         const Block t = Vec(weights[i]) * part.load(x + i * positions + p);
@@ -604,6 +605,8 @@ struct Contiguous {
       max = arranged<T>(Scratch::kTop, in.dmax, positions, 0.f);
       tops = arranged<T>(Scratch::kPositionMax, in.position_max, positions, kNever);
     }
+    const T* x = in.x;
+    T* dx = in.dx;
     const T* dz = in.dz ? in.dz : zeros<T>(positions);
     const int64_t dz_plane = in.dz ? positions : 0;
     constexpr int64_t repeat = kUp == Up::kPairs ? 1 : 2;
@@ -612,7 +615,7 @@ struct Contiguous {
     const float* rows = kUp == Up::kNone ? nullptr : expanded(grid, repeat, in.dneighbors);
     const int64_t up_size = padded(positions) + kBlock;
     float* up = kUp == Up::kNone ? nullptr : scratch<float>(Scratch::kUp, kTogether * up_size);
-    for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) {
+    for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(in.w, c, 1.f), position_weights = taken<K>(in.wp, c, 1.f);
       const auto channel_mean = taken<K>(in.dchannel_mean, c, 0.f);
@@ -620,7 +623,7 @@ struct Contiguous {
       if constexpr (kUp != Up::kNone)
         for (int i = 0; i < K; ++i)
           neighbors_up(lanes.taps(in.filters + 9 * (c + i), 0.25f), size, grid, repeat, rows, up + i * up_size);
-      for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+      for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
         const Block sp = load_block(spatial + p);
         Block from_mean, from_max, top;
         if constexpr (kPositions) {
@@ -630,7 +633,7 @@ struct Contiguous {
         }
         for (int i = 0; i < K; ++i) {
           const int64_t at = (c + i) * positions + p;
-          const Block v = part.load(in.x + at);
+          const Block v = part.load(x + at);
           const Block d = part.load(dz + (c + i) * dz_plane + p);
           Block g = both(channel_mean[i]) + where_equal(v, both(channel_top[i]), both(channel_gradient[i]));
           if constexpr (kPositions) {
@@ -640,7 +643,7 @@ struct Contiguous {
             g = fmadd(weight, gt, g);
           }
           g = fmadd(Vec(weights[i]) * sp, d, g);
-          part.store(in.dx + at, g, stream);
+          part.store(dx + at, g, stream);
         }
       });
     });
