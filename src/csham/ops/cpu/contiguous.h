@@ -42,6 +42,7 @@ inline Block fmadd(const Vec& u, const Block& v, const Block& w) {
 inline Block larger(const Block& u, const Block& v) {
   return {CPU_CAPABILITY::larger(u.a, v.a), CPU_CAPABILITY::larger(u.b, v.b)};
 }
+inline Block equal(const Block& u, const Block& v) { return {u.a == v.a, u.b == v.b}; }
 inline Block where_equal(const Block& u, const Block& v, const Block& value) {
   return {CPU_CAPABILITY::where_equal(u.a, v.a, value.a), CPU_CAPABILITY::where_equal(u.b, v.b, value.b)};
 }
@@ -51,27 +52,67 @@ inline Block where(const Block& mask, const Block& value, const Block& other) {
 
 inline Block load_block(const float* p) { return {load(p), load(p + kWidth)}; }
 
+// Two bfloat16 fill the bits of one float: the even one below, the odd one above.
+#if defined(CPU_CAPABILITY_AVX512)
 inline Block load_block(const BFloat16* p) {
-  using Int = at::vec::Vectorized<int32_t>;
-  const Int pairs = Int::loadu(p);
-  return {at::vec::cast<float>(pairs << Int(16)), at::vec::cast<float>(pairs & Int(static_cast<int32_t>(0xffff0000)))};
+  const __m512i pairs = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
 }
 
-// Float bits whose upper half is the value rounded to the nearest bfloat16, to the even one of two.
-inline at::vec::Vectorized<int32_t> rounded(const Vec& value) {
-  using Int = at::vec::Vectorized<int32_t>;
-  const Int bits = at::vec::cast<int32_t>(value);
-  const Int up = bits + Int(0x7fff) + ((bits >> Int(16)) & Int(1));
-  // Rounding could carry a NaN's bits over into those of a number.
-  const Vec nan(std::numeric_limits<float>::quiet_NaN());
-  return at::vec::cast<int32_t>(Vec::blendv(at::vec::cast<float>(up), nan, value != value));
+// Bits whose upper half is the nearest bfloat16, the even one of two; all ones for a NaN, whose bits could carry over.
+inline __m512i rounded(const Vec& value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  return _mm512_mask_set1_epi32(up, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), -1);
 }
 
 inline Vec packed(const Block& value) {
-  using Int = at::vec::Vectorized<int32_t>;
-  const Int upper(static_cast<int32_t>(0xffff0000));
-  return at::vec::cast<float>(((rounded(value.a) >> Int(16)) & Int(0xffff)) | (rounded(value.b) & upper));
+  return _mm512_castsi512_ps(
+      _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(rounded(value.a), 16), rounded(value.b)));
 }
+#elif defined(CPU_CAPABILITY_AVX2)
+inline Block load_block(const BFloat16* p) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
+}
+
+// Bits whose upper half is the nearest bfloat16, the even one of two; all ones for a NaN, whose bits could carry over.
+inline __m256i rounded(const Vec& value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  return _mm256_or_si256(up, _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q)));
+}
+
+inline Vec packed(const Block& value) {
+  return _mm256_castsi256_ps(
+      _mm256_blend_epi16(_mm256_srli_epi32(rounded(value.a), 16), rounded(value.b), 0xaa));
+}
+#else
+inline Block load_block(const BFloat16* p) {
+  float even[kWidth], odd[kWidth];
+  for (int64_t i = 0; i < kWidth; ++i, p += 2) {
+    even[i] = static_cast<float>(p[0]);
+    odd[i] = static_cast<float>(p[1]);
+  }
+  return {Vec::loadu(even), Vec::loadu(odd)};
+}
+
+inline Vec packed(const Block& value) {
+  float even[kWidth], odd[kWidth];
+  value.a.store(even);
+  value.b.store(odd);
+  BFloat16 pairs[2 * kWidth];
+  for (int64_t i = 0; i < kWidth; ++i) {
+    pairs[2 * i] = even[i];
+    pairs[2 * i + 1] = odd[i];
+  }
+  return Vec::loadu(pairs);
+}
+#endif
 
 inline void store_block(float* p, const Block& value) { store2(p, value.a, value.b); }
 inline void store_block(BFloat16* p, const Block& value) { packed(value).store(p); }
@@ -173,6 +214,16 @@ const float* arranged(Scratch which, const float* values, int64_t positions, flo
     store_block(array + p, block);
   });
   return array;
+}
+
+// dmean, and dmean + dmax for the position's maxima.
+template <typename T>
+std::pair<const float*, const float*> position_gradients(const float* dmean, const float* dmax, int64_t positions) {
+  const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
+  const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
+  float* at_max = scratch<float>(Scratch::kTop, padded(positions));  // in place, unless dmax itself is in order
+  for (int64_t p = 0; p < padded(positions); p += kBlock) store_block(at_max + p, load_block(mean + p) + load_block(max + p));
+  return {mean, at_max};
 }
 
 // The way back, times a factor.
@@ -433,8 +484,7 @@ struct Contiguous {
     using namespace planes;
     const int64_t positions = size.positions();
     if (dwp || ties) {
-      const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
-      const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
+      const auto [elsewhere, at_max] = position_gradients<T>(dmean, dmax, positions);
       const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
       for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
         constexpr int K = k;
@@ -443,12 +493,11 @@ struct Contiguous {
         sums.fill(both(0.f));
         counts.fill(both(0.f));
         for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
-          const Block from_mean = load_block(mean + p), from_max = load_block(max + p), top = load_block(tops + p);
+          const Block other = load_block(elsewhere + p), most = load_block(at_max + p), top = load_block(tops + p);
           const Block ones = part.keep(both(1.f), both(0.f));
           for (int i = 0; i < K; ++i) {
             const Block v = part.load(x + (c + i) * positions + p);
-            const Block tied = where_equal(Vec(weights[i]) * v, top, from_max);
-            sums[i] = fmadd(v, from_mean + tied, sums[i]);
+            sums[i] = fmadd(v, where(equal(Vec(weights[i]) * v, top), most, other), sums[i]);
             counts[i] = counts[i] + where_equal(v, both(highest[i]), ones);
           }
         });
@@ -623,12 +672,11 @@ struct Contiguous {
     const Size size = in.size;
     const int64_t positions = size.positions();
     const float* spatial = arranged<T>(Scratch::kSpatial, in.s, positions, 1.f);
-    const float* mean = nullptr;
-    const float* max = nullptr;
+    const float* elsewhere = nullptr;
+    const float* at_max = nullptr;
     const float* tops = nullptr;
     if constexpr (kPositions) {
-      mean = arranged<T>(Scratch::kMean, in.dmean, positions, 0.f);
-      max = arranged<T>(Scratch::kTop, in.dmax, positions, 0.f);
+      std::tie(elsewhere, at_max) = position_gradients<T>(in.dmean, in.dmax, positions);
       tops = arranged<T>(Scratch::kPositionMax, in.position_max, positions, kNever);
     }
     const T* x = in.x;
@@ -645,26 +693,27 @@ struct Contiguous {
     for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(in.w, c, 1.f), position_weights = taken<K>(in.wp, c, 1.f);
-      const auto channel_mean = taken<K>(in.dchannel_mean, c, 0.f);
-      const auto channel_top = taken<K>(in.channel_max, c, kNever), channel_gradient = taken<K>(in.dchannel_max, c, 0.f);
+      const auto channel_top = taken<K>(in.channel_max, c, kNever), channel_other = taken<K>(in.dchannel_mean, c, 0.f);
+      auto channel_most = taken<K>(in.dchannel_max, c, 0.f);
+      for (int i = 0; i < K; ++i) channel_most[i] += channel_other[i];
       if constexpr (kUp != Up::kNone)
         neighbors_up<K>(lanes, in.filters + 9 * c, size, rows, up, up_size);
       for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
         const Block sp = load_block(spatial + p);
-        Block from_mean, from_max, top;
+        Block other, most, top;
         if constexpr (kPositions) {
-          from_mean = load_block(mean + p);
-          from_max = load_block(max + p);
+          other = load_block(elsewhere + p);
+          most = load_block(at_max + p);
           top = load_block(tops + p);
         }
         for (int i = 0; i < K; ++i) {
           const int64_t at = (c + i) * positions + p;
           const Block v = part.load(x + at);
           const Block d = part.load(dz + (c + i) * dz_plane + p);
-          Block g = both(channel_mean[i]) + where_equal(v, both(channel_top[i]), both(channel_gradient[i]));
+          Block g = where(equal(v, both(channel_top[i])), both(channel_most[i]), both(channel_other[i]));
           if constexpr (kPositions) {
             const Vec weight(position_weights[i]);
-            Block gt = from_mean + where_equal(weight * v, top, from_max);
+            Block gt = where(equal(weight * v, top), most, other);
             if constexpr (kUp != Up::kNone) gt = gt + load_up<kUp>(up + i * up_size, p);
             g = fmadd(weight, gt, g);
           }
