@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from csham import ops
 from csham.attach.transfer import ChannelWeightTransfer
 
-__all__ = ["Attached"]
+__all__ = ["Attached", "attend", "attends"]
 
 
 class Attached(nn.Module):
@@ -51,13 +52,23 @@ class Attached(nn.Module):
         self.on_borrowed: Callable[[Tensor], None] | None = None
         self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend to ``x``, (B, C, H, W)."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, inplace: bool = False) -> Tensor:
+        """Attend to ``x``, (B, C, H, W); with a shortcut return ``relu(y + shortcut)``, the end of a residual block.
+
+        Args:
+            x: The feature map.
+            shortcut: What a block adds to it; as in the block itself, of any shape and type that can be added.
+            inplace: Whether the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
+        """
         y = self._attend(x)
-        if self.gate is None:
-            return y
-        gate = self.gate.to(x.dtype)
-        return (1 - gate) * y + gate * x
+        if self.gate is not None:
+            gate = self.gate.to(x.dtype)
+            y = (1 - gate) * y + gate * x
+        return y if shortcut is None else self._finish(y, shortcut, inplace)
+
+    def _finish(self, y: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
+        total = y.add_(shortcut) if inplace else y + shortcut
+        return total.relu_()
 
     def _attend(self, x: Tensor) -> Tensor:
         if self.borrows is not None:
@@ -84,6 +95,17 @@ class Attached(nn.Module):
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
+    # The module is looked up, not bound, so that a deep copy of the network uses its own.
+    return host.get_submodule(path)(output)
+
+
+def attends(hook: Any) -> bool:
+    """Whether a hook is :func:`attend`."""
+    return isinstance(hook, partial) and hook.func is attend
 
 
 # The ways to connect two parts that differ from how an attention's authors do: a map, channel part, spatial part.
