@@ -14,6 +14,7 @@
 // summed over images is summed for each image, or fixed group of images, and then serially.
 #pragma once
 
+#include "kernels.h"
 #include "vectors.h"
 
 #include <ATen/Parallel.h>
@@ -27,49 +28,6 @@
 #include <vector>
 
 namespace csham {
-
-// Batch norm of one channel.
-struct Norm {
-  const float* weight;  // (1), null for 1
-  const float* bias;    // (1), null for 0
-  double eps;
-  bool training;  // needs more than one value in the batch, as torch's
-  float* mean;    // (1)  in training the batch's, written by the forward pass; else the running statistics, read
-  float* var;     // (1)  likewise; the batch's is the biased one, sum (x - mean)^2 / count
-};
-
-// All maps are contiguous. Any of B, H, W may be 0: then nothing is written but gradients of parameters, zeros.
-struct SpatialGate {
-  int64_t B, H, W;
-  int64_t kernel_size;       // odd; 7 is the fast one
-  const float* mean;         // (B, H, W)  over the channels
-  const float* max;          // (B, H, W)
-  const float* weight;       // (2, kernel_size, kernel_size)  for mean, for max
-  Norm norm;                 // of position
-  bool relu;                 // act is ReLU (gradient 0 at 0), else the identity
-  const float* neighbors;    // (B, coarse_H, coarse_W) before its norm, or null: no such term
-  int64_t coarse_H, coarse_W;  // at least 1 and at most H, W; not read without neighbors
-  Norm neighbor_norm;        // not read without neighbors
-  float* position;           // (B, H, W)  written by the forward pass, read by the backward pass
-  float* s;                  // (B, H, W)  likewise
-
-  int64_t positions() const { return H * W; }
-  int64_t coarse_positions() const { return neighbors ? coarse_H * coarse_W : 0; }
-};
-
-// Null: not wanted, except ds, dmean, dmax and, with neighbors, dneighbors.
-struct SpatialGateGradients {
-  const float* ds;                // (B, H, W)
-  float* dmean;                   // (B, H, W)
-  float* dmax;                    // (B, H, W)
-  float* dweight;                 // (2, kernel_size, kernel_size)
-  float* dneighbors;              // (B, coarse_H, coarse_W)
-  float* dnorm_weight;            // (1)
-  float* dnorm_bias;              // (1)
-  float* dneighbor_norm_weight;   // (1)
-  float* dneighbor_norm_bias;     // (1)
-};
-
 namespace CPU_CAPABILITY {
 
 // A thread is worth waking for about 10 us of work.
