@@ -37,15 +37,17 @@ Map map_of(const Tensor& x) {
   return {x.size(0), {x.size(1), x.size(2), x.size(3)}, !contiguous, x.scalar_type() == at::kBFloat16};
 }
 
-// A map that must look like x.
-const void* like(const Tensor& other, const Tensor& x) {
-  TORCH_CHECK(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type() &&
-                  other.is_contiguous(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast),
-              "csham: expected a map of the shape, type and memory format of x, ", x.sizes(), ", got ", other.sizes());
-  return other.const_data_ptr();
+// A map in the memory format of x. Eager code hands in nothing else; a compiler may lay the maps that it keeps otherwise.
+Tensor like(const Tensor& other, const Tensor& x) {
+  TORCH_CHECK(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type(),
+              "csham: expected a map of the shape and type of x, ", x.sizes(), " ", x.scalar_type(), ", got ",
+              other.sizes(), " ", other.scalar_type());
+  return other.contiguous(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast);
 }
 
-const void* like(const Optional& other, const Tensor& x) { return other ? like(*other, x) : nullptr; }
+Optional like(const Optional& other, const Tensor& x) { return other ? Optional(like(*other, x)) : Optional(); }
+
+const void* data(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 
 const float* small(const Tensor& t, int64_t numel) {
   TORCH_CHECK(t.scalar_type() == at::kFloat && t.is_contiguous() && t.numel() == numel, "csham: expected ", numel,
@@ -102,7 +104,8 @@ Tensor channel_pool_backward(const Optional& dz, const Tensor& x, const Optional
   PoolBackward p{};
   const Map map = map_of(x);
   Tensor dx = at::empty_like(x);
-  p.dz = like(dz, x), p.x = x.const_data_ptr();
+  const Optional dz_like = like(dz, x);
+  p.dz = data(dz_like), p.x = x.const_data_ptr();
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.dchannel_mean = small(dmean, n.channels()), p.dchannel_max = small(dmax, n.channels());
   p.channel_max = small(max, n.channels());
@@ -138,7 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> position_pool_backward(
   const Map map = map_of(x);
   Tensor dx = at::empty_like(x), dw = position_w ? empty(x, {n.B, n.C}) : none(x);
   Tensor dfilters = neighbor_weight ? empty(x, neighbor_weight->sizes()) : none(x);
-  p.dz = like(dz, x), p.x = x.const_data_ptr();
+  const Optional dz_like = like(dz, x);
+  p.dz = data(dz_like), p.x = x.const_data_ptr();
   p.w = small(w, n.channels()), p.s = small(s, n.positions()), p.wp = small(position_w, n.channels());
   set_positions(p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
   p.dx = dx.mutable_data_ptr(), p.dwp = data(dw), p.dfilters = data(dfilters);
@@ -172,7 +176,8 @@ std::tuple<Tensor, Tensor, Tensor> hybrid_pool_backward(
   const ChannelGate gate = channel_gate(avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
   Tensor dx = at::empty_like(x), dgate = empty(x, {gate.parameters()});
   Tensor dfilters = neighbor_weight ? empty(x, neighbor_weight->sizes()) : none(x);
-  p.dz = like(dz, x), p.x = x.const_data_ptr();
+  const Optional dz_like = like(dz, x);
+  p.dz = data(dz_like), p.x = x.const_data_ptr();
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.wp = max && weighted ? small(channel_w, n.channels()) : nullptr;
   set_positions(p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
@@ -189,7 +194,8 @@ Tensor scale(const Tensor& x, const Optional& w, const Optional& s, const Option
   const Sizes n(x);
   const Map map = map_of(x);
   Tensor y = at::empty_like(x);
-  kernels().scale(map, x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()), like(shortcut, x), relu,
+  const Optional shortcut_like = like(shortcut, x);
+  kernels().scale(map, x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()), data(shortcut_like), relu,
                   y.mutable_data_ptr());
   return y;
 }
@@ -202,9 +208,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scale_backward(const Tensor& dy, cons
   Tensor dz = y ? at::empty_like(x) : at::empty({0}, x.options());
   Tensor dw = w ? empty(x, {n.B, n.C}) : none(x), ds = s ? empty(x, {n.B, 1, n.H, n.W}) : none(x);
   Tensor ties = position_max ? empty(x, {n.B, 1, n.H, n.W}) : none(x);
-  kernels().scale_backward(map, like(dy, x), x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()),
-                           small(position_w, n.channels()), small(position_max, n.positions()), like(y, x),
-                           y ? dz.mutable_data_ptr() : nullptr, data(dw), data(ds), data(ties));
+  const Tensor dy_like = like(dy, x);
+  const Optional y_like = like(y, x);
+  kernels().scale_backward(map, dy_like.const_data_ptr(), x.const_data_ptr(), small(w, n.channels()),
+                           small(s, n.positions()), small(position_w, n.channels()),
+                           small(position_max, n.positions()), data(y_like), y ? dz.mutable_data_ptr() : nullptr, data(dw), data(ds), data(ties));
   return {dz, dw, ds, ties};
 }
 
