@@ -228,4 +228,5 @@ def _failure(code: int, command: list[str], log: str, folder: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"LC_ALL": "C"}  # the same version and errors in every language
+    # The same version and errors in every language. And what is loaded before Python, such as a sanitizer, is for Python.
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | {"LC_ALL": "C"}
