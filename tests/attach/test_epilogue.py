@@ -119,7 +119,7 @@ FUSED = {
     "own": (lambda: create_model("resnet20", num_classes=5), 9),
     "basic": (lambda: timm.create_model("resnet10t", num_classes=5), 4),
     "bottleneck": (small_resnet, 4),
-    "resnext": (lambda: small_resnet(cardinality=32, base_width=4), 4),
+    "resnext": (lambda: small_resnet(cardinality=4, base_width=32), 4),
     "wide": (lambda: small_resnet(base_width=128), 4),
     "anti-aliased": (lambda: small_resnet(BasicBlock, aa_layer=BlurPool2d), 4),
     "average-pooled": (lambda: small_resnet(BasicBlock, avg_down=True), 4),
