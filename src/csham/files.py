@@ -1,4 +1,4 @@
-"""Files that a reader or a crash meets whole: the old content or the new, never half of it."""
+"""Where files are cached, and files that a reader or a crash meets whole: old content or new, never half of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["write_atomically"]
+__all__ = ["cache_root", "write_atomically"]
+
+
+def cache_root(cache_dir: Path | None = None) -> Path:
+    """The folder for everything cached: the one given, or ``$CSHAM_CACHE``, or the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    if chosen := os.environ.get("CSHAM_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser().absolute() / "csham"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from csham import __version__
+from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
 from csham.cli.list import list_names
 from csham.cli.prepare import prepare
@@ -32,6 +33,7 @@ app.command("prepare")(prepare)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("profile")(profile)
+app.command("doctor")(doctor)
 
 
 @app.callback()

@@ -24,7 +24,6 @@ from csham.errors import UserError
 
 __all__ = [
     "Damaged",
-    "cache_root",
     "check_space",
     "entry_path",
     "locked",
@@ -40,16 +39,6 @@ ARRAYS = ("images", "labels", "parts", "sums")
 
 class Damaged(Exception):  # noqa: N818 - a finding, not an error
     """A cache entry that cannot be used; the message says why, to follow "because"."""
-
-
-def cache_root(cache_dir: Path | None) -> Path:
-    """The folder for everything cached: the one given, or ``$CSHAM_CACHE``, or the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    if chosen := os.environ.get("CSHAM_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "csham"
 
 
 def entry_path(root: Path, name: str, source: str, image_size: int) -> Path:

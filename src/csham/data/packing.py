@@ -19,6 +19,7 @@ from csham.data.decode import BadFile, DecodedChunk, channel_sums, decode_chunk,
 from csham.data.folder import Listing, default_image_size, scan
 from csham.data.named import DATASETS, IMAGE_SIZES, load_named
 from csham.errors import UserError, unknown_name
+from csham.files import cache_root
 
 __all__ = ["prepare"]
 
@@ -52,7 +53,7 @@ def prepare(
             are unreadable, a download failed, or the cache cannot be written.
     """
     _check_size(image_size)
-    root = cache.cache_root(cache_dir)
+    root = cache_root(cache_dir)
     source = _source(data, image_size)
     path = cache.entry_path(root, source.name, source.source, source.image_size)
     dataset, _ = _try_open(path, source.fingerprint)

@@ -289,6 +289,8 @@ class _SpatialGate(_Differentiable):
         saved = ctx.saved_tensors
         neighbors, norms = saved[4], (saved[6], saved[7], saved[10], saved[11])
         backward = _operator(ctx.namespace, "spatial_gate_backward")
+        if neighbors is None:
+            norms = (*norms[:2], None, None)
         *given, grad_norms = backward(grads[0].contiguous(), *saved, *ctx.settings)
         given[2] = _or_none(given[2], neighbors)
         weight, bias, neighbor_weight, neighbor_bias = (

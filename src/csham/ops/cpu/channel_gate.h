@@ -77,8 +77,8 @@ inline void channel_weights_backward(const ChannelGate& gate, const float* mean,
   for (int64_t c = 0; c < C; ++c) {
     const float logit = channel_logit(gate, avg_row, max_row, c, C);
     if (gate.relu && logit <= 0) continue;
-    const float w = 1.f / (1.f + std::exp(-logit));
-    const float dlogit = dw[c] * w * (1.f - w);
+    // sigmoid(logit) sigmoid(-logit), exact where the weight is nearly one.
+    const float dlogit = dw[c] / ((1.f + std::exp(-logit)) * (1.f + std::exp(logit)));
     *dfuse_bias += dlogit;
     correlate_backward(gate.fuse_weight, k, avg_row, c, C, dlogit, dfuse_weight, davg_row);
     correlate_backward(gate.fuse_weight + k, k, max_row, c, C, dlogit, dfuse_weight + k, dmax_row);

@@ -21,6 +21,8 @@ namespace csham {
 namespace CPU_CAPABILITY {
 namespace {
 
+using pixels::ChannelsLast;
+
 // Outputs of at least this size will not be found in the cache by who reads them: write past it.
 constexpr int64_t kStreamBytes = 8 << 20;
 // Channels of one image that are read twice in a row should stay in the second-level cache.

@@ -39,28 +39,46 @@ struct PoolBackward {
   float *dwp, *dfilters, *dgate;
 };
 
-// One batch norm of a single channel: affine parameters (null for 1 and 0) and the statistics to normalise by, which the
-// forward pass writes (mean and biased variance of the batch) in training and reads otherwise.
+// Batch norm of one channel.
 struct Norm {
-  const float *weight, *bias;
-  float *mean, *var;
-  bool training;
-  float eps;
+  const float* weight;  // (1), null for 1
+  const float* bias;    // (1), null for 0
+  double eps;
+  bool training;  // needs more than one value in the batch, as torch's
+  float* mean;    // (1)  in training the batch's, written by the forward pass; else the running statistics, read
+  float* var;     // (1)  likewise; the batch's is the biased one, sum (x - mean)^2 / count
 };
 
+// All maps are contiguous. Any of B, H, W may be 0: then nothing is written but gradients of parameters, zeros.
 struct SpatialGate {
-  int64_t B, H, W, kernel_size;
-  const float *mean, *max, *neighbors, *weight;
-  Norm norm, neighbor_norm;
-  bool relu;
-  float *position, *s;
+  int64_t B, H, W;
+  int64_t kernel_size;       // odd; 7 is the fast one
+  const float* mean;         // (B, H, W)  over the channels
+  const float* max;          // (B, H, W)
+  const float* weight;       // (2, kernel_size, kernel_size)  for mean, for max
+  Norm norm;                 // of position
+  bool relu;                 // act is ReLU (gradient 0 at 0), else the identity
+  const float* neighbors;    // (B, coarse_H, coarse_W) before its norm, or null: no such term
+  int64_t coarse_H, coarse_W;  // at least 1 and at most H, W; not read without neighbors
+  Norm neighbor_norm;        // not read without neighbors
+  float* position;           // (B, H, W)  written by the forward pass, read by the backward pass
+  float* s;                  // (B, H, W)  likewise
+
+  int64_t positions() const { return H * W; }
+  int64_t coarse_positions() const { return neighbors ? coarse_H * coarse_W : 0; }
 };
 
-struct SpatialGateBackward {
-  const float* ds;
-  float *dmean, *dmax, *dneighbors, *dweight;
-  // weight and bias of the norm and of the neighbours' norm
-  float* dnorms;
+// Null: not wanted, except ds, dmean, dmax and, with neighbors, dneighbors.
+struct SpatialGateGradients {
+  const float* ds;                // (B, H, W)
+  float* dmean;                   // (B, H, W)
+  float* dmax;                    // (B, H, W)
+  float* dweight;                 // (2, kernel_size, kernel_size)
+  float* dneighbors;              // (B, coarse_H, coarse_W)
+  float* dnorm_weight;            // (1)
+  float* dnorm_bias;              // (1)
+  float* dneighbor_norm_weight;   // (1)
+  float* dneighbor_norm_bias;     // (1)
 };
 
 struct Kernels {
@@ -75,7 +93,7 @@ struct Kernels {
   void (*scale_backward)(const Map&, const void* dy, const void* x, const float* w, const float* s, const float* wp,
                          const float* position_max, const void* y, void* dz, float* dw, float* ds, float* ties);
   void (*spatial_gate)(const SpatialGate&);
-  void (*spatial_gate_backward)(const SpatialGate&, const SpatialGateBackward&);
+  void (*spatial_gate_backward)(const SpatialGate&, const SpatialGateGradients&);
 };
 
 namespace AVX512 { extern const Kernels kernels; }

@@ -212,30 +212,19 @@ SpatialGate gate_of(const Tensor& mean, const Tensor& max, const Optional& neigh
                     const Norm& norm, const Norm& neighbor_norm) {
   const Sizes n(mean);
   const int64_t k = weight.size(-1);
-  return {n.B,
-          n.H,
-          n.W,
-          k,
-          small(mean, n.positions()),
-          small(max, n.positions()),
-          small(neighbors, n.neighbors()),
-          small(weight, 2 * k * k),
-          norm,
-          neighbor_norm,
-          relu,
-          nullptr,
-          nullptr};
+  SpatialGate gate{};
+  gate.B = n.B, gate.H = n.H, gate.W = n.W, gate.kernel_size = k, gate.coarse_H = n.h, gate.coarse_W = n.w;
+  gate.mean = small(mean, n.positions()), gate.max = small(max, n.positions());
+  gate.neighbors = small(neighbors, n.neighbors()), gate.weight = small(weight, 2 * k * k);
+  gate.norm = norm, gate.neighbor_norm = neighbor_norm, gate.relu = relu;
+  return gate;
 }
 
 // The statistics are written in training only, and then to arrays of our own.
 Norm norm_of(const Optional& weight, const Optional& bias, const Tensor& mean, const Tensor& var, bool training,
              double eps) {
-  return {small(weight, 1),
-          small(bias, 1),
-          const_cast<float*>(small(mean, 1)),
-          const_cast<float*>(small(var, 1)),
-          training,
-          static_cast<float>(eps)};
+  return {small(weight, 1), small(bias, 1), eps, training, const_cast<float*>(small(mean, 1)),
+          const_cast<float*>(small(var, 1))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate(
@@ -279,8 +268,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
   gate.s = const_cast<float*>(small(s, n.positions()));
   Tensor dmean = at::empty_like(mean), dmax = at::empty_like(mean), dweight = at::empty_like(weight);
   Tensor dneighbors = neighbors ? at::empty_like(*neighbors) : none(mean), dnorms = at::zeros({4}, mean.options());
-  kernels().spatial_gate_backward(gate, {small(ds, n.positions()), data(dmean), data(dmax), data(dneighbors),
-                                         data(dweight), data(dnorms)});
+  float* norms = data(dnorms);
+  kernels().spatial_gate_backward(gate, {small(ds, n.positions()), data(dmean), data(dmax), data(dweight),
+                                         data(dneighbors), norms, norms + 1, norms + 2, norms + 3});
   return {dmean, dmax, dneighbors, dweight, dnorms};
 }
 

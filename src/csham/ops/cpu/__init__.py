@@ -1,0 +1,63 @@
+"""The C++ kernels: ``kernels.cpp`` and its headers, once for each instruction set, and ``operators.cpp``, which offers
+them to PyTorch.
+
+``build`` keeps them built, by means of ``compiler``; :func:`load` brings them into this process.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+
+from csham.ops.cpu.build import SOURCES, Library, build_library, find_library
+from csham.ops.cpu.compiler import Unavailable
+
+__all__ = ["Library", "Unavailable", "load"]
+
+_lock = threading.Lock()
+_loaded: dict[Path, Library] = {}
+_failed: dict[Path, str] = {}
+
+
+def load(sources: Path = SOURCES) -> Library:
+    """Load the kernels into this process, after building them if nobody has.
+
+    Only the first call does anything: what failed once in a process is not tried again in it.
+
+    Args:
+        sources: Folder of the sources.
+
+    Returns:
+        The library that is loaded.
+
+    Raises:
+        Unavailable: They cannot be built or loaded.
+    """
+    with _lock:
+        if sources in _failed:
+            raise Unavailable(_failed[sources])
+        if sources not in _loaded:
+            try:
+                _loaded[sources] = _load(sources)
+            except (OSError, RuntimeError) as err:
+                _failed[sources] = str(err)
+                raise
+        return _loaded[sources]
+
+
+def _load(sources: Path) -> Library:
+    library = find_library(sources)
+    if library.state == "not built":
+        build_library(library)
+    if library.state == "failed":
+        raise library.failure()
+    try:
+        torch.ops.load_library(str(library.path))
+    except OSError as err:
+        raise Unavailable(
+            f"the CPU kernels were built and cannot be loaded: {err}. `csham doctor --rebuild`, or deleting "
+            f"{library.folder}, builds them anew."
+        ) from err
+    return library

@@ -1,0 +1,344 @@
+// Channels a block at a time, for maps whose channels are contiguous (channels_last.h).
+//
+// A block is two vectors of float32. For bfloat16 the first holds the even channels and the second the odd ones: halves
+// of 32-bit lanes come apart and together again with a shift and a mask, where neighbours would have to be shuffled.
+// Arrays with a value per channel are brought into this lane order once per image.
+#pragma once
+
+#include "vectors.h"
+
+#include <algorithm>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+namespace csham {
+namespace CPU_CAPABILITY {
+namespace pixels {
+
+using CPU_CAPABILITY::larger;
+using CPU_CAPABILITY::load;
+using CPU_CAPABILITY::sum;
+using CPU_CAPABILITY::largest;
+using CPU_CAPABILITY::where_equal;
+using CPU_CAPABILITY::store;
+
+constexpr int64_t kBlock = 2 * kWidth;
+
+struct Pair {
+  Vec a, b;
+  Pair() = default;
+  Pair(const Vec& a, const Vec& b) : a(a), b(b) {}
+  explicit Pair(float value) : a(value), b(value) {}
+};
+
+inline Pair operator+(const Pair& x, const Pair& y) { return {x.a + y.a, x.b + y.b}; }
+inline Pair operator*(const Pair& x, const Pair& y) { return {x.a * y.a, x.b * y.b}; }
+inline Pair operator*(const Pair& x, const Vec& y) { return {x.a * y, x.b * y}; }
+inline Pair operator&(const Pair& x, const Pair& mask) { return {x.a & mask.a, x.b & mask.b}; }
+inline Pair fmadd(const Pair& x, const Pair& y, const Pair& z) {
+  return {at::vec::fmadd(x.a, y.a, z.a), at::vec::fmadd(x.b, y.b, z.b)};
+}
+inline Pair fmadd(const Pair& x, const Vec& y, const Pair& z) {
+  return {at::vec::fmadd(x.a, y, z.a), at::vec::fmadd(x.b, y, z.b)};
+}
+inline Pair larger(const Pair& x, const Pair& y) { return {larger(x.a, y.a), larger(x.b, y.b)}; }
+inline Pair select(const Pair& mask, const Pair& x, const Pair& otherwise) {
+  return {Vec::blendv(otherwise.a, x.a, mask.a), Vec::blendv(otherwise.b, x.b, mask.b)};
+}
+// y where x > 0, else zero.
+inline Pair where_positive(const Pair& x, const Pair& y) { return {(x.a > Vec(0.f)) & y.a, (x.b > Vec(0.f)) & y.b}; }
+
+// a == b ? x : otherwise, and sum + (a == b ? x : 0): with mask registers one instruction after the comparison.
+#if defined(CPU_CAPABILITY_AVX512)
+inline Vec select_equal(const Vec& a, const Vec& b, const Vec& x, const Vec& otherwise) {
+  return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x);
+}
+inline Vec add_where_equal(const Vec& sum, const Vec& a, const Vec& b, const Vec& x) {
+  return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), sum, x);
+}
+#else
+inline Vec select_equal(const Vec& a, const Vec& b, const Vec& x, const Vec& otherwise) {
+  return Vec::blendv(otherwise, x, a == b);
+}
+inline Vec add_where_equal(const Vec& sum, const Vec& a, const Vec& b, const Vec& x) {
+  return sum + where_equal(a, b, x);
+}
+#endif
+
+inline Pair select_equal(const Pair& a, const Vec& b, const Vec& x, const Vec& otherwise) {
+  return {select_equal(a.a, b, x, otherwise), select_equal(a.b, b, x, otherwise)};
+}
+inline Pair add_where_equal(const Pair& sum, const Pair& a, const Pair& b, const Pair& x) {
+  return {add_where_equal(sum.a, a.a, b.a, x.a), add_where_equal(sum.b, a.b, b.b, x.b)};
+}
+
+inline Pair load_block(const float* p) { return {Vec::loadu(p), Vec::loadu(p + kWidth)}; }
+inline void store_block(float* p, const Pair& x) { store2(p, x.a, x.b); }
+inline void stream_block(float* p, const Pair& x) { stream2(p, x.a, x.b); }
+
+#if defined(CPU_CAPABILITY_AVX512)
+inline Pair load_block(const BFloat16* p) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)))};
+}
+
+// To the nearest, ties to even: one is added to the upper half where the lower half, less one if the upper is even,
+// reaches 0x8000. A NaN whose upper half would wrap stays as it is.
+inline __m512i rounded(const Pair& x) {
+  const __m512i even = _mm512_castps_si512(x.a), odd = _mm512_castps_si512(x.b);
+  const __mmask32 odd_halves = 0xaaaaaaaa;
+  const __m512i upper = _mm512_mask_blend_epi16(odd_halves, _mm512_srli_epi32(even, 16), odd);
+  const __m512i lower = _mm512_mask_blend_epi16(odd_halves, even, _mm512_slli_epi32(odd, 16));
+  const __m512i is_even = _mm512_andnot_si512(upper, _mm512_set1_epi16(1));
+  const __m512i carry = _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15);
+  const __mmask32 room = _mm512_cmpneq_epi16_mask(_mm512_or_si512(upper, _mm512_set1_epi16(-0x8000)),
+                                                  _mm512_set1_epi16(-1));
+  return _mm512_mask_add_epi16(upper, room, upper, carry);
+}
+
+inline void store_block(BFloat16* p, const Pair& x) { _mm512_storeu_si512(p, rounded(x)); }
+inline void stream_block(BFloat16* p, const Pair& x) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), rounded(x));
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+inline Pair load_block(const BFloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xffff0000)))};
+}
+
+// To the nearest, ties to even: one is added to the upper half where the lower half, less one if the upper is even,
+// reaches 0x8000. A NaN whose upper half would wrap stays as it is.
+inline __m256i rounded(const Pair& x) {
+  const __m256i even = _mm256_castps_si256(x.a), odd = _mm256_castps_si256(x.b);
+  const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+  const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+  const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+  const __m256i carry = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
+  const __m256i full =
+      _mm256_cmpeq_epi16(_mm256_or_si256(upper, _mm256_set1_epi16(-0x8000)), _mm256_set1_epi16(-1));
+  return _mm256_add_epi16(upper, _mm256_andnot_si256(full, carry));
+}
+
+inline void store_block(BFloat16* p, const Pair& x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(x));
+}
+inline void stream_block(BFloat16* p, const Pair& x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(x));
+}
+#else
+inline Pair load_block(const BFloat16* p) {
+  float even[kWidth], odd[kWidth];
+  for (int64_t i = 0; i < kWidth; ++i) {
+    even[i] = static_cast<float>(p[2 * i]);
+    odd[i] = static_cast<float>(p[2 * i + 1]);
+  }
+  return {Vec::loadu(even), Vec::loadu(odd)};
+}
+
+inline void store_block(BFloat16* p, const Pair& x) {
+  float even[kWidth], odd[kWidth];
+  x.a.store(even);
+  x.b.store(odd);
+  for (int64_t i = 0; i < kWidth; ++i) {
+    p[2 * i] = static_cast<BFloat16>(even[i]);
+    p[2 * i + 1] = static_cast<BFloat16>(odd[i]);
+  }
+}
+inline void stream_block(BFloat16* p, const Pair& x) { store_block(p, x); }
+#endif
+
+// Orders the stores of stream_block before whatever tells another thread that they are done.
+inline void finish_streams() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
+
+// Whether rows of C channels from p on can be written by stream_block, in whole lines.
+template <typename T>
+bool can_stream(const T* p, int64_t C) {
+  return C % kBlock == 0 && reinterpret_cast<uintptr_t>(p) % kAlignment == 0;
+}
+
+// out[n] = the sum (or whatever join computes) of all values of x[n].
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+struct Add {
+  template <typename V>
+  V operator()(const V& x, const V& y) const { return x + y; }
+};
+struct Larger {
+  __m128 operator()(__m128 x, __m128 y) const { return _mm_max_ps(x, y); }
+  __m256 operator()(__m256 x, __m256 y) const { return _mm256_max_ps(x, y); }
+#if defined(CPU_CAPABILITY_AVX512)
+  __m512 operator()(__m512 x, __m512 y) const { return _mm512_max_ps(x, y); }
+#endif
+};
+
+#if defined(CPU_CAPABILITY_AVX512)
+template <typename Join>
+inline void reduce(const Vec (&x)[4], float* out, Join join) {
+  const __m512 x01 = join(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 x23 = join(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512 all = join(_mm512_shuffle_ps(x01, x23, 0x44), _mm512_shuffle_ps(x01, x23, 0xee));
+  const __m256 half = join(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, join(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+#else
+template <typename Join>
+inline void reduce(const Vec (&x)[4], float* out, Join join) {
+  const __m256 x01 = join(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+  const __m256 x23 = join(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+  const __m256 all = join(_mm256_shuffle_ps(x01, x23, 0x44), _mm256_shuffle_ps(x01, x23, 0xee));
+  _mm_storeu_ps(out, join(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+#endif
+inline void sums(const Vec (&x)[4], float* out) { reduce(x, out, Add()); }
+inline void maxima(const Vec (&x)[4], float* out) { reduce(x, out, Larger()); }
+#endif
+
+template <size_t N>
+inline void sums(const Vec (&x)[N], float* out) {
+  for (size_t n = 0; n < N; ++n) out[n] = sum(x[n]);
+}
+template <size_t N>
+inline void maxima(const Vec (&x)[N], float* out) {
+  for (size_t n = 0; n < N; ++n) out[n] = largest(x[n]);
+}
+
+inline int64_t padded(int64_t C) { return (C + kBlock - 1) / kBlock * kBlock; }
+
+// All ones in the lanes of a row's last block that hold channels, if C ends within a block.
+template <typename T>
+Pair tail_mask(int64_t C) {
+  alignas(64) T values[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) values[i] = static_cast<T>(i < C % kBlock ? 1.f : 0.f);
+  const Pair x = load_block(values);
+  return {x.a > Vec(0.f), x.b > Vec(0.f)};
+}
+
+// Writes only the lanes of the mask, and back what stood behind them.
+template <typename T>
+inline void store_tail(T* p, const Pair& x, const Pair& mask) {
+  store_block(p, select(mask, x, load_block(static_cast<const T*>(p))));
+}
+
+// Memory for one call's arrays, kept by the thread: images can be too small to pay for malloc.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    static thread_local std::vector<float> memory;
+    const int64_t lines = kFloatsPerLine * (kArrays + floats / kFloatsPerLine);
+    if (static_cast<int64_t>(memory.size()) < lines) memory.resize(lines);
+    next_ = memory.data();
+    end_ = next_ + lines;
+  }
+
+  // Uninitialised; at most kArrays of them.
+  float* take(int64_t floats) {
+    float* array = next_ + (-(reinterpret_cast<uintptr_t>(next_) / sizeof(float)) % kFloatsPerLine);
+    next_ = array + floats;
+    TORCH_INTERNAL_ASSERT_DEBUG_ONLY(next_ <= end_);
+    return array;
+  }
+
+ private:
+  static constexpr int64_t kFloatsPerLine = 16;
+  static constexpr int64_t kArrays = 24;
+  float* next_;
+  float* end_;
+};
+
+// C values, or `neutral` throughout where there are none, to whole blocks in the lane order of T, then padding.
+template <typename T>
+const float* to_lanes(const float* values, int64_t C, float neutral, float padding, Scratch& scratch) {
+  if (std::is_same_v<T, float> && values && C % kBlock == 0) return values;
+  float* lanes = scratch.take(padded(C));
+  for (int64_t c = 0; c < C; c += kBlock) {
+    float block[kBlock];
+    const int64_t count = std::min(kBlock, C - c);
+    for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? values[c + i] : neutral;
+    Pair x = load_block(static_cast<const float*>(block));
+    if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::deinterleave2(x.a, x.b);
+    store_block(lanes + c, x);
+  }
+  return lanes;
+}
+
+// C values back from lane order.
+template <typename T>
+void from_lanes(const float* lanes, int64_t C, float* values) {
+  for (int64_t c = 0; c < C; c += kBlock) {
+    Pair x = load_block(lanes + c);
+    if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::interleave2(x.a, x.b);
+    float block[kBlock];
+    store_block(block, x);
+    std::copy_n(block, std::min(kBlock, C - c), values + c);
+  }
+}
+
+// The number of positions whose last block ends within the map.
+inline int64_t whole_rows(int64_t C, int64_t positions) {
+  return positions * C < padded(C) ? 0 : (positions * C - padded(C)) / C + 1;
+}
+
+// The rows of a map to read from, a row being the channels of one position: blocks may be loaded beyond a row's end.
+// The last rows, beyond which the map ends, are copied to where that is allowed.
+template <typename T>
+class Rows {
+ public:
+  Rows(const T* x, int64_t C, int64_t positions) : x_(x), C_(C), safe_(positions) {
+    if (C % kBlock == 0) return;
+    safe_ = whole_rows(C, positions);
+    last_.assign((positions - safe_) * C + kBlock, T(0.f));
+    std::copy(x + safe_ * C, x + positions * C, last_.begin());
+  }
+  const T* operator()(int64_t p) const { return p < safe_ ? x_ + p * C_ : last_.data() + (p - safe_) * C_; }
+
+ private:
+  const T* x_;
+  int64_t C_, safe_;
+  std::vector<T> last_;
+};
+
+// The same to write to; store_tail reads what it preserves, so that blocks beyond a row's end are harmless too.
+template <typename T>
+class OutputRows {
+ public:
+  OutputRows(T* y, int64_t C, int64_t positions, bool stream)
+      : y_(y), C_(C), positions_(positions), safe_(positions), stream_(stream && can_stream(y, C)), mask_(tail_mask<T>(C)) {
+    if (C % kBlock == 0) return;
+    safe_ = whole_rows(C, positions);
+    last_.assign((positions - safe_) * C + kBlock, T(0.f));
+  }
+  ~OutputRows() {
+    std::copy_n(last_.data(), last_.empty() ? 0 : (positions_ - safe_) * C_, y_ + safe_ * C_);
+    if (stream_) finish_streams();
+  }
+  OutputRows(const OutputRows&) = delete;
+  OutputRows& operator=(const OutputRows&) = delete;
+
+  T* operator()(int64_t p) { return p < safe_ ? y_ + p * C_ : last_.data() + (p - safe_) * C_; }
+  void store(T* row, int64_t c, const Pair& x) const {
+    if (stream_) {
+      stream_block(row + c, x);
+    } else if (c + kBlock <= C_) {
+      store_block(row + c, x);
+    } else {
+      store_tail(row + c, x, mask_);
+    }
+  }
+
+ private:
+  T* y_;
+  int64_t C_, positions_, safe_;
+  bool stream_;
+  Pair mask_;
+  std::vector<T> last_;
+};
+
+}  // namespace pixels
+}  // namespace CPU_CAPABILITY
+}  // namespace csham
