@@ -42,6 +42,7 @@ inline Block fmadd(const Vec& u, const Block& v, const Block& w) {
 inline Block larger(const Block& u, const Block& v) {
   return {CPU_CAPABILITY::larger(u.a, v.a), CPU_CAPABILITY::larger(u.b, v.b)};
 }
+inline Block equal(const Block& u, const Block& v) { return {u.a == v.a, u.b == v.b}; }
 inline Block where_equal(const Block& u, const Block& v, const Block& value) {
   return {CPU_CAPABILITY::where_equal(u.a, v.a, value.a), CPU_CAPABILITY::where_equal(u.b, v.b, value.b)};
 }
@@ -51,27 +52,67 @@ inline Block where(const Block& mask, const Block& value, const Block& other) {
 
 inline Block load_block(const float* p) { return {load(p), load(p + kWidth)}; }
 
+// Two bfloat16 fill the bits of one float: the even one below, the odd one above.
+#if defined(CPU_CAPABILITY_AVX512)
 inline Block load_block(const BFloat16* p) {
-  using Int = at::vec::Vectorized<int32_t>;
-  const Int pairs = Int::loadu(p);
-  return {at::vec::cast<float>(pairs << Int(16)), at::vec::cast<float>(pairs & Int(static_cast<int32_t>(0xffff0000)))};
+  const __m512i pairs = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
 }
 
-// Float bits whose upper half is the value rounded to the nearest bfloat16, to the even one of two.
-inline at::vec::Vectorized<int32_t> rounded(const Vec& value) {
-  using Int = at::vec::Vectorized<int32_t>;
-  const Int bits = at::vec::cast<int32_t>(value);
-  const Int up = bits + Int(0x7fff) + ((bits >> Int(16)) & Int(1));
-  // Rounding could carry a NaN's bits over into those of a number.
-  const Vec nan(std::numeric_limits<float>::quiet_NaN());
-  return at::vec::cast<int32_t>(Vec::blendv(at::vec::cast<float>(up), nan, value != value));
+// Bits whose upper half is the nearest bfloat16, the even one of two; all ones for a NaN, whose bits could carry over.
+inline __m512i rounded(const Vec& value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  return _mm512_mask_set1_epi32(up, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), -1);
 }
 
 inline Vec packed(const Block& value) {
-  using Int = at::vec::Vectorized<int32_t>;
-  const Int upper(static_cast<int32_t>(0xffff0000));
-  return at::vec::cast<float>(((rounded(value.a) >> Int(16)) & Int(0xffff)) | (rounded(value.b) & upper));
+  return _mm512_castsi512_ps(
+      _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(rounded(value.a), 16), rounded(value.b)));
 }
+#elif defined(CPU_CAPABILITY_AVX2)
+inline Block load_block(const BFloat16* p) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
+}
+
+// Bits whose upper half is the nearest bfloat16, the even one of two; all ones for a NaN, whose bits could carry over.
+inline __m256i rounded(const Vec& value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  return _mm256_or_si256(up, _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q)));
+}
+
+inline Vec packed(const Block& value) {
+  return _mm256_castsi256_ps(
+      _mm256_blend_epi16(_mm256_srli_epi32(rounded(value.a), 16), rounded(value.b), 0xaa));
+}
+#else
+inline Block load_block(const BFloat16* p) {
+  float even[kWidth], odd[kWidth];
+  for (int64_t i = 0; i < kWidth; ++i, p += 2) {
+    even[i] = static_cast<float>(p[0]);
+    odd[i] = static_cast<float>(p[1]);
+  }
+  return {Vec::loadu(even), Vec::loadu(odd)};
+}
+
+inline Vec packed(const Block& value) {
+  float even[kWidth], odd[kWidth];
+  value.a.store(even);
+  value.b.store(odd);
+  BFloat16 pairs[2 * kWidth];
+  for (int64_t i = 0; i < kWidth; ++i) {
+    pairs[2 * i] = even[i];
+    pairs[2 * i + 1] = odd[i];
+  }
+  return Vec::loadu(pairs);
+}
+#endif
 
 inline void store_block(float* p, const Block& value) { store2(p, value.a, value.b); }
 inline void store_block(BFloat16* p, const Block& value) { packed(value).store(p); }
@@ -116,8 +157,9 @@ struct Part {
   Block keep(const Block& value, const Block& other) const { return where(mask, value, other); }
 };
 
+// Inlined, with its body: what the body captures must stay in registers, though it stores through pointers.
 template <typename T, typename Body>
-void for_blocks(int64_t positions, const Body& body) {
+C10_ALWAYS_INLINE void for_blocks(int64_t positions, const Body& body) {
   const int64_t whole = positions - positions % kBlock;
   for (int64_t p = 0; p < whole; p += kBlock) body(p, Whole());
   if (whole < positions) body(whole, Part<T>(positions - whole));
@@ -125,13 +167,13 @@ void for_blocks(int64_t positions, const Body& body) {
 
 // body(k, c) for groups of k channels, k a compile-time constant: the largest first, then the rest.
 template <int K, typename Body>
-void for_groups(int64_t c0, int64_t c1, const Body& body) {
+C10_ALWAYS_INLINE void for_groups(int64_t c0, int64_t c1, const Body& body) {
   for (; c0 + K <= c1; c0 += K) body(std::integral_constant<int, K>(), c0);
   if constexpr (K > 1) for_groups<K / 2>(c0, c1, body);
 }
 
 // A thread's arrays, kept from call to call. Those of position_statistics hold an image's sums from range to range.
-enum class Scratch { kSum, kMax, kLanes, kX, kUp, kExpanded, kZeros, kSpatial, kMean, kTop, kPositionMax, kTies, kChannels, kCount };
+enum class Scratch { kSum, kMax, kCoarse, kX, kUp, kExpanded, kZeros, kSpatial, kMean, kTop, kPositionMax, kTies, kCount };
 
 template <typename U>
 U* scratch(Scratch which, int64_t count) {
@@ -166,7 +208,7 @@ const float* arranged(Scratch which, const float* values, int64_t positions, flo
   if (!values) return filled(which, padded(positions), neutral);
   if (std::is_same_v<T, float> && positions % kBlock == 0) return values;
   float* array = scratch<float>(which, padded(positions));
-  for_blocks<float>(positions, [&](int64_t p, const auto& part) {
+  for_blocks<float>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
     Block block = part.load(values + p);
     if constexpr (std::is_same_v<T, BFloat16>) std::tie(block.a, block.b) = at::vec::deinterleave2(block.a, block.b);
     store_block(array + p, block);
@@ -174,10 +216,20 @@ const float* arranged(Scratch which, const float* values, int64_t positions, flo
   return array;
 }
 
+// dmean, and dmean + dmax for the position's maxima.
+template <typename T>
+std::pair<const float*, const float*> position_gradients(const float* dmean, const float* dmax, int64_t positions) {
+  const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
+  const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
+  float* at_max = scratch<float>(Scratch::kTop, padded(positions));  // in place, unless dmax itself is in order
+  for (int64_t p = 0; p < padded(positions); p += kBlock) store_block(at_max + p, load_block(mean + p) + load_block(max + p));
+  return {mean, at_max};
+}
+
 // The way back, times a factor.
 template <typename T>
 void rearrange(const float* array, int64_t positions, float factor, float* values) {
-  for_blocks<float>(positions, [&](int64_t p, const auto& part) {
+  for_blocks<float>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
     Block block = Vec(factor) * load_block(array + p);
     if constexpr (std::is_same_v<T, BFloat16>) std::tie(block.a, block.b) = at::vec::interleave2(block.a, block.b);
     part.store(values + p, block);
@@ -208,9 +260,13 @@ inline Vec pooled(const BFloat16* upper, const BFloat16* lower) {
   return sum.a + sum.b;
 }
 
-// The lanes' filters. Those of a lane whose column (counted with the padding) is even are the filter's columns 0, for the
-// output of its own place, and 2, for the one before; those of an odd lane are 1 and nothing.
-using Taps = std::array<std::array<Vec, 2>, 3>;
+// The lanes' filters. A pooled row or column is even or odd once the padding is counted: an even one meets the filter's
+// first row for the output of its own place and the last for the output before, an odd one the middle row only. In the
+// same way an even lane holds columns 0 and 2 of the filter, an odd lane column 1 and nothing.
+struct Taps {
+  std::array<Vec, 4> even;  // own output, its two columns; the output before, its two columns
+  std::array<Vec, 2> odd;
+};
 
 struct Lanes {
   Vec odd;
@@ -221,61 +277,62 @@ struct Lanes {
     odd = Vec::loadu(values) > Vec(0.f);
   }
   Taps taps(const float* filter, float factor) const {
-    Taps taps;
-    for (int row = 0; row < 3; ++row, filter += 3) {
-      taps[row][0] = Vec::blendv(Vec(factor * filter[0]), Vec(factor * filter[1]), odd);
-      taps[row][1] = Vec::blendv(Vec(factor * filter[2]), Vec(0.f), odd);
-    }
-    return taps;
+    const auto own = [&](const float* row) { return Vec::blendv(Vec(factor * row[0]), Vec(factor * row[1]), odd); };
+    const auto before = [&](const float* row) { return Vec::blendv(Vec(factor * row[2]), Vec(0.f), odd); };
+    return {{own(filter), before(filter), own(filter + 6), before(filter + 6)}, {own(filter + 3), before(filter + 3)}};
   }
 };
 
-// For every coarse row two rows of lanes: the gradients that its even and odd columns, and its even ones once more,
-// receive by way of Lanes::taps. Zeros behind the last pooled column.
-inline const float* expanded(const Grid& grid, int64_t repeat, const float* gradient) {
-  const int64_t lanes = grid.lanes(repeat);
-  float* rows = filled(Scratch::kExpanded, grid.coarse_h * 2 * lanes, 0.f);
-  for (int64_t i = 0; i < grid.coarse_h; ++i, gradient += grid.coarse_w) {
-    float* own = rows + 2 * i * lanes;
-    float* before = own + lanes;
-    for (int64_t l = 0; l < repeat * grid.w; ++l) {
-      const int64_t column = l / repeat + grid.left;
-      own[l] = gradient[column / 2];
-      if (column % 2 == 0 && column > 0) before[l] = gradient[column / 2 - 1];
+// Two rows of lanes for each coarse row, for the two columns of the taps, and two before the first that count for
+// nothing.
+struct CoarseRows {
+  const Grid& grid;
+  int64_t repeat, width;
+  float* values;
+
+  CoarseRows(Scratch which, const Grid& grid, int64_t repeat)
+      : grid(grid), repeat(repeat), width(grid.lanes(repeat)), values(scratch<float>(which, size())) {}
+  int64_t size() const { return (grid.coarse_h + 1) * 2 * width; }
+  void clear() const { std::fill_n(values, size(), 0.f); }
+  float* at(int64_t coarse_row) const { return values + 2 * (coarse_row + 1) * width; }
+
+  // body(pooled row, its coarse row, whether it is even)
+  template <typename Body>
+  C10_ALWAYS_INLINE void for_pooled(const Body& body) const {
+    for (int64_t i = 0; i < grid.h; ++i) {
+      const int64_t row = i + grid.top;
+      row % 2 == 0 ? body(i, at(row / 2), std::true_type()) : body(i, at(row / 2), std::false_type());
     }
   }
-  return rows;
-}
 
-// The transpose of expanded.
-inline void collapse(const Grid& grid, int64_t repeat, const float* rows, float* outputs) {
-  const int64_t lanes = grid.lanes(repeat);
-  std::fill_n(outputs, grid.coarse_h * grid.coarse_w, 0.f);
-  for (int64_t i = 0; i < grid.coarse_h; ++i, outputs += grid.coarse_w) {
-    const float* own = rows + 2 * i * lanes;
-    const float* before = own + lanes;
-    for (int64_t l = 0; l < repeat * grid.w; ++l) {
-      const int64_t column = l / repeat + grid.left;
-      outputs[column / 2] += own[l];
-      if (column % 2 == 0 && column > 0) outputs[column / 2 - 1] += before[l];
+  // Every lane's share of the coarse map: what it receives by way of the taps. Zeros behind the last pooled column.
+  void expand(const float* coarse) const {
+    clear();
+    for_outputs([&](int64_t output, float& lane) { lane = coarse[output]; });
+  }
+  // The transpose.
+  void collapse(float* coarse) const {
+    std::fill_n(coarse, grid.coarse_h * grid.coarse_w, 0.f);
+    for_outputs([&](int64_t output, float& lane) { coarse[output] += lane; });
+  }
+
+ private:
+  template <typename Body>
+  void for_outputs(const Body& body) const {
+    for (int64_t i = 0; i < grid.coarse_h; ++i) {
+      const int64_t first = i * grid.coarse_w;
+      float* own = at(i);
+      float* before = own + width;
+      for (int64_t j = 0, lane = 0; j < grid.w; ++j) {
+        const int64_t column = j + grid.left;
+        const bool both = column % 2 == 0 && column > 0;
+        for (int64_t r = 0; r < repeat; ++r, ++lane) {
+          body(first + column / 2, own[lane]);
+          if (both) body(first + column / 2 - 1, before[lane]);
+        }
+      }
     }
   }
-}
-
-// Six rows of one plane: those pooled for the three rows of the filter at one coarse row. Zeros outside the plane.
-template <typename T>
-struct Window {
-  const T* rows[3][2];
-
-  Window(const T* plane, Size size, const Grid& grid, int64_t coarse_row, const T* zeros) {
-    for (int r = 0; r < 3; ++r) {
-      const int64_t row = 2 * coarse_row + r - grid.top;
-      const bool inside = row >= 0 && row < grid.h;
-      rows[r][0] = inside ? plane + 2 * row * size.W : zeros;
-      rows[r][1] = inside ? rows[r][0] + size.W : zeros;
-    }
-  }
-  Vec at(int r, int64_t column) const { return pooled(rows[r][0] + column, rows[r][1] + column); }
 };
 
 template <typename T>
@@ -316,7 +373,7 @@ struct Contiguous {
           sums[i] = sums[i] + v;
           tops[i] = larger(tops[i], v);
         }
-      for_blocks<T>(positions - p, [&](int64_t q, const auto& part) {
+      for_blocks<T>(positions - p, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
         const Block v = part.load(plane + p + q);
         sums[0] = sums[0] + v;
         tops[0] = larger(tops[0], part.keep(v, lowest));
@@ -333,25 +390,24 @@ struct Contiguous {
     const int64_t positions = size.positions();
     const bool pools = neighbors && filters;
     const Grid grid(size);
-    const int64_t lanes = grid.lanes(kRepeat<T>);
+    const CoarseRows rows(Scratch::kCoarse, grid, kRepeat<T>);
     float* sums = scratch<float>(Scratch::kSum, padded(positions));
     float* tops = scratch<float>(Scratch::kMax, padded(positions));
-    float* rows = scratch<float>(Scratch::kLanes, grid.coarse_h * 2 * lanes);
     if (c0 == 0) {
       std::fill_n(sums, padded(positions), 0.f);
       std::fill_n(tops, padded(positions), -std::numeric_limits<float>::infinity());
-      std::fill_n(rows, grid.coarse_h * 2 * lanes, 0.f);
+      rows.clear();
     }
-    for_groups<8>(c0, c1, [&](auto k, int64_t c) {
+    for_groups<8>(c0, c1, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(wp, c, 1.f);
       add_positions<K>(x + c * positions, positions, weights, sums, tops);
-      if (pools) add_neighbors<K>(x, size, grid, c, weights, filters + 9 * c, rows);
+      if (pools) add_neighbors<K>(x, size, c, weights, filters + 9 * c, rows);
     });
     if (c1 < size.C) return;
     rearrange<T>(sums, positions, 1.f / static_cast<float>(size.C), mean);
     rearrange<T>(tops, positions, 1.f, max);
-    if (pools) collapse(grid, kRepeat<T>, rows, neighbors);
+    if (pools) rows.collapse(neighbors);
   }
 
   static void scale(const T* x, Size size, const float* w, const float* s, const T* shortcut, bool relu, T* y,
@@ -364,8 +420,8 @@ struct Contiguous {
     for (int64_t c = 0; c < size.C; ++c) {
       const Vec weight(w ? w[c] : 1.f);
       const int64_t start = c * positions;
-      const auto rows = [&](auto adds, auto rectifies) {
-        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+      const auto rows = [&](auto adds, auto rectifies) C10_ALWAYS_INLINE_ATTRIBUTE {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
           Block v = (weight * load_block(spatial + p)) * part.load(x + start + p);
           if constexpr (adds) v = v + part.load(shortcut + start + p);
           if constexpr (rectifies) v = larger(v, both(0.f));
@@ -387,13 +443,13 @@ struct Contiguous {
     const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
     float* sums = filled(Scratch::kMean, padded(positions), 0.f);
     float* counts = filled(Scratch::kTies, padded(positions), 0.f);
-    for_groups<4>(0, size.C, [&](auto k, int64_t c) {
+    for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(w, c, 1.f), position_weights = taken<K>(wp, c, 1.f);
       std::array<Block, K> channel_sums;
       channel_sums.fill(both(0.f));
-      const auto blocks = [&](auto rectified) {
-        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+      const auto blocks = [&](auto rectified) C10_ALWAYS_INLINE_ATTRIBUTE {
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
           const Block sp = load_block(spatial + p), top = load_block(tops + p);
           Block sum = load_block(sums + p), count = load_block(counts + p);
           for (int i = 0; i < K; ++i) {
@@ -428,22 +484,20 @@ struct Contiguous {
     using namespace planes;
     const int64_t positions = size.positions();
     if (dwp || ties) {
-      const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
-      const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
+      const auto [elsewhere, at_max] = position_gradients<T>(dmean, dmax, positions);
       const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
-      for_groups<4>(0, size.C, [&](auto k, int64_t c) {
+      for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
         constexpr int K = k;
         const auto weights = taken<K>(wp, c, 1.f), highest = taken<K>(channel_max, c, kNever);
         std::array<Block, K> sums, counts;
         sums.fill(both(0.f));
         counts.fill(both(0.f));
-        for_blocks<T>(positions, [&](int64_t p, const auto& part) {
-          const Block from_mean = load_block(mean + p), from_max = load_block(max + p), top = load_block(tops + p);
+        for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
+          const Block other = load_block(elsewhere + p), most = load_block(at_max + p), top = load_block(tops + p);
           const Block ones = part.keep(both(1.f), both(0.f));
           for (int i = 0; i < K; ++i) {
             const Block v = part.load(x + (c + i) * positions + p);
-            const Block tied = where_equal(Vec(weights[i]) * v, top, from_max);
-            sums[i] = fmadd(v, from_mean + tied, sums[i]);
+            sums[i] = fmadd(v, where(equal(Vec(weights[i]) * v, top), most, other), sums[i]);
             counts[i] = counts[i] + where_equal(v, both(highest[i]), ones);
           }
         });
@@ -479,7 +533,7 @@ struct Contiguous {
   template <int K>
   static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums, float* tops) {
     using namespace planes;
-    for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+    for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
       Block sum = load_block(sums + p), top = load_block(tops + p);
       for (int i = 0; i < K; ++i) {
         const Block t = Vec(weights[i]) * part.load(x + i * positions + p);
@@ -491,91 +545,113 @@ struct Contiguous {
     });
   }
 
-  // rows: for each coarse row the sums of every lane under the two columns of its taps.
-  template <int K>
-  static void add_neighbors(const T* x, Size size, const planes::Grid& grid, int64_t c,
-                            const std::array<float, K>& weights, const float* filters, float* rows) {
+  template <size_t K>
+  static void add_neighbors(const T* x, Size size, int64_t c, const std::array<float, K>& weights, const float* filters,
+                            const planes::CoarseRows& rows) {
     using namespace planes;
-    const Lanes lanes(kRepeat<T>, grid.left);
-    const int64_t width = grid.lanes(kRepeat<T>);
-    const T* outside = zeros<T>(size.W + kBlock);
+    const Lanes lanes(kRepeat<T>, rows.grid.left);
     std::array<const T*, K> plane;
     std::array<Taps, K> taps;
-    for (int i = 0; i < K; ++i) {
+    for (size_t i = 0; i < K; ++i) {
       plane[i] = readable(x, size, c + i, i);
       taps[i] = lanes.taps(filters + 9 * i, 0.25f * weights[i]);
     }
-    for (int64_t row = 0; row < grid.coarse_h; ++row) {
-      float* sums = rows + 2 * row * width;
+    rows.for_pooled([&](int64_t pooled_row, float* own, auto even) {
+      const int64_t start = 2 * pooled_row * size.W, width = rows.width;
       int64_t lane = 0;
-      for (; lane + 2 * kWidth <= width; lane += 2 * kWidth) add_window<K, 2>(plane, taps, size, grid, row, outside, lane, sums, width);
-      if (lane < width) add_window<K, 1>(plane, taps, size, grid, row, outside, lane, sums, width);
-    }
+      const auto add = [&](auto n) {
+        for (; lane + n * kWidth <= width; lane += n * kWidth)
+          add_lanes<n, even>(plane, start + lane / kWidth * kColumns<T>, size.W, taps, own + lane, width);
+      };
+      add(std::integral_constant<int, 2>());
+      add(std::integral_constant<int, 1>());
+    });
   }
 
-  template <int K, int N>
-  static void add_window(const std::array<const T*, K>& plane, const std::array<planes::Taps, K>& taps, Size size,
-                         const planes::Grid& grid, int64_t row, const T* outside, int64_t lane, float* sums,
-                         int64_t width) {
+  // N vectors of one pooled row of several channels, to the coarse rows that it meets.
+  template <int N, bool kEven, size_t K>
+  static void add_lanes(const std::array<const T*, K>& plane, int64_t start, int64_t W,
+                        const std::array<planes::Taps, K>& taps, float* own, int64_t width) {
     using namespace planes;
-    Vec total[3][2][N];
-    for (auto& taps_row : total)
-      for (auto& column : taps_row)
-        for (auto& v : column) v = Vec(0.f);
-    for (int i = 0; i < K; ++i) {
-      const Window<T> window(plane[i], size, grid, row, outside);
-      for (int r = 0; r < 3; ++r)
-        for (int n = 0; n < N; ++n) {
-          const Vec v = window.at(r, (lane / kWidth + n) * kColumns<T>);
-          total[r][0][n] = at::vec::fmadd(taps[i][r][0], v, total[r][0][n]);
-          total[r][1][n] = at::vec::fmadd(taps[i][r][1], v, total[r][1][n]);
-        }
-    }
-    for (int n = 0; n < N; ++n)
-      for (int column = 0; column < 2; ++column) {
-        float* at = sums + column * width + lane + n * kWidth;
-        (load(at) + total[0][column][n] + total[1][column][n] + total[2][column][n]).store(at);
+    constexpr int kTaps = kEven ? 4 : 2;
+    float* const targets[4] = {own, own + width, own - 2 * width, own - width};
+    Vec sums[kTaps][N];
+    for (int t = 0; t < kTaps; ++t)
+      for (int n = 0; n < N; ++n) sums[t][n] = load(targets[t] + n * kWidth);
+    for (size_t i = 0; i < K; ++i) {
+      const T* row = plane[i] + start;
+      for (int n = 0; n < N; ++n) {
+        const Vec v = pooled(row + n * kColumns<T>, row + W + n * kColumns<T>);
+        for (int t = 0; t < kTaps; ++t)
+          sums[t][n] = at::vec::fmadd(kEven ? taps[i].even[t] : taps[i].odd[t % 2], v, sums[t][n]);
       }
+    }
+    for (int t = 0; t < kTaps; ++t)
+      for (int n = 0; n < N; ++n) sums[t][n].store(targets[t] + n * kWidth);
   }
 
   static void neighbors_gradient(const T* x, Size size, const float* wp, const float* dneighbors, const float* filters,
                                  float* dwp, float* dfilters) {
     using namespace planes;
     const Grid grid(size);
+    const CoarseRows rows(Scratch::kExpanded, grid, kRepeat<T>);
     const Lanes lanes(kRepeat<T>, grid.left);
-    const int64_t width = grid.lanes(kRepeat<T>);
-    const float* rows = expanded(grid, kRepeat<T>, dneighbors);
-    const T* outside = zeros<T>(size.W + kBlock);
-    for (int64_t c = 0; c < size.C; ++c) {
-      const T* plane = readable(x, size, c, 0);
-      Vec sums[3][2] = {{Vec(0.f), Vec(0.f)}, {Vec(0.f), Vec(0.f)}, {Vec(0.f), Vec(0.f)}};
-      for (int64_t row = 0; row < grid.coarse_h; ++row) {
-        const float* own = rows + 2 * row * width;
-        const Window<T> window(plane, size, grid, row, outside);
-        for (int64_t lane = 0, column = 0; lane < width; lane += kWidth, column += kColumns<T>) {
-          const Vec here = load(own + lane), before = load(own + width + lane);
-          for (int r = 0; r < 3; ++r) {
-            const Vec v = window.at(r, column);
-            sums[r][0] = at::vec::fmadd(here, v, sums[r][0]);
-            sums[r][1] = at::vec::fmadd(before, v, sums[r][1]);
-          }
-        }
+    rows.expand(dneighbors);
+    for_groups<2>(0, size.C, [&](auto k, int64_t c) {
+      constexpr int K = k;
+      std::array<const T*, K> plane;
+      std::array<Taps, K> sums;
+      for (int i = 0; i < K; ++i) {
+        plane[i] = readable(x, size, c + i, i);
+        sums[i].even.fill(Vec(0.f));
+        sums[i].odd.fill(Vec(0.f));
       }
-      const float weight = wp ? wp[c] : 1.f;
-      float along = 0.f;
-      for (int r = 0; r < 3; ++r) {
-        const Vec none(0.f);
-        const float gradients[3] = {sum(Vec::blendv(sums[r][0], none, lanes.odd)),
-                                    sum(Vec::blendv(none, sums[r][0], lanes.odd)),
-                                    sum(Vec::blendv(sums[r][1], none, lanes.odd))};
-        for (int column = 0; column < 3; ++column) {
-          const int64_t at = 9 * c + 3 * r + column;
-          along += 0.25f * gradients[column] * filters[at];
-          if (dfilters) dfilters[at] += 0.25f * gradients[column] * weight;
-        }
+      rows.for_pooled([&](int64_t pooled_row, const float* own, auto even) {
+        gather_lanes<even>(plane, 2 * pooled_row * size.W, size.W, own, rows.width, sums);
+      });
+      for (int i = 0; i < K; ++i) {
+        const float along =
+            filter_gradient(sums[i], lanes, filters + 9 * (c + i), wp ? wp[c + i] : 1.f, dfilters ? dfilters + 9 * (c + i) : nullptr);
+        if (dwp) dwp[c + i] += along;
       }
-      if (dwp) dwp[c] += along;
+    });
+  }
+
+  // One pooled row of several channels times the coarse rows that it meets.
+  template <bool kEven, size_t K>
+  static void gather_lanes(const std::array<const T*, K>& plane, int64_t start, int64_t W, const float* own,
+                           int64_t width, std::array<planes::Taps, K>& totals) {
+    using namespace planes;
+    constexpr int kTaps = kEven ? 4 : 2;
+    const float* const sources[4] = {own, own + width, own - 2 * width, own - width};
+    Vec sums[K][kTaps];
+    for (size_t i = 0; i < K; ++i)
+      for (int t = 0; t < kTaps; ++t) sums[i][t] = kEven ? totals[i].even[t] : totals[i].odd[t % 2];
+    for (int64_t lane = 0, column = start; lane < width; lane += kWidth, column += kColumns<T>)
+      for (size_t i = 0; i < K; ++i) {
+        const Vec v = pooled(plane[i] + column, plane[i] + W + column);
+        for (int t = 0; t < kTaps; ++t) sums[i][t] = at::vec::fmadd(load(sources[t] + lane), v, sums[i][t]);
+      }
+    for (size_t i = 0; i < K; ++i)
+      for (int t = 0; t < kTaps; ++t) (kEven ? totals[i].even[t] : totals[i].odd[t % 2]) = sums[i][t];
+  }
+
+  // Adds to dfilter, if it is wanted; returns the gradient of the channel's weight.
+  static float filter_gradient(const planes::Taps& sums, const planes::Lanes& lanes, const float* filter, float weight,
+                               float* dfilter) {
+    const Vec none(0.f);
+    const std::array<std::array<Vec, 2>, 3> rows = {
+        {{sums.even[0], sums.even[1]}, {sums.odd[0], sums.odd[1]}, {sums.even[2], sums.even[3]}}};
+    float along = 0.f;
+    for (const auto& [own, before] : rows) {
+      const float gradients[3] = {sum(Vec::blendv(own, none, lanes.odd)), sum(Vec::blendv(none, own, lanes.odd)),
+                                  sum(Vec::blendv(before, none, lanes.odd))};
+      for (const float gradient : gradients) {
+        along += 0.25f * gradient * *filter++;
+        if (dfilter) *dfilter++ += 0.25f * gradient * weight;
+      }
     }
+    return along;
   }
 
   struct Inputs {
@@ -596,51 +672,53 @@ struct Contiguous {
     const Size size = in.size;
     const int64_t positions = size.positions();
     const float* spatial = arranged<T>(Scratch::kSpatial, in.s, positions, 1.f);
-    const float* mean = nullptr;
-    const float* max = nullptr;
+    const float* elsewhere = nullptr;
+    const float* at_max = nullptr;
     const float* tops = nullptr;
     if constexpr (kPositions) {
-      mean = arranged<T>(Scratch::kMean, in.dmean, positions, 0.f);
-      max = arranged<T>(Scratch::kTop, in.dmax, positions, 0.f);
+      std::tie(elsewhere, at_max) = position_gradients<T>(in.dmean, in.dmax, positions);
       tops = arranged<T>(Scratch::kPositionMax, in.position_max, positions, kNever);
     }
+    const T* x = in.x;
+    T* dx = in.dx;
     const T* dz = in.dz ? in.dz : zeros<T>(positions);
     const int64_t dz_plane = in.dz ? positions : 0;
     constexpr int64_t repeat = kUp == Up::kPairs ? 1 : 2;
     const Grid grid(size);
     const Lanes lanes(repeat, grid.left);
-    const float* rows = kUp == Up::kNone ? nullptr : expanded(grid, repeat, in.dneighbors);
+    const CoarseRows rows(Scratch::kExpanded, grid, repeat);
+    if constexpr (kUp != Up::kNone) rows.expand(in.dneighbors);
     const int64_t up_size = padded(positions) + kBlock;
     float* up = kUp == Up::kNone ? nullptr : scratch<float>(Scratch::kUp, kTogether * up_size);
-    for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) {
+    for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(in.w, c, 1.f), position_weights = taken<K>(in.wp, c, 1.f);
-      const auto channel_mean = taken<K>(in.dchannel_mean, c, 0.f);
-      const auto channel_top = taken<K>(in.channel_max, c, kNever), channel_gradient = taken<K>(in.dchannel_max, c, 0.f);
+      const auto channel_top = taken<K>(in.channel_max, c, kNever), channel_other = taken<K>(in.dchannel_mean, c, 0.f);
+      auto channel_most = taken<K>(in.dchannel_max, c, 0.f);
+      for (int i = 0; i < K; ++i) channel_most[i] += channel_other[i];
       if constexpr (kUp != Up::kNone)
-        for (int i = 0; i < K; ++i)
-          neighbors_up(lanes.taps(in.filters + 9 * (c + i), 0.25f), size, grid, repeat, rows, up + i * up_size);
-      for_blocks<T>(positions, [&](int64_t p, const auto& part) {
+        neighbors_up<K>(lanes, in.filters + 9 * c, size, rows, up, up_size);
+      for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
         const Block sp = load_block(spatial + p);
-        Block from_mean, from_max, top;
+        Block other, most, top;
         if constexpr (kPositions) {
-          from_mean = load_block(mean + p);
-          from_max = load_block(max + p);
+          other = load_block(elsewhere + p);
+          most = load_block(at_max + p);
           top = load_block(tops + p);
         }
         for (int i = 0; i < K; ++i) {
           const int64_t at = (c + i) * positions + p;
-          const Block v = part.load(in.x + at);
+          const Block v = part.load(x + at);
           const Block d = part.load(dz + (c + i) * dz_plane + p);
-          Block g = both(channel_mean[i]) + where_equal(v, both(channel_top[i]), both(channel_gradient[i]));
+          Block g = where(equal(v, both(channel_top[i])), both(channel_most[i]), both(channel_other[i]));
           if constexpr (kPositions) {
             const Vec weight(position_weights[i]);
-            Block gt = from_mean + where_equal(weight * v, top, from_max);
+            Block gt = where(equal(weight * v, top), most, other);
             if constexpr (kUp != Up::kNone) gt = gt + load_up<kUp>(up + i * up_size, p);
             g = fmadd(weight, gt, g);
           }
           g = fmadd(Vec(weights[i]) * sp, d, g);
-          part.store(in.dx + at, g, stream);
+          part.store(dx + at, g, stream);
         }
       });
     });
@@ -660,33 +738,39 @@ struct Contiguous {
     return v;
   }
 
-  // The neighbour term's gradient with respect to one plane of t. Whole vectors are stored, each row over the excess of
-  // the one before it.
-  static void neighbors_up(const planes::Taps& taps, Size size, const planes::Grid& grid, int64_t repeat,
-                           const float* rows, float* up) {
+  // The neighbour term's gradient with respect to K planes of t. Whole vectors are stored, from the right to the left,
+  // so that what stands behind a row's end is overwritten by the next row's begin.
+  template <int K>
+  static void neighbors_up(const planes::Lanes& lanes, const float* filters, Size size, const planes::CoarseRows& rows,
+                           float* up, int64_t up_size) {
     using namespace planes;
-    const int64_t width = grid.lanes(repeat);
-    const int64_t pitch = repeat == 1 ? size.W / 2 : size.W;
-    for (int64_t i = 0; i < grid.h; ++i) {
-      const int64_t row = i + grid.top;
-      const float* own = rows + row / 2 * 2 * width;
-      const bool between = row % 2 == 0 && row > 0;
-      const Taps& t = taps;
-      float* out = up + 2 * i * pitch;
-      for (int64_t lane = 0; lane < width; lane += kWidth) {
-        Vec v = t[row % 2][0] * load(own + lane);
-        v = at::vec::fmadd(t[row % 2][1], load(own + width + lane), v);
-        if (between) {
-          v = at::vec::fmadd(t[2][0], load(own - 2 * width + lane), v);
-          v = at::vec::fmadd(t[2][1], load(own - width + lane), v);
+    const int64_t pitch = rows.repeat == 1 ? size.W / 2 : size.W;
+    std::array<Taps, K> taps;
+    for (int i = 0; i < K; ++i) taps[i] = lanes.taps(filters + 9 * i, 0.25f);
+    rows.for_pooled([&](int64_t pooled_row, const float* own, auto even) {
+      float* out = up + 2 * pooled_row * pitch;
+      for (int64_t lane = rows.width - kWidth; lane >= 0; lane -= kWidth) {
+        const Vec first = load(own + lane), second = load(own + rows.width + lane);
+        const Vec third = load(own - 2 * rows.width + lane), fourth = load(own - rows.width + lane);
+        for (int i = 0; i < K; ++i) {
+          Vec v;
+          if constexpr (even) {
+            const auto& t = taps[i].even;
+            v = at::vec::fmadd(t[1], second, t[0] * first) + at::vec::fmadd(t[3], fourth, t[2] * third);
+          } else {
+            v = at::vec::fmadd(taps[i].odd[1], second, taps[i].odd[0] * first);
+          }
+          v.store(out + i * up_size + lane);
+          v.store(out + i * up_size + pitch + lane);
         }
-        v.store(out + lane);
       }
-      for (int64_t lane = 0; lane < width; lane += kWidth) load(out + lane).store(out + pitch + lane);
+    });
+    const int64_t pooled_rows = 2 * rows.grid.h;
+    for (int i = 0; i < K; ++i, up += up_size) {
+      if (size.W % 2 == 1)
+        for (int64_t row = 1; row <= pooled_rows; ++row) up[row * pitch - 1] = 0.f;
+      std::fill(up + pooled_rows * pitch, up + size.H * pitch, 0.f);
     }
-    if (size.W % 2 == 1)
-      for (int64_t i = 1; i <= 2 * grid.h; ++i) up[i * pitch - 1] = 0.f;
-    std::fill(up + 2 * grid.h * pitch, up + size.H * pitch, 0.f);
   }
 };
 
