@@ -31,7 +31,7 @@ from csham.cost.result import Spread
 from csham.cost.timing import calls_for, orders, seconds_per_call
 from csham.ops import choose
 from csham.provenance import versions
-from record import append_rows
+from record import append_rows, list_of
 
 SHAPES = ((64, 256, 56, 56), (128, 64, 32, 32), (128, 16, 32, 32))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -361,10 +361,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = ",".join(map(_shape_words, SHAPES))
     parser.add_argument("--shapes", type=_shapes, default=list(SHAPES), help=f"BxCxHxW,... (default {shapes})")
-    parser.add_argument("--dtypes", type=_some_of(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
-    parser.add_argument("--layouts", type=_some_of(LAYOUTS), default=list(LAYOUTS), help=",".join(LAYOUTS))
-    parser.add_argument("--directions", type=_some_of(DIRECTIONS), default=list(DIRECTIONS), help=",".join(DIRECTIONS))
-    parser.add_argument("--ops", type=_some_of(OPS), default=list(OPS), help=",".join(OPS))
+    parser.add_argument("--dtypes", type=list_of(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
+    parser.add_argument("--layouts", type=list_of(LAYOUTS), default=list(LAYOUTS), help=",".join(LAYOUTS))
+    parser.add_argument("--directions", type=list_of(DIRECTIONS), default=list(DIRECTIONS), help=",".join(DIRECTIONS))
+    parser.add_argument("--ops", type=list_of(OPS), default=list(OPS), help=",".join(OPS))
     parser.add_argument("--eager", dest="compiled", action="store_false", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
@@ -384,16 +384,6 @@ def _shapes(text: str) -> list[Shape]:
         B, C, H, W = sizes
         found.append((B, C, H, W))
     return found
-
-
-def _some_of(names: Any) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        unknown = set(text.split(",")) - set(names)
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(names)}")
-        return text.split(",")
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -62,9 +62,7 @@ class Task:
         failed: Why it is not timed any more.
     """
 
-    def __init__(
-        self, network: nn.Module, kind: str, way: Way, images: Tensor, *, fullgraph: bool = False
-    ) -> None:
+    def __init__(self, network: nn.Module, kind: str, way: Way, images: Tensor, *, fullgraph: bool = False) -> None:
         precision, self.compiled = way
         self.images = images
         self.calls = 1
