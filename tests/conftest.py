@@ -1,6 +1,7 @@
 """What every test shares: settings of hypothesis, seeds, threads, a cache folder of its own, and small images."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -20,9 +21,52 @@ def _seed():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    # But for the kernels, which take a minute to build: all test processes share them, today's and tomorrow's.
+    kernels = Path(__file__).parent.parent / "build/kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (cache / "kernels").symlink_to(kernels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CSHAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CSHAM_CACHE", str(cache))
         yield
+
+
+# Compiles anything into an empty library, and writes a line for every object file.
+COMPILER = """#!/bin/sh
+[ "$1" = --version ] && echo "stand-in 1.0" && exit
+for target; do :; done
+case " $* " in
+*" -c "*) echo "$target" >> "$0.log"; %s; : > "$target" ;;
+*) exec g++ -shared -x c++ /dev/null -o "$target" ;;
+esac
+"""
+
+
+@pytest.fixture
+def no_kernels_yet(tmp_path, monkeypatch):
+    """A process and a cache without kernels; returns the cache folder."""
+    from csham.ops import choice, cpu
+
+    for module, name in ((cpu, "_loaded"), (cpu, "_failed"), (choice, "_chosen")):
+        monkeypatch.setattr(module, name, {})
+    monkeypatch.delenv("CSHAM_KERNELS", raising=False)
+    monkeypatch.setenv("CSHAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Function that makes CXX a compiler of no time, which first does what it is told; returns the list of calls."""
+    script = tmp_path / "compiler"
+    log = tmp_path / "compiler.log"
+
+    def install(first=":"):
+        script.write_text(COMPILER % first)
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return lambda: log.read_text().splitlines() if log.exists() else []
+
+    return install
 
 
 @pytest.fixture(scope="session", autouse=True)

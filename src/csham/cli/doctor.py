@@ -51,7 +51,7 @@ def doctor(
         _build(again=rebuild)
     kernels = {device: _kernels(device) for device in ("cpu", "cuda")}
     found = {
-        "versions": {"csham": __version__, "python": platform.python_version()} | versions(("torch", "timm", "triton")),
+        "versions": _versions(),
         **_machine(),
         "compiler": _compiler(),
         "cache": _cache(),
@@ -80,6 +80,13 @@ def _build(*, again: bool) -> None:
             raise library.failure()
     except Unavailable as err:
         raise UserError(str(err)) from err
+
+
+def _versions() -> dict[str, str]:
+    import torch  # noqa: PLC0415
+
+    own = {"csham": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return own | versions(("timm", "triton"))
 
 
 def _machine() -> Found:

@@ -1,72 +1,213 @@
-"""CBAM and its light variant: timm's, with parts whose weights can be asked for."""
+"""CBAM and its light variant: timm's on the kernels, with parts whose weights can be asked for and lent.
+
+The parts hold nothing that timm's do not, so that a part of timm's can become one of these
+(:mod:`csham.layers.accelerated`).
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from timm.layers.activations import Sigmoid
 from timm.layers.cbam import ChannelAttn, LightChannelAttn, LightSpatialAttn, SpatialAttn
+from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
 
 from csham import ops
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
+from csham.layers.hybrid import connect
 from csham.layers.norm import BatchNorm2d
+from csham.layers.recording import has_hooks, is_recorded
 
-__all__ = ["CBAM", "LightCBAM"]
+__all__ = ["CBAM", "CBAMChannel", "CBAMSpatial", "CBAMSteps", "LightCBAM", "LightCBAMChannel", "LightCBAMSpatial"]
 
 
-class _Channel(ChannelAttn):
+class CBAMChannel(ChannelAttn):
     """Scale the channels: ``w = σ(MLP(mean_hw x) + MLP(max_hw x))``."""
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the channel weights of ``x``, (B, C)."""
-        check_input("CBAM", x, self.fc1.in_channels)
-        average = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))
-        maximum = self.fc2(self.act(self.fc1(x.amax((2, 3), keepdim=True))))
+        check_input(type(self).__name__, x, self.fc1.in_channels)
+        return self._weigh(ops.pool_channels(x, maximum=True))
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+
+        Returns:
+            The map, (B, C, H, W), and the channel weights, (B, C).
+        """
+        if is_recorded(self):
+            weights = self.weights(x)
+            return ops.finish(ops.scale(x, weights), shortcut), weights
+        check_input(type(self).__name__, x, self.fc1.in_channels)
+        pooled = ops.pool_channels(x, maximum=True)
+        weights = self._weigh(pooled)
+        return pooled.scale(weights, shortcut), weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of ``x``, (B, C, H, W)."""
+        # What stands for a map where torch.fx traces has no shape to be checked.
+        return self.attend(x)[0] if isinstance(x, Tensor) else super().forward(x)
+
+    def _weigh(self, pooled: ops.Pooled) -> Tensor:
+        average, maximum = _statistics(pooled)
+        average = self.fc2(self.act(self.fc1(average[:, :, None, None])))
+        maximum = self.fc2(self.act(self.fc1(maximum[:, :, None, None])))
         return self.gate(average + maximum)[:, :, 0, 0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of ``x``, (B, C, H, W)."""
-        return ops.scale(x, self.weights(x))
 
-
-class _LightChannel(LightChannelAttn):
+class LightCBAMChannel(CBAMChannel, LightChannelAttn):
     """Scale the channels: ``w = σ(MLP((mean_hw x + max_hw x) / 2))``."""
 
+    def _weigh(self, pooled: ops.Pooled) -> Tensor:
+        average, maximum = _statistics(pooled)
+        joined = 0.5 * average + 0.5 * maximum
+        return self.fc2(self.act(self.fc1(joined[:, :, None, None]))).sigmoid()[:, :, 0, 0]
+
+
+class _Spatial(nn.Module):
+    """What the spatial steps have in common; put before one of timm's.
+
+    Attributes:
+        conv: timm's convolution with its norm.
+        gate: What makes weights of their output.
+    """
+
+    conv: Any
+    gate: nn.Module
+
     def weights(self, x: Tensor) -> Tensor:
-        """Return the channel weights of ``x``, (B, C)."""
-        check_input("LightCBAM", x, self.fc1.in_channels)
-        pooled = 0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True)
-        return self.fc2(self.act(self.fc1(pooled))).sigmoid()[:, :, 0, 0]
+        """Return the spatial weights of ``x``, (B, 1, H, W)."""
+        return self._weigh(ops.pool_positions(x))
+
+    def attend(
+        self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None
+    ) -> Tensor:
+        """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
+
+        Args:
+            x: (B, C, H, W).
+            channel_weights: ``w``, (B, C); None for ones.
+            shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
+        """
+        if is_recorded(self):
+            if channel_weights is not None:
+                x = ops.scale(x, channel_weights)
+            return ops.finish(ops.scale(x, self.weights(x)), shortcut)
+        pooled = ops.pool_positions(x, channel_weights)
+        return pooled.scale(self._weigh(pooled), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of ``x``, (B, C, H, W)."""
-        return ops.scale(x, self.weights(x))
+        """Scale the positions of ``x``, (B, C, H, W)."""
+        return self.attend(x) if isinstance(x, Tensor) else super().forward(x)
+
+    def _weigh(self, pooled: ops.Pooled) -> Tensor:
+        # Of a single value, some norms that could be here make nothing.
+        if pooled.kernels is not None and pooled.mean.numel() > 1 and self._is_plain():
+            return ops.spatial_weights_of(pooled, self._filter(self.conv.conv.weight), self.conv.bn)
+        return self.gate(self.conv(self._join(*_statistics(pooled))))
+
+    def _is_plain(self) -> bool:
+        """Whether the weights are a sigmoid of a norm of a convolution, and nobody hooked himself in between."""
+        block, gate = self.conv, self.gate
+        return (
+            type(block) is ConvNormAct
+            and type(gate) in (nn.Sigmoid, Sigmoid)
+            and type(block.aa) in (type(None), nn.Identity)
+            and _is_plain_conv(block.conv)
+            and not any(has_hooks(module) for module in (block, block.conv, gate))
+        )
+
+    def _join(self, average: Tensor, maximum: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _filter(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class _Spatial(SpatialAttn):
+class CBAMSpatial(_Spatial, SpatialAttn):
     """Scale the positions: ``s = σ(BN(conv7x7([mean_c x ; max_c x])))``."""
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the spatial weights of ``x``, (B, 1, H, W)."""
-        return self.gate(self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+    def _join(self, average: Tensor, maximum: Tensor) -> Tensor:
+        return torch.cat([average, maximum], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the positions of ``x``, (B, C, H, W)."""
-        return ops.scale(x, self.weights(x))
+    def _filter(self, weight: Tensor) -> Tensor:
+        return weight
 
 
-class _LightSpatial(LightSpatialAttn):
+class LightCBAMSpatial(_Spatial, LightSpatialAttn):
     """Scale the positions: ``s = σ(BN(conv7x7((mean_c x + max_c x) / 2)))``."""
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the spatial weights of ``x``, (B, 1, H, W)."""
-        return self.gate(self.conv(0.5 * x.mean(1, keepdim=True) + 0.5 * x.amax(1, keepdim=True)))
+    def _join(self, average: Tensor, maximum: Tensor) -> Tensor:
+        return 0.5 * average + 0.5 * maximum
+
+    def _filter(self, weight: Tensor) -> Tensor:
+        return 0.5 * weight.expand(1, 2, -1, -1)
+
+
+class CBAMSteps(nn.Module):
+    """A channel step, then a spatial step, in two passes over the map and one that scales it.
+
+    Attributes:
+        channel: The channel step.
+        spatial: The spatial step.
+    """
+
+    channel: Any
+    spatial: Any
+
+    def attend(self, x: Tensor, connection: str = "sequential", shortcut: Tensor | None = None) -> Tensor:
+        """Apply both steps to ``x``, (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
+                :func:`csham.ops.hybrid_attention`.
+            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
+        """
+        channel, spatial = self.channel, self.spatial
+        plain = _is_plain_step(channel, *_CHANNEL_STEPS) and _is_plain_step(spatial, *_SPATIAL_STEPS)
+        if plain and connection == "sequential" and ops.has_kernels(x):
+            return spatial.attend(x, channel.weights(x), shortcut)
+        return ops.finish(connect(x, channel, spatial, connection), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the positions of ``x``, (B, C, H, W)."""
-        return ops.scale(x, self.weights(x))
+        """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
+        return self.attend(x)
 
 
-class CBAM(nn.Module):
+def _statistics(pooled: ops.Pooled) -> tuple[Tensor, Tensor]:
+    """The mean and the maximum, in the type of the map, which is what timm's layers are given."""
+    assert pooled.max is not None
+    return pooled.mean.to(pooled.x.dtype), pooled.max.to(pooled.x.dtype)
+
+
+def _is_plain_conv(conv: nn.Module) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and conv.bias is None
+        and conv.out_channels == 1
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.padding == (conv.kernel_size[0] // 2,) * 2
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _is_plain_step(part: nn.Module, *kinds: type[nn.Module]) -> bool:
+    return type(part) in kinds and not has_hooks(part) and not is_recorded(part)
+
+
+_CHANNEL_STEPS = (CBAMChannel, LightCBAMChannel)
+_SPATIAL_STEPS = (CBAMSpatial, LightCBAMSpatial)
+
+
+class CBAM(CBAMSteps):
     """Convolutional block attention module: the channel step, then the spatial step.
 
     timm's ``CbamModule``: its parameters, state_dict keys and outputs. A map of one pixel in a batch of one, which timm
@@ -109,18 +250,14 @@ class CBAM(nn.Module):
     ) -> None:
         super().__init__()
         _check_settings("CBAM", channels, rd_channels, spatial_kernel_size)
-        self.channel = _Channel(
+        self.channel = CBAMChannel(
             channels, rd_ratio, rd_channels, rd_divisor, act_layer, gate_layer, mlp_bias, device=device, dtype=dtype
         )
-        self.spatial = _Spatial(spatial_kernel_size, gate_layer, device=device, dtype=dtype)
+        self.spatial = CBAMSpatial(spatial_kernel_size, gate_layer, device=device, dtype=dtype)
         self.spatial.conv.bn = BatchNorm2d(1, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
-        return self.spatial(self.channel(x))
 
-
-class LightCBAM(nn.Module):
+class LightCBAM(CBAMSteps):
     """timm's light variant of CBAM, which adds the average and the maximum up before each step's layers.
 
     Settings, shape and errors as in :class:`CBAM`, without ``gate_layer``, which timm's ignores. Source: timm.
@@ -141,15 +278,11 @@ class LightCBAM(nn.Module):
     ) -> None:
         super().__init__()
         _check_settings("LightCBAM", channels, rd_channels, spatial_kernel_size)
-        self.channel = _LightChannel(
+        self.channel = LightCBAMChannel(
             channels, rd_ratio, rd_channels, rd_divisor, act_layer, mlp_bias=mlp_bias, device=device, dtype=dtype
         )
-        self.spatial = _LightSpatial(spatial_kernel_size, device=device, dtype=dtype)
+        self.spatial = LightCBAMSpatial(spatial_kernel_size, device=device, dtype=dtype)
         self.spatial.conv.bn = BatchNorm2d(1, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
-        return self.spatial(self.channel(x))
 
 
 def _check_settings(layer: str, channels: int, rd_channels: int | None, spatial_kernel_size: int) -> None:

@@ -2,7 +2,7 @@
 
 Parameters, state_dict keys and outputs are timm's. Added are the checks of settings and input, an output of the
 input's type under autocast, empty batches, and ``gate_kind``, which says what :func:`csham.layers.record_weights` finds
-at the module ``gate``.
+at the module ``gate``. Those that scale channels by what their averages say run on the kernels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
 from csham.errors import UserError
+from csham.layers.accelerated import (
+    AcceleratedCecaModule,
+    AcceleratedEcaModule,
+    AcceleratedEffectiveSEModule,
+    AcceleratedSEModule,
+)
 from csham.layers.cbam import CBAM, LightCBAM
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.norm import GroupNorm1
@@ -67,15 +73,24 @@ class _FromTimm:
         return super().forward(x).to(x.dtype)  # type: ignore[misc]
 
 
-class SqueezeExcite(_FromTimm, timm_layers.SEModule):
+class _Scaling(_FromTimm):
+    """What is put before a layer of timm's that scales channels on the kernels."""
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Attend to ``x``, (B, C, H, W), and with a shortcut, a map like ``x``, return ``relu(y + shortcut)``."""
+        check_input(type(self).__name__, x, self.channels)
+        return super().attend(x, shortcut)  # type: ignore[misc]
+
+
+class SqueezeExcite(_Scaling, AcceleratedSEModule):
     """``w = σ(W2 ReLU(W1 mean_hw x + b1) + b2)``. Source: Hu et al., arXiv:1709.01507, eq. 2 to 4."""
 
 
-class EffectiveSqueezeExcite(_FromTimm, timm_layers.EffectiveSEModule):
+class EffectiveSqueezeExcite(_Scaling, AcceleratedEffectiveSEModule):
     """``w = hardsigmoid(W mean_hw x + b)``. Source: Lee and Park, arXiv:1911.06667."""
 
 
-class EfficientChannelAttention(_FromTimm, timm_layers.EcaModule):
+class EfficientChannelAttention(_Scaling, AcceleratedEcaModule):
     """``w = σ(conv1d_k(mean_hw x))``, k chosen by the channels. Source: Wang et al., arXiv:1910.03151."""
 
     _refused: ClassVar[tuple[str, ...]] = (
@@ -97,7 +112,7 @@ class HiddenEfficientChannelAttention(EfficientChannelAttention):
         super().__init__(channels, use_mlp=True, **settings)
 
 
-class CircularEfficientChannelAttention(_FromTimm, timm_layers.CecaModule):
+class CircularEfficientChannelAttention(_Scaling, AcceleratedCecaModule):
     """As ECA, the channels closed to a ring. Source: timm."""
 
     _refused: ClassVar[tuple[str, ...]] = ("kernel_size", "act_layer")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from csham import ops
 from csham.layers.channel import ChannelAttention
 from csham.layers.checks import check_input
-from csham.layers.recording import is_recorded
+from csham.layers.recording import has_hooks, is_recorded
 from csham.layers.spatial import SpatialAttention
 
 __all__ = ["CSHAM", "connect"]
@@ -95,5 +95,4 @@ def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:
 
 def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether nothing but the mathematics of ``kind`` happens where ``part`` is called."""
-    hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return type(part) is kind and not hooks and not is_recorded(part)
+    return type(part) is kind and not has_hooks(part) and not is_recorded(part)

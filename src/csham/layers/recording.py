@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from csham.errors import UserError
 from csham.layers.a2 import DoubleAttention
 
-__all__ = ["is_recorded", "record_weights"]
+__all__ = ["has_hooks", "is_recorded", "record_weights"]
 
 Note = Callable[[str, Tensor], None]
 
@@ -58,6 +58,13 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
 def is_recorded(layer: nn.Module) -> bool:
     """Whether somebody looks at the weights of a layer, which it must then compute by its method ``weights``."""
     return "weights" in vars(layer)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody hooked himself to the calls of a module, which must then be called as one."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class _Observed:

@@ -25,6 +25,7 @@ __all__ = [
     "SpatialParameters",
     "channel_attention",
     "finish",
+    "has_kernels",
     "hybrid_attention",
     "pool_channels",
     "pool_positions",
@@ -70,6 +71,7 @@ class Pooled(NamedTuple):
         max: As ``mean``, or None where it was not asked for.
         kernels: What computed them, None for the reference.
         carry: What ties them to the scaling.
+        channel_weights: What the kernels multiply ``x`` with besides, (B, C), or None.
     """
 
     x: Tensor
@@ -77,9 +79,12 @@ class Pooled(NamedTuple):
     max: Tensor | None
     kernels: str | None
     carry: Carry | None
+    channel_weights: Tensor | None = None
 
     def scale(self, weights: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Return ``weights ⊙ x``, or with a shortcut ``relu(weights ⊙ x + shortcut)``; to be called once.
+
+        What was pooled with channel weights is multiplied by them too.
 
         Args:
             weights: (B, C) or (B, 1, H, W).
@@ -87,9 +92,10 @@ class Pooled(NamedTuple):
         """
         if self.kernels is None or self.carry is None:
             return finish(reference.scale(self.x, weights), shortcut)
-        weights = weights.float()
-        w, s, maximum = (weights, None, None) if weights.dim() == 2 else (None, weights, self.max)
-        return _scale(self.kernels, self.x, self.carry, shortcut, w, s, position_max=maximum)
+        if weights.dim() == 2:
+            return _scale(self.kernels, self.x, self.carry, shortcut, weights.float())
+        w = self.channel_weights
+        return _scale(self.kernels, self.x, self.carry, shortcut, w, weights, position_w=w, position_max=self.max)
 
 
 def channel_attention(
@@ -183,14 +189,22 @@ def pool_channels(x: Tensor, maximum: bool = False) -> Pooled:
     return Pooled(x, mean, maxima, chosen, carry)
 
 
-def pool_positions(x: Tensor) -> Pooled:
-    """Average each position of a map, (B, C, H, W), over its channels, and find its maximum."""
+def pool_positions(x: Tensor, channel_weights: Tensor | None = None) -> Pooled:
+    """Average each position of ``w ⊙ x`` over its channels, and find its maximum.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        channel_weights: ``w``, (B, C); None for ones.
+    """
     chosen = _kernels_for(x)
     if chosen is None:
+        if channel_weights is not None:
+            x = reference.scale(x, channel_weights)
         return Pooled(x, x.mean(1, keepdim=True), x.amax(1, keepdim=True), None, None)
     x = _laid_out(x)
-    mean, maxima, _, carry = functions.position_pool(chosen, x, None, None)
-    return Pooled(x, mean, maxima, chosen, carry)
+    w = None if channel_weights is None else channel_weights.float()
+    mean, maxima, _, carry = functions.position_pool(chosen, x, w, None)
+    return Pooled(x, mean, maxima, chosen, carry, w)
 
 
 def spatial_weights_of(
@@ -209,6 +223,11 @@ def spatial_weights_of(
     if pooled.kernels is None:
         return reference.spatial_weights_of(pooled.mean, pooled.max, None, weight, norm, norm, _identity, dropout)
     return _spatial_weights(pooled.kernels, pooled.mean, pooled.max, None, parameters)
+
+
+def has_kernels(x: object) -> bool:
+    """Whether kernels run for this, which is a feature map (B, C, H, W), or for instance what stands for one in a trace."""
+    return isinstance(x, Tensor) and x.dim() == 4 and _kernels_for(x) is not None
 
 
 def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -339,6 +358,7 @@ def _is_plain(norm: Any) -> bool:
     return (
         (type(norm) is nn.BatchNorm2d or getattr(norm, "is_plain_batch_norm", False))
         and norm.running_mean is not None
+        and norm.track_running_stats
         and norm.running_mean.dtype == torch.float32
         and norm.momentum is not None
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)

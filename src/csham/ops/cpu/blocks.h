@@ -8,6 +8,7 @@
 #include "vectors.h"
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -75,7 +76,6 @@ inline Pair add_where_equal(const Pair& sum, const Pair& a, const Pair& b, const
 
 inline Pair load_block(const float* p) { return {Vec::loadu(p), Vec::loadu(p + kWidth)}; }
 inline void store_block(float* p, const Pair& x) { store2(p, x.a, x.b); }
-inline void stream_block(float* p, const Pair& x) { stream2(p, x.a, x.b); }
 
 #if defined(CPU_CAPABILITY_AVX512)
 inline Pair load_block(const BFloat16* p) {
@@ -99,9 +99,6 @@ inline __m512i rounded(const Pair& x) {
 }
 
 inline void store_block(BFloat16* p, const Pair& x) { _mm512_storeu_si512(p, rounded(x)); }
-inline void stream_block(BFloat16* p, const Pair& x) {
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), rounded(x));
-}
 #elif defined(CPU_CAPABILITY_AVX2)
 inline Pair load_block(const BFloat16* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -125,9 +122,6 @@ inline __m256i rounded(const Pair& x) {
 inline void store_block(BFloat16* p, const Pair& x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(x));
 }
-inline void stream_block(BFloat16* p, const Pair& x) {
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(x));
-}
 #else
 inline Pair load_block(const BFloat16* p) {
   float even[kWidth], odd[kWidth];
@@ -147,17 +141,27 @@ inline void store_block(BFloat16* p, const Pair& x) {
     p[2 * i + 1] = static_cast<BFloat16>(odd[i]);
   }
 }
-inline void stream_block(BFloat16* p, const Pair& x) { store_block(p, x); }
 #endif
 
-// Orders the stores of stream_block before whatever tells another thread that they are done.
+// One vector's bytes past the caches.
+inline void stream_bytes(void* to, const void* from) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#else
+  std::memcpy(to, from, kWidth * sizeof(float));
+#endif
+}
+
+// Orders the stores of stream_bytes before whatever tells another thread that they are done.
 inline void finish_streams() {
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   _mm_sfence();
 #endif
 }
 
-// Whether rows of C channels from p on can be written by stream_block, in whole lines.
+// Whether rows of C channels from p on can be written by stream_bytes.
 template <typename T>
 bool can_stream(const T* p, int64_t C) {
   return C % kBlock == 0 && reinterpret_cast<uintptr_t>(p) % kAlignment == 0;
@@ -208,6 +212,13 @@ inline void maxima(const Vec (&x)[N], float* out) {
   for (size_t n = 0; n < N; ++n) out[n] = largest(x[n]);
 }
 
+// Asks for `bytes` bytes from p on, in the cache lines that hold them; beyond the end of an array that does no harm.
+template <int64_t bytes>
+inline void prefetch(const void* p) {
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+}
+
 inline int64_t padded(int64_t C) { return (C + kBlock - 1) / kBlock * kBlock; }
 
 // All ones in the lanes of a row's last block that hold channels, if C ends within a block.
@@ -217,12 +228,6 @@ Pair tail_mask(int64_t C) {
   for (int64_t i = 0; i < kBlock; ++i) values[i] = static_cast<T>(i < C % kBlock ? 1.f : 0.f);
   const Pair x = load_block(values);
   return {x.a > Vec(0.f), x.b > Vec(0.f)};
-}
-
-// Writes only the lanes of the mask, and back what stood behind them.
-template <typename T>
-inline void store_tail(T* p, const Pair& x, const Pair& mask) {
-  store_block(p, select(mask, x, load_block(static_cast<const T*>(p))));
 }
 
 // Memory for one call's arrays, kept by the thread: images can be too small to pay for malloc.
@@ -303,40 +308,42 @@ class Rows {
   std::vector<T> last_;
 };
 
-// The same to write to; store_tail reads what it preserves, so that blocks beyond a row's end are harmless too.
+// Where rows are written. What cannot be stored a block at a time where it belongs, because rows end within a block or are
+// to go past the caches a whole line at a time, is put together in L1 first.
 template <typename T>
 class OutputRows {
  public:
-  OutputRows(T* y, int64_t C, int64_t positions, bool stream)
-      : y_(y), C_(C), positions_(positions), safe_(positions), stream_(stream && can_stream(y, C)), mask_(tail_mask<T>(C)) {
-    if (C % kBlock == 0) return;
-    safe_ = whole_rows(C, positions);
-    last_.assign((positions - safe_) * C + kBlock, T(0.f));
+  OutputRows(T* y, int64_t C, bool stream, Scratch& scratch)
+      : y_(y), C_(C), stream_(stream && can_stream(y, C)), stride_(padded(C)) {
+    if (stream_ || C % kBlock != 0) buffer_ = reinterpret_cast<T*>(scratch.take(kRows * padded(C)));
   }
-  ~OutputRows() {
-    std::copy_n(last_.data(), last_.empty() ? 0 : (positions_ - safe_) * C_, y_ + safe_ * C_);
-    if (stream_) finish_streams();
-  }
-  OutputRows(const OutputRows&) = delete;
-  OutputRows& operator=(const OutputRows&) = delete;
 
-  T* operator()(int64_t p) { return p < safe_ ? y_ + p * C_ : last_.data() + (p - safe_) * C_; }
-  void store(T* row, int64_t c, const Pair& x) const {
-    if (stream_) {
-      stream_block(row + c, x);
-    } else if (c + kBlock <= C_) {
-      store_block(row + c, x);
-    } else {
-      store_tail(row + c, x, mask_);
+  // Where to store the blocks of the n-th row of a group that are those of position p.
+  T* row(int64_t n, int64_t p) const { return buffer_ ? buffer_ + n * stride_ : y_ + p * C_; }
+
+  template <size_t N>
+  void finish(const std::array<int64_t, N>& positions) const {
+    static_assert(N <= kRows);
+    if (!buffer_) return;
+    for (size_t n = 0; n < N; ++n) {
+      T* y = y_ + positions[n] * C_;
+      const T* x = buffer_ + n * stride_;
+      if (stream_) {
+        for (int64_t c = 0; c < C_; c += kLane) stream_bytes(y + c, x + c);
+      } else {
+        std::copy_n(x, C_, y);
+      }
     }
   }
 
  private:
+  static constexpr int64_t kLane = kWidth * static_cast<int64_t>(sizeof(float) / sizeof(T));
+  static constexpr int64_t kRows = 4;
   T* y_;
-  int64_t C_, positions_, safe_;
+  int64_t C_;
   bool stream_;
-  Pair mask_;
-  std::vector<T> last_;
+  int64_t stride_;
+  T* buffer_ = nullptr;
 };
 
 }  // namespace pixels

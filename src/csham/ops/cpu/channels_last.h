@@ -210,36 +210,24 @@ struct ChannelsLast {
   static void scale(const T* x, Size size, const float* w, const float* s, const T* shortcut, bool relu, T* y,
                     bool stream) {
     const int64_t C = size.C;
-    Scratch scratch(padded(C));
+    Scratch scratch(5 * padded(C));
     const float* weights = to_lanes<T>(w, C, 1.f, 0.f, scratch);
     const Rows<T> x_rows(x, C, size.positions()), shortcut_rows(shortcut ? shortcut : x, C, size.positions());
-    OutputRows<T> y_rows(y, C, size.positions(), stream);
-    const Pair least(relu ? 0.f : -kInfinity);
+    const OutputRows<T> y_rows(y, C, stream, scratch);
     with_bool(shortcut != nullptr, [&](auto add) {
-      for (int64_t p = 0; p < size.positions(); ++p) {
-        const T* x_row = x_rows(p);
-        const T* shortcut_row = shortcut_rows(p);
-        T* y_row = y_rows(p);
-        const Vec weight(s ? s[p] : 1.f);
-        for (int64_t c = 0; c < C; c += kBlock) {
-          const Pair factor = load_block(weights + c) * weight;
-          const Pair x_c = load_block(x_row + c);
-          Pair value;
-          if constexpr (add) {
-            value = fmadd(factor, x_c, load_block(shortcut_row + c));
-          } else {
-            value = factor * x_c;
-          }
-          y_rows.store(y_row, c, larger(value, least));
-        }
-      }
+      with_bool(relu, [&](auto clamp) {
+        for_positions(0, size.positions(), [&](const auto& group) {
+          scale_rows<decltype(add)::value, decltype(clamp)::value>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
+        });
+      });
     });
+    if (stream) finish_streams();
   }
 
   static void scale_backward(const T* dy, const T* x, Size size, const float* w, const float* s, const float* wp,
                              const float* position_max, const T* y, T* dz, float* dw, float* ds, float* ties) {
     const int64_t C = size.C, positions = size.positions();
-    Scratch scratch(3 * padded(C) + 3 * positions);
+    Scratch scratch(7 * padded(C) + 2 * positions);
     const float* ones = nullptr;
     if (!s) {
       float* values = scratch.take(positions);
@@ -259,7 +247,7 @@ struct ChannelsLast {
                     ds ? ds : scratch.take(positions),
                     ties};
     std::fill_n(k.dw, padded(C), 0.f);
-    OutputRows<T> dz_rows(y ? dz : nullptr, C, y ? positions : 0, false);
+    const OutputRows<T> dz_rows(dz, C, false, scratch);
     with_bool(y != nullptr, [&](auto relu) {
       with_bool(ties != nullptr, [&](auto count) {
         for_positions(0, positions, [&](const auto& group) { k.template add<decltype(relu)::value, decltype(count)::value>(group, dz_rows); });
@@ -312,7 +300,7 @@ struct ChannelsLast {
     const int64_t C = size.C, positions = size.positions(), width = padded(C);
     const bool spatial = position_max != nullptr;
     const bool neighbors = spatial && filters && dneighbors;
-    Scratch scratch(15 * width + 3 * positions);
+    Scratch scratch(19 * width + 3 * positions);
     float* ones = nullptr;
     if (!s) {
       ones = scratch.take(positions);
@@ -337,7 +325,7 @@ struct ChannelsLast {
     for (int64_t tap = 0; neighbors && tap < 9; ++tap) {
       k.filters[tap] = to_lanes<T>(filters + tap * C, C, 0.f, 0.f, scratch);
     }
-    OutputRows<T> dx_rows(dx, C, positions, stream);
+    const OutputRows<T> dx_rows(dx, C, stream, scratch);
     with_bool(channel_max && dchannel_max, [&](auto maximum) {
       if (!spatial) {
         const auto plain = [&](const auto& group) { k.template write<0, false, decltype(maximum)::value>(group, nullptr, dx_rows); };
@@ -351,13 +339,27 @@ struct ChannelsLast {
       };
       for_cells(size, cell, plain);
     });
+    if (stream) finish_streams();
   }
 
  private:
+  // While the block at channel c of four positions is read, asks for as much memory, kAhead bytes further on.
+  template <bool kCell, size_t N>
+  static void prefetch_ahead(const T* const (&x)[N], int64_t c) {
+    constexpr int64_t kAhead = 2048, kBytes = kBlock * sizeof(T);
+    if constexpr (N == 4 && kCell) {
+      prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[0] + 2 * c) + kAhead);
+      prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[2] + 2 * c) + kAhead);
+    } else if constexpr (N == 4) {
+      prefetch<4 * kBytes>(reinterpret_cast<const char*>(x[0] + 4 * c) + kAhead);
+    }
+  }
+
   // Adds N rows to the sums and maxima of their columns.
   template <int N>
   static void add_rows(const T* x, int64_t width, float* sum, float* largest) {
     for (int64_t c = 0; c < width; c += kBlock) {
+      prefetch<N * kBlock * sizeof(T)>(x + N * (width + c));
       Pair total = load_block(x + c), most = total;
 #pragma GCC unroll 8
       for (int n = 1; n < N; ++n) {
@@ -387,6 +389,34 @@ struct ChannelsLast {
     }
   }
 
+  template <bool kShortcut, bool kRelu, size_t N>
+  static void scale_rows(const Rows<T>& x_rows, int64_t C, const float* weights, const float* s,
+                         const Rows<T>& shortcut_rows, const OutputRows<T>& y_rows,
+                         const std::array<int64_t, N>& positions) {
+    const T *x[N], *shortcut[N];
+    T* y[N];
+    Vec weight[N];
+    for (size_t n = 0; n < N; ++n) {
+      x[n] = x_rows(positions[n]);
+      shortcut[n] = shortcut_rows(positions[n]);
+      y[n] = y_rows.row(n, positions[n]);
+      weight[n] = Vec(s ? s[positions[n]] : 1.f);
+    }
+    for (int64_t c = 0; c < C; c += kBlock) {
+      prefetch_ahead<false>(x, c);
+      if constexpr (kShortcut) prefetch_ahead<false>(shortcut, c);
+      const Pair weight_c = load_block(weights + c);
+#pragma GCC unroll 4
+      for (size_t n = 0; n < N; ++n) {
+        const Pair factor = weight_c * weight[n], x_c = load_block(x[n] + c);
+        Pair value = kShortcut ? fmadd(factor, x_c, load_block(shortcut[n] + c)) : factor * x_c;
+        if constexpr (kRelu) value = larger(value, Pair(0.f));
+        store_block(y[n] + c, value);
+      }
+    }
+    y_rows.finish(positions);
+  }
+
   // The mean and maximum over channels at N positions and, for a cell of four, the sum of the four.
   template <bool kPool, size_t N>
   static void reduce_channels(const Rows<T>& rows, int64_t C, const float* weights,
@@ -399,6 +429,7 @@ struct ChannelsLast {
       most[n] = Vec(-kInfinity);
     }
     const auto block = [&](int64_t c, auto tail, const Pair& mask) __attribute__((always_inline)) {
+      prefetch_ahead<kPool>(x, c);
       const Pair weight = load_block(weights + c);
       Pair pooled(0.f);
 #pragma GCC unroll 4
@@ -421,8 +452,9 @@ struct ChannelsLast {
     float totals[N], maxima_[N];
     sums(total, totals);
     maxima(most, maxima_);
+    const float share = 1.f / static_cast<float>(C);
     for (size_t n = 0; n < N; ++n) {
-      mean[positions[n]] = totals[n] / static_cast<float>(C);
+      mean[positions[n]] = totals[n] * share;
       max[positions[n]] = maxima_[n];
     }
   }
@@ -435,19 +467,25 @@ struct ChannelsLast {
     float *dw, *ds, *ties;
 
     template <bool kRelu, bool kTies, size_t N>
-    void add(const std::array<int64_t, N>& positions, OutputRows<T>& dz_rows) const {
+    void add(const std::array<int64_t, N>& positions, const OutputRows<T>& dz_rows) const {
+      // Copies, which a store to memory cannot change in the compiler's eyes.
+      const float *const w = this->w, *const wp = this->wp;
+      float* const dw = this->dw;
+      const int64_t C = this->C;
       const T *dy[N], *x[N], *y[N];
       T* dz[N];
       Vec scale[N], most[N], total[N], equal[N];
       for (size_t n = 0; n < N; ++n) {
         dy[n] = dy_rows(positions[n]);
         x[n] = x_rows(positions[n]);
-        if constexpr (kRelu) y[n] = y_rows(positions[n]), dz[n] = dz_rows(positions[n]);
+        if constexpr (kRelu) y[n] = y_rows(positions[n]), dz[n] = dz_rows.row(n, positions[n]);
         scale[n] = Vec(s[positions[n]]);
         if constexpr (kTies) most[n] = Vec(position_max[positions[n]]);
         total[n] = equal[n] = Vec(0.f);
       }
       const auto block = [&](int64_t c, auto tail) __attribute__((always_inline)) {
+        prefetch_ahead<false>(dy, c);
+        prefetch_ahead<false>(x, c);
         const Pair w_c = load_block(w + c), wp_c = load_block(wp + c);
         Pair dw_c(0.f);
 #pragma GCC unroll 4
@@ -455,7 +493,7 @@ struct ChannelsLast {
           Pair gradient = load_block(dy[n] + c);
           if constexpr (kRelu) {
             gradient = where_positive(load_block(y[n] + c), gradient);
-            dz_rows.store(dz[n], c, gradient);
+            store_block(dz[n] + c, gradient);
           }
           const Pair x_c = load_block(x[n] + c);
           Pair product = gradient * x_c;
@@ -472,6 +510,7 @@ struct ChannelsLast {
       int64_t c = 0;
       for (; c + kBlock <= C; c += kBlock) block(c, std::false_type());
       if (c < C) block(c, std::true_type());
+      if constexpr (kRelu) dz_rows.finish(positions);
       float values[N];
       sums(total, values);
       for (size_t n = 0; n < N; ++n) ds[positions[n]] = values[n];
@@ -511,6 +550,9 @@ struct ChannelsLast {
 
     template <int kTaps, bool kSpatial, bool kTies, size_t N>
     void add(const std::array<int64_t, N>& positions, const Taps* taps) const {
+      const float *const wp = this->wp, *const channel_max = this->channel_max;
+      float *const dwp = this->dwp, *const ties = this->ties;
+      const int64_t C = this->C;
       const T* x[N];
       Vec maximum[N], other[N], most[N], outer[kTaps + 1];
       float* filter[kTaps + 1];
@@ -527,6 +569,7 @@ struct ChannelsLast {
         filter[k] = dfilters + taps->tap[k] * padded(C);
       }
       for (int64_t c = 0; c < C; c += kBlock) {
+        prefetch_ahead<(kTaps > 0)>(x, c);
         const Pair wp_c = load_block(wp + c), channel_max_c = load_block(channel_max + c);
         Pair dwp_c(0.f), cell(0.f), equal(0.f);
 #pragma GCC unroll 4
@@ -576,7 +619,10 @@ struct ChannelsLast {
     const float* filters[9];
 
     template <int kTaps, bool kSpatial, bool kMaximum, size_t N>
-    void write(const std::array<int64_t, N>& positions, const Taps* taps, OutputRows<T>& dx_rows) const {
+    void write(const std::array<int64_t, N>& positions, const Taps* taps, const OutputRows<T>& dx_rows) const {
+      const float *const w = this->w, *const wp = this->wp, *const dchannel_mean = this->dchannel_mean,
+                  *const dchannel_max = this->dchannel_max, *const channel_max = this->channel_max;
+      const int64_t C = this->C;
       const T *x[N], *dz[N];
       T* dx[N];
       Vec scale[N], maximum[N], other[N], most[N], outer[kTaps + 1];
@@ -584,7 +630,7 @@ struct ChannelsLast {
       for (size_t n = 0; n < N; ++n) {
         x[n] = x_rows(positions[n]);
         dz[n] = dz_rows(positions[n] * dz_step);
-        dx[n] = dx_rows(positions[n]);
+        dx[n] = dx_rows.row(n, positions[n]);
         scale[n] = Vec(s[positions[n]]);
         if constexpr (kSpatial) {
           maximum[n] = Vec(gradient.maximum[positions[n]]);
@@ -597,6 +643,8 @@ struct ChannelsLast {
         filter[k] = filters[taps->tap[k]];
       }
       for (int64_t c = 0; c < C; c += kBlock) {
+        prefetch_ahead<(kTaps > 0)>(dz, c);
+        prefetch_ahead<(kTaps > 0)>(x, c);
         const Pair w_c = load_block(w + c), wp_c = load_block(wp + c);
         // What all positions share: of the channel's mean and, through the cell, of the neighbours.
         Pair shared = load_block(dchannel_mean + c);
@@ -618,9 +666,10 @@ struct ChannelsLast {
               value = add_where_equal(value, x_c, load_block(channel_max + c), load_block(dchannel_max + c));
             }
           }
-          dx_rows.store(dx[n], c, value);
+          store_block(dx[n] + c, value);
         }
       }
+      dx_rows.finish(positions);
     }
   };
 };

@@ -1,0 +1,81 @@
+"""accelerate: let the attentions that a network of timm's or torchvision's has already run on the kernels."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from csham.errors import UserError
+
+__all__ = ["AcceleratedModule", "accelerate"]
+
+
+@dataclass(frozen=True)
+class AcceleratedModule:
+    """An attention of a network that runs on the kernels now.
+
+    Attributes:
+        name: The module's name in the network.
+        attention: The attention's name, as in ``csham list attentions``.
+    """
+
+    name: str
+    attention: str
+
+
+def accelerate(model: nn.Module) -> list[AcceleratedModule]:
+    """Let the attentions that a network has already run on csham's kernels, in place.
+
+    These are timm's squeeze-and-excitation modules (those of its EfficientNets, MobileNets and SENets too), effective SE,
+    ECA with its variants and CBAM, and torchvision's ``SqueezeExcitation``. Each becomes, in the same object, a subclass
+    that computes the same with fewer passes over its map, forward and backward, and keeps less for the backward pass.
+    Parameters, hooks, mode, device and ``state_dict`` keys stay as they are; subclasses of theirs that are not known
+    here, and modules whose ``forward`` somebody replaced, are left alone. Outputs and gradients differ by rounding. Where
+    no kernels run (``CSHAM_KERNELS=reference``, other types and devices, while a graph is exported) everything is theirs.
+
+    Wrapping in DDP may come before or after, torch.compile only after. A network that is pickled whole needs csham to be
+    loaded; a ``state_dict`` does not. Gradients of gradients need ``CSHAM_KERNELS=reference``, and so does
+    torch.jit.script a network without this call: it reads the classes' code.
+
+    Args:
+        model: Any network, or a single attention.
+
+    Returns:
+        What runs on the kernels from now on, in the order of the network's modules; nothing that did before.
+
+    Raises:
+        UserError: The network is scripted or compiled.
+
+    Example:
+        >>> import csham, timm
+        >>> model = timm.create_model("mobilenetv3_small_100")
+        >>> [module.name for module in csham.accelerate(model)][:2]
+        ['blocks.0.0.se', 'blocks.1.0.se']
+    """
+    _check_model(model)
+    from csham.layers.accelerated import accelerate_layer  # noqa: PLC0415  timm takes seconds to import
+
+    changed = {name: accelerate_layer(module) for name, module in model.named_modules()}
+    # A part is not told beside its whole.
+    wholes = [name for name, attention in changed.items() if attention is not None]
+    return [
+        AcceleratedModule(name, attention)
+        for name, attention in changed.items()
+        if attention is not None and name.rpartition(".")[0] not in wholes
+    ]
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"accelerate: expected a network, an nn.Module, got {type(model).__name__}.")
+    # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    for name, module in model.named_modules():
+        what = name or "this network"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(f"accelerate: {what} is scripted and cannot be changed.")
+        if module._compiled_call_impl is not None or (compiler and isinstance(module, compiler.OptimizedModule)):
+            raise UserError(f"accelerate: {what} is compiled already. Accelerate, then compile.")
