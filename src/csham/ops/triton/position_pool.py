@@ -41,7 +41,7 @@ def position_pool_backward(
     position_w: Tensor | None,
     grad_mean: Tensor,
     grad_max: Tensor,
-    max: Tensor,  # noqa: A002
+    max: Tensor,
     ties: Tensor,
     grad_neighbors: Tensor | None,
     neighbor_weight: Tensor | None,
