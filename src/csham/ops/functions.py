@@ -1,11 +1,12 @@
 """The operators of :mod:`csham.ops.library` with their gradients.
 
 A pooling reads ``x`` for its statistics, and a scaling multiplies ``x`` by what was made of them. Separately, each
-would write a gradient the size of ``x``, and autograd would add them up. Here the scaling's backward pass computes the small
-gradients only (of ``w``, ``s`` and the shortcut) and leaves a note for the pooling's, which then writes the gradient of
-``x`` in one go. The note travels as the gradients of the pooling's ``carry`` outputs, which ``scale`` takes and whose
-values nobody reads: ``carry_z`` brings the gradient of ``w s x``, ``carry_w`` and ``carry_s`` the weights of the
-scaling, ``carry_ties`` how many channels share each position's maximum. So ``carry`` must go to one scaling of the same ``x``.
+would write a gradient the size of ``x``, and autograd would add them up. Here the scaling's backward pass computes
+the small gradients only (of ``w``, ``s`` and the shortcut) and leaves a note for the pooling's, which then writes the
+gradient of ``x`` in one go. The note travels as the gradients of the pooling's ``carry`` outputs, which ``scale``
+takes and whose values nobody reads: ``carry_z`` brings the gradient of ``w s x``, ``carry_w`` and ``carry_s`` the
+weights of the scaling, ``carry_ties`` how many channels share each position's maximum. So ``carry`` must go to one
+scaling of the same ``x``.
 
 In eager mode the functions run as ``autograd.Function``, which costs less a call; under torch.compile as operators.
 """
