@@ -23,8 +23,12 @@ TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-3}
 
 
 def check(case, kernels="cpu"):
-    found = differences(run(case, kernels), run(case, "reference", torch.float64))
+    exact = run(case, "reference", torch.float64)
+    found = differences(run(case, kernels), exact)
     wrong = {name: worst for name, worst in found.items() if not worst <= TOLERANCE[case.dtype]}
+    if wrong and case.dtype == torch.float32:  # sums that cancel, which float32 cannot do better
+        usual = differences(run(case, "reference"), exact)
+        wrong = {name: (worst, usual[name]) for name, worst in wrong.items() if worst > 4 * usual[name]}
     assert not wrong, f"{case}: {wrong}"
 
 

@@ -183,7 +183,7 @@ def _spatial_gate_backward(
         torch.empty_like(mean),
         torch.empty_like(mean),
         _like(mean, neighbors),
-        torch.empty_like(weight),
+        _like(mean, weight),
         _small(mean, 4),
     )
 
@@ -195,7 +195,7 @@ def _positions(x: Tensor, neighbor_weight: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _like(x: Tensor, other: Tensor | None) -> Tensor:
-    return _small(x, 0) if other is None else torch.empty_like(other)
+    return _small(x, 0) if other is None else _small(x, *other.shape)
 
 
 _FAKES: dict[str, Callable[..., Any]] = {name: globals()[f"_{name}"] for name in SCHEMAS}
