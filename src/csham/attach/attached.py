@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from csham import ops
 from csham.attach.transfer import ChannelWeightTransfer
-from csham.layers.cbam import CBAM
-from csham.layers.hybrid import CSHAM, connect
+from csham.layers.hybrid import connect
 from csham.layers.recording import has_hooks
 
 __all__ = ["Attached", "attend", "attends"]
@@ -89,7 +88,7 @@ class Attached(nn.Module):
             return y
         if self.part == "spatial":
             return attention.attend(x, weights, shortcut)
-        if isinstance(attention, (CSHAM, CBAM)):
+        if hasattr(attention, "channel") and hasattr(attention, "spatial"):
             return attention.attend(x, "sequential" if self.part == "whole" else self.part, shortcut)
         return attention.attend(x, shortcut)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from csham.attach.epilogue import End, Epilogue, can_fuse
+from csham.attach.epilogue import End, Epilogue, can_bypass, can_fuse, can_open
 from csham.attach.forward_graph import ForwardGraph, forward_graph
 from csham.attach.values import ADDITIONS, Trace
 
@@ -66,8 +66,8 @@ def _epilogue(
     block = model.get_submodule(name)
     prefix = f"{name}." if name else ""
     opened = sorted({path for host in hosts for path in _above(host.removeprefix(prefix))})
-    modules = [block, *(block.get_submodule(path) for path in opened)]
-    if not all(map(can_fuse, modules)) or any(map(_has_hooks, modules[1:])):
+    inside = [block.get_submodule(path) for path in opened]
+    if not all(map(can_fuse, [block, *inside])) or not all(map(can_open, inside)):
         return None
     if any(prefix + path in attached for path in opened):
         return None
@@ -85,12 +85,6 @@ def _epilogue(
 def _above(path: str) -> list[str]:
     parts = path.split(".")
     return [".".join(parts[:depth]) for depth in range(1, len(parts))]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _calls_agree(model: nn.Module, trace: Trace, block: str, opened: Sequence[str], graph: Graph) -> bool:
@@ -149,6 +143,9 @@ def _fuse_end(block: nn.Module, graph: Graph, host: str, attached: str, points: 
         str(activated.target) if activated.op == "call_module" else None,
         tuple(str(node.target) for node in identities),
     )
+    bypassed = {end.activation, *end.identities}
+    if not can_open(block.get_submodule(host)) or not can_bypass(block, end) or not bypassed.isdisjoint(points):
+        return None
     _rewrite(graph, calls[0], total, activated, shortcut, end)
     return end
 

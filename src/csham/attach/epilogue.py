@@ -20,7 +20,7 @@ from csham.attach.attached import attends
 from csham.attach.forward_graph import Setting
 from csham.attach.transfer import ChannelWeightTransfer
 
-__all__ = ["End", "Epilogue", "can_fuse", "fuse_block", "is_fused", "unfuse_block"]
+__all__ = ["End", "Epilogue", "can_bypass", "can_fuse", "can_open", "fuse_block", "is_fused", "unfuse_block"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Epilogue:
         try:
             return (
                 all(_is_set(_below(block, path), name, value) for path, name, value in self.settings)
-                and all(_may_be_opened(_below(block, path)) for path in self.opened)
+                and all(can_open(_below(block, path)) for path in self.opened)
                 and all(_is_whole(block, end) for end in self.ends)
             )
         except (AttributeError, KeyError):  # something is gone
@@ -76,6 +76,18 @@ def can_fuse(module: nn.Module) -> bool:
     custom = ("__reduce__", "__reduce_ex__", "__deepcopy__", "__init_subclass__")
     peculiar = any(name in vars(base) for base in kind.__mro__[:-1] for name in custom)
     return not (peculiar or "forward" in vars(module))
+
+
+def can_open(module: nn.Module) -> bool:
+    """Whether nothing but a module's forward happens when it is called."""
+    return not (_is_watched(module) or _attends(module) or "forward" in vars(module))
+
+
+def can_bypass(block: nn.Module, end: End) -> bool:
+    """Whether the activation and the identities of an end may be left uncalled."""
+    if end.activation is not None and not _is_plain(_below(block, end.activation), nn.ReLU):
+        return False
+    return all(_is_plain(_below(block, path), nn.Identity) for path in end.identities)
 
 
 def fuse_block(block: nn.Module, epilogue: Epilogue) -> None:
@@ -133,35 +145,30 @@ def _is_set(module: nn.Module, name: str, value: Any) -> bool:
 
 
 def _is_whole(block: nn.Module, end: End) -> bool:
-    """Whether nobody looks at what lies between the host and the sum's activation, and all is still there."""
+    """Whether all of an end is still there, and nobody looks at what lies between the host and the activation."""
     host, attached = _below(block, end.host), _below(block, end.attached)
     return (
-        len(host._forward_hooks) == 1
-        and attends(next(iter(host._forward_hooks.values())))
+        _attends(host)
         and not _is_watched(host)
         and not (attached._forward_hooks or attached._backward_hooks)
-        and (end.activation is None or _is_plain(_below(block, end.activation), nn.ReLU))
-        and all(_is_plain(_below(block, path), nn.Identity) for path in end.identities)
+        and can_bypass(block, end)
     )
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return type(module) is kind and not module._forward_hooks and not _is_watched(module)
+    return type(module) is kind and can_open(module)
 
 
-def _may_be_opened(module: nn.Module) -> bool:
-    # The transfer's hooks are there for calls of this module alone, by activation checkpointing.
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    if any(not ChannelWeightTransfer.owns(hook) for some in hooks for hook in some.values()):
-        return False
-    return not (module._backward_hooks or module._backward_pre_hooks or module._compiled_call_impl)
+def _attends(module: nn.Module) -> bool:
+    return any(attends(hook) for hook in module._forward_hooks.values())
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of a module is more than its forward and its forward hooks."""
-    return bool(
-        module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks or module._compiled_call_impl
-    )
+    """Whether a call of a module is more than its forward, its attention and the lending of weights around it."""
+    # The transfer's hooks are there for calls of this module alone, by activation checkpointing.
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    strange = any(not (attends(h) or ChannelWeightTransfer.owns(h)) for some in hooks for h in some.values())
+    return bool(strange or module._backward_hooks or module._backward_pre_hooks or module._compiled_call_impl)
 
 
 def _below(block: nn.Module, path: str) -> Any:

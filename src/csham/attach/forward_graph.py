@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ def forward_graph(module: nn.Module, opened: Sequence[str], *, training: bool) -
     before = [dict(vars(twin)) for twin in twins.values()]
     reads.clear()
     try:
-        with _in_mode(module, training), _without_randomness():
+        with _in_mode([*module.modules(), *twins.values()], training), _without_randomness():
             graph = _Tracer(twins.values()).trace(twins[""])
     except Exception:  # whatever a stranger's forward does with a stand-in for a tensor
         return None
@@ -92,35 +93,34 @@ def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
+def _in_mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    modes = [(module, module.training) for module in modules]
     try:
-        for m, _ in modes:
-            m.training = training
+        for module in modules:
+            module.training = training
         with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=not training, cache_enabled=False):
             yield
     finally:
-        for m, mode in modes:
-            m.training = mode
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager
 def _without_randomness() -> Iterator[None]:
     """Refuse what draws random numbers: a forward that rolls dice is not the same the next time."""
-    before = random.getstate(), torch.get_rng_state()
+    python, ours = random.getstate(), torch.get_rng_state()
     numpy = sys.modules.get("numpy.random")
-    drawn = numpy.get_state() if numpy is not None else None
+    theirs = numpy.get_state() if numpy is not None else None
     try:
         yield
-        if random.getstate() != before[0] or not torch.equal(torch.get_rng_state(), before[1]):
-            raise RuntimeError("random numbers were drawn")
-        if numpy is not None and str(numpy.get_state()) != str(drawn):
+        same = random.getstate() == python and torch.equal(torch.get_rng_state(), ours)
+        if not same or (numpy is not None and pickle.dumps(numpy.get_state()) != pickle.dumps(theirs)):
             raise RuntimeError("random numbers were drawn")
     finally:
-        random.setstate(before[0])
-        torch.set_rng_state(before[1])
+        random.setstate(python)
+        torch.set_rng_state(ours)
         if numpy is not None:
-            numpy.set_state(drawn)
+            numpy.set_state(theirs)
 
 
 class _Proxy(Proxy):
