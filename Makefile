@@ -5,7 +5,7 @@ READY := .venv/ready
 # Test processes side by side.
 WORKERS ?= auto
 
-.PHONY: demo test test-quick test-networks lint bench setup clean
+.PHONY: demo test test-quick test-networks sanitize lint bench setup clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ test-networks: $(READY)
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+# The CPU kernels built anew with AddressSanitizer and UndefinedBehaviorSanitizer, and their tests under both.
+sanitize: $(READY)
+	scripts/sanitize
 
 lint: $(READY)
 	$(BIN)/ruff check .

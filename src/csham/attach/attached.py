@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,13 @@ from torch import Tensor, nn
 
 from csham import ops
 from csham.attach.transfer import ChannelWeightTransfer
+from csham.layers.hybrid import connect
+from csham.layers.recording import has_hooks
 
-__all__ = ["Attached"]
+__all__ = ["Attached", "attend", "attends"]
+
+# Where the parts are connected otherwise than by the attention's authors.
+_CONNECTED = ("reversed", "parallel", "reapply")
 
 
 class Attached(nn.Module):
@@ -51,30 +57,69 @@ class Attached(nn.Module):
         self.on_borrowed: Callable[[Tensor], None] | None = None
         self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend to ``x``, (B, C, H, W)."""
-        y = self._attend(x)
-        if self.gate is None:
-            return y
-        gate = self.gate.to(x.dtype)
-        return (1 - gate) * y + gate * x
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, inplace: bool = False) -> Tensor:
+        """Attend to ``x``, (B, C, H, W); with a shortcut return ``relu(y + shortcut)``, the end of a residual block.
 
-    def _attend(self, x: Tensor) -> Tensor:
-        if self.borrows is not None:
-            weights = self.borrows.borrow(self.name, str(self.lender))
-            if self.on_borrowed is not None:
-                self.on_borrowed(weights)
+        Args:
+            x: The feature map.
+            shortcut: What a block adds to it; as in the block itself, of any shape and type that can be added.
+            inplace: Whether the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
+        """
+        # The kernels add a shortcut that is like the map; torch adds any other.
+        fused = shortcut is not None and (shortcut.shape, shortcut.dtype) == (x.shape, x.dtype) and self.gate is None
+        y = self._attend(x, shortcut if fused else None)
+        if self.gate is not None:
+            gate = self.gate.to(x.dtype)
+            y = (1 - gate) * y + gate * x
+        return y if fused or shortcut is None else self._finish(y, shortcut, inplace)
+
+    def _finish(self, y: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
+        total = y.add_(shortcut) if inplace else y + shortcut
+        return total.relu_()
+
+    def _attend(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        weights = self._borrow()
+        attention: Any = self.attention
+        if not hasattr(attention, "attend") or has_hooks(attention):
+            return ops.finish(self._attend_by_parts(x, weights), shortcut)
+        if self.part == "channel":
+            y, weights = attention.attend(x, shortcut)
+            self._lend(weights)
+            return y
+        if self.part == "spatial":
+            return attention.attend(x, weights, shortcut)
+        if hasattr(attention, "channel") and hasattr(attention, "spatial"):
+            return attention.attend(x, "sequential" if self.part == "whole" else self.part, shortcut)
+        return attention.attend(x, shortcut)
+
+    def _attend_by_parts(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Attend with a layer that can do one thing at a time."""
+        attention: Any = self.attention
+        if weights is not None:
             x = ops.scale(x, weights)
         if self.lends is not None:
-            weights = self.attention.weights(x)  # type: ignore[operator]
-            self.lends.lend(weights)
+            weights = attention.weights(x)
+            self._lend(weights)
             return ops.scale(x, weights)
-        connect = _CONNECTIONS.get(self.part)
-        return self.attention(x) if connect is None else connect(x, *_parts(self.attention))
+        if self.part in _CONNECTED:
+            return connect(x, attention.channel, attention.spatial, self.part)
+        return attention(x)
+
+    def _borrow(self) -> Tensor | None:
+        if self.borrows is None:
+            return None
+        weights = self.borrows.borrow(self.name, str(self.lender))
+        if self.on_borrowed is not None:
+            self.on_borrowed(weights)
+        return weights
+
+    def _lend(self, weights: Tensor) -> None:
+        if self.lends is not None:
+            self.lends.lend(weights)
 
     def extra_repr(self) -> str:
         """Say what the children do not show."""
-        roles = [self.part] if self.part in _CONNECTIONS else []
+        roles = [self.part] if self.part in _CONNECTED else []
         roles += ["gated"] if self.gate is not None else []
         roles += ["lends its channel weights"] if self.lends is not None else []
         roles += [f"applies the channel weights of {self.lender} first"] if self.borrows is not None else []
@@ -86,24 +131,12 @@ class Attached(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-# The ways to connect two parts that differ from how an attention's authors do: a map, channel part, spatial part.
+def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
+    # The module is looked up, not bound, so that a deep copy of the network uses its own.
+    return host.get_submodule(path)(output)
 
 
-def _reversed(x: Tensor, channel: Any, spatial: Any) -> Tensor:
-    return channel(spatial(x))
-
-
-def _parallel(x: Tensor, channel: Any, spatial: Any) -> Tensor:
-    return ops.scale(ops.scale(x, channel.weights(x)), spatial.weights(x))
-
-
-def _reapply(x: Tensor, channel: Any, spatial: Any) -> Tensor:
-    weights = channel.weights(x)
-    return ops.scale(spatial(ops.scale(x, weights)), weights)
-
-
-_CONNECTIONS = {"reversed": _reversed, "parallel": _parallel, "reapply": _reapply}
-
-
-def _parts(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
-    return attention.get_submodule("channel"), attention.get_submodule("spatial")
+def attends(hook: Any) -> bool:
+    """Whether a hook is :func:`attend`."""
+    return isinstance(hook, partial) and hook.func is attend

@@ -10,10 +10,12 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from csham.attach.attached import Attached
+from csham.attach.attached import Attached, attend, attends
 from csham.attach.checks import check_position, check_strategy
+from csham.attach.endings import find_epilogues
+from csham.attach.epilogue import Epilogue, fuse_block, unfuse_block
 from csham.attach.points import PointChoice, common_path, find_points, in_stages
 from csham.attach.strategies import Step, plan
 from csham.attach.trace import CONTAINERS, trace
@@ -41,6 +43,7 @@ class AttachedPoint:
             ``"parallel"``, ``"reapply"``.
         weights_from: Name of the point whose channel weights are applied first, or None.
         params: Parameters that the point adds.
+        fused: Whether the attention also adds the block's shortcut and activates the sum, all in one call.
     """
 
     name: str
@@ -50,6 +53,7 @@ class AttachedPoint:
     part: str
     weights_from: str | None
     params: int
+    fused: bool
 
 
 def attach(
@@ -63,6 +67,7 @@ def attach(
     stages: Iterable[int] | int | None = None,
     gated: bool = False,
     input_size: tuple[int, int, int] | None = None,
+    fuse: bool = True,
     dry_run: bool = False,
     **settings: Any,
 ) -> list[AttachedPoint]:
@@ -84,6 +89,8 @@ def attach(
             with the same number of channels.
         gated: Give every point a learnable gate, so that the output is unchanged until training lets attention in.
         input_size: (C, H, W) of the network's images, where the common sizes do not fit.
+        fuse: Where a block ends with ``relu(branch + shortcut)``, let the attention compute that end in one call. The
+            network computes the same without.
         dry_run: Only list the points.
         **settings: What the attention takes, such as ``kernel_size`` or ``act`` of CSHAM.
 
@@ -106,12 +113,19 @@ def attach(
     chosen = in_stages(find_points(model, run, position, points), stages)
     steps = plan(chosen, strategy, period)
     transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
+    names = [step.point.name for step in steps]
+    places = {name: _place(model.get_submodule(name)) for name in names if fuse}
+    epilogues = find_epilogues(model, run, places)
     if dry_run:  # without memory, and without drawing random numbers
         settings = {**settings, "device": torch.device("meta")}
     built = [_build(model, step, attention, transfers.get(step.point.stage), gated, settings) for step in steps]
     if not dry_run:
-        _install(model, run, steps, built, transfers)
-    return [_report(step, attention, attached) for step, attached in zip(steps, built, strict=True)]
+        epilogues = _install(model, run, steps, built, transfers, epilogues)
+    fused = {f"{block}.{end.host}".lstrip(".") for block, epilogue in epilogues.items() for end in epilogue.ends}
+    return [
+        _report(step, attention, attached, step.point.name in fused)
+        for step, attached in zip(steps, built, strict=True)
+    ]
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -124,12 +138,13 @@ def detach(model: nn.Module) -> nn.Module:
         The same network, with the modules and hooks of the plain one.
     """
     for module in list(model.modules()):
+        unfuse_block(module)
         for name, child in list(module.named_children()):
             if isinstance(child, Attached):
                 delattr(module, name)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for number, hook in list(hooks.items()):
-                if _owns(hook) or ChannelWeightTransfer.owns(hook):
+                if attends(hook) or ChannelWeightTransfer.owns(hook):
                     del hooks[number]
                     module._forward_hooks_always_called.pop(number, None)
     return model
@@ -138,10 +153,6 @@ def detach(model: nn.Module) -> nn.Module:
 def attached_modules(model: nn.Module) -> list[Attached]:
     """Return the attached attentions of a network, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, Attached)]
-
-
-def _owns(hook: Any) -> bool:
-    return isinstance(hook, partial) and hook.func is _attend
 
 
 def _check_model(model: nn.Module) -> None:
@@ -164,7 +175,7 @@ def _check_model(model: nn.Module) -> None:
         raise UserError("attach: DistributedDataParallel would not see the new parameters. Attach, then wrap.")
 
 
-def _report(step: Step, attention: str, attached: Attached) -> AttachedPoint:
+def _report(step: Step, attention: str, attached: Attached, fused: bool) -> AttachedPoint:
     return AttachedPoint(
         name=step.point.name,
         channels=step.point.channels,
@@ -173,6 +184,7 @@ def _report(step: Step, attention: str, attached: Attached) -> AttachedPoint:
         part=step.part,
         weights_from=step.weights_from,
         params=sum(p.numel() for p in attached.parameters()),
+        fused=fused,
     )
 
 
@@ -211,21 +223,41 @@ def _install(
     steps: Sequence[Step],
     built: Sequence[Attached],
     transfers: dict[int, ChannelWeightTransfer],
-) -> None:
-    """Change the network, and see that it runs; if anything goes wrong it is what it was before."""
+    epilogues: dict[str, Epilogue],
+) -> dict[str, Epilogue]:
+    """Change the network, and see that it runs; if anything goes wrong it is what it was before.
+
+    Returns:
+        The epilogues that it has.
+    """
     try:
         for step, attached in zip(steps, built, strict=True):
             host = model.get_submodule(step.point.name)
             path = _place(host)
             host.get_submodule(path.rpartition(".")[0]).add_module(path.rpartition(".")[2], attached)
             # Before the hooks of others, which are to see what comes out.
-            host.register_forward_hook(partial(_attend, path), prepend=True)
+            host.register_forward_hook(partial(attend, path), prepend=True)
         for stage, transfer in transfers.items():
             _surround(model, run, [s.point.name for s in steps if s.point.stage == stage], transfer)
-        _check_runs(model, built, run.values[0].shape[1:])
+        sides = _check_runs(model, built, run.values[0].shape[1:])
+        return _fuse(model, epilogues, sides)
     except BaseException:
         detach(model)
         raise
+
+
+def _fuse(model: nn.Module, epilogues: dict[str, Epilogue], sides: Sequence[int]) -> dict[str, Epilogue]:
+    """Fuse all of the blocks; none if the network, which ran, would not run with them."""
+    for name, epilogue in epilogues.items():
+        fuse_block(model.get_submodule(name), epilogue)
+    try:
+        with evaluating(model):
+            model(blank_image(model, sides))
+    except Exception:  # to fuse is to compute the same in less time, and no reason to fail
+        for name in epilogues:
+            unfuse_block(model.get_submodule(name))
+        return {}
+    return epilogues
 
 
 def _place(host: nn.Module) -> str:
@@ -244,7 +276,7 @@ def _child_names() -> Iterator[str]:
     yield from (f"{_CHILD}_{number}" for number in count(2))
 
 
-def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]) -> None:
+def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]) -> Sequence[int]:
     # An attention may need larger maps than the last stages have at the small size that the points were found with.
     failures = []
     for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
@@ -265,6 +297,7 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
             f"attach: {strange[0]} ({type(model.get_submodule(strange[0])).__name__}) runs all its children one after "
             "another, and would run the attention among them. Choose modules inside it, or around it, with points=."
         )
+    return sides
 
 
 def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> list[str]:
@@ -285,11 +318,6 @@ def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Seq
         for handle in handles:
             handle.remove()
     return [name for name, surplus in runs.items() if surplus]
-
-
-def _attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    # The module is looked up, not bound, so that a deep copy of the network uses its own.
-    return host.get_submodule(path)(output)
 
 
 def _surround(model: nn.Module, run: Trace, names: Sequence[str], transfer: ChannelWeightTransfer) -> None:

@@ -21,7 +21,9 @@ PRECISIONS = ("fp32", "bf16")
 _NUMBERS = itertools.count()
 
 
-def forward_of(network: nn.Module, device: torch.device, precision: str, compiled: bool) -> Forward:
+def forward_of(
+    network: nn.Module, device: torch.device, precision: str, compiled: bool, *, fullgraph: bool = False
+) -> Forward:
     """Return the network as it is called at a precision, eager or compiled.
 
     Args:
@@ -29,6 +31,7 @@ def forward_of(network: nn.Module, device: torch.device, precision: str, compile
         device: Where it is.
         precision: ``"fp32"``, or ``"bf16"`` for autocast, as in training.
         compiled: Whether torch.compile is used, for one shape of input.
+        fullgraph: Whether a graph break is an error, at the first call.
     """
 
     def plain(images: Tensor) -> Tensor:
@@ -39,15 +42,15 @@ def forward_of(network: nn.Module, device: torch.device, precision: str, compile
             return network(images)
 
     forward = plain if precision == "fp32" else autocast
-    return _compile(forward) if compiled else forward
+    return _compile(forward, fullgraph) if compiled else forward
 
 
-def _compile(forward: Forward) -> Forward:
+def _compile(forward: Forward, fullgraph: bool) -> Forward:
     # torch.compile counts recompilations and checks its guards by code object: each network gets one of its own.
     assert isinstance(forward, FunctionType)
     code = forward.__code__.replace(co_name=f"forward_{next(_NUMBERS)}")
     own = FunctionType(code, forward.__globals__, code.co_name, None, forward.__closure__)
-    return torch.compile(own, dynamic=False)
+    return torch.compile(own, dynamic=False, fullgraph=fullgraph)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class Task:
         failed: Why it is not timed any more.
     """
 
-    def __init__(self, network: nn.Module, kind: str, way: Way, images: Tensor) -> None:
+    def __init__(self, network: nn.Module, kind: str, way: Way, images: Tensor, *, fullgraph: bool = False) -> None:
         precision, self.compiled = way
         self.images = images
         self.calls = 1
@@ -72,7 +72,7 @@ class Task:
         self.failed = ""
         self._network = network
         self._kind = kind
-        self._forward = forward_of(network, images.device, precision, self.compiled)
+        self._forward = forward_of(network, images.device, precision, self.compiled, fullgraph=fullgraph)
 
     def warm_up(self) -> None:
         """Compile, find the peak of memory, and learn how long a call takes."""

@@ -13,7 +13,7 @@ import torch
 from csham.errors import UserError
 from csham.training.config import TrainConfig
 
-__all__ = ["Choices", "choose", "choose_device", "missing_compiler"]
+__all__ = ["Choices", "choose", "choose_device", "cpu_multiplies_bf16", "missing_compiler"]
 
 # Compiling a ResNet-20 takes about a minute on two cores: worth it where many minutes of training follow.
 _IMAGES_WORTH_COMPILING = 150_000
@@ -86,12 +86,13 @@ def _precision(asked: str, kind: str) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has it"
         return "fp32", "the GPU has no bf16"
-    if kind == "cpu" and _cpu_multiplies_bf16():
+    if kind == "cpu" and cpu_multiplies_bf16():
         return "bf16", "the processor has it"
     return "fp32", "no fast bf16 here"
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions that multiply bf16."""
     # Without these instructions bf16 is emulated and about ten times slower than float32.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(check() for check in checks if check is not None)

@@ -57,7 +57,7 @@ def _load(sources: Path) -> Library:
         torch.ops.load_library(str(library.path))
     except OSError as err:
         raise Unavailable(
-            f"the CPU kernels were built and cannot be loaded: {err.__cause__ or err}. `csham doctor --rebuild`, or deleting "
-            f"{library.folder}, builds them anew."
+            f"the CPU kernels were built and cannot be loaded: {err.__cause__ or err}. `csham doctor --rebuild`, or "
+            f"deleting {library.folder}, builds them anew."
         ) from err
     return library

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "kernels.h"
 
@@ -37,23 +38,29 @@ Map map_of(const Tensor& x) {
   return {x.size(0), {x.size(1), x.size(2), x.size(3)}, !contiguous, x.scalar_type() == at::kBFloat16};
 }
 
-// A map that must look like x.
-const void* like(const Tensor& other, const Tensor& x) {
-  TORCH_CHECK(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type() &&
-                  other.is_contiguous(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast),
-              "csham: expected a map of the shape, type and memory format of x, ", x.sizes(), ", got ", other.sizes());
-  return other.const_data_ptr();
+// A map in the memory format of x. Eager code hands in nothing else; a compiler may lay the maps that it keeps otherwise.
+Tensor like(const Tensor& other, const Tensor& x) {
+  TORCH_CHECK(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type(),
+              "csham: expected a map of the shape and type of x, ", x.sizes(), " ", x.scalar_type(), ", got ",
+              other.sizes(), " ", other.scalar_type());
+  return other.contiguous(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast);
 }
 
-const void* like(const Optional& other, const Tensor& x) { return other ? like(*other, x) : nullptr; }
+Optional like(const Optional& other, const Tensor& x) { return other ? Optional(like(*other, x)) : Optional(); }
 
-const float* small(const Tensor& t, int64_t numel) {
-  TORCH_CHECK(t.scalar_type() == at::kFloat && t.is_contiguous() && t.numel() == numel, "csham: expected ", numel,
-              " contiguous float32 values, got ", t.sizes(), " of ", t.scalar_type());
-  return t.const_data_ptr<float>();
-}
+const void* data(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 
-const float* small(const Optional& t, int64_t numel) { return t ? small(*t, numel) : nullptr; }
+// Small operands as contiguous float32, kept as long as the operator runs.
+struct Operands {
+  const float* operator()(const Tensor& t, int64_t numel) {
+    TORCH_CHECK(t.scalar_type() == at::kFloat && t.numel() == numel, "csham: expected ", numel, " float32 values, got ",
+                t.sizes(), " of ", t.scalar_type());
+    kept.push_back(t.contiguous());
+    return kept.back().const_data_ptr<float>();
+  }
+  const float* operator()(const Optional& t, int64_t numel) { return t ? (*this)(*t, numel) : nullptr; }
+  std::vector<Tensor> kept;
+};
 
 Tensor empty(const Tensor& like, at::IntArrayRef shape) {
   return at::empty(shape, like.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
@@ -81,7 +88,7 @@ Carry carry(const Tensor& x) {
           zero(at::kFloat).expand({n.B, 1, n.H, n.W}), zero(at::kFloat).expand({n.B, 1, n.H, n.W})};
 }
 
-ChannelGate channel_gate(const Tensor& avg_weight, const Tensor& avg_bias, const Tensor& max_weight,
+ChannelGate channel_gate(Operands& small, const Tensor& avg_weight, const Tensor& avg_bias, const Tensor& max_weight,
                          const Tensor& max_bias, const Tensor& fuse_weight, const Tensor& fuse_bias, bool relu) {
   const int64_t k = avg_weight.numel();
   return {small(avg_weight, k),      small(avg_bias, 1),  small(max_weight, k), small(max_bias, 1),
@@ -98,11 +105,13 @@ auto channel_pool(const Tensor& x, bool maximum) {
 
 Tensor channel_pool_backward(const Optional& dz, const Tensor& x, const Optional& w, const Optional& s,
                              const Tensor& dmean, const Optional& dmax, const Optional& max) {
+  Operands small;
   const Sizes n(x);
   PoolBackward p{};
   const Map map = map_of(x);
   Tensor dx = at::empty_like(x);
-  p.dz = like(dz, x), p.x = x.const_data_ptr();
+  const Optional dz_like = like(dz, x);
+  p.dz = data(dz_like), p.x = x.const_data_ptr();
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.dchannel_mean = small(dmean, n.channels()), p.dchannel_max = small(dmax, n.channels());
   p.channel_max = small(max, n.channels());
@@ -112,6 +121,7 @@ Tensor channel_pool_backward(const Optional& dz, const Tensor& x, const Optional
 }
 
 auto position_pool(const Tensor& x, const Optional& w, const Optional& neighbor_weight) {
+  Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
   Tensor mean = empty(x, {n.B, 1, n.H, n.W}), max = empty(x, {n.B, 1, n.H, n.W});
@@ -122,7 +132,7 @@ auto position_pool(const Tensor& x, const Optional& w, const Optional& neighbor_
 }
 
 // What both backward operators say of the statistics over the channels.
-void set_positions(PoolBackward& p, const Sizes& n, const Optional& dmean, const Optional& dmax, const Optional& max,
+void set_positions(Operands& small, PoolBackward& p, const Sizes& n, const Optional& dmean, const Optional& dmax, const Optional& max,
                    const Optional& ties, const Optional& dneighbors, const Optional& neighbor_weight) {
   p.dmean = small(dmean, n.positions()), p.dmax = small(dmax, n.positions());
   p.position_max = small(max, n.positions()), p.ties = small(ties, n.positions());
@@ -133,14 +143,16 @@ std::tuple<Tensor, Tensor, Tensor> position_pool_backward(
     const Optional& dz, const Tensor& x, const Optional& w, const Optional& s, const Optional& position_w,
     const Tensor& dmean, const Tensor& dmax, const Tensor& max, const Tensor& ties, const Optional& dneighbors,
     const Optional& neighbor_weight) {
+  Operands small;
   const Sizes n(x);
   PoolBackward p{};
   const Map map = map_of(x);
   Tensor dx = at::empty_like(x), dw = position_w ? empty(x, {n.B, n.C}) : none(x);
   Tensor dfilters = neighbor_weight ? empty(x, neighbor_weight->sizes()) : none(x);
-  p.dz = like(dz, x), p.x = x.const_data_ptr();
+  const Optional dz_like = like(dz, x);
+  p.dz = data(dz_like), p.x = x.const_data_ptr();
   p.w = small(w, n.channels()), p.s = small(s, n.positions()), p.wp = small(position_w, n.channels());
-  set_positions(p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
+  set_positions(small, p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
   p.dx = dx.mutable_data_ptr(), p.dwp = data(dw), p.dfilters = data(dfilters);
   kernels().pool_backward(map, p);
   return {dx, dw, dfilters};
@@ -149,9 +161,10 @@ std::tuple<Tensor, Tensor, Tensor> position_pool_backward(
 auto hybrid_pool(const Tensor& x, const Tensor& avg_weight, const Tensor& avg_bias, const Tensor& max_weight,
                  const Tensor& max_bias, const Tensor& fuse_weight, const Tensor& fuse_bias, bool relu, bool positions,
                  bool weighted, const Optional& neighbor_weight) {
+  Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
-  const ChannelGate gate = channel_gate(avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
+  const ChannelGate gate = channel_gate(small, avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
   Tensor w = empty(x, {n.B, n.C}), channel_mean = empty(x, {n.B, n.C}), channel_max = empty(x, {n.B, n.C});
   Tensor mean = positions ? empty(x, {n.B, 1, n.H, n.W}) : none(x), max = at::empty_like(mean);
   Tensor neighbors = neighbor_weight ? empty(x, {n.B, 1, n.h, n.w}) : none(x);
@@ -166,16 +179,18 @@ std::tuple<Tensor, Tensor, Tensor> hybrid_pool_backward(
     const Tensor& fuse_bias, bool relu, bool weighted, const Tensor& channel_w, const Tensor& channel_mean,
     const Tensor& channel_max, const Optional& dchannel_w, const Optional& dmean, const Optional& dmax,
     const Optional& max, const Optional& ties, const Optional& dneighbors, const Optional& neighbor_weight) {
+  Operands small;
   const Sizes n(x);
   PoolBackward p{};
   const Map map = map_of(x);
-  const ChannelGate gate = channel_gate(avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
+  const ChannelGate gate = channel_gate(small, avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
   Tensor dx = at::empty_like(x), dgate = empty(x, {gate.parameters()});
   Tensor dfilters = neighbor_weight ? empty(x, neighbor_weight->sizes()) : none(x);
-  p.dz = like(dz, x), p.x = x.const_data_ptr();
+  const Optional dz_like = like(dz, x);
+  p.dz = data(dz_like), p.x = x.const_data_ptr();
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.wp = max && weighted ? small(channel_w, n.channels()) : nullptr;
-  set_positions(p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
+  set_positions(small, p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
   p.channel_max = small(channel_max, n.channels()), p.channel_mean = small(channel_mean, n.channels());
   p.gate = &gate, p.dchannel_w = small(dchannel_w, n.channels());
   p.dx = dx.mutable_data_ptr(), p.dfilters = data(dfilters), p.dgate = data(dgate);
@@ -186,10 +201,12 @@ std::tuple<Tensor, Tensor, Tensor> hybrid_pool_backward(
 Tensor scale(const Tensor& x, const Optional& w, const Optional& s, const Optional& shortcut, bool relu,
              const Optional& position_w, const Optional& position_max, const Tensor& carry_z, const Tensor& carry_w,
              const Tensor& carry_s, const Tensor& carry_ties) {
+  Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
   Tensor y = at::empty_like(x);
-  kernels().scale(map, x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()), like(shortcut, x), relu,
+  const Optional shortcut_like = like(shortcut, x);
+  kernels().scale(map, x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()), data(shortcut_like), relu,
                   y.mutable_data_ptr());
   return y;
 }
@@ -197,18 +214,21 @@ Tensor scale(const Tensor& x, const Optional& w, const Optional& s, const Option
 std::tuple<Tensor, Tensor, Tensor, Tensor> scale_backward(const Tensor& dy, const Tensor& x, const Optional& w,
                                                           const Optional& s, const Optional& position_w,
                                                           const Optional& position_max, const Optional& y) {
+  Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
   Tensor dz = y ? at::empty_like(x) : at::empty({0}, x.options());
   Tensor dw = w ? empty(x, {n.B, n.C}) : none(x), ds = s ? empty(x, {n.B, 1, n.H, n.W}) : none(x);
   Tensor ties = position_max ? empty(x, {n.B, 1, n.H, n.W}) : none(x);
-  kernels().scale_backward(map, like(dy, x), x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()),
-                           small(position_w, n.channels()), small(position_max, n.positions()), like(y, x),
-                           y ? dz.mutable_data_ptr() : nullptr, data(dw), data(ds), data(ties));
+  const Tensor dy_like = like(dy, x);
+  const Optional y_like = like(y, x);
+  kernels().scale_backward(map, dy_like.const_data_ptr(), x.const_data_ptr(), small(w, n.channels()),
+                           small(s, n.positions()), small(position_w, n.channels()),
+                           small(position_max, n.positions()), data(y_like), y ? dz.mutable_data_ptr() : nullptr, data(dw), data(ds), data(ties));
   return {dz, dw, ds, ties};
 }
 
-SpatialGate gate_of(const Tensor& mean, const Tensor& max, const Optional& neighbors, const Tensor& weight, bool relu,
+SpatialGate gate_of(Operands& small, const Tensor& mean, const Tensor& max, const Optional& neighbors, const Tensor& weight, bool relu,
                     const Norm& norm, const Norm& neighbor_norm) {
   const Sizes n(mean);
   const int64_t k = weight.size(-1);
@@ -221,7 +241,7 @@ SpatialGate gate_of(const Tensor& mean, const Tensor& max, const Optional& neigh
 }
 
 // The statistics are written in training only, and then to arrays of our own.
-Norm norm_of(const Optional& weight, const Optional& bias, const Tensor& mean, const Tensor& var, bool training,
+Norm norm_of(Operands& small, const Optional& weight, const Optional& bias, const Tensor& mean, const Tensor& var, bool training,
              double eps) {
   return {small(weight, 1), small(bias, 1), eps, training, const_cast<float*>(small(mean, 1)),
           const_cast<float*>(small(var, 1))};
@@ -233,18 +253,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate(
     const Optional& neighbor_norm_weight, const Optional& neighbor_norm_bias, const Optional& neighbor_norm_mean,
     const Optional& neighbor_norm_var, bool training, bool neighbor_training, double eps, double neighbor_eps,
     bool relu) {
+  Operands small;
   Tensor s = at::empty_like(mean), position = at::empty_like(mean);
   // Zero where an empty batch or a missing term leaves nothing to be written.
   Tensor batch = at::zeros({4}, mean.options());
   Tensor m = batch.narrow(0, 0, 1).clone(), v = m.clone(), nm = m.clone(), nv = m.clone();
-  const Norm norm = training ? norm_of(norm_weight, norm_bias, m, v, true, eps)
-                             : norm_of(norm_weight, norm_bias, norm_mean.value(), norm_var.value(), false, eps);
+  const Norm norm = training ? norm_of(small, norm_weight, norm_bias, m, v, true, eps)
+                             : norm_of(small, norm_weight, norm_bias, norm_mean.value(), norm_var.value(), false, eps);
   const Norm neighbor_norm =
       neighbor_training || !neighbors
-          ? norm_of(neighbor_norm_weight, neighbor_norm_bias, nm, nv, neighbor_training, neighbor_eps)
-          : norm_of(neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean.value(), neighbor_norm_var.value(),
+          ? norm_of(small, neighbor_norm_weight, neighbor_norm_bias, nm, nv, neighbor_training, neighbor_eps)
+          : norm_of(small, neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean.value(), neighbor_norm_var.value(),
                     false, neighbor_eps);
-  SpatialGate gate = gate_of(mean, max, neighbors, weight, relu, norm, neighbor_norm);
+  SpatialGate gate = gate_of(small, mean, max, neighbors, weight, relu, norm, neighbor_norm);
   gate.position = position.mutable_data_ptr<float>();
   gate.s = s.mutable_data_ptr<float>();
   kernels().spatial_gate(gate);
@@ -257,12 +278,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
     const Optional& norm_mean, const Optional& norm_var, const Optional& neighbor_norm_weight,
     const Optional& neighbor_norm_bias, const Optional& neighbor_norm_mean, const Optional& neighbor_norm_var,
     bool training, bool neighbor_training, double eps, double neighbor_eps, bool relu) {
+  Operands small;
   const Sizes n(mean);
   const Tensor none_used = at::zeros({1}, mean.options());
   SpatialGate gate = gate_of(
-      mean, max, neighbors, weight, relu,
-      norm_of(norm_weight, norm_bias, norm_mean.value(), norm_var.value(), training, eps),
-      norm_of(neighbor_norm_weight, neighbor_norm_bias, neighbors ? neighbor_norm_mean.value() : none_used,
+      small, mean, max, neighbors, weight, relu,
+      norm_of(small, norm_weight, norm_bias, norm_mean.value(), norm_var.value(), training, eps),
+      norm_of(small, neighbor_norm_weight, neighbor_norm_bias, neighbors ? neighbor_norm_mean.value() : none_used,
               neighbors ? neighbor_norm_var.value() : none_used, neighbor_training, neighbor_eps));
   gate.position = const_cast<float*>(small(position, n.positions()));
   gate.s = const_cast<float*>(small(s, n.positions()));

@@ -21,10 +21,12 @@
 #include <c10/util/Unroll.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 #include <vector>
 
 namespace csham {
@@ -34,7 +36,7 @@ namespace CPU_CAPABILITY {
 constexpr int64_t kConvolvedPositions = 4096;
 constexpr int64_t kWeighedPositions = 16384;
 // Filter rows in registers at a time: a 7 x 7 filter in one piece, any other in pieces of 3 and 1.
-constexpr int64_t kTileRows = 8;
+constexpr int kTileRows = 8;
 constexpr int64_t kGroups = 32;
 
 inline int64_t grain(int64_t positions, int64_t positions_of_image) {
@@ -68,71 +70,69 @@ class PaddedMap {
   float* origin_;
 };
 
-// Adds ROWS rows of a filter times the input to R rows of V vectors. in: what the filter's first row and column meet
-// for the first value; filter: transposed, (k, k) by columns, beginning at the first row wanted.
-template <int ROWS, int R, int V>
-inline void add_filter_rows(const float* in, int64_t stride, const float* filter, int64_t k, Vec (&sums)[R][V]) {
-  for (int64_t column = 0; column < k; ++column, ++in, filter += k) {
-    const float* row = in;
-    c10::ForcedUnroll<R + ROWS - 1>{}([&](auto i) {
-      Vec values[V];
-      c10::ForcedUnroll<V>{}([&](auto v) { values[v] = load(row + v * kWidth); });
-      row += stride;
-      c10::ForcedUnroll<R>{}([&](auto r) {
-        constexpr int filter_row = decltype(i)::value - decltype(r)::value;
-        if constexpr (filter_row >= 0 && filter_row < ROWS) {
-          const Vec weight(filter[filter_row]);
-          c10::ForcedUnroll<V>{}([&](auto v) { sums[r][v] = at::vec::fmadd(weight, values[v], sums[r][v]); });
-        }
-      });
-    });
-  }
+// What f gives for 0 .. N - 1. Not an array to be filled: the loop that constructs its elements would keep GCC from
+// holding them in registers.
+template <int N, typename F>
+C10_ALWAYS_INLINE std::array<Vec, N> collect(const F& f) {
+  return [&]<int... i>(std::integer_sequence<int, i...>) C10_ALWAYS_INLINE_ATTRIBUTE {
+    return std::array<Vec, N>{f(std::integral_constant<int, i>{})...};
+  }(std::make_integer_sequence<int, N>{});
 }
 
-// R rows of V vectors of the convolution, from (y, x) on; what lies outside the map is not stored.
-template <int R, int V>
-inline void convolve_tile(
-    std::initializer_list<const PaddedMap*> inputs, const float* filters, int64_t k, int64_t y, int64_t x, int64_t H,
-    int64_t W, float* out) {
-  Vec sums[R][V];
-  c10::ForcedUnroll<R>{}([&](auto r) { c10::ForcedUnroll<V>{}([&](auto v) { sums[r][v] = Vec(0); }); });
+using Tile = std::array<Vec, kTileRows>;
+
+// Adds ROWS rows of the filters, from `first` on, times the inputs to the tile: kTileRows rows of one vector at (y, x).
+//
+// Down a column of the filter each step needs one row more of the input: kTileRows sums, the kTileRows - 1 rows that
+// stay and a weight fill the sixteen registers of AVX2, and two loads feed kTileRows multiply-adds.
+template <int ROWS>
+C10_NOINLINE void add_filter_rows(
+    std::initializer_list<const PaddedMap*> inputs, const float* filters, int64_t k, int64_t first, int64_t y, int64_t x,
+    Tile& tile) {
+  filters += first;
+  // A copy, because the compiler would store what it adds to `tile` after each addition.
+  Tile sums = collect<kTileRows>([&](auto r) { return tile[r]; });
   for (const PaddedMap* input : inputs) {
-    const float* in = input->at(y - k / 2, x - k / 2);
+    const float* column = input->at(y - k / 2 + first, x - k / 2);
     const int64_t stride = input->stride();
-    int64_t row = 0;
-    for (; row + 7 <= k; row += 7) add_filter_rows<7>(in + row * stride, stride, filters + row, k, sums);
-    for (; row + 3 <= k; row += 3) add_filter_rows<3>(in + row * stride, stride, filters + row, k, sums);
-    for (; row < k; ++row) add_filter_rows<1>(in + row * stride, stride, filters + row, k, sums);
-    filters += k * k;
+    for (const float* end = column + k; column < end; ++column, filters += k) {
+      Tile rows = collect<kTileRows>([&](auto r) { return r < kTileRows - 1 ? load(column + r * stride) : Vec(0); });
+      c10::ForcedUnroll<ROWS>{}([&](auto i) {
+        const Vec weight(filters[i]);
+        c10::ForcedUnroll<kTileRows>{}([&](auto r) {
+          // The row that enters takes the register of the row that has just been used for the last time.
+          constexpr int row = (decltype(i)::value + decltype(r)::value) % kTileRows;
+          if constexpr (r == kTileRows - 1) rows[row] = load(column + (i + r) * stride);
+          sums[r] = at::vec::fmadd(weight, rows[row], sums[r]);
+        });
+      });
+    }
   }
-  c10::ForcedUnroll<R>{}([&](auto r) {
-    c10::ForcedUnroll<V>{}([&](auto v) {
-      const int64_t column = x + v * kWidth;
-      if (y + r < H) store(out + (y + r) * W + column, sums[r][v], std::min(kWidth, W - column));
-    });
-  });
+  tile = sums;
 }
 
 // out = the sum of the inputs' convolutions, (H, W). filters: transposed, (inputs, k, k) by columns.
 inline void convolve(
     std::initializer_list<const PaddedMap*> inputs, const float* filters, int64_t k, int64_t H, int64_t W, float* out) {
-  int64_t x = 0;
-  // Eight sums hide the latency of the multiply-add, and leave registers for what is loaded.
-  for (; x + kWidth < W; x += 2 * kWidth) {
-    for (int64_t y = 0; y < H; y += 4) convolve_tile<4, 2>(inputs, filters, k, y, x, H, W, out);
-  }
-  for (; x < W; x += kWidth) {
-    for (int64_t y = 0; y < H; y += 8) convolve_tile<8, 1>(inputs, filters, k, y, x, H, W, out);
+  for (int64_t y = 0; y < H; y += kTileRows) {
+    for (int64_t x = 0; x < W; x += kWidth) {
+      Tile sums = collect<kTileRows>([](auto) { return Vec(0); });
+      int64_t row = 0;
+      for (; row + 7 <= k; row += 7) add_filter_rows<7>(inputs, filters, k, row, y, x, sums);
+      for (; row + 3 <= k; row += 3) add_filter_rows<3>(inputs, filters, k, row, y, x, sums);
+      for (; row < k; ++row) add_filter_rows<1>(inputs, filters, k, row, y, x, sums);
+      const int64_t rows = std::min<int64_t>(kTileRows, H - y), count = std::min(kWidth, W - x);
+      for (int64_t r = 0; r < rows; ++r) store(out + (y + r) * W + x, sums[r], count);
+    }
   }
 }
 
 // Adds the gradient of one column of a filter, ROWS of its rows from `first` on, a vector of partial sums for each.
 template <int ROWS>
-inline void add_filter_gradient(
+C10_NOINLINE void add_filter_gradient(
     const PaddedMap& q, const PaddedMap& dposition, int64_t H, int64_t W, int64_t radius, int64_t column, int64_t first,
     float* gradient) {
-  Vec sums[ROWS];
-  c10::ForcedUnroll<ROWS>{}([&](auto i) { sums[i] = load(gradient + i * kWidth); });
+  auto sums = collect<ROWS>([&](auto i) { return load(gradient + i * kWidth); });
   const int64_t stride = dposition.stride();
   for (int64_t y = 0; y < H; ++y) {
     const float* input = q.at(y, column - radius);
@@ -274,7 +274,7 @@ class Upsampling {
     const int64_t H = rows_.size(), W = columns_.size();
     for (int64_t y = 0; y < H; ++y, fine += W) {
       if (y > 0 && rows_[y] == rows_[y - 1]) {
-        std::memcpy(fine, fine - W, W * sizeof(float));
+        for (int64_t x = 0; x < W; ++x) fine[x] = fine[x - W];
       } else {
         for (int64_t x = 0; x < W; ++x) fine[x] = coarse[rows_[y] * coarse_W_ + columns_[x]];
       }
@@ -318,13 +318,12 @@ inline std::vector<float> filters_by_columns(const SpatialGate& gate, bool turne
 // s from position and, if not null, the upsampled neighbors.
 inline void weigh(
     const float* position, const Affine& norm, bool relu, const float* neighbors, int64_t n, float* s) {
-  const Vec zero(0), one(1);
   for (int64_t i = 0; i < n; i += kWidth) {
     const int64_t count = std::min(kWidth, n - i);
     Vec logits = norm(load(position + i, count));
-    if (relu) logits = at::vec::clamp_min(logits, zero);
+    if (relu) logits = at::vec::clamp_min(logits, Vec(0));
     if (neighbors) logits = logits + load(neighbors + i, count);
-    store(s + i, one / (one + logits.neg().exp()), count);
+    store(s + i, Vec(1) / (Vec(1) + logits.neg().exp()), count);
   }
 }
 

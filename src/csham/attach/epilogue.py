@@ -1,0 +1,179 @@
+"""Blocks whose end, ``relu(attention(x) + shortcut)``, is one call.
+
+A fused block's class is a subclass, made here, of what it was; its forward is the block's own, except that the
+attention is handed the shortcut. Whenever something has changed that the forward cannot know of, such as a hook on the
+activation, which is not called any more, the block's own forward runs, and attention in its hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph
+from torch.nn.modules.module import _has_any_global_hook
+
+from csham.attach.attached import attends
+from csham.attach.forward_graph import Setting
+from csham.attach.transfer import ChannelWeightTransfer
+
+__all__ = ["End", "Epilogue", "can_bypass", "can_fuse", "can_open", "fuse_block", "is_fused", "unfuse_block"]
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of one residual branch; all paths start at the block.
+
+    Attributes:
+        host: The module whose output is attended to.
+        attached: The attention that lives at the host.
+        activation: The activation of the sum, None where it is a function.
+        identities: Modules on the way that do nothing.
+    """
+
+    host: str
+    attached: str
+    activation: str | None
+    identities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """A block's forward in which the attention adds the shortcut and activates the sum.
+
+    Attributes:
+        source: The forward.
+        ends: What is computed in one call.
+        opened: Modules whose forward is part of ``source``, and which are not called any more.
+        settings: What the forward was read with.
+    """
+
+    source: str
+    ends: tuple[End, ...]
+    opened: tuple[str, ...]
+    settings: tuple[Setting, ...]
+
+    def applies(self, block: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether the block computes with it what it computes without."""
+        if _has_any_global_hook() or not all(isinstance(x, Tensor) for x in args):
+            return False
+        try:
+            return (
+                all(_is_set(_below(block, path), name, value) for path, name, value in self.settings)
+                and all(can_open(_below(block, path)) for path in self.opened)
+                and all(_is_whole(block, end) for end in self.ends)
+            )
+        except (AttributeError, KeyError):  # something is gone
+            return False
+
+
+def can_fuse(module: nn.Module) -> bool:
+    """Whether a module's class may be subclassed and its instances still be copied and pickled."""
+    kind = type(module)
+    custom = ("__reduce__", "__reduce_ex__", "__deepcopy__", "__init_subclass__")
+    peculiar = any(name in vars(base) for base in kind.__mro__[:-1] for name in custom)
+    return not (peculiar or "forward" in vars(module))
+
+
+def can_open(module: nn.Module) -> bool:
+    """Whether nothing but a module's forward happens when it is called."""
+    return not (_is_watched(module) or _attends(module) or "forward" in vars(module))
+
+
+def can_bypass(block: nn.Module, end: End) -> bool:
+    """Whether the activation and the identities of an end may be left uncalled."""
+    if end.activation is not None and not _is_plain(_below(block, end.activation), nn.ReLU):
+        return False
+    return all(_is_plain(_below(block, path), nn.Identity) for path in end.identities)
+
+
+def fuse_block(block: nn.Module, epilogue: Epilogue) -> None:
+    """Give a block its epilogue."""
+    kind: Any = type(block)
+    block.__class__ = _fused(kind, epilogue)
+
+
+def unfuse_block(block: nn.Module) -> None:
+    """Give a block back its own forward, if :func:`fuse_block` took it."""
+    if is_fused(block):
+        block.__class__ = type(block).__base__  # type: ignore[assignment]
+
+
+def is_fused(block: nn.Module) -> bool:
+    """Whether :func:`fuse_block` was the last to change the block's class."""
+    return _MARK in vars(type(block))
+
+
+_MARK = "_csham_epilogue"
+
+
+@cache  # blocks alike share their class, and with it what torch.compile makes of it
+def _fused(kind: Any, epilogue: Epilogue) -> Any:
+    run = _compiled(epilogue.source)
+
+    @wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and epilogue.applies(self, args):
+            return run(self, *args)
+        return kind.forward(self, *args, **kwargs)
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = kind.__reduce_ex__(self, protocol)
+        return _restore, (kind, epilogue), *state
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind)(kind.__name__, (kind,), {**names, "forward": forward, "__reduce_ex__": reduce, _MARK: epilogue})
+
+
+def _restore(kind: Any, epilogue: Epilogue) -> nn.Module:
+    fused = _fused(kind, epilogue)
+    return fused.__new__(fused)
+
+
+def _compiled(source: str) -> Callable[..., Any]:
+    scope = dict(Graph().python_code("self").globals)
+    exec(compile(source, "<csham epilogue>", "exec"), scope)  # noqa: S102  written by torch.fx from the block's graph
+    return scope["forward"]
+
+
+def _is_set(module: nn.Module, name: str, value: Any) -> bool:
+    now = getattr(module, name)
+    return type(now) is type(value) and bool(now == value)
+
+
+def _is_whole(block: nn.Module, end: End) -> bool:
+    """Whether all of an end is still there, and nobody looks at what lies between the host and the activation."""
+    host, attached = _below(block, end.host), _below(block, end.attached)
+    return (
+        _attends(host)
+        and not _is_watched(host)
+        and not (attached._forward_hooks or attached._backward_hooks)
+        and can_bypass(block, end)
+    )
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return type(module) is kind and can_open(module)
+
+
+def _attends(module: nn.Module) -> bool:
+    return any(attends(hook) for hook in module._forward_hooks.values())
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of a module is more than its forward, its attention and the lending of weights around it."""
+    # The transfer's hooks are there for calls of this module alone, by activation checkpointing.
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    strange = any(not (attends(h) or ChannelWeightTransfer.owns(h)) for some in hooks for h in some.values())
+    return bool(strange or module._backward_hooks or module._backward_pre_hooks or module._compiled_call_impl)
+
+
+def _below(block: nn.Module, path: str) -> Any:
+    # In place of get_submodule, which takes ten times as long: this runs in every forward pass.
+    module = block
+    for name in path.split(".") if path else ():
+        module = module._modules[name]  # type: ignore[assignment]
+    return module
