@@ -207,7 +207,9 @@ def pool_positions(x: Tensor, channel_weights: Tensor | None = None) -> Pooled:
     return Pooled(x, mean, maxima, chosen, carry, w)
 
 
-def spatial_weights_of(pooled: Pooled, weight: Tensor, norm: nn.Module, dropout: Activation | None = None) -> Tensor:
+def spatial_weights_of(
+    pooled: Pooled, weight: Tensor, norm: nn.Module, dropout: Activation | None = None
+) -> Tensor:
     """Compute ``σ(norm(conv([mean; max])))`` from the statistics of :func:`pool_positions`, as CBAM does.
 
     Args:
@@ -224,7 +226,7 @@ def spatial_weights_of(pooled: Pooled, weight: Tensor, norm: nn.Module, dropout:
 
 
 def has_kernels(x: object) -> bool:
-    """Whether this is a feature map, (B, C, H, W), that kernels run for."""
+    """Whether kernels run for this: a feature map (B, C, H, W) of a type they know, no stand-in of a tracer's."""
     return isinstance(x, Tensor) and x.dim() == 4 and _kernels_for(x) is not None
 
 
@@ -291,13 +293,7 @@ def _neighbor_weight(x: Tensor, parameters: SpatialParameters) -> Tensor | None:
 
 
 def _scale(
-    chosen: str,
-    x: Tensor,
-    carry: Carry,
-    shortcut: Tensor | None,
-    w: Tensor | None,
-    s: Tensor | None = None,
-    **more: Any,
+    chosen: str, x: Tensor, carry: Carry, shortcut: Tensor | None, w: Tensor | None, s: Tensor | None = None, **more: Any
 ) -> Tensor:
     if s is not None:
         s = s.float()
@@ -310,7 +306,9 @@ def _scale(
     return functions.scale(chosen, x, carry, w, s, shortcut=shortcut, relu=True, **more)
 
 
-def _hybrid_reference(x: Tensor, channel: ChannelParameters, spatial: SpatialParameters, connection: str) -> Tensor:
+def _hybrid_reference(
+    x: Tensor, channel: ChannelParameters, spatial: SpatialParameters, connection: str
+) -> Tensor:
     w = reference.channel_weights(x, *channel)
     if connection == "parallel":
         return reference.scale(reference.scale(x, w), reference.spatial_weights(x, *spatial))

@@ -282,6 +282,8 @@ class _SpatialGate(_Differentiable):
         s, position, *batch = output
         training, neighbor_training = ctx.settings[:2]
         used = batch[:2] if training else norm[2:]
+        if statistics[2] is None:  # the norm that is not used may be the other one, whose statistics move on
+            neighbor_norm = (None,) * 4
         neighbor_used = batch[2:] if neighbor_training else neighbor_norm[2:]
         ctx.save_for_backward(s, position, *statistics, *norm[:2], *used, *neighbor_norm[:2], *neighbor_used)
 
