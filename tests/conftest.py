@@ -9,6 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+# Without a GPU the Triton kernels run in its interpreter, which has to be said before anything imports triton.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A slow shared machine must not turn a property test red.
 hypothesis.settings.register_profile("csham", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("csham")
