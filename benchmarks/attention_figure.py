@@ -74,6 +74,19 @@ SERIES = (
     Series("ECA, timm, compiled", "eca", ("timm",), True, "v", "0.6"),
     Series("ECA, kernels", "eca", KERNELS, False, "v", "black"),
 )
+# Of network_tax.py.
+VARIANTS = {
+    "transfer": "CSHAM `transfer`, kernels",
+    "sequential": "CSHAM `sequential`, kernels",
+    "eca": "ECA, kernels",
+    "se": "SE, kernels",
+    "cbam": "CBAM, kernels",
+    "timm_eca": "ECA, timm",
+    "timm_se": "SE, timm",
+    "timm_cbam": "CBAM, timm",
+    "plain_transfer": "CSHAM `transfer`, plain PyTorch",
+    "plain_sequential": "CSHAM `sequential`, plain PyTorch",
+}
 PANELS = (("inference", "inference"), ("forward", "forward, in training"), ("forward_backward", "forward and backward"))
 DTYPES = ("float32", "bfloat16")
 
@@ -157,7 +170,7 @@ def _memory_table() -> str:
 
 def _tax_tables() -> str:
     """Lay out training step / inference relative to the plain network, by precision, a column for each network."""
-    keys = ("network", "image_size", "batch_size", "variant", "pass", "precision", "compiled", "kernels", "device")
+    keys = ("network", "image_size", "batch_size", "variant", "kernels", "pass", "precision", "compiled", "device")
     rows = [row for row in latest_rows("network_tax", keys) if row["device"] == DEVICE]
     ways = dict.fromkeys((row["precision"], row["compiled"]) for row in rows)
     return "\n".join(_tax_table([row for row in rows if (row["precision"], row["compiled"]) == way]) for way in ways)
@@ -167,14 +180,11 @@ def _tax_table(rows: Sequence[Row]) -> str:
     networks = list(dict.fromkeys(_network(row) for row in rows))
     how = f"{rows[0]['precision']}, {'compiled' if rows[0]['compiled'] == 'True' else 'eager'}"
     lines = _head(how, [f"{name}, {size} px, batch {batch}" for name, size, batch in networks])
-    for variant, kernels in dict.fromkeys((row["variant"], _kernels_of(row)) for row in rows):
-        mine = [row for row in rows if (row["variant"], _kernels_of(row)) == (variant, kernels)]
-        ratios = {(_network(row), row["pass"]): row["ratio"] for row in mine}
-        cells = [
-            f"{_number(ratios.get((one, 'training')), 2)} / {_number(ratios.get((one, 'inference')), 2)}"
-            for one in networks
-        ]
-        lines.append(_line(f"{variant}{kernels}", cells))
+    for variant, label in VARIANTS.items():
+        ratios = {(_network(row), row["pass"]): row["ratio"] for row in rows if row["variant"] == variant}
+        if ratios:
+            pairs = ((ratios.get((one, "training")), ratios.get((one, "inference"))) for one in networks)
+            lines.append(_line(label, [f"{_number(a)} / {_number(b)}" for a, b in pairs]))
     return "\n".join(lines) + "\n"
 
 
@@ -182,20 +192,15 @@ def _network(row: Row) -> tuple[str, str, str]:
     return row["network"], row["image_size"], row["batch_size"]
 
 
-def _kernels_of(row: Row) -> str:
-    """What to add to a variant's name: only CSHAM has two ways of running here."""
-    return ", plain PyTorch" if row["variant"] in ("transfer", "sequential") and row["kernels"] == "reference" else ""
-
-
 def _setting(row: Row) -> tuple[str, str]:
     return row["shape"], row["memory_format"]
 
 
-def _number(text: str | None, decimals: int = 1) -> str:
+def _number(text: str | None) -> str:
     if text is None:
         return "-"
     value = float(text)
-    return f"{value:.{decimals if value >= 10 else 2}f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _head(corner: str, columns: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
 
 import csham
+from csham.attach.acceleration import accelerate
 from csham.ops import reference
 
 __all__ = ["OPS", "REFERENCE", "TIMM", "Contender", "Shape", "contenders", "floor_copies"]
@@ -49,8 +50,8 @@ class Contender:
 
     Attributes:
         op: What it computes, one of :data:`OPS`.
-        implementation: ``"cpu"`` or ``"triton"`` for csham's kernels, ``"reference"`` for CSHAM in plain PyTorch,
-            ``"timm"``.
+        implementation: ``"cpu"`` or ``"triton"`` for csham's kernels (timm's modules after ``csham.accelerate`` too),
+            ``"reference"`` for CSHAM in plain PyTorch, ``"timm"``.
         compiled: Whether torch.compile is used.
         module: The attention.
         oracle: The same mathematics from the same weights, to be run in float32; None where there is nothing to prove.
@@ -114,11 +115,10 @@ def _cshams(op: str, shape: Shape, kernels: str) -> Iterator[Way]:
 def _timms(op: str, channels: int, kernels: str) -> Iterator[Way]:
     module = _TIMMS[op](channels)
     yield TIMM, module, None
-    accelerate = getattr(csham, "accelerate", None)
-    if accelerate is not None and kernels != REFERENCE:
-        faster = nn.Sequential(copy.deepcopy(module))  # it is replaced within its parent
+    if kernels != REFERENCE:
+        faster = copy.deepcopy(module)
         accelerate(faster)
-        yield kernels, faster, nn.Sequential(module)
+        yield kernels, faster, module
 
 
 def _copied(pair: tuple[nn.Module, nn.Module | None], device: torch.device) -> tuple[nn.Module, nn.Module | None]:

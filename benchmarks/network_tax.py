@@ -1,13 +1,13 @@
 """What attention adds to whole networks: training steps and inference against the plain network, in turns.
 
     python benchmarks/network_tax.py                                  # four networks, compiled: an hour or two
-    python benchmarks/network_tax.py --networks resnet20 --variants none,transfer --eager --rounds 3 --batch-size 16
+    python benchmarks/network_tax.py --networks resnet20 --variants transfer,timm_eca --eager --rounds 3 --batch-size 16
 
-Each network is measured plain, with CSHAM, and with timm's ECA, SE and CBAM (and with those that csham.accelerate makes
-faster), all in channels_last and compiled as a whole (torch.compile(fullgraph=True): a graph break ends the script). A
-training step is forward pass, loss, backward pass and SGD with momentum. Precision is bf16 (autocast) where the
-processor multiplies it, else float32; rows say which. CSHAM_KERNELS=reference measures CSHAM in plain PyTorch. Appends
-a row for each network, variant and kind of pass to benchmarks/data/network_tax.csv.
+Each network is measured plain, with CSHAM, ECA, SE and CBAM on csham's kernels, with ECA, SE and CBAM as timm computes
+them and with CSHAM in plain PyTorch, all in channels_last and compiled as a whole (torch.compile(fullgraph=True): a graph
+break ends the script). A training step is forward pass, loss, backward pass and SGD with momentum. Precision is bf16
+(autocast) where the processor multiplies it, else float32; rows say which. Appends a row for each network, variant and
+kind of pass to benchmarks/data/network_tax.csv.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from csham.cost.passes import unchanged
 from csham.cost.result import Spread
 from csham.cost.task import Task
 from csham.cost.timing import orders
-from csham.ops import choose
+from csham.ops import choose, use_kernels
 from csham.provenance import versions
 from csham.training.machine import cpu_multiplies_bf16
 from record import append_rows, list_of
@@ -61,17 +62,35 @@ NETWORKS = {
     "mobilenetv2_100": Network(32, 128, {"transfer": 1.10, "sequential": 1.20}),
 }
 
-# Attention, strategy, and whether timm's modules are swapped for faster ones.
+
+@dataclass(frozen=True)
+class Variant:
+    """What is attached to a network.
+
+    Attributes:
+        attention: Its name; empty for none.
+        strategy: How it is connected.
+        kernels: Whether on csham's kernels, which compute block ends too, or in PyTorch: timm's own modules, or CSHAM
+            by its definition.
+    """
+
+    attention: str = ""
+    strategy: str = "sequential"
+    kernels: bool = True
+
+
 VARIANTS = {
-    PLAIN: (None, "sequential", False),
-    "transfer": ("csham", "transfer", False),
-    "sequential": ("csham", "sequential", False),
-    "eca": ("eca", "sequential", False),
-    "se": ("se", "sequential", False),
-    "cbam": ("cbam", "sequential", False),
-    "eca accelerated": ("eca", "sequential", True),
-    "se accelerated": ("se", "sequential", True),
-    "cbam accelerated": ("cbam", "sequential", True),
+    PLAIN: Variant(),
+    "transfer": Variant("csham", "transfer"),
+    "sequential": Variant("csham"),
+    "eca": Variant("eca"),
+    "se": Variant("se"),
+    "cbam": Variant("cbam"),
+    "timm_eca": Variant("eca", kernels=False),
+    "timm_se": Variant("se", kernels=False),
+    "timm_cbam": Variant("cbam", kernels=False),
+    "plain_transfer": Variant("csham", "transfer", kernels=False),
+    "plain_sequential": Variant("csham", kernels=False),
 }
 
 
@@ -101,12 +120,12 @@ def measure(name: str, args: argparse.Namespace, kernels: str, device: torch.dev
     images = images.contiguous(memory_format=torch.channels_last)
     way = (PRECISIONS[args.precision], args.compiled)
     tasks: dict[tuple[str, str], Task] = {}
-    for variant in _variants(args.variants):
+    for variant in (one for one in VARIANTS if one in {PLAIN, *args.variants}):
         network = build(name, variant, size).to(device, memory_format=torch.channels_last)
         for kind in args.passes:
             task = Task(network, kind, way, images, fullgraph=True)
             with unchanged(network):
-                seconds = _seconds_of(task.warm_up)
+                seconds = _seconds_of(task.warm_up, variant)
             print(f"  {name} {variant} {kind}: ready after {seconds:.0f} s", flush=True)
             tasks[variant, kind] = task
     _time(tasks, args.rounds)
@@ -118,52 +137,52 @@ def measure(name: str, args: argparse.Namespace, kernels: str, device: torch.dev
         "compiled": args.compiled,
         "memory_format": "channels_last",
         "rounds": args.rounds,
-        "kernels": kernels,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "timm": versions(["timm"])["timm"],
     }
-    return [what | _row(variant, kind, task, tasks[PLAIN, kind]) for (variant, kind), task in tasks.items()]
+    return [what | _row(variant, kind, task, tasks[PLAIN, kind], kernels) for (variant, kind), task in tasks.items()]
 
 
 def build(name: str, variant: str, image_size: int) -> nn.Module:
     """Build a network with one variant's attention; the backbone's weights are the same in all."""
-    attention, strategy, accelerated = VARIANTS[variant]
     torch.manual_seed(0)
-    network = csham.create_model(name, attention=attention, strategy=strategy, num_classes=100, image_size=image_size)
-    if accelerated:
-        csham.accelerate(network)  # type: ignore[attr-defined]
+    network = csham.create_model(name, num_classes=100, image_size=image_size)
+    what, size = VARIANTS[variant], (3, image_size, image_size)
+    if what.attention:
+        csham.attach(network, what.attention, strategy=what.strategy, input_size=size, fuse=what.kernels)
     return network
 
 
-def _variants(asked: Sequence[str]) -> Iterator[str]:
-    for variant in VARIANTS:
-        possible = not VARIANTS[variant][2] or hasattr(csham, "accelerate")
-        if variant == PLAIN or (variant in asked and possible):
-            yield variant
-
-
-def _seconds_of(action: Any) -> float:
+def _seconds_of(action: Callable[[], Any], variant: str) -> float:
     started = time.monotonic()
-    action()
+    with _implementation(variant):
+        action()
     return time.monotonic() - started
+
+
+def _implementation(variant: str) -> AbstractContextManager[None]:
+    """What the variant runs on: where the reference is asked for, the zoo's modules are timm's as they are."""
+    return nullcontext() if VARIANTS[variant].kernels else use_kernels("reference")
 
 
 def _time(tasks: dict[tuple[str, str], Task], rounds: int) -> None:
     seconds = sum(task.seconds * task.calls for task in tasks.values())
     print(f"  {rounds} rounds of {seconds:.0f} s: about {rounds * seconds / 60:.1f} minutes", flush=True)
-    for number, order in zip(range(1, rounds + 1), orders(list(tasks.values()), 0), strict=False):
-        for task in order:
-            task.sample()
+    for number, order in zip(range(1, rounds + 1), orders(list(tasks), 0), strict=False):
+        for variant, kind in order:
+            with _implementation(variant):
+                tasks[variant, kind].sample()
         print(f"  round {number}/{rounds}", flush=True)
 
 
-def _row(variant: str, kind: str, task: Task, plain: Task) -> Row:
+def _row(variant: str, kind: str, task: Task, plain: Task, kernels: str) -> Row:
     ms = Spread.of([1000 * seconds for seconds in task.samples])
     ratios = Spread.of([a / b for a, b in zip(task.samples, plain.samples, strict=True)])
     assert ms is not None
     assert ratios is not None
     return {
         "variant": variant,
+        "kernels": kernels if VARIANTS[variant].kernels else "reference",
         "pass": kind,
         "median_ms": _short(ms.median),
         "q1_ms": _short(ms.lower),
@@ -194,9 +213,11 @@ def bars(rows: list[Row]) -> list[str]:
         for strategy, limit in NETWORKS[rows[0]["network"]].limits.items():
             if strategy in ratios:
                 lines.append(_verdict(f"{strategy} {kind}", ratios[strategy], limit, "the plain network"))
-        if {"transfer", "eca"} <= ratios.keys():
+        if {"transfer", "timm_eca"} <= ratios.keys():
             lines.append(
-                _verdict(f"transfer {kind}", ratios["transfer"], ratios["eca"], "the plain network: timm's ECA")
+                _verdict(
+                    f"transfer {kind}", ratios["transfer"], ratios["timm_eca"], "the plain network, which is timm's ECA"
+                )
             )
     return lines
 

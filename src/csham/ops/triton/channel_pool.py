@@ -41,7 +41,7 @@ def channel_pool_backward(
     s: Tensor | None,
     grad_mean: Tensor,
     grad_max: Tensor | None,
-    max: Tensor | None,  # noqa: A002
+    max: Tensor | None,
 ) -> Tensor:
     """Implement the operator ``channel_pool_backward``."""
     map_ = map_of(x)

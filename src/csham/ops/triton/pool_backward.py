@@ -65,7 +65,7 @@ class PoolBackward:
         position_w: Tensor | None,
         grad_mean: Tensor | None,
         grad_max: Tensor | None,
-        max: Tensor | None,  # noqa: A002
+        max: Tensor | None,
         ties: Tensor | None,
         grad_neighbors: Tensor | None,
         neighbor_weight: Tensor | None,
@@ -216,7 +216,7 @@ def statistics_gradient_kernel(
     dw, ties = zero, zero
     products = ()
     for _ in tl.static_range(9):
-        products = products + (zero,)  # noqa: RUF005
+        products = products + (zero,)
     begin = pid_chunk * chunk
     end = tl.minimum(begin + chunk, quads)
     for q in range(begin, end, BLOCK_Q):
@@ -252,7 +252,7 @@ def statistics_gradient_kernel(
                 for v in tl.static_range(3):
                     grad = grads[2 * (u // 2) + v // 2][None, :]
                     product = products[3 * u + v] + grad * cells[2 * cell(u, ODD_H) + cell(v, ODD_W)]
-                    new_products = new_products + (product,)  # noqa: RUF005
+                    new_products = new_products + (product,)
             products = new_products
 
     parts_ptr += (pid_chunk * B + b) * SLOTS * C + offs_c
@@ -407,9 +407,9 @@ def input_gradient_kernel(
                     new_up = ()
                     for i in tl.static_range(4):
                         if i == 2 * cell(u, ODD_H) + cell(v, ODD_W):
-                            new_up = new_up + (up[i] + term,)  # noqa: RUF005
+                            new_up = new_up + (up[i] + term,)
                         else:
-                            new_up = new_up + (up[i],)  # noqa: RUF005
+                            new_up = new_up + (up[i],)
                     up = new_up
             up = cell_sums(up[0], up[1], row, col, H, W, 1) + cell_sums(up[2], up[3], row + 2, col, H, W, 1)
         for r in tl.static_range(ROWS):
@@ -423,7 +423,7 @@ def input_gradient_kernel(
             if channel_max_ptr is not None:
                 new_dx = ()
                 for o in tl.static_range(4):
-                    new_dx = new_dx + (dx[o] + tl.where(x[o] == channel_max, dchannel_max, 0.0),)  # noqa: RUF005
+                    new_dx = new_dx + (dx[o] + tl.where(x[o] == channel_max, dchannel_max, 0.0),)
                 dx = new_dx
             if position_max_ptr is not None:
                 dmean = load_columns(dmean_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
@@ -434,10 +434,10 @@ def input_gradient_kernel(
                     dt = dmean[o] / C + up[2 * (r // 2) + o // 2]
                     if position_w_ptr is not None:
                         dt += tl.where(position_w * x[o] == top[o], dmax[o], 0.0)
-                        new_dx = new_dx + (dx[o] + position_w * dt,)  # noqa: RUF005
+                        new_dx = new_dx + (dx[o] + position_w * dt,)
                     else:
                         dt += tl.where(x[o] == top[o], dmax[o], 0.0)
-                        new_dx = new_dx + (dx[o] + dt,)  # noqa: RUF005
+                        new_dx = new_dx + (dx[o] + dt,)
                 dx = new_dx
             if dz_ptr is not None:
                 dz = load_columns(dz_ptr + image, offs, mask, col, W, stride_hw, CHANNELS_LAST)

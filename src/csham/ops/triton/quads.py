@@ -98,5 +98,5 @@ def neighbor_gradients(ptr, row, col, H, W, mask_q, ODD_H: tl.constexpr, ODD_W: 
             i = row // 4 + side_h * (2 * ODD_H - 1)
             j = col // 4 + side_w * (2 * ODD_W - 1)
             mask = mask_q & (i >= 0) & (i < coarse_h) & (j >= 0) & (j < coarse_w)
-            grads = grads + (0.25 * tl.load(ptr + i * coarse_w + j, mask=mask, other=0.0),)  # noqa: RUF005
+            grads = grads + (0.25 * tl.load(ptr + i * coarse_w + j, mask=mask, other=0.0),)
     return grads

@@ -257,7 +257,8 @@ def _tile(
     offs = offs_c[:, None] * stride_c + offs_hw[None, :] * stride_hw
     dz = tl.load(dy_ptr + image + offs, mask=mask, other=0.0)
     if y_ptr is not None:
-        dz = tl.where(tl.load(y_ptr + image + offs, mask=mask, other=0.0) > 0, dz, tl.zeros_like(dz))
+        y = tl.load(y_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
+        dz = tl.where(y > 0, dz, tl.zeros_like(dz))
         tl.store(dz_ptr + image + offs, dz, mask=mask)
     x = tl.load(x_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
     zx = dz.to(tl.float32) * x

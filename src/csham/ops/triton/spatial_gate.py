@@ -62,7 +62,7 @@ class _Norm(NamedTuple):
 
 def spatial_gate(
     mean: Tensor,
-    max: Tensor,  # noqa: A002
+    max: Tensor,
     neighbors: Tensor | None,
     weight: Tensor,
     norm_weight: Tensor | None,
@@ -109,7 +109,7 @@ def spatial_gate_backward(
     s: Tensor,
     position: Tensor,
     mean: Tensor,
-    max: Tensor,  # noqa: A002
+    max: Tensor,
     neighbors: Tensor | None,
     weight: Tensor,
     norm_weight: Tensor | None,
