@@ -7,7 +7,7 @@ import pytest
 import timm.layers
 import torch
 import torchvision
-from timm.layers.cbam import LightCbamModule
+from timm.layers.cbam import CbamModule, LightCbamModule
 from timm.models import _efficientnet_blocks as efficientnet
 from timm.models import senet
 from torch import nn
@@ -38,13 +38,13 @@ THEIRS = {
     "eca": partial(timm.layers.EcaModule, C),
     "ecam": partial(timm.layers.EcaModule, C, use_mlp=True),
     "ceca": partial(timm.layers.CecaModule, C),
-    "cbam": partial(timm.layers.CbamModule, C),
-    "cbam, hard": partial(timm.layers.CbamModule, C, mlp_bias=True, gate_layer="hard_sigmoid", spatial_kernel_size=3),
+    "cbam": partial(CbamModule, C),
+    "cbam, hard": partial(CbamModule, C, mlp_bias=True, gate_layer="hard_sigmoid", spatial_kernel_size=3),
     "lcbam": partial(LightCbamModule, C),
 }
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-# float32: sums in another order. bfloat16: 8 bits, rounded once here and at every step there.
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+# float32: sums in another order, of what cancels in a norm's weight, where timm's own are off by 2e-5. bfloat16: 8 bits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(params=["reference", "cpu"])
