@@ -9,6 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+# Without a GPU the Triton kernels run in its interpreter, which has to be said before anything imports triton.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A slow shared machine must not turn a property test red.
 hypothesis.settings.register_profile("csham", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("csham")
@@ -100,3 +104,25 @@ def write_images():
 def images(tmp_path_factory, write_images):
     """A folder of three easy classes."""
     return write_images(tmp_path_factory.mktemp("images") / "animals")
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels():
+    """The C++ kernels, built and loaded."""
+    import shutil
+
+    from csham import ops
+
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
+        pytest.skip("needs a C++ compiler")
+    with ops.use_kernels("cpu"):
+        assert ops.choose("cpu").name == "cpu"
+
+
+@pytest.fixture
+def reference():
+    """Plain PyTorch instead of kernels."""
+    from csham import ops
+
+    with ops.use_kernels("reference"):
+        yield

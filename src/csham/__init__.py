@@ -16,7 +16,7 @@ from csham._lazy import lazy_names
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from csham.attach import AttachedPoint, attach, attention_maps, detach
+    from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
     from csham.backbones import create_model
     from csham.cost import Cost, cost
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CSHAM",
+    "AcceleratedModule",
     "AttachedPoint",
     "ChannelAttention",
     "Cost",
     "SpatialAttention",
+    "accelerate",
     "attach",
     "attention_maps",
     "cost",
@@ -44,7 +46,9 @@ __getattr__ = lazy_names(
         "ChannelAttention": "csham.layers",
         "SpatialAttention": "csham.layers",
         "create_attention": "csham.layers",
+        "AcceleratedModule": "csham.attach",
         "AttachedPoint": "csham.attach",
+        "accelerate": "csham.attach",
         "attach": "csham.attach",
         "attention_maps": "csham.attach",
         "detach": "csham.attach",

@@ -89,17 +89,17 @@ def run(case: Case, kernels: str, dtype: torch.dtype | None = None) -> dict[str,
     for name, value in case.leaves().items():
         is_map = name in ("x", "shortcut")
         # Through the case's type, so that both sides compute with the same numbers.
-        value = value.to(case.dtype if is_map else torch.float32).to(dtype or (case.dtype if is_map else torch.float32))
-        values[name] = (value.to(memory_format=layout) if is_map else value).requires_grad_()
+        own = case.dtype if is_map else torch.float32
+        leaf = value.to(own).to(dtype or own)
+        values[name] = (leaf.to(memory_format=layout) if is_map else leaf).requires_grad_()
     norms = [_norm(values, prefix, case) for prefix in ("norm", "neighbor_norm")]
     with ops.use_kernels(kernels):
         y = _apply(case, values, norms)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     upstream = upstream.to(case.dtype).to(y.dtype)
-    used = {name: value for name, value in values.items()}
-    grads = torch.autograd.grad(y, list(used.values()), upstream, allow_unused=True)
+    grads = torch.autograd.grad(y, list(values.values()), upstream, allow_unused=True)
     result = {"y": y.detach()}
-    result |= {f"grad_{name}": grad for name, grad in zip(used, grads, strict=True) if grad is not None}
+    result |= {f"grad_{name}": grad for name, grad in zip(values, grads, strict=True) if grad is not None}
     for name, norm in zip(("norm", "neighbor_norm"), norms, strict=True):
         result |= {f"{name}.mean": norm.running_mean, f"{name}.var": norm.running_var}
     return result

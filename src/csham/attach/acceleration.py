@@ -29,16 +29,16 @@ class AcceleratedModule:
 def accelerate(model: nn.Module) -> list[AcceleratedModule]:
     """Let the attentions that a network has already run on csham's kernels, in place.
 
-    These are timm's squeeze-and-excitation modules (those of its EfficientNets, MobileNets and SENets too), effective SE,
-    ECA with its variants and CBAM, and torchvision's ``SqueezeExcitation``. Each becomes, in the same object, a subclass
-    that computes the same with fewer passes over its map, forward and backward, and keeps less for the backward pass.
-    Parameters, hooks, mode, device and ``state_dict`` keys stay as they are; subclasses of theirs that are not known
-    here, and modules whose ``forward`` somebody replaced, are left alone. Outputs and gradients differ by rounding. Where
-    no kernels run (``CSHAM_KERNELS=reference``, other types and devices, while a graph is exported) everything is theirs.
+    These are timm's squeeze-and-excitation modules (its EfficientNets', MobileNets' and SENets' too), effective SE,
+    ECA with its variants and CBAM, and torchvision's ``SqueezeExcitation``. Each becomes, in the same object, a
+    subclass that computes the same with fewer passes over its map. Parameters, hooks, mode, device and ``state_dict``
+    keys stay what they are, outputs and gradients too but for rounding. Subclasses that are not known here and modules
+    whose ``forward`` somebody replaced are left alone. Where no kernels run (``CSHAM_KERNELS=reference``, other types
+    and devices, an export), the original code does.
 
-    Wrapping in DDP may come before or after, torch.compile only after. A network that is pickled whole needs csham to be
-    loaded; a ``state_dict`` does not. Gradients of gradients need ``CSHAM_KERNELS=reference``, and so does
-    torch.jit.script a network without this call: it reads the classes' code.
+    Wrap in DDP before or after, compile after. A network that is pickled whole needs csham to be loaded; a
+    ``state_dict`` does not. Gradients of gradients need ``CSHAM_KERNELS=reference``. torch.jit.script cannot read what
+    this makes.
 
     Args:
         model: Any network, or a single attention.

@@ -23,6 +23,7 @@ from csham.attach.transfer import ChannelWeightTransfer
 from csham.attach.values import Trace
 from csham.errors import UserError
 from csham.layers import create_attention
+from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
@@ -251,7 +252,7 @@ def _fuse(model: nn.Module, epilogues: dict[str, Epilogue], sides: Sequence[int]
     for name, epilogue in epilogues.items():
         fuse_block(model.get_submodule(name), epilogue)
     try:
-        with evaluating(model):
+        with evaluating(model), use_kernels("reference"):
             model(blank_image(model, sides))
     except Exception:  # to fuse is to compute the same in less time, and no reason to fail
         for name in epilogues:
@@ -281,7 +282,7 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
     failures = []
     for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
         try:
-            with evaluating(model):
+            with evaluating(model), use_kernels("reference"):
                 strange = _running_out_of_turn(model, built, sides)
         except Exception as err:
             failures.append(err)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from csham.attach.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
+from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating
 
 __all__ = ["CONTAINERS", "trace"]
@@ -41,7 +42,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise UserError(f"{type(model).__name__} has lazy layers without shapes yet. Run it once on images first.")
     failures = []
-    with evaluating(model):
+    # Attention that is in the network already: seen as plain operations, and without building kernels.
+    with evaluating(model), use_kernels("reference"):
         for size in _sizes(model, input_size):
             try:
                 return _record(model, blank_image(model, size))

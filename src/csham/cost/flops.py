@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from csham.cost.passes import unchanged
+from csham.ops import use_kernels
 from csham.probing import blank_image
 
 __all__ = ["Flops", "count_flops"]
@@ -54,7 +55,8 @@ def count_flops(network: nn.Module, input_size: Sequence[int]) -> Flops:
         input_size: (C, H, W).
     """
     image = blank_image(network, input_size)
-    with unchanged(network), torch.no_grad():
+    # By the reference, because a mode does not see what a kernel computes.
+    with unchanged(network), torch.no_grad(), use_kernels("reference"):
         network.eval()
         # The mode entered last is asked first: torch's takes composite operators apart, ours sees what they consist of.
         with _Elementwise() as rest, FlopCounterMode(display=False) as products:

@@ -149,7 +149,7 @@ class _AcceleratedBatchNormAct2d(timm_layers.BatchNormAct2d):
 
 
 def accelerate_layer(module: nn.Module) -> str | None:
-    """Make a layer of timm's or torchvision's one of these, if it is one that is known and computes what it was made for.
+    """Make a layer of timm's or torchvision's one of these, if it is of a class that is known here.
 
     Returns:
         The attention's name in the zoo, or None where the layer stays what it is.

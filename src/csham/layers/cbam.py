@@ -85,9 +85,7 @@ class _Spatial(nn.Module):
         """Return the spatial weights of ``x``, (B, 1, H, W)."""
         return self._weigh(ops.pool_positions(x))
 
-    def attend(
-        self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None
-    ) -> Tensor:
+    def attend(self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
         """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
 
         Args:

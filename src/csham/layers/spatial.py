@@ -71,9 +71,7 @@ class SpatialAttention(nn.Module):
         check_input("SpatialAttention", x, self.channels)
         return ops.spatial_weights(x, *self.operands())
 
-    def attend(
-        self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None
-    ) -> Tensor:
+    def attend(self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
         """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
 
         Args:

@@ -226,7 +226,7 @@ def spatial_weights_of(
 
 
 def has_kernels(x: object) -> bool:
-    """Whether kernels run for this, which is a feature map (B, C, H, W), or for instance what stands for one in a trace."""
+    """Whether kernels run for this: a feature map (B, C, H, W) of a type they know, no stand-in of a tracer's."""
     return isinstance(x, Tensor) and x.dim() == 4 and _kernels_for(x) is not None
 
 

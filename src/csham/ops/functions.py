@@ -1,11 +1,12 @@
 """The operators of :mod:`csham.ops.library` with their gradients.
 
-A pooling reads ``x`` for its statistics, and a scaling multiplies ``x`` by what was made of them. Separately, each would
-write a gradient the size of ``x``, and autograd would add them up. Here the scaling's backward pass computes the small
-gradients only (of ``w``, ``s`` and the shortcut) and leaves a note for the pooling's, which then writes the gradient of
-``x`` in one go. The note travels as the gradients of the pooling's ``carry`` outputs, which ``scale`` takes and whose
-values nobody reads: ``carry_z`` brings the gradient of ``w s x``, ``carry_w`` and ``carry_s`` the weights of the scaling,
-``carry_ties`` how many channels share each position's maximum. So ``carry`` must go to one scaling of the same ``x``.
+A pooling reads ``x`` for its statistics, and a scaling multiplies ``x`` by what was made of them. Separately, each
+would write a gradient the size of ``x``, and autograd would add them up. Here the scaling's backward pass computes
+the small gradients only (of ``w``, ``s`` and the shortcut) and leaves a note for the pooling's, which then writes the
+gradient of ``x`` in one go. The note travels as the gradients of the pooling's ``carry`` outputs, which ``scale``
+takes and whose values nobody reads: ``carry_z`` brings the gradient of ``w s x``, ``carry_w`` and ``carry_s`` the
+weights of the scaling, ``carry_ties`` how many channels share each position's maximum. So ``carry`` must go to one
+scaling of the same ``x``.
 
 In eager mode the functions run as ``autograd.Function``, which costs less a call; under torch.compile as operators.
 """
@@ -86,7 +87,7 @@ def hybrid_pool(
     weighted: bool = True,
     neighbor_weight: Tensor | None = None,
 ) -> Pooled:
-    """Compute CSHAM's channel weights and, with ``positions``, pool ``w ⊙ x`` (``x`` unless ``weighted``) over channels.
+    """Compute CSHAM's channel weights, and with ``positions`` pool ``w ⊙ x`` over the channels.
 
     Args:
         kernels: ``"cpu"`` or ``"triton"``.
@@ -94,7 +95,7 @@ def hybrid_pool(
         filters: Weight and bias of the convolutions avg, max and fuse, float32.
         relu: Whether ReLU follows each convolution.
         positions: Whether to pool over the channels.
-        weighted: Whether with the channel weights.
+        weighted: Whether to pool ``w ⊙ x``, not ``x``.
         neighbor_weight: As for :func:`position_pool`.
     """
     w, _, _, mean, maxima, neighbors, *rest = _call(
@@ -281,6 +282,8 @@ class _SpatialGate(_Differentiable):
         s, position, *batch = output
         training, neighbor_training = ctx.settings[:2]
         used = batch[:2] if training else norm[2:]
+        if statistics[2] is None:  # the norm that is not used may be the other one, whose statistics move on
+            neighbor_norm = (None,) * 4
         neighbor_used = batch[2:] if neighbor_training else neighbor_norm[2:]
         ctx.save_for_backward(s, position, *statistics, *norm[:2], *used, *neighbor_norm[:2], *neighbor_used)
 
@@ -366,9 +369,7 @@ def _function(operator: type[_Differentiable]) -> type[torch.autograd.Function]:
     return Function
 
 
-def _save(
-    operator: type[_Differentiable], namespace: str, ctx: Any, inputs: tuple[Any, ...], output: Any
-) -> None:
+def _save(operator: type[_Differentiable], namespace: str, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.namespace = namespace
     ctx.set_materialize_grads(False)
     operator.save(ctx, inputs, output)

@@ -43,7 +43,8 @@ SCHEMAS = {
     ),
     "position_pool_backward": (
         f"({_SCALED}, Tensor? position_w, Tensor grad_mean, Tensor grad_max, Tensor max, Tensor ties, "
-        "Tensor? grad_neighbors, Tensor? neighbor_weight) -> (Tensor grad_x, Tensor grad_w, Tensor grad_neighbor_weight)"
+        "Tensor? grad_neighbors, Tensor? neighbor_weight) -> "
+        "(Tensor grad_x, Tensor grad_w, Tensor grad_neighbor_weight)"
     ),
     # CSHAM's channel weights and then, with `positions`, the statistics over the channels, of w x if `weighted`.
     "hybrid_pool": (
@@ -62,7 +63,8 @@ SCHEMAS = {
         "(Tensor x, Tensor? w, Tensor? s, Tensor? shortcut, bool relu, Tensor? position_w, Tensor? position_max, "
         f"{_CARRY}) -> Tensor"
     ),
-    # grad_z: the gradient before the ReLU (empty without y, where it is grad_y). ties: how many channels share the maximum.
+    # grad_z: the gradient before the ReLU (empty without y, where it is grad_y).
+    # ties: how many channels share the maximum.
     "scale_backward": (
         "(Tensor grad_y, Tensor x, Tensor? w, Tensor? s, Tensor? position_w, Tensor? position_max, Tensor? y) -> "
         "(Tensor grad_z, Tensor grad_w, Tensor grad_s, Tensor ties)"
@@ -73,7 +75,8 @@ SCHEMAS = {
         f"(Tensor mean, Tensor max, Tensor? neighbors, Tensor weight, {_NORMS}) -> "
         "(Tensor s, Tensor position, Tensor norm_mean, Tensor norm_var, Tensor neighbor_mean, Tensor neighbor_var)"
     ),
-    # The means and variances are those that the forward pass used. grad_norms: of weight, bias, neighbor weight and bias.
+    # The means and variances are those that the forward pass used. grad_norms: of weight and bias of
+    # the norm, then of the neighbours' norm.
     "spatial_gate_backward": (
         "(Tensor grad_s, Tensor s, Tensor position, Tensor mean, Tensor max, Tensor? neighbors, Tensor weight, "
         f"{_NORMS}) -> (Tensor grad_mean, Tensor grad_max, Tensor grad_neighbors, Tensor grad_weight, "
@@ -162,7 +165,7 @@ def _scale_backward(
     )
 
 
-def _spatial_gate(mean: Tensor, max: Tensor, neighbors: Tensor | None, *_: Any) -> tuple[Tensor, ...]:  # noqa: A002
+def _spatial_gate(mean: Tensor, max: Tensor, neighbors: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     return (torch.empty_like(mean), torch.empty_like(mean), *(_small(mean, 1) for _ in range(4)))
 
 
@@ -171,7 +174,7 @@ def _spatial_gate_backward(
     s: Tensor,
     position: Tensor,
     mean: Tensor,
-    max: Tensor,  # noqa: A002
+    max: Tensor,
     neighbors: Tensor | None,
     weight: Tensor,
     *_: Any,
@@ -180,7 +183,7 @@ def _spatial_gate_backward(
         torch.empty_like(mean),
         torch.empty_like(mean),
         _like(mean, neighbors),
-        torch.empty_like(weight),
+        _like(mean, weight),
         _small(mean, 4),
     )
 
@@ -192,7 +195,7 @@ def _positions(x: Tensor, neighbor_weight: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _like(x: Tensor, other: Tensor | None) -> Tensor:
-    return _small(x, 0) if other is None else torch.empty_like(other)
+    return _small(x, 0) if other is None else _small(x, *other.shape)
 
 
 _FAKES: dict[str, Callable[..., Any]] = {name: globals()[f"_{name}"] for name in SCHEMAS}
@@ -202,7 +205,9 @@ def _define() -> None:
     for namespace in NAMESPACES:
         for name, schema in SCHEMAS.items():
             operator = f"{namespace}::{name}"
-            torch.library.define(operator, schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+            torch.library.define(
+                operator, schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+            )
             torch.library.register_fake(operator, _FAKES[name])
 
 

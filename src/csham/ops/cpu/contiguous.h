@@ -1,9 +1,9 @@
 // The kernels of one image for a map in NCHW order: x[c * H * W + p].
 //
 // A plane's positions are walked in blocks of two vectors, for several channels at a time, so that what belongs to the
-// positions is loaded once for all of them. A block of bfloat16 is unpacked into its even and its odd values, which takes
-// one shift and one mask; every array over the positions is therefore first brought into the same order ("arranged")
-// and padded to whole blocks.
+// positions is loaded once for all of them. A block of bfloat16 is unpacked into its even and its odd values, which
+// takes one shift and one mask; every array over the positions is therefore first brought into the same order
+// ("arranged") and padded to whole blocks.
 //
 // The neighbour term needs neither shuffles nor strides: pooled rows are multiplied, lane by lane, with the filter's
 // columns repeated over the lanes, and what the lanes hold is brought together once for all channels.
@@ -173,7 +173,10 @@ C10_ALWAYS_INLINE void for_groups(int64_t c0, int64_t c1, const Body& body) {
 }
 
 // A thread's arrays, kept from call to call. Those of position_statistics hold an image's sums from range to range.
-enum class Scratch { kSum, kMax, kCoarse, kX, kUp, kExpanded, kZeros, kSpatial, kMean, kTop, kPositionMax, kTies, kCount };
+enum class Scratch {
+  kSum, kMax, kCoarse, kX, kUp, kExpanded, kZeros, kSpatial, kMean, kTop, kPositionMax, kTies,
+  kCount
+};
 
 template <typename U>
 U* scratch(Scratch which, int64_t count) {
@@ -222,7 +225,8 @@ std::pair<const float*, const float*> position_gradients(const float* dmean, con
   const float* mean = arranged<T>(Scratch::kMean, dmean, positions, 0.f);
   const float* max = arranged<T>(Scratch::kTop, dmax, positions, 0.f);
   float* at_max = scratch<float>(Scratch::kTop, padded(positions));  // in place, unless dmax itself is in order
-  for (int64_t p = 0; p < padded(positions); p += kBlock) store_block(at_max + p, load_block(mean + p) + load_block(max + p));
+  for (int64_t p = 0; p < padded(positions); p += kBlock)
+    store_block(at_max + p, load_block(mean + p) + load_block(max + p));
   return {mean, at_max};
 }
 
@@ -248,7 +252,8 @@ struct Grid {
   int64_t top, left;  // padding
 
   explicit Grid(Size size)
-      : h(size.pooled_H()), w(size.pooled_W()), coarse_h(size.coarse_H()), coarse_w(size.coarse_W()), top(h % 2), left(w % 2) {}
+      : h(size.pooled_H()), w(size.pooled_W()), coarse_h(size.coarse_H()), coarse_w(size.coarse_W()),
+        top(h % 2), left(w % 2) {}
   int64_t lanes(int64_t repeat) const { return (repeat * w + kWidth - 1) / kWidth * kWidth; }
 };
 
@@ -531,7 +536,8 @@ struct Contiguous {
   static float total(const planes::Block& v) { return sum(v.a + v.b); }
 
   template <int K>
-  static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums, float* tops) {
+  static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums,
+                            float* tops) {
     using namespace planes;
     for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
       Block sum = load_block(sums + p), top = load_block(tops + p);
@@ -610,8 +616,9 @@ struct Contiguous {
         gather_lanes<even>(plane, 2 * pooled_row * size.W, size.W, own, rows.width, sums);
       });
       for (int i = 0; i < K; ++i) {
-        const float along =
-            filter_gradient(sums[i], lanes, filters + 9 * (c + i), wp ? wp[c + i] : 1.f, dfilters ? dfilters + 9 * (c + i) : nullptr);
+        const int64_t first = 9 * (c + i);
+        const float along = filter_gradient(sums[i], lanes, filters + first, wp ? wp[c + i] : 1.f,
+                                            dfilters ? dfilters + first : nullptr);
         if (dwp) dwp[c + i] += along;
       }
     });
@@ -692,39 +699,42 @@ struct Contiguous {
     float* up = kUp == Up::kNone ? nullptr : scratch<float>(Scratch::kUp, kTogether * up_size);
     for_groups<kTogether>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
-      const auto weights = taken<K>(in.w, c, 1.f), position_weights = taken<K>(in.wp, c, 1.f);
-      const auto channel_top = taken<K>(in.channel_max, c, kNever), channel_other = taken<K>(in.dchannel_mean, c, 0.f);
-      auto channel_most = taken<K>(in.dchannel_max, c, 0.f);
-      for (int i = 0; i < K; ++i) channel_most[i] += channel_other[i];
-      if constexpr (kUp != Up::kNone)
-        neighbors_up<K>(lanes, in.filters + 9 * c, size, rows, up, up_size);
-      for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
-        const Block sp = load_block(spatial + p);
-        Block other, most, top;
-        if constexpr (kPositions) {
-          other = load_block(elsewhere + p);
-          most = load_block(at_max + p);
-          top = load_block(tops + p);
-        }
+      if constexpr (kUp != Up::kNone) neighbors_up<K>(lanes, in.filters + 9 * c, size, rows, up, up_size);
+      for (int64_t first = 0; first < positions; first += kChunk)
         for (int i = 0; i < K; ++i) {
-          const int64_t at = (c + i) * positions + p;
-          const Block v = part.load(x + at);
-          const Block d = part.load(dz + (c + i) * dz_plane + p);
-          Block g = where(equal(v, both(channel_top[i])), both(channel_most[i]), both(channel_other[i]));
-          if constexpr (kPositions) {
-            const Vec weight(position_weights[i]);
-            Block gt = where(equal(weight * v, top), most, other);
-            if constexpr (kUp != Up::kNone) gt = gt + load_up<kUp>(up + i * up_size, p);
-            g = fmadd(weight, gt, g);
-          }
-          g = fmadd(Vec(weights[i]) * sp, d, g);
-          part.store(dx + at, g, stream);
+          const T* from = x + (c + i) * positions + first;
+          const T* gradient = dz + (c + i) * dz_plane + first;
+          T* to = dx + (c + i) * positions + first;
+          const Vec weight(in.w ? in.w[c + i] : 1.f), position_weight(in.wp ? in.wp[c + i] : 1.f);
+          const float from_mean = in.dchannel_mean ? in.dchannel_mean[c + i] : 0.f;
+          const Block channel_other = both(from_mean);
+          const Block channel_most = both(in.channel_max ? from_mean + in.dchannel_max[c + i] : 0.f);
+          const Block channel_top = both(in.channel_max ? in.channel_max[c + i] : kNever);
+          const float* up_plane = kUp == Up::kNone ? nullptr : up + i * up_size;
+          const int64_t count = std::min(kChunk, positions - first);
+          for_blocks<T>(count, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
+            const int64_t p = first + q;
+            const Block v = part.load(from + q);
+            const Block d = part.load(gradient + q);
+            Block g = where(equal(v, channel_top), channel_most, channel_other);
+            if constexpr (kPositions) {
+              Block gt = where(equal(position_weight * v, load_block(tops + p)), load_block(at_max + p),
+                               load_block(elsewhere + p));
+              if constexpr (kUp != Up::kNone) gt = gt + load_up<kUp>(up_plane, p);
+              g = fmadd(position_weight, gt, g);
+            }
+            g = fmadd(weight * load_block(spatial + p), d, g);
+            part.store(to + q, g, stream);
+          });
         }
-      });
     });
   }
 
+  // Channels whose gradients of the neighbour term are computed at once, and positions of each of them that are done
+  // before the next channel's: what belongs to these positions stays in the L1 cache, and each plane is written in long
+  // runs, without which streaming stores to addresses 4096 bytes apart take several times as long.
   static constexpr int kTogether = 4;
+  static constexpr int64_t kChunk = 1024;
 
   template <Up kUp>
   static planes::Block load_up(const float* up, int64_t p) {

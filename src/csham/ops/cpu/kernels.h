@@ -49,20 +49,20 @@ struct Norm {
   float* var;     // (1)  likewise; the batch's is the biased one, sum (x - mean)^2 / count
 };
 
-// All maps are contiguous. Any of B, H, W may be 0: then nothing is written but gradients of parameters, zeros.
+// All maps are contiguous. Any of B, H, W may be 0 where no norm is in training: the parameters' gradients are zeros.
 struct SpatialGate {
   int64_t B, H, W;
-  int64_t kernel_size;       // odd; 7 is the fast one
-  const float* mean;         // (B, H, W)  over the channels
-  const float* max;          // (B, H, W)
-  const float* weight;       // (2, kernel_size, kernel_size)  for mean, for max
-  Norm norm;                 // of position
-  bool relu;                 // act is ReLU (gradient 0 at 0), else the identity
-  const float* neighbors;    // (B, coarse_H, coarse_W) before its norm, or null: no such term
-  int64_t coarse_H, coarse_W;  // at least 1 and at most H, W; not read without neighbors
-  Norm neighbor_norm;        // not read without neighbors
-  float* position;           // (B, H, W)  written by the forward pass, read by the backward pass
-  float* s;                  // (B, H, W)  likewise
+  int64_t kernel_size;         // odd; 7 is the fast one
+  const float* mean;           // (B, H, W)  over the channels
+  const float* max;            // (B, H, W)
+  const float* weight;         // (2, kernel_size, kernel_size)  for mean, for max
+  Norm norm;                   // of position
+  bool relu;                   // act is ReLU (gradient 0 at 0), else the identity
+  const float* neighbors;      // (B, coarse_H, coarse_W) before its norm, or null: no such term
+  int64_t coarse_H, coarse_W;  // at least 1 and at most H, W; 0 without neighbors
+  Norm neighbor_norm;          // not read without neighbors
+  float* position;             // (B, H, W)  written by the forward pass, read by the backward pass
+  float* s;                    // (B, H, W)  likewise
 
   int64_t positions() const { return H * W; }
   int64_t coarse_positions() const { return neighbors ? coarse_H * coarse_W : 0; }
@@ -70,15 +70,15 @@ struct SpatialGate {
 
 // Null: not wanted, except ds, dmean, dmax and, with neighbors, dneighbors.
 struct SpatialGateGradients {
-  const float* ds;                // (B, H, W)
-  float* dmean;                   // (B, H, W)
-  float* dmax;                    // (B, H, W)
-  float* dweight;                 // (2, kernel_size, kernel_size)
-  float* dneighbors;              // (B, coarse_H, coarse_W)
-  float* dnorm_weight;            // (1)
-  float* dnorm_bias;              // (1)
-  float* dneighbor_norm_weight;   // (1)
-  float* dneighbor_norm_bias;     // (1)
+  const float* ds;               // (B, H, W)
+  float* dmean;                  // (B, H, W)
+  float* dmax;                   // (B, H, W)
+  float* dweight;                // (2, kernel_size, kernel_size)
+  float* dneighbors;             // (B, coarse_H, coarse_W)
+  float* dnorm_weight;           // (1)
+  float* dnorm_bias;             // (1)
+  float* dneighbor_norm_weight;  // (1)  zero without neighbors
+  float* dneighbor_norm_bias;    // (1)  likewise
 };
 
 struct Kernels {

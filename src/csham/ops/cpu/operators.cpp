@@ -288,8 +288,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
               neighbors ? neighbor_norm_var.value() : none_used, neighbor_training, neighbor_eps));
   gate.position = const_cast<float*>(small(position, n.positions()));
   gate.s = const_cast<float*>(small(s, n.positions()));
-  Tensor dmean = at::empty_like(mean), dmax = at::empty_like(mean), dweight = at::empty_like(weight);
-  Tensor dneighbors = neighbors ? at::empty_like(*neighbors) : none(mean), dnorms = at::zeros({4}, mean.options());
+  Tensor dmean = at::empty_like(mean), dmax = at::empty_like(mean), dweight = empty(mean, weight.sizes());
+  Tensor dneighbors = neighbors ? empty(mean, neighbors->sizes()) : none(mean), dnorms = at::zeros({4}, mean.options());
   float* norms = data(dnorms);
   kernels().spatial_gate_backward(gate, {small(ds, n.positions()), data(dmean), data(dmax), data(dweight),
                                          data(dneighbors), norms, norms + 1, norms + 2, norms + 3});

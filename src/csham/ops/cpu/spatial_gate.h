@@ -3,7 +3,7 @@
 // forward     position = conv(q)              k x k, from q = [mean; max] to one channel, zero padding, no bias
 //             s = sigmoid(act(norm(position)) + upsample(neighbor_norm(neighbors)))
 // backward    dlogits = ds s (1 - s);  dp = dlogits where act passes, else 0;  du = sums of dlogits over coarse cells
-//             dposition, dneighbors: through the batch norms;  dq = conv(dposition) with the filter turned by 180 degrees
+//             dposition, dneighbors: through the batch norms;  dq = conv(dposition), the filter turned by 180 degrees
 //             dweight[c, i, j] = sum over b, y, x of dposition[b, y, x] q[c, b, y + i - k / 2, x + j - k / 2]
 // saved       q, position, neighbors, s and the statistics of the norms
 //
@@ -32,12 +32,11 @@
 namespace csham {
 namespace CPU_CAPABILITY {
 
-// A thread is worth waking for about 10 us of work.
+// A thread is worth waking for 10 to 20 us of work.
 constexpr int64_t kConvolvedPositions = 4096;
 constexpr int64_t kWeighedPositions = 16384;
-// Filter rows in registers at a time: a 7 x 7 filter in one piece, any other in pieces of 3 and 1.
-constexpr int kTileRows = 8;
-constexpr int64_t kGroups = 32;
+constexpr int kTileRows = 8;     // of a convolution's output in registers at a time
+constexpr int64_t kGroups = 32;  // of images, each with filter gradients of its own
 
 inline int64_t grain(int64_t positions, int64_t positions_of_image) {
   return std::max<int64_t>(1, positions / std::max<int64_t>(1, positions_of_image));
@@ -87,8 +86,8 @@ using Tile = std::array<Vec, kTileRows>;
 // stay and a weight fill the sixteen registers of AVX2, and two loads feed kTileRows multiply-adds.
 template <int ROWS>
 C10_NOINLINE void add_filter_rows(
-    std::initializer_list<const PaddedMap*> inputs, const float* filters, int64_t k, int64_t first, int64_t y, int64_t x,
-    Tile& tile) {
+    std::initializer_list<const PaddedMap*> inputs, const float* filters, int64_t k, int64_t first, int64_t y,
+    int64_t x, Tile& tile) {
   filters += first;
   // A copy, because the compiler would store what it adds to `tile` after each addition.
   Tile sums = collect<kTileRows>([&](auto r) { return tile[r]; });
@@ -111,7 +110,8 @@ C10_NOINLINE void add_filter_rows(
   tile = sums;
 }
 
-// out = the sum of the inputs' convolutions, (H, W). filters: transposed, (inputs, k, k) by columns.
+// out = the sum of the inputs' convolutions, (H, W). filters: transposed, (inputs, k, k) by columns. A filter of 7 rows
+// is taken in one piece, others in pieces of 7, 3 and 1.
 inline void convolve(
     std::initializer_list<const PaddedMap*> inputs, const float* filters, int64_t k, int64_t H, int64_t W, float* out) {
   for (int64_t y = 0; y < H; y += kTileRows) {
@@ -150,15 +150,17 @@ C10_NOINLINE void add_filter_gradient(
 inline void add_filter_gradient(
     const PaddedMap& q, const PaddedMap& dposition, int64_t H, int64_t W, int64_t k, float* gradient) {
   for (int64_t column = 0; column < k; ++column, gradient += k * kWidth) {
+    const auto rows = [&](auto count, int64_t first) {
+      add_filter_gradient<count>(q, dposition, H, W, k / 2, column, first, gradient + first * kWidth);
+    };
     int64_t row = 0;
-    for (; row + 7 <= k; row += 7) add_filter_gradient<7>(q, dposition, H, W, k / 2, column, row, gradient + row * kWidth);
-    for (; row + 3 <= k; row += 3) add_filter_gradient<3>(q, dposition, H, W, k / 2, column, row, gradient + row * kWidth);
-    for (; row < k; ++row) add_filter_gradient<1>(q, dposition, H, W, k / 2, column, row, gradient + row * kWidth);
+    for (; row + 7 <= k; row += 7) rows(std::integral_constant<int, 7>{}, row);
+    for (; row + 3 <= k; row += 3) rows(std::integral_constant<int, 3>{}, row);
+    for (; row < k; ++row) rows(std::integral_constant<int, 1>{}, row);
   }
 }
 
-// The sums over x of what f gives, a vector of kWidth values at a time: short float32 sums, added up in float64.
-// f(i, count): the two vectors for the values from i on, with zeros past the count.
+// Two sums of an image, of a batch.
 struct Sums {
   double a = 0, b = 0;
   Sums& operator+=(const Sums& other) {
@@ -168,6 +170,8 @@ struct Sums {
   }
 };
 
+// Two sums over n values: short ones in float32, added up in float64. f(i, count, a, b) adds to the vectors a and b
+// what belongs to the count <= kWidth values from i on, and zeros beyond them.
 template <typename F>
 inline Sums sum2(int64_t n, const F& f) {
   constexpr int64_t kChunk = 16 * kWidth;
@@ -181,6 +185,7 @@ inline Sums sum2(int64_t n, const F& f) {
   return total;
 }
 
+// The first count values, the others zero.
 inline Vec first(const Vec& a, int64_t count) { return count < kWidth ? Vec::set(Vec(0), a, count) : a; }
 
 // Count, mean and sum of the squared deviations, merged as Chan, Golub and LeVeque do: a large mean cancels nothing.
@@ -256,8 +261,8 @@ struct AffineGradient {
   void apply(const float* x, int64_t n, float* gradient) const {
     for (int64_t i = 0; i < n; i += kWidth) {
       const int64_t count = std::min(kWidth, n - i);
-      const Vec dx = Vec(scale) * load(gradient + i, count) - Vec(shift) - Vec(slope) * (load(x + i, count) - Vec(mean));
-      store(gradient + i, dx, count);
+      const Vec dy = load(gradient + i, count), deviation = load(x + i, count) - Vec(mean);
+      store(gradient + i, Vec(scale) * dy - Vec(shift) - Vec(slope) * deviation, count);
     }
   }
 };
@@ -344,6 +349,7 @@ inline Sums unweigh(
   });
 }
 
+// The sums of a gradient and of its products with x - mean.
 inline Sums sums_of_gradient(const float* gradient, const float* x, float mean, int64_t n) {
   return sum2(n, [&](int64_t i, int64_t count, Vec& a, Vec& b) {
     const Vec values = load(gradient + i, count);
@@ -352,6 +358,7 @@ inline Sums sums_of_gradient(const float* gradient, const float* x, float mean, 
   });
 }
 
+// Writes position, s and, in training, the norms' statistics.
 inline void spatial_gate(const SpatialGate& gate) {
   const int64_t H = gate.H, W = gate.W, k = gate.kernel_size, HW = gate.positions();
   const int64_t coarse_HW = gate.coarse_positions();
@@ -371,7 +378,6 @@ inline void spatial_gate(const SpatialGate& gate) {
   });
   if (gate.norm.training) write_statistics(gate.norm, moments);
   if (gate.neighbors && gate.neighbor_norm.training) write_statistics(gate.neighbor_norm, neighbor_moments);
-
 
   const Affine norm(gate.norm);
   const Upsampling upsampling(gate);
@@ -450,19 +456,25 @@ inline void write_filter_gradient(const std::vector<float>& partial, int64_t gro
   }
 }
 
+// Writes all gradients, from what the forward pass took and wrote.
 inline void spatial_gate_backward(const SpatialGate& gate, const SpatialGateGradients& gradients) {
   const int64_t B = gate.B, HW = gate.positions(), coarse_HW = gate.coarse_positions(), k = gate.kernel_size;
   std::vector<Sums> sums(B), neighbor_sums(B);
   weights_gradient(gate, gradients, sums, neighbor_sums);
 
   const AffineGradient norm(gate.norm, sums, B * HW, gradients.dnorm_weight, gradients.dnorm_bias);
+  // Zero without neighbors: those of an empty batch may be null as well.
+  for (float* gradient : {gradients.dneighbor_norm_weight, gradients.dneighbor_norm_bias}) {
+    if (gradient) *gradient = 0;
+  }
   if (gate.neighbors) {
     AffineGradient(gate.neighbor_norm, neighbor_sums, B * coarse_HW, gradients.dneighbor_norm_weight,
                    gradients.dneighbor_norm_bias)
         .apply(gate.neighbors, B * coarse_HW, gradients.dneighbors);
   }
   const std::vector<float> filters = filters_by_columns(gate, true);
-  // Vectors of partial sums are added up once for a group of images, not for each: that took longer than 4 x 4 maps.
+  // A group's images share vectors of partial sums, whose elements are added up once: for small maps that is much of
+  // the work. The groups depend on B alone, as the results must not depend on the number of threads.
   const int64_t group = (B + kGroups - 1) / kGroups, groups = group ? (B + group - 1) / group : 0;
   std::vector<float> partial(groups * 2 * k * k);
   at::parallel_for(0, groups, grain(kConvolvedPositions, group * HW), [&](int64_t begin, int64_t end) {

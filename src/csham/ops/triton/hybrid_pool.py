@@ -65,7 +65,7 @@ def hybrid_pool_backward(
     grad_channel_w: Tensor | None,
     grad_mean: Tensor | None,
     grad_max: Tensor | None,
-    max: Tensor | None,  # noqa: A002
+    max: Tensor | None,
     ties: Tensor | None,
     grad_neighbors: Tensor | None,
     neighbor_weight: Tensor | None,

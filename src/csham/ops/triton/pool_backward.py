@@ -7,8 +7,8 @@ Of y = w s x; of mean_c, max_c and the neighbour term of t = wp x; of mean_hw an
 
 up is the gradient of the neighbour term, a 2 x 2 average and a 3 x 3 convolution backwards. Two passes:
 
-statistics gradient   reads x once; reduces over the positions, for each channel, to channel_ties, to the gradient of wp and
-                      to the products of x's 2 x 2 sums with dneighbors under each of the 9 taps. The latter, E, are
+statistics gradient   reads x once; reduces over the positions, for each channel, to channel_ties, the gradient of wp and
+                      the products of x's 2 x 2 sums with dneighbors under each of the 9 taps. The latter, E, are
                       enough for both dneighbor_weight = sum_b(wp E) and its share in dwp = .. + sum_taps(weight E)
 input gradient        reads x and dz, writes dx
 
@@ -65,7 +65,7 @@ class PoolBackward:
         position_w: Tensor | None,
         grad_mean: Tensor | None,
         grad_max: Tensor | None,
-        max: Tensor | None,  # noqa: A002
+        max: Tensor | None,
         ties: Tensor | None,
         grad_neighbors: Tensor | None,
         neighbor_weight: Tensor | None,
@@ -133,7 +133,7 @@ class PoolBackward:
         map_ = self.map
         quads = Quads.of(map_, self.grad_neighbors is not None, 512 if map_.channels_last else 256, loop="c")
         grad_x = torch.empty_like(self.x)
-        grid = (triton.cdiv(quads.count, quads.block_q) * quads.chunks * map_.B,)
+        grid = (triton.cdiv(quads.per_image, quads.block_q) * quads.chunks * map_.B,)
         input_gradient_kernel[grid](
             *self.scaled,
             self.x,
@@ -216,7 +216,7 @@ def statistics_gradient_kernel(
     dw, ties = zero, zero
     products = ()
     for _ in tl.static_range(9):
-        products = products + (zero,)  # noqa: RUF005
+        products = products + (zero,)
     begin = pid_chunk * chunk
     end = tl.minimum(begin + chunk, quads)
     for q in range(begin, end, BLOCK_Q):
@@ -252,7 +252,7 @@ def statistics_gradient_kernel(
                 for v in tl.static_range(3):
                     grad = grads[2 * (u // 2) + v // 2][None, :]
                     product = products[3 * u + v] + grad * cells[2 * cell(u, ODD_H) + cell(v, ODD_W)]
-                    new_products = new_products + (product,)  # noqa: RUF005
+                    new_products = new_products + (product,)
             products = new_products
 
     parts_ptr += (pid_chunk * B + b) * SLOTS * C + offs_c
@@ -407,9 +407,9 @@ def input_gradient_kernel(
                     new_up = ()
                     for i in tl.static_range(4):
                         if i == 2 * cell(u, ODD_H) + cell(v, ODD_W):
-                            new_up = new_up + (up[i] + term,)  # noqa: RUF005
+                            new_up = new_up + (up[i] + term,)
                         else:
-                            new_up = new_up + (up[i],)  # noqa: RUF005
+                            new_up = new_up + (up[i],)
                     up = new_up
             up = cell_sums(up[0], up[1], row, col, H, W, 1) + cell_sums(up[2], up[3], row + 2, col, H, W, 1)
         for r in tl.static_range(ROWS):
@@ -423,7 +423,7 @@ def input_gradient_kernel(
             if channel_max_ptr is not None:
                 new_dx = ()
                 for o in tl.static_range(4):
-                    new_dx = new_dx + (dx[o] + tl.where(x[o] == channel_max, dchannel_max, 0.0),)  # noqa: RUF005
+                    new_dx = new_dx + (dx[o] + tl.where(x[o] == channel_max, dchannel_max, 0.0),)
                 dx = new_dx
             if position_max_ptr is not None:
                 dmean = load_columns(dmean_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
@@ -434,10 +434,10 @@ def input_gradient_kernel(
                     dt = dmean[o] / C + up[2 * (r // 2) + o // 2]
                     if position_w_ptr is not None:
                         dt += tl.where(position_w * x[o] == top[o], dmax[o], 0.0)
-                        new_dx = new_dx + (dx[o] + position_w * dt,)  # noqa: RUF005
+                        new_dx = new_dx + (dx[o] + position_w * dt,)
                     else:
                         dt += tl.where(x[o] == top[o], dmax[o], 0.0)
-                        new_dx = new_dx + (dx[o] + dt,)  # noqa: RUF005
+                        new_dx = new_dx + (dx[o] + dt,)
                 dx = new_dx
             if dz_ptr is not None:
                 dz = load_columns(dz_ptr + image, offs, mask, col, W, stride_hw, CHANNELS_LAST)

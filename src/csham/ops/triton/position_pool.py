@@ -1,9 +1,9 @@
 """Statistics over the channels of t = w x, and the 3 x 3 convolution of its 2 x 2 averages (the neighbour term).
 
-forward    mean[b, p] = sum_c(t) / C;  max[b, p] = max_c(t);                      reads x once
+forward    mean[b, p] = sum_c(t) / C;  max[b, p] = max_c(t);                 reads x once
            neighbors = conv3x3_stride2(avgpool2x2(t))
-backward   dt = dmean / C + dmax / ties * [t == max] + up(dneighbors);            reads x twice and dz once, writes dx once;
-           dw = sum_hw(dt x);  dx = w s dz + w dt;  dneighbor_weight              see pool_backward
+backward   dt = dmean / C + dmax / ties * [t == max] + up(dneighbors);            reads x twice and dz once,
+           dw = sum_hw(dt x);  dx = w s dz + w dt;  dneighbor_weight         writes dx once; see pool_backward
 saved      x, w, neighbor_weight, max; the ties are counted by the scaling's backward pass, which reads x anyway
 
 The neighbour term costs 9 multiply-adds a quad of 16 positions (see quads), and 1 byte a position for what quads leave
@@ -41,7 +41,7 @@ def position_pool_backward(
     position_w: Tensor | None,
     grad_mean: Tensor,
     grad_max: Tensor,
-    max: Tensor,  # noqa: A002
+    max: Tensor,
     ties: Tensor,
     grad_neighbors: Tensor | None,
     neighbor_weight: Tensor | None,
@@ -60,11 +60,11 @@ def position_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, maximum (B, 1, H, W) and the neighbour term (empty without ``neighbor_weight``)."""
     term = neighbor_weight is not None and min(map_.H, map_.W) >= 2
-    quads = Quads.of(map_, term, 512 if map_.channels_last else 256, loop="c")
+    quads = Quads.of(map_, term, 256, loop="c")
     mean = x.new_empty((quads.chunks, map_.B, map_.positions), dtype=torch.float32)
     maxima = torch.empty_like(mean)
-    parts = x.new_empty((quads.chunks, map_.B, 4, quads.count), dtype=torch.float32) if term else None
-    grid = (triton.cdiv(quads.count, quads.block_q) * quads.chunks * map_.B,)
+    parts = x.new_empty((quads.chunks, map_.B, 4, quads.per_image), dtype=torch.float32) if term else None
+    grid = (triton.cdiv(quads.per_image, quads.block_q) * quads.chunks * map_.B,)
     position_statistics_kernel[grid](
         x,
         w,
@@ -155,7 +155,7 @@ def position_statistics_kernel(
     low = tl.full([BLOCK_C, BLOCK_Q], float("-inf"), tl.float32)
     totals, maxima = (), ()
     for _ in tl.static_range(4 * ROWS):
-        totals, maxima = totals + (zero,), maxima + (low,)  # noqa: RUF005
+        totals, maxima = totals + (zero,), maxima + (low,)
     n0, n1, n2, n3 = zero, zero, zero, zero
     begin = pid_chunk * chunk
     end = tl.minimum(begin + chunk, C)
@@ -173,10 +173,10 @@ def position_statistics_kernel(
             if w_ptr is not None:
                 t = (w * t[0], w * t[1], w * t[2], w * t[3])
             for o in tl.static_range(4):
-                new_totals = new_totals + (totals[4 * r + o] + t[o],)  # noqa: RUF005
+                new_totals = new_totals + (totals[4 * r + o] + t[o],)
                 # Past the map nothing is stored; past the channels a zero must not win.
                 value = tl.where(mask_c[:, None], t[o], float("-inf"))
-                new_maxima = new_maxima + (maximum(maxima[4 * r + o], value),)  # noqa: RUF005
+                new_maxima = new_maxima + (maximum(maxima[4 * r + o], value),)
             left, right = left + (t[0] + t[1]), right + (t[2] + t[3])
             if filters_ptr is not None and r % 2 == 1:
                 cells = cells + cell_sums(left, right, row + (r - 1), col, H, W, 1)
@@ -203,8 +203,8 @@ def position_statistics_kernel(
         mask = (mask_q & (row + r < H))[None, :]
         means, tops = (), ()
         for o in tl.static_range(4):
-            means = means + ((tl.sum(totals[4 * r + o], 0) / C)[None, :],)  # noqa: RUF005
-            tops = tops + (maximum_over(maxima[4 * r + o], 0)[None, :],)  # noqa: RUF005
+            means = means + ((tl.sum(totals[4 * r + o], 0) / C)[None, :],)
+            tops = tops + (maximum_over(maxima[4 * r + o], 0)[None, :],)
         store_columns(mean_ptr + out, offs, means, mask, col, W, 1, False)
         store_columns(max_ptr + out, offs, tops, mask, col, W, 1, False)
     if filters_ptr is not None:

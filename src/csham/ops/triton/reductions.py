@@ -15,7 +15,7 @@ def maximum(a, b):
 @triton.jit
 def maximum_over(values, AXIS: tl.constexpr):
     """Reduce to the maximum, or NaN if any is (which ``tl.max`` passes over)."""
-    spoilt = tl.max((values != values).to(tl.int32), AXIS)  # noqa: PLR0124
+    spoilt = tl.max((values != values).to(tl.int32), AXIS)
     return tl.where(spoilt > 0, float("nan"), tl.max(values, AXIS))
 
 

@@ -6,9 +6,9 @@ backward   dz = dy [y > 0];  dw = sum_hw(dz s x);                 reads dy and x
 saved      x, w, s and with a ReLU y. dz is the shortcut's gradient too; dx = w s dz is left to the pooling's backward
            pass (pool_backward), which adds what else goes to x
 
-dw and ds are sums over different sides of the map. A program walks along the slow side in memory, reduces each tile over
-the fast one and keeps one sum over the slow one; both come in parts that are added up afterwards, 4 bytes for every 256
-values or more.
+dw and ds are sums over different sides of the map. A program walks along the slow side in memory, reduces each tile
+over the fast one and keeps one sum over the slow one; both come in parts that are added up afterwards, 4 bytes for
+up to 256 values.
 """
 
 from __future__ import annotations
@@ -257,7 +257,8 @@ def _tile(
     offs = offs_c[:, None] * stride_c + offs_hw[None, :] * stride_hw
     dz = tl.load(dy_ptr + image + offs, mask=mask, other=0.0)
     if y_ptr is not None:
-        dz = tl.where(tl.load(y_ptr + image + offs, mask=mask, other=0.0) > 0, dz, tl.zeros_like(dz))
+        y = tl.load(y_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
+        dz = tl.where(y > 0, dz, tl.zeros_like(dz))
         tl.store(dz_ptr + image + offs, dz, mask=mask)
     x = tl.load(x_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
     zx = dz.to(tl.float32) * x

@@ -1,0 +1,142 @@
+"""Each Triton operator alone: what it returns against plain formulas, its schema, and what it refuses."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from csham.errors import UserError
+from csham.ops import library
+from csham.ops.triton import maps
+
+triton_ops = torch.ops.csham_triton
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+
+
+def carry(x):
+    return library.carry(x)
+
+
+def random(device, *shape):
+    return torch.rand(shape, device=device) + 0.5
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channel_pool(make_map, assert_close, monkeypatch, channels_last):
+    # More programs than there is work: every block of positions is a chunk of its own.
+    monkeypatch.setattr(maps, "_PROGRAMS", 64)
+    x = make_map((1, 3, 40, 60), channels_last=channels_last) + 1000  # a mean that cancellation would spoil
+    mean, maximum, *_ = triton_ops.channel_pool(x, True)
+    assert_close({"mean": mean, "max": maximum}, {"mean": x.double().mean((2, 3)), "max": x.amax((2, 3))})
+    assert torch.equal(maximum, x.amax((2, 3)))
+    assert torch.equal(triton_ops.channel_pool(x, False)[0], mean)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_position_pool_finds_the_exact_maximum_of_one_float32_product(make_map, device, channels_last):
+    x = make_map((2, 37, 3, 6), torch.bfloat16, channels_last)
+    w = random(device, 2, 37)
+    _, maximum, neighbors, *_ = triton_ops.position_pool(x, w, None)
+    assert torch.equal(maximum, (w[:, :, None, None] * x.float()).amax(1, keepdim=True))
+    assert neighbors.numel() == 0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_scale_backward(make_map, assert_close, device, channels_last):
+    B, C, H, W = shape = (2, 35, 5, 6)
+    x, grad_y, y = (make_map(shape, channels_last=channels_last, tied=tied) for tied in (True, False, False))
+    w, s = random(device, B, C), random(device, B, 1, H, W)
+    wide = w[:, :, None, None]
+    maximum = (wide * x).amax(1, keepdim=True)
+    grad_z = torch.where(y > 0, grad_y, 0)
+    names = ("grad_z", "grad_w", "grad_s", "ties")
+    got = dict(zip(names, triton_ops.scale_backward(grad_y, x, w, s, w, maximum, y), strict=True))
+    want = {
+        "grad_z": grad_z,
+        "grad_w": (grad_z * s * x).sum((2, 3)),
+        "grad_s": (grad_z * wide * x).sum(1, keepdim=True),
+        "ties": (wide * x == maximum).sum(1, keepdim=True),
+    }
+    assert_close(got, want)
+    assert got["grad_z"].stride() == x.stride()
+
+
+def test_ties_are_counted_without_weights(make_map):
+    x = make_map((1, 6, 3, 4), torch.float16, tied=True)
+    maximum = x.amax(1, keepdim=True).float()
+    *rest, ties = triton_ops.scale_backward(torch.zeros_like(x), x, None, None, None, maximum, None)
+    assert torch.equal(ties, (x == maximum).sum(1, keepdim=True).float())
+    assert all(out.numel() == 0 for out in rest)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_not_a_number_reaches_means_and_maxima(make_map, channels_last):
+    x = make_map((1, 5, 4, 9), channels_last=channels_last)
+    x[0, 2, 3, 8] = float("nan")
+    mean, maximum, *_ = triton_ops.channel_pool(x, True)
+    assert mean.isnan().nonzero().tolist() == maximum.isnan().nonzero().tolist() == [[0, 2]]
+    mean, maximum, *_ = triton_ops.position_pool(x, None, None)
+    assert mean.isnan().nonzero().tolist() == maximum.isnan().nonzero().tolist() == [[0, 0, 3, 8]]
+
+
+def test_a_batch_of_none(make_map, device):
+    x = make_map((0, 3, 6, 6)).requires_grad_()
+    neighbor = torch.ones(1, 3, 3, 3, device=device, requires_grad=True)
+    mean, maximum, neighbors, *carried = triton_ops.position_pool(x, None, neighbor)
+    y = triton_ops.scale(x, None, mean, None, False, None, maximum, *carried)
+    grad_x, grad_neighbor = torch.autograd.grad((y, neighbors), (x, neighbor), (y.clone(), neighbors.clone()))
+    assert grad_x.shape == x.shape
+    assert not grad_neighbor.any()
+
+
+def test_every_operator_keeps_its_schema(make_map, device):
+    B, C, H, W = shape = (1, 3, 5, 6)
+    x = make_map(shape, channels_last=True)
+    channel, position = random(device, B, C), random(device, B, 1, H, W)
+    neighbor, filters = (
+        random(device, 1, C, 3, 3),
+        [random(device, *n) for n in ((1, 1, 3), (1,)) * 2 + ((1, 2, 3), (1,))],
+    )
+    neighbors, one = random(device, *library.neighbor_shape(x)), random(device, 1)
+    positions = (position, position, position, position, neighbors, neighbor)
+    norms = ((one,) * 8, (True, True, 1e-3, 1e-3, True))
+    main, hybrid = random(device, 1, 2, 7, 7), (x, channel, position, *filters, True, True, *(channel,) * 4)
+    calls = {
+        "channel_pool": (x, True),
+        "channel_pool_backward": (x, x, channel, position, channel, channel, channel),
+        "position_pool": (x, channel, neighbor),
+        "position_pool_backward": (x, x, channel, position, channel, *positions),
+        "hybrid_pool": (x, *filters, True, True, True, neighbor),
+        "hybrid_pool_backward": (x, *hybrid, *positions),
+        "scale": (x, channel, position, x, True, channel, position, *carry(x)),
+        "scale_backward": (x, x, channel, position, channel, position, x),
+        "spatial_gate": (position, position, neighbors, main, *norms[0], *norms[1]),
+        "spatial_gate_backward": (*(position,) * 5, neighbors, main, *norms[0], *norms[1]),
+    }
+    assert calls.keys() == library.SCHEMAS.keys()
+    for name, args in calls.items():
+        torch.library.opcheck(getattr(triton_ops, name).default, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_maps_of_another_kind_are_refused(make_map):
+    x = make_map((1, 2, 3, 4))
+    with pytest.raises(UserError, match="float32, bfloat16 or float16"):
+        triton_ops.channel_pool(x.double(), True)
+    with pytest.raises(UserError, match="contiguous or channels_last, got strides"):
+        triton_ops.channel_pool(x.transpose(2, 3), True)
+    with pytest.raises(UserError, match=r"shape, type and memory format of x, \(1, 2, 3, 4\)"):
+        triton_ops.scale_backward(x.half(), x, None, None, None, None, x)
+    with pytest.raises(UserError, match="expected 2 contiguous values of float32"):
+        triton_ops.scale(x, torch.ones(1, 3), None, None, False, None, None, *carry(x))
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_a_cpu_without_the_interpreter_is_refused():
+    script = "import torch, csham.ops.triton; torch.ops.csham_triton.channel_pool(torch.zeros(1, 1, 1, 1), True)"
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the Triton kernels need tensors on a GPU, got 'cpu'" in done.stderr
