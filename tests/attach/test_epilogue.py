@@ -18,8 +18,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import csham
+from csham import ops
 from csham.attach.attached import Attached
 from csham.backbones import CifarResNet, create_model
+
+
+@pytest.fixture(autouse=True)
+def _by_the_reference():
+    # Equality to the bit is a matter of torch's own operations; the kernels have their own test.
+    with ops.use_kernels("reference"):
+        yield
 
 
 class Block(nn.Module):
@@ -187,14 +195,29 @@ def assert_same(got, expected):
 def finished(monkeypatch):
     """How often an attention finished a block."""
     count = Counter()
-    finish = Attached._finish
+    attend = Attached.forward
 
-    def counted(self, *args):
-        count[self.name] += 1
-        return finish(self, *args)
+    def counted(self, x, shortcut=None, **how):
+        if shortcut is not None:
+            count[self.name] += 1
+        return attend(self, x, shortcut, **how)
 
-    monkeypatch.setattr(Attached, "_finish", counted)
+    monkeypatch.setattr(Attached, "forward", counted)
     return count
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("strategy", ["sequential", "transfer", "reapply"])
+def test_one_pass_of_the_kernels_computes_what_three_do(strategy, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    fused, plain, points = both(lambda: small_resnet(BasicBlock, (2, 2, 2, 2)), "csham", strategy=strategy)
+    assert all(point.fused for point in points)
+    x = torch.randn(2, 3, 64, 64).to(memory_format=layout)
+    with ops.use_kernels("cpu"):
+        got, expected = (run(model.to(memory_format=layout), x) for model in (fused, plain))
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
 
 
 @pytest.mark.parametrize(
@@ -623,10 +646,14 @@ def test_blocks_alike_share_a_class():
 
 
 def test_a_network_that_would_not_run_fused_is_attached_unfused(monkeypatch):
-    def refuse(*args):
-        raise RuntimeError("not this one")
+    attend = Attached.forward
 
-    monkeypatch.setattr(Attached, "_finish", refuse)
+    def refuse(self, x, shortcut=None, **how):
+        if shortcut is not None:
+            raise RuntimeError("not this one")
+        return attend(self, x)
+
+    monkeypatch.setattr(Attached, "forward", refuse)
     model = create_model("resnet20", num_classes=5)
     points = csham.attach(model)
     assert not any(point.fused for point in points)
@@ -634,10 +661,10 @@ def test_a_network_that_would_not_run_fused_is_attached_unfused(monkeypatch):
 
 
 def test_a_failed_attach_unfuses(monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **how):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Attached, "_finish", interrupt)
+    monkeypatch.setattr(Attached, "forward", interrupt)
     model = create_model("resnet20", num_classes=5)
     with pytest.raises(KeyboardInterrupt):
         csham.attach(model)

@@ -63,6 +63,7 @@ def test_every_attention_shows_the_maps_its_table_promises(attention):
         assert set(maps.get(point.name, {})) == set(ATTENTIONS[attention].maps)
 
 
+@pytest.mark.usefixtures("reference")
 def test_recording_changes_nothing_and_ends_with_the_block():
     model, points = network(strategy="transfer")
     plain = copy.deepcopy(model)

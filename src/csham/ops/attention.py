@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csham.errors import UserError
@@ -232,7 +231,7 @@ def has_kernels(x: object) -> bool:
 
 def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
     """Return ``relu(y + shortcut)``, or ``y`` where there is no shortcut."""
-    return y if shortcut is None else F.relu(y + shortcut)
+    return y if shortcut is None else (y + shortcut).relu_()
 
 
 def _kernels_for(x: Tensor, *acts: Activation) -> str | None:

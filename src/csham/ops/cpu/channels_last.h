@@ -409,7 +409,9 @@ struct ChannelsLast {
 #pragma GCC unroll 4
       for (size_t n = 0; n < N; ++n) {
         const Pair factor = weight_c * weight[n], x_c = load_block(x[n] + c);
-        Pair value = kShortcut ? fmadd(factor, x_c, load_block(shortcut[n] + c)) : factor * x_c;
+        Pair value = factor * x_c;
+        // Rounded twice, as where the scaling and the sum are two operations.
+        if constexpr (kShortcut) value = value + load_block(shortcut[n] + c);
         if constexpr (kRelu) value = larger(value, Pair(0.f));
         store_block(y[n] + c, value);
       }

@@ -36,6 +36,8 @@ _COMMON = (
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
+    # A product and a sum are rounded one by one unless the code says fmadd: the same bits from any compiler.
+    "-ffp-contract=off",
     "-Wall",
     "-Wno-unknown-pragmas",
     "-Wno-uninitialized",
