@@ -5,7 +5,7 @@ READY := .venv/ready
 # Test processes side by side.
 WORKERS ?= auto
 
-.PHONY: demo test test-quick test-networks sanitize lint bench setup clean
+.PHONY: demo test test-quick test-networks sanitize lint bench bench-kernels setup clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,13 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/prepare_throughput.py
+
+# Every attention and four networks, compiled too, and then the tables and the picture of docs/kernels.md: some hours.
+bench-kernels: $(READY)
+	$(BIN)/python benchmarks/attention_cost.py
+	$(BIN)/python benchmarks/attention_cost.py --memory
+	$(BIN)/python benchmarks/network_tax.py
+	$(BIN)/python benchmarks/attention_figure.py --write
 
 setup: $(READY)
 

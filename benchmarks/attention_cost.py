@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -113,9 +113,9 @@ class Timed:
         return seconds / self.calls
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse, measure, print, record."""
-    args = _parser().parse_args()
+    args = _parser().parse_args(words)
     torch.set_num_threads(args.threads)
     if not args.glibc_defaults:
         csham.retain_memory()

@@ -93,11 +93,7 @@ DTYPES = ("float32", "bfloat16")
 
 def main() -> None:
     """Parse; print or write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--markdown", action="store_true", help="print the tables")
-    what.add_argument("--write", action="store_true", help="put the tables into the page and draw the picture")
-    args = parser.parse_args()
+    args = _parser().parse_args()
     found = tables()
     if args.markdown:
         print(*found.values(), sep="\n")
@@ -274,6 +270,14 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], direction: str) -> None:
 
 def _key(row: Row) -> tuple[str, str, str]:
     return row["shape"], row["dtype"], row["memory_format"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--markdown", action="store_true", help="print the tables")
+    what.add_argument("--write", action="store_true", help="put the tables into the page and draw the picture")
+    return parser
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/network_tax.py --networks resnet20 --variants transfer,timm_eca --eager --rounds 3 --batch-size 16
 
 Each network is measured plain, with CSHAM, ECA, SE and CBAM on csham's kernels, with ECA, SE and CBAM as timm computes
-them and with CSHAM in plain PyTorch, all in channels_last and compiled as a whole (torch.compile(fullgraph=True): a graph
+them and with CSHAM in plain PyTorch, all in channels_last and compiled whole (torch.compile(fullgraph=True): a graph
 break ends the script). A training step is forward pass, loss, backward pass and SGD with momentum. Precision is bf16
 (autocast) where the processor multiplies it, else float32; rows say which. Appends a row for each network, variant and
 kind of pass to benchmarks/data/network_tax.csv.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -94,9 +94,9 @@ VARIANTS = {
 }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse, measure, print, record."""
-    args = _parser().parse_args()
+    args = _parser().parse_args(words)
     torch.set_num_threads(args.threads)
     csham.retain_memory()  # as training does
     device = torch.device(args.device)

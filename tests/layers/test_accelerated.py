@@ -155,12 +155,12 @@ def test_parts_of_cbam_lend_and_borrow_weights(kernels, name):
     w = torch.rand(3, C)
     shortcut = torch.randn_like(x)
 
-    y, weights = ours.channel.attend(x, shortcut)
+    y, weights = ours.channel.attend_and_lend(x, shortcut)
     torch.testing.assert_close(weights[:, :, None, None] * x, theirs.channel(x), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(y, (theirs.channel(x) + shortcut).relu(), rtol=1e-5, atol=1e-6)
 
     expected = copy.deepcopy(theirs).double().spatial
-    found = results(ours.spatial, x, upstream, lambda x: ours.spatial.attend(x, w, shortcut))
+    found = results(ours.spatial, x, upstream, lambda x: ours.spatial.attend(x, shortcut, w))
     reference = results(
         expected,
         x.double(),

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 
 from csham.ops import functions, reference
 
-# Smallest; odd, H != W; one past a block; a side too short to pool; pooled sides odd and even, three quads a row. Each in
-# one layout (is it channels_last?), those of most interest in both.
+# Smallest; odd, H != W; one past a block; a side too short to pool; pooled sides odd and even, three quads a row. Each
+# in one layout (is it channels_last?), those of most interest in both.
 SHAPES = [
     ((1, 1, 1, 1), False),
     ((2, 3, 5, 7), False),
@@ -27,7 +27,7 @@ def parameters(C, device):
     """Leaves of CSHAM for a map of C channels, by name; norms as weight, bias, mean, var."""
     shapes = {"avg_weight": (1, 1, 3), "avg_bias": (1,), "max_weight": (1, 1, 3), "max_bias": (1,)}
     shapes |= {"fuse_weight": (1, 2, 3), "fuse_bias": (1,), "main": (1, 2, 7, 7), "neighbor": (1, C, 3, 3)}
-    shapes |= {name: (1,) for name in ("norm_weight", "norm_bias", "neighbor_norm_weight", "neighbor_norm_bias")}
+    shapes |= dict.fromkeys(("norm_weight", "norm_bias", "neighbor_norm_weight", "neighbor_norm_bias"), (1,))
     leaves = {name: torch.randn(shape).div(2) for name, shape in shapes.items()}
     leaves["fuse_bias"] += 1  # past the ReLU, so that something flows back
     return {name: leaf.to(device).requires_grad_() for name, leaf in leaves.items()}
@@ -106,7 +106,6 @@ def check(assert_close, kind, x, training=False, relu=True, shortcut=None, end_r
     assert_close(got, oracle, x.dtype)
 
 
-
 @pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=str)
 def test_sequential_agrees_with_the_reference_on_every_shape(make_map, assert_close, shape, channels_last):
     check(assert_close, "sequential", make_map(shape, channels_last=channels_last))
@@ -132,6 +131,7 @@ def test_the_end_of_a_residual_block(make_map, assert_close, end_relu):
     check(assert_close, "channel", x, shortcut=shortcut, end_relu=end_relu)
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(st.data())
 def test_any_shape(make_map, assert_close, data):

@@ -91,11 +91,15 @@ def test_a_batch_of_none(make_map, device):
     assert not grad_neighbor.any()
 
 
+@pytest.mark.slow
 def test_every_operator_keeps_its_schema(make_map, device):
     B, C, H, W = shape = (1, 3, 5, 6)
     x = make_map(shape, channels_last=True)
     channel, position = random(device, B, C), random(device, B, 1, H, W)
-    neighbor, filters = random(device, 1, C, 3, 3), [random(device, *n) for n in ((1, 1, 3), (1,)) * 2 + ((1, 2, 3), (1,))]
+    neighbor, filters = (
+        random(device, 1, C, 3, 3),
+        [random(device, *n) for n in ((1, 1, 3), (1,)) * 2 + ((1, 2, 3), (1,))],
+    )
     neighbors, one = random(device, *library.neighbor_shape(x)), random(device, 1)
     positions = (position, position, position, position, neighbors, neighbor)
     norms = ((one,) * 8, (True, True, 1e-3, 1e-3, True))
@@ -114,9 +118,7 @@ def test_every_operator_keeps_its_schema(make_map, device):
     }
     assert calls.keys() == library.SCHEMAS.keys()
     for name, args in calls.items():
-        torch.library.opcheck(
-            getattr(triton_ops, name).default, args, test_utils=("test_schema", "test_faketensor")
-        )
+        torch.library.opcheck(getattr(triton_ops, name).default, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_maps_of_another_kind_are_refused(make_map):

@@ -345,8 +345,8 @@ struct ChannelsLast {
  private:
   // While the block at channel c of four positions is read, asks for as much memory, kAhead bytes further on.
   template <bool kCell, size_t N>
-  static void prefetch_ahead(const T* const (&x)[N], int64_t c) {
-    constexpr int64_t kAhead = 2048, kBytes = kBlock * sizeof(T);
+  __attribute__((always_inline)) static void prefetch_ahead(const T* const (&x)[N], int64_t c) {
+    constexpr int64_t kAhead = 4096, kBytes = kBlock * sizeof(T);
     if constexpr (N == 4 && kCell) {
       prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[0] + 2 * c) + kAhead);
       prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[2] + 2 * c) + kAhead);

@@ -47,7 +47,7 @@ _INSTRUCTION_SETS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"),
 }
 # On a core of 2021, for kernels.cpp and for operators.cpp; only the progress line says so.
-_KERNELS_SECONDS = 35
+_KERNELS_SECONDS = 28
 _OPERATORS_SECONDS = 15
 _LONGEST_SECONDS = 1800
 
@@ -164,6 +164,9 @@ def _objects() -> dict[str, tuple[str, ...]]:
     """
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = {name: flags for name, flags in _INSTRUCTION_SETS.items() if on_x86 or name == "DEFAULT"}
+    if on_x86:
+        # For processors of before 2013, which are to get the right result, and the build half its time.
+        sets["DEFAULT"] = (*sets["DEFAULT"], "-O1")
     macros = {name: (f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}") for name in sets}
     return {"operators": ()} | {name: (*flags, *macros[name]) for name, flags in sets.items()}
 

@@ -211,7 +211,8 @@ struct Batch {
     scratch.dmax.resize(P);
     for (int64_t i = 0; i < P; ++i) {
       scratch.dmean[i] = p.dmean[b * P + i] / static_cast<float>(size.C);
-      scratch.dmax[i] = p.dmax[b * P + i] / p.ties[b * P + i];
+      // No ties are counted where the maximum is not a number.
+      scratch.dmax[i] = p.dmax[b * P + i] / std::max(1.f, p.ties[b * P + i]);
     }
   }
 

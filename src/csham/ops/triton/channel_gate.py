@@ -1,11 +1,11 @@
-"""CSHAM's channel weights from the statistics of the channels: three convolutions along the channels, one image a program.
+"""CSHAM's channel weights from the statistics of the channels: three convolutions along them, one image a program.
 
 forward    a' = act(conv(mean));  m' = act(conv(max));  w = sigmoid(act(conv([a'; m'])))
-backward   dlogit = dw w (1 - w);  each convolution backwards: filters by correlation, inputs by the filter turned around
+backward   dlogit = dw w (1 - w);  each convolution backwards: filters by correlation, inputs by the turned filter
 saved      mean, max; a', m' and w are cheaper to compute again than to keep
 
-All of it is (B, C), so what counts is the number of launches: each kernel also adds up the parts that the pass before it
-left, and the gradients of the filters come one row an image.
+All of it is (B, C), so what counts is the number of launches: each kernel also adds up the parts that the pass before
+it left, and the gradients of the filters come one row an image.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def gate_backward_kernel(
     b = tl.program_id(0).to(tl.int64)
     offs = b * C + offs_c
     dw = collect_statistics_gradient(
-        parts_ptr, dw_ptr, ties_ptr, dneighbor_filters_ptr, position_w_ptr, neighbor_filters_ptr, b, offs_c, B, C, chunks,
-        SLOTS,
+        parts_ptr, dw_ptr, ties_ptr, dneighbor_filters_ptr, position_w_ptr, neighbor_filters_ptr, b, offs_c, B, C,
+        chunks, SLOTS,
     )  # fmt: skip
     # Without weights under the positions' statistics these say nothing of the channel weights.
     if position_w_ptr is None:

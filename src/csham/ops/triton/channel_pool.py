@@ -1,8 +1,8 @@
 """Statistics over the positions.
 
 forward    mean[b, c] = sum_hw(x) / (H W);  max[b, c] = max_hw(x)     reads x once
-backward   dx = w s dz + dmean / (H W) + dmax / ties * [x == max]     reads x and dz once (with a maximum x twice: the ties
-           are counted first), writes dx once; see pool_backward
+backward   dx = w s dz + dmean / (H W) + dmax / ties * [x == max]     reads x and dz once, writes dx once; with a
+           maximum x twice, because the ties are counted first; see pool_backward
 saved      x, max; sums accumulate in float32, in an order that depends on the shape alone
 """
 
@@ -54,7 +54,7 @@ def channel_pool_backward(
 
 
 def channel_statistics(x: Tensor, map_: Map, maximum: bool) -> tuple[Tensor, Tensor]:
-    """Return what chunks of the positions contribute to mean and maximum, (chunks, B, C); to be added up or compared."""
+    """Return what chunks of the positions contribute to mean and maximum, (chunks, B, C)."""
     blocks = Blocks.of(map_, 4096, 128 if map_.channels_last else 1024, loop="hw")
     mean = x.new_empty((blocks.chunks, map_.B, map_.C), dtype=torch.float32)
     maxima = torch.empty_like(mean) if maximum else mean

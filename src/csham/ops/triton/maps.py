@@ -16,7 +16,7 @@ from csham.errors import UserError
 
 __all__ = ["OPTIONS", "Blocks", "Map", "Quads", "like", "map_of", "small"]
 
-# Said, because Triton's default is about to change. A fused multiply-add only ever feeds a sum here, never a comparison.
+# Said, because Triton's default is about to change. A fused multiply-add feeds sums here, never a comparison.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True, "num_warps": 4}
 # Programs that keep a large GPU busy.
 _PROGRAMS = 1024
@@ -51,8 +51,8 @@ def map_of(x: Tensor) -> Map:
     """
     if x.dim() != 4 or x.dtype not in _TYPES:
         raise UserError(
-            f"the Triton kernels take feature maps (B, C, H, W) of float32, bfloat16 or float16, got {tuple(x.shape)} of "
-            f"{x.dtype}."
+            f"the Triton kernels take feature maps (B, C, H, W) of float32, bfloat16 or float16, got "
+            f"{tuple(x.shape)} of {x.dtype}."
         )
     contiguous = x.is_contiguous()
     if not contiguous and not x.is_contiguous(memory_format=torch.channels_last):
@@ -124,8 +124,8 @@ class Blocks(NamedTuple):
 class Quads(NamedTuple):
     """A map as blocks of 4 columns by 1 or 4 rows, and tiles of channels x such quads.
 
-    Four rows and columns are what one value of the neighbour term is made of: 2 x 2 averages under stride 2. Where there
-    is no neighbour term, the positions are one long row.
+    Four rows and columns are what one value of the neighbour term is made of: 2 x 2 averages under stride 2. Where
+    there is no neighbour term, the positions are one long row.
     """
 
     rows: int
@@ -154,7 +154,7 @@ class Quads(NamedTuple):
         return cls(rows, H, W, block_c, block_q, *cut)
 
     @property
-    def count(self) -> int:
+    def per_image(self) -> int:
         """Quads of one image."""
         return triton.cdiv(self.H, self.rows) * triton.cdiv(self.W, 4)
 

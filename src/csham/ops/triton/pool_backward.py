@@ -7,8 +7,8 @@ Of y = w s x; of mean_c, max_c and the neighbour term of t = wp x; of mean_hw an
 
 up is the gradient of the neighbour term, a 2 x 2 average and a 3 x 3 convolution backwards. Two passes:
 
-statistics gradient   reads x once; reduces over the positions, for each channel, to channel_ties, to the gradient of wp and
-                      to the products of x's 2 x 2 sums with dneighbors under each of the 9 taps. The latter, E, are
+statistics gradient   reads x once; reduces over the positions, for each channel, to channel_ties, the gradient of wp
+                      and the products of x's 2 x 2 sums with dneighbors under each of the 9 taps. The latter, E, are
                       enough for both dneighbor_weight = sum_b(wp E) and its share in dwp = .. + sum_taps(weight E)
 input gradient        reads x and dz, writes dx
 
@@ -133,7 +133,7 @@ class PoolBackward:
         map_ = self.map
         quads = Quads.of(map_, self.grad_neighbors is not None, 512 if map_.channels_last else 256, loop="c")
         grad_x = torch.empty_like(self.x)
-        grid = (triton.cdiv(quads.count, quads.block_q) * quads.chunks * map_.B,)
+        grid = (triton.cdiv(quads.per_image, quads.block_q) * quads.chunks * map_.B,)
         input_gradient_kernel[grid](
             *self.scaled,
             self.x,

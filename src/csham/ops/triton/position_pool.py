@@ -1,9 +1,9 @@
 """Statistics over the channels of t = w x, and the 3 x 3 convolution of its 2 x 2 averages (the neighbour term).
 
-forward    mean[b, p] = sum_c(t) / C;  max[b, p] = max_c(t);                      reads x once
+forward    mean[b, p] = sum_c(t) / C;  max[b, p] = max_c(t);                 reads x once
            neighbors = conv3x3_stride2(avgpool2x2(t))
-backward   dt = dmean / C + dmax / ties * [t == max] + up(dneighbors);            reads x twice and dz once, writes dx once;
-           dw = sum_hw(dt x);  dx = w s dz + w dt;  dneighbor_weight              see pool_backward
+backward   dt = dmean / C + dmax / ties * [t == max] + up(dneighbors);            reads x twice and dz once,
+           dw = sum_hw(dt x);  dx = w s dz + w dt;  dneighbor_weight         writes dx once; see pool_backward
 saved      x, w, neighbor_weight, max; the ties are counted by the scaling's backward pass, which reads x anyway
 
 The neighbour term costs 9 multiply-adds a quad of 16 positions (see quads), and 1 byte a position for what quads leave
@@ -63,8 +63,8 @@ def position_statistics(
     quads = Quads.of(map_, term, 256, loop="c")
     mean = x.new_empty((quads.chunks, map_.B, map_.positions), dtype=torch.float32)
     maxima = torch.empty_like(mean)
-    parts = x.new_empty((quads.chunks, map_.B, 4, quads.count), dtype=torch.float32) if term else None
-    grid = (triton.cdiv(quads.count, quads.block_q) * quads.chunks * map_.B,)
+    parts = x.new_empty((quads.chunks, map_.B, 4, quads.per_image), dtype=torch.float32) if term else None
+    grid = (triton.cdiv(quads.per_image, quads.block_q) * quads.chunks * map_.B,)
     position_statistics_kernel[grid](
         x,
         w,

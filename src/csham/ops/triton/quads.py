@@ -1,9 +1,9 @@
 """What kernels over quads share: 4 columns of each row at a time, and the taps of the neighbour term.
 
-A quad is 4 rows x 4 columns (or 1 x 4 where there is no neighbour term): 2 x 2 cells of the 2 x 2 average pooling. Under
-the 3 x 3 convolution with stride 2, each row of cells of quad ``i`` meets output row ``i`` ("self") with one tap, and one
-of the two also meets an adjacent output row ("side") with the third; columns likewise. With ``ODD`` = 1 where the pooled
-side is odd (padded at both ends), and tap groups 0, 1 = the two cells' self, 2 = side:
+A quad is 4 rows x 4 columns (or 1 x 4 where there is no neighbour term): 2 x 2 cells of the 2 x 2 average pooling.
+Under the 3 x 3 convolution with stride 2, each row of cells of quad ``i`` meets output row ``i`` ("self") with one tap,
+and one of the two also meets an adjacent output row ("side") with the third; columns likewise. With ``ODD`` = 1 where
+the pooled side is odd (padded at both ends), and tap groups 0, 1 = the two cells' self, 2 = side:
 
     group          0            1            2
     cell           0            1            ODD
@@ -76,7 +76,7 @@ def store_columns(ptr, offs, values, mask, col, W, stride_hw, CHANNELS_LAST: tl.
 
 @triton.jit
 def cell_sums(left, right, row, col, H, W, R: tl.constexpr):
-    """Zero the sums of two cells that the pooling drops: ``row`` is the first of the quad, ``R`` the second of the cell."""
+    """Zero the sums of two cells that the pooling drops: ``row`` is the quad's first, ``row + R`` the cell's last."""
     kept = row + R < H // 2 * 2
     pooled_w = W // 2 * 2
     left = tl.where((kept & (col + 1 < pooled_w))[None, :], left, 0.0)
@@ -88,8 +88,8 @@ def cell_sums(left, right, row, col, H, W, R: tl.constexpr):
 def neighbor_gradients(ptr, row, col, H, W, mask_q, ODD_H: tl.constexpr, ODD_W: tl.constexpr):
     """Load the gradients of the output values that quads take part in, over 4 (a cell is an average).
 
-    (BLOCK_Q) each, zero where there is no such value, in the order (row, column) = (self, self), (self, side), (side, self),
-    (side, side).
+    (BLOCK_Q) each, zero where there is no such value, in the order (row, column) = (self, self), (self, side),
+    (side, self), (side, side).
     """
     coarse_h, coarse_w = (H // 2 + 1) // 2, (W // 2 + 1) // 2
     grads = ()

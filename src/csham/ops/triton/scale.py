@@ -6,9 +6,9 @@ backward   dz = dy [y > 0];  dw = sum_hw(dz s x);                 reads dy and x
 saved      x, w, s and with a ReLU y. dz is the shortcut's gradient too; dx = w s dz is left to the pooling's backward
            pass (pool_backward), which adds what else goes to x
 
-dw and ds are sums over different sides of the map. A program walks along the slow side in memory, reduces each tile over
-the fast one and keeps one sum over the slow one; both come in parts that are added up afterwards, 4 bytes for every 256
-values or more.
+dw and ds are sums over different sides of the map. A program walks along the slow side in memory, reduces each tile
+over the fast one and keeps one sum over the slow one; both come in parts that are added up afterwards, 4 bytes for
+up to 256 values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Spatial weights from the statistics over the channels: convolution, batch norms, activation, sum, sigmoid.
 
 forward    position = conv([mean; max]);  s = sigmoid(act(norm(position)) + upsample(norm(neighbors)))
-backward   dlogits = ds s (1 - s);  the activation, the norm and the convolution backwards, and for the neighbours the sum
-           over the positions that each value was repeated to
+backward   dlogits = ds s (1 - s);  the activation, the norm and the convolution backwards, and for the neighbours the
+           sum over the positions that each value was repeated to
 saved      s, position and the means and variances that were used
 
 One-channel maps, 1 / C of what x is: torch's own operators, as few as they come.
@@ -134,10 +134,10 @@ def spatial_gate_backward(
         grad_norm = torch.where(norm._replace(training=False).apply(position)[0] <= 0, 0.0, grad_logits)
     grad_position, *grad_norms = norm.backward(grad_norm, position)
     grad_statistics, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_position, torch.cat([mean, max], 1), weight, None, [1, 1], [weight.shape[-1] // 2] * 2, [1, 1], False, [0, 0],
-        1, [True, True, False],
+        grad_position, torch.cat([mean, max], 1), weight, None, [1, 1], [weight.shape[-1] // 2] * 2, [1, 1], False,
+        [0, 0], 1, [True, True, False],
     )  # fmt: skip
-    grad_mean, grad_max = (part.contiguous() for part in grad_statistics.split(1, 1))
+    grad_mean, grad_max = (part.clone(memory_format=torch.contiguous_format) for part in grad_statistics.split(1, 1))
     if neighbors is None or neighbors.numel() == 0:
         grad_neighbors = mean.new_empty(0) if neighbors is None else torch.zeros_like(neighbors)
         grad_norms += [mean.new_zeros(1), mean.new_zeros(1)]
