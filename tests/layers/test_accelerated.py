@@ -43,7 +43,7 @@ THEIRS = {
     "lcbam": partial(LightCbamModule, C),
 }
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-# float32: sums in another order, of what cancels in a norm's weight, where timm's own are off by 2e-5. bfloat16: 8 bits.
+# float32: sums in another order, of what cancels in a norm's weight, where timm's own are off by 2e-5. bfloat16: 8 bit.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 

@@ -59,12 +59,12 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
     from csham.layers.accelerated import accelerate_layer  # noqa: PLC0415  timm takes seconds to import
 
     changed = {name: accelerate_layer(module) for name, module in model.named_modules()}
+    told = {name: attention for name, attention in changed.items() if attention is not None}
     # A part is not told beside its whole.
-    wholes = [name for name, attention in changed.items() if attention is not None]
     return [
         AcceleratedModule(name, attention)
-        for name, attention in changed.items()
-        if attention is not None and name.rpartition(".")[0] not in wholes
+        for name, attention in told.items()
+        if not name or name.rpartition(".")[0] not in told
     ]
 
 
