@@ -137,7 +137,7 @@ class Borrowing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale ``x``, (B, C, H, W)."""
-        return self.spatial.attend(x, self.w)
+        return self.spatial.attend(x, channel_weights=self.w)
 
 
 class Plain(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import timm.layers
 import torch
 import torchvision
-from timm.layers.cbam import LightCbamModule
+from timm.layers.cbam import CbamModule, LightCbamModule
 from timm.models import _efficientnet_blocks as efficientnet
 from timm.models import senet
 from torch import nn
@@ -38,13 +38,13 @@ THEIRS = {
     "eca": partial(timm.layers.EcaModule, C),
     "ecam": partial(timm.layers.EcaModule, C, use_mlp=True),
     "ceca": partial(timm.layers.CecaModule, C),
-    "cbam": partial(timm.layers.CbamModule, C),
-    "cbam, hard": partial(timm.layers.CbamModule, C, mlp_bias=True, gate_layer="hard_sigmoid", spatial_kernel_size=3),
+    "cbam": partial(CbamModule, C),
+    "cbam, hard": partial(CbamModule, C, mlp_bias=True, gate_layer="hard_sigmoid", spatial_kernel_size=3),
     "lcbam": partial(LightCbamModule, C),
 }
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-# float32: sums in another order. bfloat16: 8 bits, rounded once here and at every step there.
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+# float32: sums in another order, of what cancels in a norm's weight, where timm's own are off by 2e-5. bfloat16: 8 bits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -155,12 +155,12 @@ def test_parts_of_cbam_lend_and_borrow_weights(kernels, name):
     w = torch.rand(3, C)
     shortcut = torch.randn_like(x)
 
-    y, weights = ours.channel.attend(x, shortcut)
+    y, weights = ours.channel.attend_and_lend(x, shortcut)
     torch.testing.assert_close(weights[:, :, None, None] * x, theirs.channel(x), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(y, (theirs.channel(x) + shortcut).relu(), rtol=1e-5, atol=1e-6)
 
     expected = copy.deepcopy(theirs).double().spatial
-    found = results(ours.spatial, x, upstream, lambda x: ours.spatial.attend(x, w, shortcut))
+    found = results(ours.spatial, x, upstream, lambda x: ours.spatial.attend(x, shortcut, w))
     reference = results(
         expected,
         x.double(),

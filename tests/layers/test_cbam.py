@@ -10,6 +10,7 @@ import csham
 TIMM = {"cbam": timm.layers.cbam.CbamModule, "lcbam": timm.layers.cbam.LightCbamModule}
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", TIMM)
 def test_equals_timms_module_and_loads_its_state(name, training):

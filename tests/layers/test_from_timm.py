@@ -131,6 +131,7 @@ def test_equals_the_formula(drawn, loops, name):
     np.testing.assert_allclose(layer(x).detach(), FORMULAS[name](x.numpy(), state, loops), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("name", TIMM)
 def test_is_timms_module(name):
     torch.manual_seed(1)

@@ -259,7 +259,7 @@ def test_relu_keeps_channel_weights_above_one_half():
 def test_csham_is_the_channel_step_then_the_spatial_step():
     layer = csham.CSHAM(8).eval()
     x = torch.randn(2, 8, 6, 6)
-    assert torch.equal(layer(x), layer.spatial(layer.channel(x)))
+    torch.testing.assert_close(layer(x), layer.spatial(layer.channel(x)))
 
 
 def test_batch_norm_learns_as_tensorflows_does():

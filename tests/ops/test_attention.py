@@ -256,7 +256,7 @@ def test_weights_alone_have_gradients(cpu_kernels):
     for kernels in ("cpu", "reference"):
         leaf = x.clone().requires_grad_()
         with ops.use_kernels(kernels):
-            _, w = layer.attend(leaf)
+            _, w = layer.attend_and_lend(leaf)
         w.square().sum().backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)

@@ -74,8 +74,8 @@ class Block(nn.Module):
 
     def forward(self, x):
         y = self.attention.attend(self.conv(x), shortcut=x)
-        y, w = self.lender.attend(y)
-        return self.borrower.attend(y, w)
+        y, w = self.lender.attend_and_lend(y)
+        return self.borrower.attend(y, channel_weights=w)
 
 
 @pytest.mark.slow

@@ -82,15 +82,13 @@ class Attached(nn.Module):
         attention: Any = self.attention
         if not hasattr(attention, "attend") or has_hooks(attention):
             return ops.finish(self._attend_by_parts(x, weights), shortcut)
-        if self.part == "channel":
-            y, weights = attention.attend(x, shortcut)
-            self._lend(weights)
+        if self.lends is not None:
+            y, weights = attention.attend_and_lend(x, shortcut)
+            self.lends.lend(weights)
             return y
-        if self.part == "spatial":
-            return attention.attend(x, weights, shortcut)
-        if hasattr(attention, "channel") and hasattr(attention, "spatial"):
-            return attention.attend(x, "sequential" if self.part == "whole" else self.part, shortcut)
-        return attention.attend(x, shortcut)
+        if weights is not None:
+            return attention.attend(x, shortcut, weights)
+        return attention.attend(x, shortcut, self.part) if self.part in _CONNECTED else attention.attend(x, shortcut)
 
     def _attend_by_parts(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """Attend with a layer that can do one thing at a time."""
@@ -99,7 +97,7 @@ class Attached(nn.Module):
             x = ops.scale(x, weights)
         if self.lends is not None:
             weights = attention.weights(x)
-            self._lend(weights)
+            self.lends.lend(weights)
             return ops.scale(x, weights)
         if self.part in _CONNECTED:
             return connect(x, attention.channel, attention.spatial, self.part)
@@ -112,10 +110,6 @@ class Attached(nn.Module):
         if self.on_borrowed is not None:
             self.on_borrowed(weights)
         return weights
-
-    def _lend(self, weights: Tensor) -> None:
-        if self.lends is not None:
-            self.lends.lend(weights)
 
     def extra_repr(self) -> str:
         """Say what the children do not show."""

@@ -7,6 +7,8 @@ where torch.fx traces, their own ``forward`` runs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from timm import layers as timm_layers
 from timm.layers.cbam import (
@@ -35,8 +37,8 @@ __all__ = [
 ]
 
 
-class ChannelScaling(nn.Module):
-    """Base that is put before a layer of somebody else's: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
+class ChannelScaling:
+    """What is put before a layer of somebody else's: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
 
     Attributes:
         add_maxpool: Whether the averages are averaged with the maxima first.
@@ -46,7 +48,7 @@ class ChannelScaling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
-        return self._scaled(x) if self._on_kernels(x) else super().forward(x)
+        return self._scaled(x) if self._on_kernels(x) else super().forward(x)  # type: ignore[misc]
 
     def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Scale the channels of ``x``, and end a residual block if wanted.
@@ -56,8 +58,9 @@ class ChannelScaling(nn.Module):
             shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
         """
         # Who hooked himself to the layer sees it called, and what it returns.
-        if has_hooks(self) or not self._on_kernels(x):
-            return ops.finish(self(x), shortcut)
+        layer: Any = self
+        if has_hooks(layer) or not self._on_kernels(x):
+            return ops.finish(layer(x), shortcut)
         return self._scaled(x, shortcut)
 
     def _on_kernels(self, x: Tensor) -> bool:

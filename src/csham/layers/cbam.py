@@ -31,7 +31,11 @@ class CBAMChannel(ChannelAttn):
         check_input(type(self).__name__, x, self.fc1.in_channels)
         return self._weigh(ops.pool_channels(x, maximum=True))
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Scale the channels of ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
+        return self.attend_and_lend(x, shortcut)[0]
+
+    def attend_and_lend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
 
         Args:
@@ -52,7 +56,7 @@ class CBAMChannel(ChannelAttn):
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
         # What stands for a map where torch.fx traces has no shape to be checked.
-        return self.attend(x)[0] if isinstance(x, Tensor) else super().forward(x)
+        return self.attend(x) if isinstance(x, Tensor) else super().forward(x)
 
     def _weigh(self, pooled: ops.Pooled) -> Tensor:
         average, maximum = _statistics(pooled)
@@ -85,13 +89,13 @@ class _Spatial(nn.Module):
         """Return the spatial weights of ``x``, (B, 1, H, W)."""
         return self._weigh(ops.pool_positions(x))
 
-    def attend(self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, channel_weights: Tensor | None = None) -> Tensor:
         """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
 
         Args:
             x: (B, C, H, W).
-            channel_weights: ``w``, (B, C); None for ones.
             shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
+            channel_weights: ``w``, (B, C); None for ones.
         """
         if is_recorded(self):
             if channel_weights is not None:
@@ -159,19 +163,19 @@ class CBAMSteps(nn.Module):
     channel: Any
     spatial: Any
 
-    def attend(self, x: Tensor, connection: str = "sequential", shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W).
 
         Args:
             x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
             connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
                 :func:`csham.ops.hybrid_attention`.
-            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
         """
         channel, spatial = self.channel, self.spatial
         plain = _is_plain_step(channel, *_CHANNEL_STEPS) and _is_plain_step(spatial, *_SPATIAL_STEPS)
         if plain and connection == "sequential" and ops.has_kernels(x):
-            return spatial.attend(x, channel.weights(x), shortcut)
+            return spatial.attend(x, shortcut, channel.weights(x))
         return ops.finish(connect(x, channel, spatial, connection), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:

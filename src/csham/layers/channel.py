@@ -77,7 +77,11 @@ class ChannelAttention(nn.Module):
         check_input("ChannelAttention", x, self.channels)
         return ops.channel_weights(x, *self.operands())
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Scale the channels of ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
+        return self.attend_and_lend(x, shortcut)[0]
+
+    def attend_and_lend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
 
         Args:
@@ -95,7 +99,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
-        return self.attend(x)[0]
+        return self.attend(x)
 
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""

@@ -54,14 +54,14 @@ class CSHAM(nn.Module):
         self.channel = ChannelAttention(channels, kernel_size, act, device=device, dtype=dtype)
         self.spatial = SpatialAttention(channels, act, dropout=dropout, device=device, dtype=dtype)
 
-    def attend(self, x: Tensor, connection: str = "sequential", shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W).
 
         Args:
             x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
             connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
                 :func:`csham.ops.hybrid_attention`.
-            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
         """
         channel, spatial = self.channel, self.spatial
         if not (_is_plain(channel, ChannelAttention) and _is_plain(spatial, SpatialAttention)):

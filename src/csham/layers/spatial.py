@@ -71,13 +71,13 @@ class SpatialAttention(nn.Module):
         check_input("SpatialAttention", x, self.channels)
         return ops.spatial_weights(x, *self.operands())
 
-    def attend(self, x: Tensor, channel_weights: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, channel_weights: Tensor | None = None) -> Tensor:
         """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
 
         Args:
             x: (B, C, H, W).
-            channel_weights: ``w``, (B, C); None for ones.
             shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
+            channel_weights: ``w``, (B, C); None for ones.
         """
         if is_recorded(self):
             if channel_weights is not None:

@@ -91,6 +91,7 @@ def test_a_batch_of_none(make_map, device):
     assert not grad_neighbor.any()
 
 
+@pytest.mark.slow
 def test_every_operator_keeps_its_schema(make_map, device):
     B, C, H, W = shape = (1, 3, 5, 6)
     x = make_map(shape, channels_last=True)

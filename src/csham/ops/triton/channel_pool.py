@@ -1,8 +1,8 @@
 """Statistics over the positions.
 
 forward    mean[b, c] = sum_hw(x) / (H W);  max[b, c] = max_hw(x)     reads x once
-backward   dx = w s dz + dmean / (H W) + dmax / ties * [x == max]     reads x and dz once, writes dx once; with a maximum
-           x twice, because the ties are counted first; see pool_backward
+backward   dx = w s dz + dmean / (H W) + dmax / ties * [x == max]     reads x and dz once, writes dx once; with a
+           maximum x twice, because the ties are counted first; see pool_backward
 saved      x, max; sums accumulate in float32, in an order that depends on the shape alone
 """
 

@@ -7,8 +7,8 @@ Of y = w s x; of mean_c, max_c and the neighbour term of t = wp x; of mean_hw an
 
 up is the gradient of the neighbour term, a 2 x 2 average and a 3 x 3 convolution backwards. Two passes:
 
-statistics gradient   reads x once; reduces over the positions, for each channel, to channel_ties, the gradient of wp and
-                      the products of x's 2 x 2 sums with dneighbors under each of the 9 taps. The latter, E, are
+statistics gradient   reads x once; reduces over the positions, for each channel, to channel_ties, the gradient of wp
+                      and the products of x's 2 x 2 sums with dneighbors under each of the 9 taps. The latter, E, are
                       enough for both dneighbor_weight = sum_b(wp E) and its share in dwp = .. + sum_taps(weight E)
 input gradient        reads x and dz, writes dx
 
