@@ -121,7 +121,7 @@ def measure(name: str, args: argparse.Namespace, kernels: str, device: torch.dev
     way = (PRECISIONS[args.precision], args.compiled)
     tasks: dict[tuple[str, str], Task] = {}
     for variant in (one for one in VARIANTS if one in {PLAIN, *args.variants}):
-        network = build(name, variant, size).to(device, memory_format=torch.channels_last)
+        network = build(name, variant, size).to(device).to(memory_format=torch.channels_last)
         for kind in args.passes:
             task = Task(network, kind, way, images, fullgraph=True)
             with unchanged(network):
