@@ -206,9 +206,7 @@ def pool_positions(x: Tensor, channel_weights: Tensor | None = None) -> Pooled:
     return Pooled(x, mean, maxima, chosen, carry, w)
 
 
-def spatial_weights_of(
-    pooled: Pooled, weight: Tensor, norm: nn.Module, dropout: Activation | None = None
-) -> Tensor:
+def spatial_weights_of(pooled: Pooled, weight: Tensor, norm: nn.Module, dropout: Activation | None = None) -> Tensor:
     """Compute ``σ(norm(conv([mean; max])))`` from the statistics of :func:`pool_positions`, as CBAM does.
 
     Args:
@@ -237,7 +235,7 @@ def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
 def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
     """Name the kernels that run for a map, None for the reference."""
     # An exported graph is of plain operations, and a transform (vmap, jvp) must see them.
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active():
         return None
     if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):
         return None
@@ -292,7 +290,13 @@ def _neighbor_weight(x: Tensor, parameters: SpatialParameters) -> Tensor | None:
 
 
 def _scale(
-    chosen: str, x: Tensor, carry: Carry, shortcut: Tensor | None, w: Tensor | None, s: Tensor | None = None, **more: Any
+    chosen: str,
+    x: Tensor,
+    carry: Carry,
+    shortcut: Tensor | None,
+    w: Tensor | None,
+    s: Tensor | None = None,
+    **more: Any,
 ) -> Tensor:
     if s is not None:
         s = s.float()
@@ -305,9 +309,7 @@ def _scale(
     return functions.scale(chosen, x, carry, w, s, shortcut=shortcut, relu=True, **more)
 
 
-def _hybrid_reference(
-    x: Tensor, channel: ChannelParameters, spatial: SpatialParameters, connection: str
-) -> Tensor:
+def _hybrid_reference(x: Tensor, channel: ChannelParameters, spatial: SpatialParameters, connection: str) -> Tensor:
     w = reference.channel_weights(x, *channel)
     if connection == "parallel":
         return reference.scale(reference.scale(x, w), reference.spatial_weights(x, *spatial))

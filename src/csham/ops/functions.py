@@ -237,7 +237,8 @@ class _HybridPool(_Differentiable):
     def gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         x, *filters, channel_w, channel_mean, channel_max, maxima, neighbor_weight = ctx.saved_tensors
         grad_w, _, _, *rest = grads
-        grad_z, w, s, given = _like(rest[3], x), rest[4], rest[5], (None,) * 6
+        grad_z, w, s = _like(rest[3], x), rest[4], rest[5]
+        given: tuple[Tensor | None, ...] = (None,) * 6
         if ctx.positions:
             position_w = channel_w if ctx.weighted else None
             grad_z, w, s, given = _positions(ctx, x, position_w, maxima, neighbor_weight, *rest)
