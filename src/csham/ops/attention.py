@@ -235,7 +235,8 @@ def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
 def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
     """Name the kernels that run for a map, None for the reference."""
     # An exported graph is of plain operations, and a transform (vmap, jvp) must see them.
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active():
+    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if tracing or torch._C._are_functorch_transforms_active():
         return None
     if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):
         return None
