@@ -66,7 +66,7 @@ def error(found, expected):
     """Relative error of the worst of output, buffers, and the gradient of all parameters together."""
     assert found.keys() == expected.keys()
     norm = {key: float(value.double().norm()) for key, value in expected.items()}
-    off = {key: float((value - expected[key]).norm()) for key, value in found.items()}
+    off = {key: float((value - expected[key]).double().norm()) for key, value in found.items()}
     alone = [key for key in found if key == "y" or "running" in key or "num_batches" in key]
     together = [key for key in found if key not in alone]
     worst = max(off[key] / max(norm[key], 1e-6) for key in alone)
