@@ -53,7 +53,7 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
         >>> import csham, timm
         >>> model = timm.create_model("mobilenetv3_small_100")
         >>> [module.name for module in csham.accelerate(model)][:2]
-        ['blocks.0.0.se', 'blocks.1.0.se']
+        ['blocks.0.0.se', 'blocks.2.0.se']
     """
     _check_model(model)
     from csham.layers.accelerated import accelerate_layer  # noqa: PLC0415  timm takes seconds to import
