@@ -99,17 +99,14 @@ inline Pair load_block(const BFloat16* p) {
 }
 
 // To the nearest, ties to even: one is added to the upper half where the lower half, less one if the upper is even,
-// reaches 0x8000. A NaN whose upper half would wrap stays as it is.
+// reaches 0x8000. Of a NaN the lower half must be zero (plain_nan), or the upper could wrap and be a number.
 inline __m512i rounded(const Pair& x) {
   const __m512i even = _mm512_castps_si512(x.a), odd = _mm512_castps_si512(x.b);
   const __mmask32 odd_halves = 0xaaaaaaaa;
   const __m512i upper = _mm512_mask_blend_epi16(odd_halves, _mm512_srli_epi32(even, 16), odd);
   const __m512i lower = _mm512_mask_blend_epi16(odd_halves, even, _mm512_slli_epi32(odd, 16));
   const __m512i is_even = _mm512_andnot_si512(upper, _mm512_set1_epi16(1));
-  const __m512i carry = _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15);
-  const __mmask32 room = _mm512_cmpneq_epi16_mask(_mm512_or_si512(upper, _mm512_set1_epi16(-0x8000)),
-                                                  _mm512_set1_epi16(-1));
-  return _mm512_mask_add_epi16(upper, room, upper, carry);
+  return _mm512_add_epi16(upper, _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15));
 }
 
 inline void store_block(BFloat16* p, const Pair& x) { _mm512_storeu_si512(p, rounded(x)); }
@@ -121,16 +118,13 @@ inline Pair load_block(const BFloat16* p) {
 }
 
 // To the nearest, ties to even: one is added to the upper half where the lower half, less one if the upper is even,
-// reaches 0x8000. A NaN whose upper half would wrap stays as it is.
+// reaches 0x8000. Of a NaN the lower half must be zero (plain_nan), or the upper could wrap and be a number.
 inline __m256i rounded(const Pair& x) {
   const __m256i even = _mm256_castps_si256(x.a), odd = _mm256_castps_si256(x.b);
   const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
   const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
   const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-  const __m256i carry = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
-  const __m256i full =
-      _mm256_cmpeq_epi16(_mm256_or_si256(upper, _mm256_set1_epi16(-0x8000)), _mm256_set1_epi16(-1));
-  return _mm256_add_epi16(upper, _mm256_andnot_si256(full, carry));
+  return _mm256_add_epi16(upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
 }
 
 inline void store_block(BFloat16* p, const Pair& x) {
@@ -165,6 +159,17 @@ inline void stream_bytes(void* to, const void* from) {
   _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
 #else
   std::memcpy(to, from, kWidth * sizeof(float));
+#endif
+}
+
+inline void stream_block(float* p, const Pair& x) { stream2(p, x.a, x.b); }
+inline void stream_block(BFloat16* p, const Pair& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), rounded(x));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(x));
+#else
+  store_block(p, x);
 #endif
 }
 
@@ -271,6 +276,10 @@ class Scratch {
   float* end_;
 };
 
+// The value, a NaN being one whose lower half is zero. So are those of bfloat16 and those that the processor makes; others
+// can only come from float32 arrays, and need not be looked for wherever a product of them is rounded.
+inline float plain_nan(float value) { return value == value ? value : std::numeric_limits<float>::quiet_NaN(); }
+
 // C values, or `neutral` throughout where there are none, to blocks in the lane order of T, each `stride` after the one
 // before it, then padding.
 template <typename T>
@@ -278,7 +287,7 @@ void put_lanes(const float* values, int64_t C, float neutral, float padding, flo
   for (int64_t c = 0; c < C; c += kBlock, lanes += stride) {
     float block[kBlock];
     const int64_t count = std::min(kBlock, C - c);
-    for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? values[c + i] : neutral;
+    for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? plain_nan(values[c + i]) : neutral;
     Pair x = load_block(static_cast<const float*>(block));
     if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::deinterleave2(x.a, x.b);
     store_block(lanes, x);
@@ -331,6 +340,14 @@ class ChannelTable {
   float* data_;
 };
 
+// f(C), with C a compile-time constant where it is a single block: nothing then needs to be kept for another.
+using OneBlock = std::integral_constant<int64_t, kBlock>;
+template <typename F>
+void with_channels(int64_t C, F&& f) {
+  if (C == kBlock) return f(OneBlock());
+  return f(C);
+}
+
 // The number of positions whose last block ends within the map.
 inline int64_t whole_rows(int64_t C, int64_t positions) {
   return positions * C < padded(C) ? 0 : (positions * C - padded(C)) / C + 1;
@@ -348,15 +365,16 @@ class Rows {
     std::copy(x + safe_ * C, x + positions * C, last_.begin());
   }
 
-  // The same row for every position.
+  // The same row for every position; not with OneBlock.
   explicit Rows(const T* row) : x_(row), C_(0), safe_(std::numeric_limits<int64_t>::max()) {}
 
-  // The rows at ascending positions.
-  template <size_t N>
-  __attribute__((always_inline)) std::array<const T*, N> operator()(
-      const std::array<int64_t, N>& positions) const {
+  // The rows at ascending positions, C as from with_channels.
+  template <size_t N, typename Channels>
+  __attribute__((always_inline)) std::array<const T*, N> operator()(const std::array<int64_t, N>& positions,
+                                                                    Channels C) const {
     std::array<const T*, N> rows;
-    for (size_t n = 0; n < N; ++n) rows[n] = x_ + positions[n] * C_;
+    for (size_t n = 0; n < N; ++n) rows[n] = x_ + positions[n] * stride(C);
+    if constexpr (std::is_same_v<Channels, OneBlock>) return rows;
     if (positions[N - 1] >= safe_) {
       for (size_t n = 0; n < N; ++n) {
         if (positions[n] >= safe_) rows[n] = last_.data() + (positions[n] - safe_) * C_;
@@ -365,34 +383,40 @@ class Rows {
     return rows;
   }
 
+  bool repeated() const { return C_ == 0; }
+
  private:
+  int64_t stride(int64_t) const { return C_; }
+  static constexpr int64_t stride(OneBlock) { return kBlock; }
+
   const T* x_;
   int64_t C_, safe_;
   std::vector<T> last_;
 };
 
 // Where rows are written. What cannot be stored a block at a time where it belongs is put together in L1 first: rows that
-// end within a block and, on their way past the caches, rows of bfloat16, of which a block is only half a line.
-template <typename T>
+// end within a block and, unless kDirect, rows on their way past the caches (a block of bfloat16 is but half a line).
+template <typename T, bool kDirect = std::is_same_v<T, float>>
 class OutputRows {
  public:
   OutputRows(T* y, int64_t C, bool stream, Scratch& scratch)
       : y_(y), C_(C), stream_(stream && can_stream(y, C)), stride_(padded(C)) {
-    if (C % kBlock != 0 || (stream_ && !kWholeLines)) buffer_ = reinterpret_cast<T*>(scratch.take(kRows * padded(C)));
+    if (C % kBlock != 0 || (stream_ && !kDirect)) buffer_ = reinterpret_cast<T*>(scratch.take(kRows * padded(C)));
   }
 
   // Where to store the blocks of a group's rows.
-  template <size_t N>
-  __attribute__((always_inline)) std::array<T*, N> operator()(const std::array<int64_t, N>& positions) const {
+  template <size_t N, typename Channels>
+  __attribute__((always_inline)) std::array<T*, N> operator()(const std::array<int64_t, N>& positions,
+                                                              Channels C) const {
     static_assert(N <= kRows);
     std::array<T*, N> rows;
-    for (size_t n = 0; n < N; ++n) rows[n] = buffer_ ? buffer_ + n * stride_ : y_ + positions[n] * C_;
+    for (size_t n = 0; n < N; ++n) rows[n] = buffer_ ? buffer_ + n * stride_ : y_ + positions[n] * C;
     return rows;
   }
 
   __attribute__((always_inline)) void store(T* p, const Pair& x) const {
-    if constexpr (kWholeLines) {
-      if (stream_) return stream2(p, x.a, x.b);
+    if constexpr (kDirect) {
+      if (stream_) return stream_block(p, x);
     }
     store_block(p, x);
   }
@@ -404,14 +428,13 @@ class OutputRows {
       for (size_t n = 0; n < N; ++n) std::copy_n(buffer_ + n * stride_, C_, y_ + positions[n] * C_);
       return;
     }
-    for (int64_t c = 0; c < C_; c += kLane) {
-#pragma GCC unroll 4
-      for (size_t n = 0; n < N; ++n) stream_bytes(y_ + positions[n] * C_ + c, buffer_ + n * stride_ + c);
+    // One row after another: a line written in several goes is slow.
+    for (size_t n = 0; n < N; ++n) {
+      for (int64_t c = 0; c < C_; c += kLane) stream_bytes(y_ + positions[n] * C_ + c, buffer_ + n * stride_ + c);
     }
   }
 
  private:
-  static constexpr bool kWholeLines = std::is_same_v<T, float>;
   static constexpr int64_t kLane = kWidth * static_cast<int64_t>(sizeof(float) / sizeof(T));
   static constexpr size_t kRows = 4;
   T* y_;

@@ -78,7 +78,7 @@ class NeighborGradient {
     std::fill_n(memory, floats(size), 0.f);
     for (int64_t i = 0; i < size.coarse_H(); ++i) {
       for (int64_t j = 0; j < size.coarse_W(); ++j) {
-        memory[(i + 1) * stride_ + j + 1] = dneighbors[i * size.coarse_W() + j] / 4;
+        memory[(i + 1) * stride_ + j + 1] = plain_nan(dneighbors[i * size.coarse_W() + j]) / 4;
       }
     }
   }
@@ -214,32 +214,37 @@ struct ChannelsLast {
     Scratch scratch(10 * padded(size.C) + PooledRows::floats(size));
     const Rows<T> rows(x, size.C, size.positions());
     const float* weights = to_lanes<T>(wp, size.C, 1.f, 0.f, scratch);
-    const auto plain = [&](const auto& positions) __attribute__((always_inline)) {
-      reduce_channels<false>(rows, size.C, weights, positions, nullptr, mean, max);
-    };
-    if (!filters) return for_positions(0, size.positions(), plain);
     const float* taps[9];
-    for (int64_t k = 0; k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
-    const PooledRows pooled(size, scratch.take(PooledRows::floats(size)));
-    const auto pool = [&](int64_t i, int64_t j, const Positions<4>& positions) __attribute__((always_inline)) {
-      reduce_channels<true>(rows, size.C, weights, positions, pooled.cell(i, j), mean, max);
-      if (j + 1 == size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
-    };
-    for_cells(size, pool, plain);
+    for (int64_t k = 0; filters && k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
+    with_channels(size.C, [&](auto C) {
+      const auto plain = [&](const auto& positions) __attribute__((always_inline)) {
+        reduce_channels<false>(rows, C, weights, positions, nullptr, mean, max);
+      };
+      if (!filters) return for_positions(0, size.positions(), plain);
+      const PooledRows pooled(size, scratch.take(PooledRows::floats(size)));
+      const auto pool = [&](int64_t i, int64_t j, const Positions<4>& positions) __attribute__((always_inline)) {
+        reduce_channels<true>(rows, C, weights, positions, pooled.cell(i, j), mean, max);
+        if (j + 1 == size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
+      };
+      for_cells(size, pool, plain);
+    });
   }
 
   static void scale(const T* x, Size size, const float* w, const float* s, const T* shortcut, bool relu, T* y,
                     bool stream) {
-    const int64_t C = size.C;
-    Scratch scratch(5 * padded(C) + size.positions());
-    const float* weights = to_lanes<T>(w, C, 1.f, 0.f, scratch);
-    if (!s) s = constant(1.f, size.positions(), scratch);
-    const Rows<T> x_rows(x, C, size.positions()), shortcut_rows(shortcut ? shortcut : x, C, size.positions());
-    const OutputRows<T> y_rows(y, C, stream, scratch);
+    Scratch scratch(5 * padded(size.C) + size.positions());
+    const float* weights = to_lanes<T>(w, size.C, 1.f, 0.f, scratch);
+    s = plain(s, 1.f, size.positions(), scratch);
+    const Rows<T> x_rows(x, size.C, size.positions()), shortcut_rows(shortcut ? shortcut : x, size.C, size.positions());
+    const OutputRows<T, true> y_rows(y, size.C, stream, scratch);
     with_bool(shortcut != nullptr, [&](auto add) {
+      constexpr bool kShortcut = decltype(add)::value;
       with_bool(relu, [&](auto clamp) {
-        for_positions(0, size.positions(), [&](const auto& group) __attribute__((always_inline)) {
-          scale_rows<decltype(add)::value, decltype(clamp)::value>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
+        constexpr bool kRelu = decltype(clamp)::value;
+        with_channels(size.C, [&](auto C) {
+          for_positions(0, size.positions(), [&](const auto& group) __attribute__((always_inline)) {
+            scale_rows<kShortcut, kRelu>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
+          });
         });
       });
     });
@@ -253,9 +258,8 @@ struct ChannelsLast {
     ScaleBackward k{Rows<T>(dy, C, positions),
                     Rows<T>(x, C, positions),
                     Rows<T>(y ? y : x, C, positions),
-                    C,
                     typename ScaleBackward::Table(C, scratch),
-                    s ? s : constant(1.f, positions, scratch),
+                    plain(s, 1.f, positions, scratch),
                     position_max,
                     tail_mask<T>(C),
                     ds ? ds : scratch.take(positions),
@@ -265,9 +269,13 @@ struct ChannelsLast {
     k.table.put(ScaleBackward::kDw, nullptr, 0.f, 0.f);
     const OutputRows<T> dz_rows(dz, C, false, scratch);
     with_bool(y != nullptr, [&](auto relu) {
+      constexpr bool kRelu = decltype(relu)::value;
       with_bool(ties != nullptr, [&](auto count) {
-        for_positions(0, positions, [&](const auto& group) __attribute__((always_inline)) {
-          k.template add<decltype(relu)::value, decltype(count)::value>(group, dz_rows);
+        constexpr bool kTies = decltype(count)::value;
+        with_channels(C, [&](auto channels) {
+          for_positions(0, positions, [&](const auto& group) __attribute__((always_inline)) {
+            k.template add<kRelu, kTies>(group, channels, dz_rows);
+          });
         });
       });
     });
@@ -310,8 +318,8 @@ struct ChannelsLast {
     Scratch scratch(K::Table::floats(C) + 5 * width + 3 * positions + NeighborGradient::floats(size));
     T* zeros = reinterpret_cast<T*>(scratch.take(width));
     std::fill_n(zeros, width, T(0.f));
-    K k{dz ? Rows<T>(dz, C, positions) : Rows<T>(zeros), Rows<T>(x, C, positions), C, typename K::Table(C, scratch),
-        s ? s : constant(1.f, positions, scratch), SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch)};
+    K k{dz ? Rows<T>(dz, C, positions) : Rows<T>(zeros), Rows<T>(x, C, positions), typename K::Table(C, scratch),
+        plain(s, 1.f, positions, scratch), SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch)};
     k.table.put(K::kW, w, 1.f, 0.f);
     k.table.put(K::kWp, wp, 1.f, 0.f);
     k.table.put(K::kDmean, dchannel_mean, 0.f, 0.f);
@@ -327,10 +335,13 @@ struct ChannelsLast {
   }
 
  private:
-  static float* constant(float value, int64_t count, Scratch& scratch) {
-    float* values = scratch.take(count);
-    std::fill_n(values, count, value);
-    return values;
+  // Values per position without unusual NaNs, or `neutral` throughout where there are none.
+  static const float* plain(const float* values, float neutral, int64_t count, Scratch& scratch) {
+    if (std::is_same_v<T, float> && values) return values;
+    float* plain_values = scratch.take(count);
+    if (values) std::transform(values, values + count, plain_values, plain_nan);
+    else std::fill_n(plain_values, count, neutral);
+    return plain_values;
   }
 
   // f(positions, taps) for all positions, with taps where a cell is pooled and the neighbour term has a gradient.
@@ -392,13 +403,13 @@ struct ChannelsLast {
     }
   }
 
-  template <bool kShortcut, bool kRelu, size_t N>
-  __attribute__((always_inline)) static void scale_rows(const Rows<T>& x_rows, int64_t C, const float* weights,
+  template <bool kShortcut, bool kRelu, typename Channels, size_t N>
+  __attribute__((always_inline)) static void scale_rows(const Rows<T>& x_rows, Channels C, const float* weights,
                                                         const float* s, const Rows<T>& shortcut_rows,
-                                                        const OutputRows<T>& y_rows,
+                                                        const OutputRows<T, true>& y_rows,
                                                         const std::array<int64_t, N>& positions) {
-    const auto x = x_rows(positions), shortcut = kShortcut ? shortcut_rows(positions) : x;
-    const auto y = y_rows(positions);
+    const auto x = x_rows(positions, C), shortcut = kShortcut ? shortcut_rows(positions, C) : x;
+    const auto y = y_rows(positions, C);
     Vec weight[N];
     for (size_t n = 0; n < N; ++n) weight[n] = Vec(s[positions[n]]);
     for (int64_t c = 0; c < C; c += kBlock) {
@@ -417,10 +428,10 @@ struct ChannelsLast {
   }
 
   // The mean and maximum over channels at N positions and, for a cell of four, the sum of the four.
-  template <bool kPool, size_t N>
-  __attribute__((always_inline)) static void reduce_channels(const Rows<T>& rows, int64_t C, const float* weights,
+  template <bool kPool, typename Channels, size_t N>
+  __attribute__((always_inline)) static void reduce_channels(const Rows<T>& rows, Channels C, const float* weights,
                               const std::array<int64_t, N>& positions, float* cell, float* mean, float* max) {
-    const auto x = rows(positions);
+    const auto x = rows(positions, C);
     Vec total[N], most[N];
     for (size_t n = 0; n < N; ++n) {
       total[n] = Vec(0.f);
@@ -461,17 +472,16 @@ struct ChannelsLast {
     enum { kW, kWp, kDw, kArrays };
     using Table = ChannelTable<T, kArrays>;
     Rows<T> dy_rows, x_rows, y_rows;
-    int64_t C;
     Table table;
     const float *s, *position_max;
     Pair mask;
     float *ds, *ties;
 
-    template <bool kRelu, bool kTies, size_t N>
-    __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions,
+    template <bool kRelu, bool kTies, typename Channels, size_t N>
+    __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, Channels C,
                                             const OutputRows<T>& dz_rows) const {
-      const auto dy = dy_rows(positions), x = x_rows(positions), y = kRelu ? y_rows(positions) : x;
-      const auto dz = kRelu ? dz_rows(positions) : std::array<T*, N>();
+      const auto dy = dy_rows(positions, C), x = x_rows(positions, C), y = kRelu ? y_rows(positions, C) : x;
+      const auto dz = kRelu ? dz_rows(positions, C) : std::array<T*, N>();
       Vec scale[N], most[N], total[N], equal[N];
       for (size_t n = 0; n < N; ++n) {
         scale[n] = Vec(s[positions[n]]);
@@ -525,13 +535,9 @@ struct ChannelsLast {
                     Scratch& scratch)
         : maximum(position_max), other(dmean), most(nullptr) {
       if (!wanted) return;
-      if (!dmean) {
-        float* zeros = scratch.take(positions);
-        std::fill_n(zeros, positions, 0.f);
-        other = zeros;
-      }
+      other = plain(dmean, 0.f, positions, scratch);
       float* total = scratch.take(positions);
-      for (int64_t p = 0; p < positions; ++p) total[p] = other[p] + (dmax ? dmax[p] : 0.f);
+      for (int64_t p = 0; p < positions; ++p) total[p] = other[p] + (dmax ? plain_nan(dmax[p]) : 0.f);
       most = total;
     }
 
@@ -564,15 +570,18 @@ struct ChannelsLast {
 
     template <bool kSpatial>
     void run(const Size& size, const float* dneighbors, Scratch& scratch) const {
-      const auto add_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
-        add<kSpatial>(group, taps);
-      };
-      for_neighbors<kSpatial>(size, dneighbors, scratch, add_group);
+      with_channels(size.C, [&](auto C) {
+        const auto add_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
+          add<kSpatial>(group, C, taps);
+        };
+        for_neighbors<kSpatial>(size, dneighbors, scratch, add_group);
+      });
     }
 
-    template <bool kSpatial, typename CellTaps, size_t N>
-    __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, const CellTaps& taps) const {
-      const auto x = rows(positions);
+    template <bool kSpatial, typename Channels, typename CellTaps, size_t N>
+    __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, Channels C,
+                                            const CellTaps& taps) const {
+      const auto x = rows(positions, C);
       const auto spatial = gradient.template at<kSpatial>(positions);
       constexpr int kTaps = CellTaps::kCount;
       Vec outer[kTaps + 1];
@@ -621,24 +630,27 @@ struct ChannelsLast {
     enum { kW, kWp, kDmean, kDmax, kMaximum, kFilters, kArrays = kFilters + 9 };
     using Table = ChannelTable<T, kArrays>;
     Rows<T> dz_rows, x_rows;
-    int64_t C;
     Table table;
     const float* s;
     SpatialGradient gradient;
 
     template <bool kSpatial, bool kMax>
     void run(const Size& size, const float* dneighbors, const OutputRows<T>& dx_rows, Scratch& scratch) const {
-      const auto write_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
-        write<kSpatial, kMax>(group, taps, dx_rows);
+      const auto run_channels = [&](auto C) {
+        const auto write_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
+          write<kSpatial, kMax>(group, C, taps, dx_rows);
+        };
+        for_neighbors<kSpatial>(size, dneighbors, scratch, write_group);
       };
-      for_neighbors<kSpatial>(size, dneighbors, scratch, write_group);
+      if (dz_rows.repeated()) run_channels(size.C);
+      else with_channels(size.C, run_channels);
     }
 
-    template <bool kSpatial, bool kMax, typename CellTaps, size_t N>
-    __attribute__((always_inline)) void write(const std::array<int64_t, N>& positions, const CellTaps& taps,
-                                              const OutputRows<T>& dx_rows) const {
-      const auto x = x_rows(positions), dz = dz_rows(positions);
-      const auto dx = dx_rows(positions);
+    template <bool kSpatial, bool kMax, typename Channels, typename CellTaps, size_t N>
+    __attribute__((always_inline)) void write(const std::array<int64_t, N>& positions, Channels C,
+                                              const CellTaps& taps, const OutputRows<T>& dx_rows) const {
+      const auto x = x_rows(positions, C), dz = dz_rows(positions, C);
+      const auto dx = dx_rows(positions, C);
       const auto spatial = gradient.template at<kSpatial>(positions);
       constexpr int kTaps = CellTaps::kCount;
       Vec scale[N], outer[kTaps + 1];
