@@ -276,8 +276,8 @@ class Scratch {
   float* end_;
 };
 
-// The value, a NaN being one whose lower half is zero. So are those of bfloat16 and those that the processor makes; others
-// can only come from float32 arrays, and need not be looked for wherever a product of them is rounded.
+// The value, or a NaN whose lower half is zero, like those of bfloat16 and those that the processor makes: only float32
+// arrays can hold others, and made plain once they need not be looked for where their products are rounded.
 inline float plain_nan(float value) { return value == value ? value : std::numeric_limits<float>::quiet_NaN(); }
 
 // C values, or `neutral` throughout where there are none, to blocks in the lane order of T, each `stride` after the one
@@ -430,7 +430,9 @@ class OutputRows {
     }
     // One row after another: a line written in several goes is slow.
     for (size_t n = 0; n < N; ++n) {
-      for (int64_t c = 0; c < C_; c += kLane) stream_bytes(y_ + positions[n] * C_ + c, buffer_ + n * stride_ + c);
+      T* const y = y_ + positions[n] * C_;
+      const T* const row = buffer_ + n * stride_;
+      for (int64_t c = 0, C = C_; c < C; c += kLane) stream_bytes(y + c, row + c);
     }
   }
 

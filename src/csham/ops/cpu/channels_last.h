@@ -480,6 +480,7 @@ struct ChannelsLast {
     template <bool kRelu, bool kTies, typename Channels, size_t N>
     __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, Channels C,
                                             const OutputRows<T>& dz_rows) const {
+      const Table table = this->table;  // a copy, which a store to memory cannot change in the compiler's eyes
       const auto dy = dy_rows(positions, C), x = x_rows(positions, C), y = kRelu ? y_rows(positions, C) : x;
       const auto dz = kRelu ? dz_rows(positions, C) : std::array<T*, N>();
       Vec scale[N], most[N], total[N], equal[N];
@@ -581,6 +582,7 @@ struct ChannelsLast {
     template <bool kSpatial, typename Channels, typename CellTaps, size_t N>
     __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, Channels C,
                                             const CellTaps& taps) const {
+      const Table table = this->table;
       const auto x = rows(positions, C);
       const auto spatial = gradient.template at<kSpatial>(positions);
       constexpr int kTaps = CellTaps::kCount;
@@ -649,6 +651,7 @@ struct ChannelsLast {
     template <bool kSpatial, bool kMax, typename Channels, typename CellTaps, size_t N>
     __attribute__((always_inline)) void write(const std::array<int64_t, N>& positions, Channels C,
                                               const CellTaps& taps, const OutputRows<T>& dx_rows) const {
+      const Table table = this->table;
       const auto x = x_rows(positions, C), dz = dz_rows(positions, C);
       const auto dx = dx_rows(positions, C);
       const auto spatial = gradient.template at<kSpatial>(positions);
