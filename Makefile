@@ -15,7 +15,7 @@ test: $(READY)
 
 # Everything about all 55 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
-	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py
+	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 import random
 from collections import Counter
@@ -148,7 +149,8 @@ REAL = {
     "wide resnet50": (lambda: timm.create_model("wide_resnet50_2", num_classes=5), 16),
     "torchvision resnet50": (lambda: torchvision.models.resnet50(num_classes=5), 16),
 }
-FUSED |= {name: pytest.param(*how, marks=pytest.mark.slow) for name, how in REAL.items()}
+_ALL = pytest.mark.skipif(not os.environ.get("CSHAM_ALL_NETWORKS"), reason="takes long; CSHAM_ALL_NETWORKS=1 runs it")
+FUSED |= {name: pytest.param(*how, marks=[pytest.mark.slow, _ALL]) for name, how in REAL.items()}
 
 
 def wake(model):

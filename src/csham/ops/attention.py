@@ -376,8 +376,9 @@ def _affine(norm: Any) -> tuple[Tensor | None, Tensor | None]:
     return None if norm.weight is None else norm.weight.float(), None if norm.bias is None else norm.bias.float()
 
 
-@torch.no_grad()
 def _update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move a norm's running statistics, as torch's batch norm does, which keeps the unbiased variance."""
+    running = norm.running_mean, norm.running_var
     norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
+    with torch.no_grad():
+        torch._foreach_lerp_(running, (mean, var * (count / (count - 1))), norm.momentum)

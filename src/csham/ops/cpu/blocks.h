@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -50,29 +51,42 @@ inline Pair select(const Pair& mask, const Pair& x, const Pair& otherwise) {
 // y where x > 0, else zero.
 inline Pair where_positive(const Pair& x, const Pair& y) { return {(x.a > Vec(0.f)) & y.a, (x.b > Vec(0.f)) & y.b}; }
 
-// a == b ? x : otherwise, and sum + (a == b ? x : 0): with mask registers one instruction after the comparison.
+// select_equal: a == b ? x : otherwise. count_equal: one more in the lanes where a == b, in counts that begin at zero and
+// that `counted` makes numbers; as integers they take the mask of a comparison as it is.
 #if defined(CPU_CAPABILITY_AVX512)
 inline Vec select_equal(const Vec& a, const Vec& b, const Vec& x, const Vec& otherwise) {
   return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x);
 }
-inline Vec add_where_equal(const Vec& sum, const Vec& a, const Vec& b, const Vec& x) {
-  return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), sum, x);
+inline Vec count_equal(const Vec& count, const Vec& a, const Vec& b) {
+  return _mm512_mask_add_ps(count, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), count, _mm512_set1_ps(1.f));
 }
+inline Vec counted(const Vec& count) { return count; }
+#elif defined(CPU_CAPABILITY_AVX2)
+inline Vec select_equal(const Vec& a, const Vec& b, const Vec& x, const Vec& otherwise) {
+  return Vec::blendv(otherwise, x, a == b);
+}
+inline Vec count_equal(const Vec& count, const Vec& a, const Vec& b) {
+  return _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(count), _mm256_castps_si256(a == b)));
+}
+inline Vec counted(const Vec& count) { return _mm256_cvtepi32_ps(_mm256_castps_si256(count)); }
 #else
 inline Vec select_equal(const Vec& a, const Vec& b, const Vec& x, const Vec& otherwise) {
   return Vec::blendv(otherwise, x, a == b);
 }
-inline Vec add_where_equal(const Vec& sum, const Vec& a, const Vec& b, const Vec& x) {
-  return sum + where_equal(a, b, x);
-}
+inline Vec count_equal(const Vec& count, const Vec& a, const Vec& b) { return count + where_equal(a, b, Vec(1.f)); }
+inline Vec counted(const Vec& count) { return count; }
 #endif
 
 inline Pair select_equal(const Pair& a, const Vec& b, const Vec& x, const Vec& otherwise) {
   return {select_equal(a.a, b, x, otherwise), select_equal(a.b, b, x, otherwise)};
 }
-inline Pair add_where_equal(const Pair& sum, const Pair& a, const Pair& b, const Pair& x) {
-  return {add_where_equal(sum.a, a.a, b.a, x.a), add_where_equal(sum.b, a.b, b.b, x.b)};
+inline Pair select_equal(const Pair& a, const Pair& b, const Pair& x, const Pair& otherwise) {
+  return {select_equal(a.a, b.a, x.a, otherwise.a), select_equal(a.b, b.b, x.b, otherwise.b)};
 }
+inline Pair count_equal(const Pair& count, const Pair& a, const Pair& b) {
+  return {count_equal(count.a, a.a, b.a), count_equal(count.b, a.b, b.b)};
+}
+inline Pair counted(const Pair& count) { return {counted(count.a), counted(count.b)}; }
 
 inline Pair load_block(const float* p) { return {Vec::loadu(p), Vec::loadu(p + kWidth)}; }
 inline void store_block(float* p, const Pair& x) { store2(p, x.a, x.b); }
@@ -85,17 +99,14 @@ inline Pair load_block(const BFloat16* p) {
 }
 
 // To the nearest, ties to even: one is added to the upper half where the lower half, less one if the upper is even,
-// reaches 0x8000. A NaN whose upper half would wrap stays as it is.
+// reaches 0x8000. Of a NaN the lower half must be zero (plain_nan), or the upper could wrap and be a number.
 inline __m512i rounded(const Pair& x) {
   const __m512i even = _mm512_castps_si512(x.a), odd = _mm512_castps_si512(x.b);
   const __mmask32 odd_halves = 0xaaaaaaaa;
   const __m512i upper = _mm512_mask_blend_epi16(odd_halves, _mm512_srli_epi32(even, 16), odd);
   const __m512i lower = _mm512_mask_blend_epi16(odd_halves, even, _mm512_slli_epi32(odd, 16));
   const __m512i is_even = _mm512_andnot_si512(upper, _mm512_set1_epi16(1));
-  const __m512i carry = _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15);
-  const __mmask32 room = _mm512_cmpneq_epi16_mask(_mm512_or_si512(upper, _mm512_set1_epi16(-0x8000)),
-                                                  _mm512_set1_epi16(-1));
-  return _mm512_mask_add_epi16(upper, room, upper, carry);
+  return _mm512_add_epi16(upper, _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15));
 }
 
 inline void store_block(BFloat16* p, const Pair& x) { _mm512_storeu_si512(p, rounded(x)); }
@@ -107,16 +118,13 @@ inline Pair load_block(const BFloat16* p) {
 }
 
 // To the nearest, ties to even: one is added to the upper half where the lower half, less one if the upper is even,
-// reaches 0x8000. A NaN whose upper half would wrap stays as it is.
+// reaches 0x8000. Of a NaN the lower half must be zero (plain_nan), or the upper could wrap and be a number.
 inline __m256i rounded(const Pair& x) {
   const __m256i even = _mm256_castps_si256(x.a), odd = _mm256_castps_si256(x.b);
   const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
   const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
   const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-  const __m256i carry = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
-  const __m256i full =
-      _mm256_cmpeq_epi16(_mm256_or_si256(upper, _mm256_set1_epi16(-0x8000)), _mm256_set1_epi16(-1));
-  return _mm256_add_epi16(upper, _mm256_andnot_si256(full, carry));
+  return _mm256_add_epi16(upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
 }
 
 inline void store_block(BFloat16* p, const Pair& x) {
@@ -154,14 +162,25 @@ inline void stream_bytes(void* to, const void* from) {
 #endif
 }
 
-// Orders the stores of stream_bytes before whatever tells another thread that they are done.
+inline void stream_block(float* p, const Pair& x) { stream2(p, x.a, x.b); }
+inline void stream_block(BFloat16* p, const Pair& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), rounded(x));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(x));
+#else
+  store_block(p, x);
+#endif
+}
+
+// Orders stores past the caches before whatever tells another thread that they are done.
 inline void finish_streams() {
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   _mm_sfence();
 #endif
 }
 
-// Whether rows of C channels from p on can be written by stream_bytes.
+// Whether rows of C channels from p on can be written past the caches.
 template <typename T>
 bool can_stream(const T* p, int64_t C) {
   return C % kBlock == 0 && reinterpret_cast<uintptr_t>(p) % kAlignment == 0;
@@ -257,32 +276,76 @@ class Scratch {
   float* end_;
 };
 
-// C values, or `neutral` throughout where there are none, to whole blocks in the lane order of T, then padding.
+// The value, or a NaN whose lower half is zero, like those of bfloat16 and those that the processor makes: only float32
+// arrays can hold others, and made plain once they need not be looked for where their products are rounded.
+inline float plain_nan(float value) { return value == value ? value : std::numeric_limits<float>::quiet_NaN(); }
+
+// C values, or `neutral` throughout where there are none, to blocks in the lane order of T, each `stride` after the one
+// before it, then padding.
+template <typename T>
+void put_lanes(const float* values, int64_t C, float neutral, float padding, float* lanes, int64_t stride) {
+  for (int64_t c = 0; c < C; c += kBlock, lanes += stride) {
+    float block[kBlock];
+    const int64_t count = std::min(kBlock, C - c);
+    for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? plain_nan(values[c + i]) : neutral;
+    Pair x = load_block(static_cast<const float*>(block));
+    if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::deinterleave2(x.a, x.b);
+    store_block(lanes, x);
+  }
+}
+
+// The same to whole blocks one after another.
 template <typename T>
 const float* to_lanes(const float* values, int64_t C, float neutral, float padding, Scratch& scratch) {
   if (std::is_same_v<T, float> && values && C % kBlock == 0) return values;
   float* lanes = scratch.take(padded(C));
-  for (int64_t c = 0; c < C; c += kBlock) {
-    float block[kBlock];
-    const int64_t count = std::min(kBlock, C - c);
-    for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? values[c + i] : neutral;
-    Pair x = load_block(static_cast<const float*>(block));
-    if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::deinterleave2(x.a, x.b);
-    store_block(lanes + c, x);
-  }
+  put_lanes<T>(values, C, neutral, padding, lanes, kBlock);
   return lanes;
 }
 
 // C values back from lane order.
 template <typename T>
-void from_lanes(const float* lanes, int64_t C, float* values) {
-  for (int64_t c = 0; c < C; c += kBlock) {
-    Pair x = load_block(lanes + c);
+void from_lanes(const float* lanes, int64_t C, float* values, int64_t stride = kBlock) {
+  for (int64_t c = 0; c < C; c += kBlock, lanes += stride) {
+    Pair x = load_block(lanes);
     if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::interleave2(x.a, x.b);
     float block[kBlock];
     store_block(block, x);
     std::copy_n(block, std::min(kBlock, C - c), values + c);
   }
+}
+
+// K values per channel, block for block beside each other: one pointer leads to all.
+template <typename T, int K>
+class ChannelTable {
+ public:
+  static constexpr int64_t kStride = K * kBlock;
+  static int64_t floats(int64_t C) { return K * padded(C); }
+
+  ChannelTable(int64_t C, Scratch& scratch) : C_(C), data_(scratch.take(floats(C))) {}
+
+  void put(int k, const float* values, float neutral, float padding) {
+    put_lanes<T>(values, C_, neutral, padding, data_ + k * kBlock, kStride);
+  }
+  void get(int k, float* values) const { from_lanes<T>(data_ + k * kBlock, C_, values, kStride); }
+
+  // The values k of the block that begins at channel c.
+  __attribute__((always_inline)) float* at(int64_t c, int k) const { return data_ + c * K + k * kBlock; }
+  __attribute__((always_inline)) Pair operator()(int64_t c, int k) const {
+    return load_block(static_cast<const float*>(at(c, k)));
+  }
+
+ private:
+  int64_t C_;
+  float* data_;
+};
+
+// f(C), with C a compile-time constant where it is a single block: nothing then needs to be kept for another.
+using OneBlock = std::integral_constant<int64_t, kBlock>;
+template <typename F>
+void with_channels(int64_t C, F&& f) {
+  if (C == kBlock) return f(OneBlock());
+  return f(C);
 }
 
 // The number of positions whose last block ends within the map.
@@ -301,45 +364,81 @@ class Rows {
     last_.assign((positions - safe_) * C + kBlock, T(0.f));
     std::copy(x + safe_ * C, x + positions * C, last_.begin());
   }
-  const T* operator()(int64_t p) const { return p < safe_ ? x_ + p * C_ : last_.data() + (p - safe_) * C_; }
+
+  // The same row for every position; not with OneBlock.
+  explicit Rows(const T* row) : x_(row), C_(0), safe_(std::numeric_limits<int64_t>::max()) {}
+
+  // The rows at ascending positions, C as from with_channels.
+  template <size_t N, typename Channels>
+  __attribute__((always_inline)) std::array<const T*, N> operator()(const std::array<int64_t, N>& positions,
+                                                                    Channels C) const {
+    std::array<const T*, N> rows;
+    for (size_t n = 0; n < N; ++n) rows[n] = x_ + positions[n] * stride(C);
+    if constexpr (std::is_same_v<Channels, OneBlock>) return rows;
+    if (positions[N - 1] >= safe_) {
+      for (size_t n = 0; n < N; ++n) {
+        if (positions[n] >= safe_) rows[n] = last_.data() + (positions[n] - safe_) * C_;
+      }
+    }
+    return rows;
+  }
+
+  bool repeated() const { return C_ == 0; }
 
  private:
+  int64_t stride(int64_t) const { return C_; }
+  static constexpr int64_t stride(OneBlock) { return kBlock; }
+
   const T* x_;
   int64_t C_, safe_;
   std::vector<T> last_;
 };
 
-// Where rows are written. What cannot be stored a block at a time where it belongs, because rows end within a block or are
-// to go past the caches a whole line at a time, is put together in L1 first.
-template <typename T>
+// Where rows are written. What cannot be stored a block at a time where it belongs is put together in L1 first: rows that
+// end within a block and, unless kDirect, rows on their way past the caches (a block of bfloat16 is but half a line).
+template <typename T, bool kDirect = std::is_same_v<T, float>>
 class OutputRows {
  public:
   OutputRows(T* y, int64_t C, bool stream, Scratch& scratch)
       : y_(y), C_(C), stream_(stream && can_stream(y, C)), stride_(padded(C)) {
-    if (stream_ || C % kBlock != 0) buffer_ = reinterpret_cast<T*>(scratch.take(kRows * padded(C)));
+    if (C % kBlock != 0 || (stream_ && !kDirect)) buffer_ = reinterpret_cast<T*>(scratch.take(kRows * padded(C)));
   }
 
-  // Where to store the blocks of the n-th row of a group that are those of position p.
-  T* row(int64_t n, int64_t p) const { return buffer_ ? buffer_ + n * stride_ : y_ + p * C_; }
+  // Where to store the blocks of a group's rows.
+  template <size_t N, typename Channels>
+  __attribute__((always_inline)) std::array<T*, N> operator()(const std::array<int64_t, N>& positions,
+                                                              Channels C) const {
+    static_assert(N <= kRows);
+    std::array<T*, N> rows;
+    for (size_t n = 0; n < N; ++n) rows[n] = buffer_ ? buffer_ + n * stride_ : y_ + positions[n] * C;
+    return rows;
+  }
+
+  __attribute__((always_inline)) void store(T* p, const Pair& x) const {
+    if constexpr (kDirect) {
+      if (stream_) return stream_block(p, x);
+    }
+    store_block(p, x);
+  }
 
   template <size_t N>
-  void finish(const std::array<int64_t, N>& positions) const {
-    static_assert(N <= kRows);
+  __attribute__((always_inline)) void finish(const std::array<int64_t, N>& positions) const {
     if (!buffer_) return;
+    if (!stream_) {
+      for (size_t n = 0; n < N; ++n) std::copy_n(buffer_ + n * stride_, C_, y_ + positions[n] * C_);
+      return;
+    }
+    // One row after another: a line written in several goes is slow.
     for (size_t n = 0; n < N; ++n) {
-      T* y = y_ + positions[n] * C_;
-      const T* x = buffer_ + n * stride_;
-      if (stream_) {
-        for (int64_t c = 0; c < C_; c += kLane) stream_bytes(y + c, x + c);
-      } else {
-        std::copy_n(x, C_, y);
-      }
+      T* const y = y_ + positions[n] * C_;
+      const T* const row = buffer_ + n * stride_;
+      for (int64_t c = 0, C = C_; c < C; c += kLane) stream_bytes(y + c, row + c);
     }
   }
 
  private:
   static constexpr int64_t kLane = kWidth * static_cast<int64_t>(sizeof(float) / sizeof(T));
-  static constexpr int64_t kRows = 4;
+  static constexpr size_t kRows = 4;
   T* y_;
   int64_t C_;
   bool stream_;

@@ -25,14 +25,14 @@ template <int N>
 using Positions = std::array<int64_t, N>;
 
 template <typename F>
-void for_positions(int64_t p, int64_t end, F&& f) {
+__attribute__((always_inline)) inline void for_positions(int64_t p, int64_t end, F&& f) {
   for (; p + 4 <= end; p += 4) f(Positions<4>{p, p + 1, p + 2, p + 3});
   for (; p < end; ++p) f(Positions<1>{p});
 }
 
 // cell(i, j, positions) for the squares that are pooled, rest(positions) for what an odd side leaves over.
 template <typename Cell, typename Rest>
-void for_cells(const Size& size, Cell&& cell, Rest&& rest) {
+__attribute__((always_inline)) inline void for_cells(const Size& size, Cell&& cell, Rest&& rest) {
   const int64_t W = size.W;
   for (int64_t i = 0; i < size.pooled_H(); ++i) {
     const int64_t row = 2 * i * W;
@@ -40,59 +40,80 @@ void for_cells(const Size& size, Cell&& cell, Rest&& rest) {
       const int64_t p = row + 2 * j;
       cell(i, j, Positions<4>{p, p + 1, p + W, p + W + 1});
     }
-    if (W % 2) rest(Positions<2>{row + W - 1, row + 2 * W - 1});
+    for (int64_t p = row + W - 1; W % 2 && p < row + 2 * W; p += W) rest(Positions<1>{p});
   }
   for_positions(2 * size.pooled_H() * W, size.positions(), rest);
 }
 
-// The values of a positions' array at some positions, each in all lanes.
-template <int N>
-struct Broadcast {
-  Vec values[N];
-  Broadcast(const float* array, const Positions<N>& positions) {
-    for (int n = 0; n < N; ++n) values[n] = Vec(array[positions[n]]);
-  }
-  const Vec& operator[](int n) const { return values[n]; }
+// The taps of the 3 x 3 filters that read one pooled cell: kRows x kColumns of them, one or two on either axis, and for
+// each another output.
+template <int kRows, int kColumns>
+struct Taps {
+  static constexpr int kCount = kRows * kColumns;
+  const float* gradient;  // of the last of these outputs, in a NeighborGradient
+  int64_t stride;
+
+  static constexpr int row(int k) { return kRows == 1 ? 1 : k / kColumns * 2; }
+  static constexpr int column(int k) { return kColumns == 1 ? 1 : k % kColumns * 2; }
+  static constexpr int tap(int k) { return 3 * row(k) + column(k); }
+  float operator()(int k) const { return gradient[-(row(k) == 2 ? stride : 0) - (column(k) == 2 ? 1 : 0)]; }
 };
 
-// Which filter taps read a pooled cell, and for which outputs: one or two on either axis.
-struct Taps {
-  int64_t count = 0;
-  int64_t tap[4], output[4];
+struct NoTaps {
+  static constexpr int kCount = 0;
+};
 
-  Taps(const Size& size, int64_t i, int64_t j) {
-    int64_t ki[2], oi[2], kj[2], oj[2];
-    const int64_t rows = along(i, size.pooled_H(), size.coarse_H(), ki, oi);
-    const int64_t columns = along(j, size.pooled_W(), size.coarse_W(), kj, oj);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c, ++count) {
-        tap[count] = ki[r] * 3 + kj[c];
-        output[count] = oi[r] * size.coarse_W() + oj[c];
+// The gradient of the neighbour term's outputs with respect to the sum of a cell, which is a quarter of that with respect
+// to its mean; zeros stand before the first row and column, where taps of the outermost cells have no output.
+class NeighborGradient {
+ public:
+  static int64_t floats(const Size& size) { return (size.coarse_H() + 1) * (size.coarse_W() + 1); }
+
+  // Without dneighbors nothing is pooled.
+  NeighborGradient(const Size& size, const float* dneighbors, Scratch& scratch)
+      : size_(size), rows_(dneighbors ? size.pooled_H() : 0), stride_(size.coarse_W() + 1) {
+    if (!dneighbors) return;
+    float* memory = scratch.take(floats(size));
+    memory_ = memory;
+    std::fill_n(memory, floats(size), 0.f);
+    for (int64_t i = 0; i < size.coarse_H(); ++i) {
+      for (int64_t j = 0; j < size.coarse_W(); ++j) {
+        memory[(i + 1) * stride_ + j + 1] = plain_nan(dneighbors[i * size.coarse_W() + j]) / 4;
       }
     }
   }
 
- private:
-  static int64_t along(int64_t i, int64_t pooled, int64_t coarse, int64_t* k, int64_t* o) {
-    const int64_t padded_i = i + pooled % 2;
-    if (padded_i % 2) {
-      k[0] = 1, o[0] = padded_i / 2;
-      return 1;
+  // cell(taps, positions) for the squares that are pooled, rest(positions) for what an odd side leaves over.
+  template <typename Cell, typename Rest>
+  __attribute__((always_inline)) void for_cells(Cell&& cell, Rest&& rest) const {
+    const int64_t W = size_.W;
+    for (int64_t i = 0; i < rows_; ++i) {
+      if ((i + size_.pooled_H()) % 2) for_row<1>(i, cell);
+      else for_row<2>(i, cell);
+      for (int64_t p = (2 * i + 1) * W - 1; W % 2 && p < (2 * i + 2) * W; p += W) rest(Positions<1>{p});
     }
-    int64_t count = 0;
-    if (padded_i / 2 < coarse) k[count] = 0, o[count++] = padded_i / 2;
-    if (padded_i >= 2) k[count] = 2, o[count++] = padded_i / 2 - 1;
-    return count;
+    for_positions(2 * rows_ * W, size_.positions(), rest);
   }
-};
 
-// f with the number of taps as a compile-time constant.
-template <typename F>
-void with_count(int64_t taps, F&& f) {
-  if (taps == 1) return f(std::integral_constant<int, 1>());
-  if (taps == 2) return f(std::integral_constant<int, 2>());
-  return f(std::integral_constant<int, 4>());
-}
+ private:
+  // From the left, cells are read by two columns of taps and by one in turn, an odd number of them beginning with one.
+  template <int kRows, typename Cell>
+  __attribute__((always_inline)) void for_row(int64_t i, Cell&& cell) const {
+    const int64_t padding = size_.pooled_W() % 2, W = size_.W;
+    const float* gradient = memory_ + ((i + size_.pooled_H() % 2) / 2 + 1) * stride_ + 1;
+    int64_t p = 2 * i * W - 2 * padding;
+    for (int64_t j = -padding; j < size_.pooled_W(); j += 2, p += 4, ++gradient) {
+      if (j >= 0) cell(Taps<kRows, 2>{gradient, stride_}, Positions<4>{p, p + 1, p + W, p + W + 1});
+      if (j + 1 < size_.pooled_W()) {
+        cell(Taps<kRows, 1>{gradient, stride_}, Positions<4>{p + 2, p + 3, p + W + 2, p + W + 3});
+      }
+    }
+  }
+
+  Size size_;
+  int64_t rows_, stride_;
+  const float* memory_ = nullptr;
+};
 
 template <typename F>
 void with_bool(bool value, F&& f) {
@@ -193,31 +214,37 @@ struct ChannelsLast {
     Scratch scratch(10 * padded(size.C) + PooledRows::floats(size));
     const Rows<T> rows(x, size.C, size.positions());
     const float* weights = to_lanes<T>(wp, size.C, 1.f, 0.f, scratch);
-    const auto plain = [&](const auto& positions) {
-      reduce_channels<false>(rows, size.C, weights, positions, nullptr, mean, max);
-    };
-    if (!filters) return for_positions(0, size.positions(), plain);
     const float* taps[9];
-    for (int64_t k = 0; k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
-    const PooledRows pooled(size, scratch.take(PooledRows::floats(size)));
-    const auto pool = [&](int64_t i, int64_t j, const Positions<4>& positions) {
-      reduce_channels<true>(rows, size.C, weights, positions, pooled.cell(i, j), mean, max);
-      if (j + 1 == size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
-    };
-    for_cells(size, pool, plain);
+    for (int64_t k = 0; filters && k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
+    with_channels(size.C, [&](auto C) {
+      const auto plain = [&](const auto& positions) __attribute__((always_inline)) {
+        reduce_channels<false>(rows, C, weights, positions, nullptr, mean, max);
+      };
+      if (!filters) return for_positions(0, size.positions(), plain);
+      const PooledRows pooled(size, scratch.take(PooledRows::floats(size)));
+      const auto pool = [&](int64_t i, int64_t j, const Positions<4>& positions) __attribute__((always_inline)) {
+        reduce_channels<true>(rows, C, weights, positions, pooled.cell(i, j), mean, max);
+        if (j + 1 == size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
+      };
+      for_cells(size, pool, plain);
+    });
   }
 
   static void scale(const T* x, Size size, const float* w, const float* s, const T* shortcut, bool relu, T* y,
                     bool stream) {
-    const int64_t C = size.C;
-    Scratch scratch(5 * padded(C));
-    const float* weights = to_lanes<T>(w, C, 1.f, 0.f, scratch);
-    const Rows<T> x_rows(x, C, size.positions()), shortcut_rows(shortcut ? shortcut : x, C, size.positions());
-    const OutputRows<T> y_rows(y, C, stream, scratch);
+    Scratch scratch(5 * padded(size.C) + size.positions());
+    const float* weights = to_lanes<T>(w, size.C, 1.f, 0.f, scratch);
+    s = plain(s, 1.f, size.positions(), scratch);
+    const Rows<T> x_rows(x, size.C, size.positions()), shortcut_rows(shortcut ? shortcut : x, size.C, size.positions());
+    const OutputRows<T, true> y_rows(y, size.C, stream, scratch);
     with_bool(shortcut != nullptr, [&](auto add) {
+      constexpr bool kShortcut = decltype(add)::value;
       with_bool(relu, [&](auto clamp) {
-        for_positions(0, size.positions(), [&](const auto& group) {
-          scale_rows<decltype(add)::value, decltype(clamp)::value>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
+        constexpr bool kRelu = decltype(clamp)::value;
+        with_channels(size.C, [&](auto C) {
+          for_positions(0, size.positions(), [&](const auto& group) __attribute__((always_inline)) {
+            scale_rows<kShortcut, kRelu>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
+          });
         });
       });
     });
@@ -227,70 +254,57 @@ struct ChannelsLast {
   static void scale_backward(const T* dy, const T* x, Size size, const float* w, const float* s, const float* wp,
                              const float* position_max, const T* y, T* dz, float* dw, float* ds, float* ties) {
     const int64_t C = size.C, positions = size.positions();
-    Scratch scratch(7 * padded(C) + 2 * positions);
-    const float* ones = nullptr;
-    if (!s) {
-      float* values = scratch.take(positions);
-      std::fill_n(values, positions, 1.f);
-      ones = values;
-    }
+    Scratch scratch(ScaleBackward::Table::floats(C) + 4 * padded(C) + 2 * positions);
     ScaleBackward k{Rows<T>(dy, C, positions),
                     Rows<T>(x, C, positions),
                     Rows<T>(y ? y : x, C, positions),
-                    C,
-                    to_lanes<T>(w, C, 1.f, 0.f, scratch),
-                    to_lanes<T>(wp, C, 1.f, kNaN, scratch),
-                    s ? s : ones,
+                    typename ScaleBackward::Table(C, scratch),
+                    plain(s, 1.f, positions, scratch),
                     position_max,
                     tail_mask<T>(C),
-                    scratch.take(padded(C)),
                     ds ? ds : scratch.take(positions),
                     ties};
-    std::fill_n(k.dw, padded(C), 0.f);
+    k.table.put(ScaleBackward::kW, w, 1.f, 0.f);
+    k.table.put(ScaleBackward::kWp, wp, 1.f, kNaN);
+    k.table.put(ScaleBackward::kDw, nullptr, 0.f, 0.f);
     const OutputRows<T> dz_rows(dz, C, false, scratch);
     with_bool(y != nullptr, [&](auto relu) {
+      constexpr bool kRelu = decltype(relu)::value;
       with_bool(ties != nullptr, [&](auto count) {
-        for_positions(0, positions, [&](const auto& group) { k.template add<decltype(relu)::value, decltype(count)::value>(group, dz_rows); });
+        constexpr bool kTies = decltype(count)::value;
+        with_channels(C, [&](auto channels) {
+          for_positions(0, positions, [&](const auto& group) __attribute__((always_inline)) {
+            k.template add<kRelu, kTies>(group, channels, dz_rows);
+          });
+        });
       });
     });
-    if (dw) from_lanes<T>(k.dw, C, dw);
+    if (dw) k.table.get(ScaleBackward::kDw, dw);
   }
 
   static void statistics_gradient(const T* x, Size size, const float* wp, const float* dmean, const float* dmax,
                                   const float* position_max, const float* dneighbors, const float* filters,
                                   const float* channel_max, float* dwp, float* dfilters, float* ties) {
-    const int64_t C = size.C, positions = size.positions(), width = padded(C);
+    const int64_t C = size.C, positions = size.positions();
     const bool spatial = position_max && (dwp || dfilters);
     const bool neighbors = spatial && filters && dneighbors;
-    Scratch scratch(24 * width + 2 * positions);
-    StatisticsGradient k{Rows<T>(x, C, positions),
-                         C,
-                         to_lanes<T>(wp, C, 1.f, kNaN, scratch),
-                         to_lanes<T>(channel_max, C, kNaN, kNaN, scratch),
-                         SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch),
-                         dneighbors,
-                         scratch.take(width),
-                         scratch.take(width),
-                         neighbors ? scratch.take(9 * width) : nullptr};
-    std::fill_n(k.dwp, width, 0.f);
-    std::fill_n(k.ties, width, 0.f);
-    if (neighbors) std::fill_n(k.dfilters, 9 * width, 0.f);
-    with_bool(ties != nullptr, [&](auto count) {
-      if (!spatial) {
-        if (count) for_positions(0, positions, [&](const auto& group) { k.template add<0, false, decltype(count)::value>(group, nullptr); });
-        return;
-      }
-      const auto plain = [&](const auto& group) { k.template add<0, true, decltype(count)::value>(group, nullptr); };
-      if (!neighbors) return for_positions(0, positions, plain);
-      const auto cell = [&](int64_t i, int64_t j, const Positions<4>& group) {
-        const Taps taps(size, i, j);
-        with_count(taps.count, [&](auto n) { k.template add<decltype(n)::value, true, decltype(count)::value>(group, &taps); });
-      };
-      for_cells(size, cell, plain);
-    });
-    if (neighbors) finish_filters(k, size, filters, wp, dfilters, scratch);
-    if (dwp) from_lanes<T>(k.dwp, C, dwp);
-    if (ties) from_lanes<T>(k.ties, C, ties);
+    if (!spatial && !ties) {
+      if (dwp) std::fill_n(dwp, C, 0.f);
+      return;
+    }
+    using K = StatisticsGradient;
+    Scratch scratch(K::Table::floats(C) + 2 * padded(C) + 2 * positions + NeighborGradient::floats(size));
+    K k{Rows<T>(x, C, positions), C, typename K::Table(C, scratch),
+        SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch)};
+    k.table.put(K::kWp, wp, 1.f, kNaN);
+    k.table.put(K::kMaximum, channel_max, kNaN, kNaN);
+    for (int sum = K::kDwp; sum < (neighbors ? K::kArrays : K::kFilters); ++sum) k.table.put(sum, nullptr, 0.f, 0.f);
+    const float* outer = neighbors ? dneighbors : nullptr;
+    if (spatial) k.template run<true>(size, outer, scratch);
+    else k.template run<false>(size, outer, scratch);
+    if (neighbors) k.add_neighbors(filters, wp, dwp, dfilters, scratch);
+    else if (dwp) k.table.get(K::kDwp, dwp);
+    if (ties) k.get_ties(ties);
   }
 
   static void input_gradient(const T* dz, const T* x, Size size, const float* w, const float* s, const float* wp,
@@ -300,52 +314,52 @@ struct ChannelsLast {
     const int64_t C = size.C, positions = size.positions(), width = padded(C);
     const bool spatial = position_max != nullptr;
     const bool neighbors = spatial && filters && dneighbors;
-    Scratch scratch(19 * width + 3 * positions);
-    float* ones = nullptr;
-    if (!s) {
-      ones = scratch.take(positions);
-      std::fill_n(ones, positions, 1.f);
-    }
-    // Without dz its rows are all the same row of zeros.
+    using K = InputGradient;
+    Scratch scratch(K::Table::floats(C) + 5 * width + 3 * positions + NeighborGradient::floats(size));
     T* zeros = reinterpret_cast<T*>(scratch.take(width));
     std::fill_n(zeros, width, T(0.f));
-    InputGradient k{Rows<T>(dz ? dz : zeros, dz ? C : width, dz ? positions : 1),
-                    Rows<T>(x, C, positions),
-                    dz ? 1 : 0,
-                    C,
-                    to_lanes<T>(w, C, 1.f, 0.f, scratch),
-                    to_lanes<T>(wp, C, 1.f, 0.f, scratch),
-                    to_lanes<T>(dchannel_mean, C, 0.f, 0.f, scratch),
-                    to_lanes<T>(dchannel_max, C, 0.f, 0.f, scratch),
-                    to_lanes<T>(channel_max, C, kNaN, kNaN, scratch),
-                    s ? s : ones,
-                    SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch),
-                    dneighbors,
-                    {}};
-    for (int64_t tap = 0; neighbors && tap < 9; ++tap) {
-      k.filters[tap] = to_lanes<T>(filters + tap * C, C, 0.f, 0.f, scratch);
-    }
+    K k{dz ? Rows<T>(dz, C, positions) : Rows<T>(zeros), Rows<T>(x, C, positions), typename K::Table(C, scratch),
+        plain(s, 1.f, positions, scratch), SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch)};
+    k.table.put(K::kW, w, 1.f, 0.f);
+    k.table.put(K::kWp, wp, 1.f, 0.f);
+    k.table.put(K::kDmean, dchannel_mean, 0.f, 0.f);
+    k.table.put(K::kDmax, dchannel_max, 0.f, 0.f);
+    k.table.put(K::kMaximum, channel_max, kNaN, kNaN);
+    for (int tap = 0; neighbors && tap < 9; ++tap) k.table.put(K::kFilters + tap, filters + tap * C, 0.f, 0.f);
     const OutputRows<T> dx_rows(dx, C, stream, scratch);
-    with_bool(channel_max && dchannel_max, [&](auto maximum) {
-      if (!spatial) {
-        const auto plain = [&](const auto& group) { k.template write<0, false, decltype(maximum)::value>(group, nullptr, dx_rows); };
-        return for_positions(0, positions, plain);
-      }
-      const auto plain = [&](const auto& group) { k.template write<0, true, decltype(maximum)::value>(group, nullptr, dx_rows); };
-      if (!neighbors) return for_positions(0, positions, plain);
-      const auto cell = [&](int64_t i, int64_t j, const Positions<4>& group) {
-        const Taps taps(size, i, j);
-        with_count(taps.count, [&](auto n) { k.template write<decltype(n)::value, true, decltype(maximum)::value>(group, &taps, dx_rows); });
-      };
-      for_cells(size, cell, plain);
-    });
+    const float* outer = neighbors ? dneighbors : nullptr;
+    if (spatial) k.template run<true, true>(size, outer, dx_rows, scratch);
+    else if (channel_max && dchannel_max) k.template run<false, true>(size, outer, dx_rows, scratch);
+    else k.template run<false, false>(size, outer, dx_rows, scratch);
     if (stream) finish_streams();
   }
 
  private:
+  // Values per position without unusual NaNs, or `neutral` throughout where there are none.
+  static const float* plain(const float* values, float neutral, int64_t count, Scratch& scratch) {
+    if (std::is_same_v<T, float> && values) return values;
+    float* plain_values = scratch.take(count);
+    if (values) std::transform(values, values + count, plain_values, plain_nan);
+    else std::fill_n(plain_values, count, neutral);
+    return plain_values;
+  }
+
+  // f(positions, taps) for all positions, with taps where a cell is pooled and the neighbour term has a gradient.
+  template <bool kSpatial, typename F>
+  __attribute__((always_inline)) static void for_neighbors(const Size& size, const float* dneighbors, Scratch& scratch,
+                                                           F&& f) {
+    const auto plain = [&](const auto& group) __attribute__((always_inline)) { f(group, NoTaps()); };
+    if constexpr (kSpatial) {
+      const auto cell = [&](const auto& taps, const auto& group) __attribute__((always_inline)) { f(group, taps); };
+      NeighborGradient(size, dneighbors, scratch).for_cells(cell, plain);
+    } else {
+      for_positions(0, size.positions(), plain);
+    }
+  }
+
   // While the block at channel c of four positions is read, asks for as much memory, kAhead bytes further on.
   template <bool kCell, size_t N>
-  __attribute__((always_inline)) static void prefetch_ahead(const T* const (&x)[N], int64_t c) {
+  __attribute__((always_inline)) static void prefetch_ahead(const std::array<const T*, N>& x, int64_t c) {
     constexpr int64_t kAhead = 4096, kBytes = kBlock * sizeof(T);
     if constexpr (N == 4 && kCell) {
       prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[0] + 2 * c) + kAhead);
@@ -389,19 +403,15 @@ struct ChannelsLast {
     }
   }
 
-  template <bool kShortcut, bool kRelu, size_t N>
-  static void scale_rows(const Rows<T>& x_rows, int64_t C, const float* weights, const float* s,
-                         const Rows<T>& shortcut_rows, const OutputRows<T>& y_rows,
-                         const std::array<int64_t, N>& positions) {
-    const T *x[N], *shortcut[N];
-    T* y[N];
+  template <bool kShortcut, bool kRelu, typename Channels, size_t N>
+  __attribute__((always_inline)) static void scale_rows(const Rows<T>& x_rows, Channels C, const float* weights,
+                                                        const float* s, const Rows<T>& shortcut_rows,
+                                                        const OutputRows<T, true>& y_rows,
+                                                        const std::array<int64_t, N>& positions) {
+    const auto x = x_rows(positions, C), shortcut = kShortcut ? shortcut_rows(positions, C) : x;
+    const auto y = y_rows(positions, C);
     Vec weight[N];
-    for (size_t n = 0; n < N; ++n) {
-      x[n] = x_rows(positions[n]);
-      shortcut[n] = shortcut_rows(positions[n]);
-      y[n] = y_rows.row(n, positions[n]);
-      weight[n] = Vec(s ? s[positions[n]] : 1.f);
-    }
+    for (size_t n = 0; n < N; ++n) weight[n] = Vec(s[positions[n]]);
     for (int64_t c = 0; c < C; c += kBlock) {
       prefetch_ahead<false>(x, c);
       if constexpr (kShortcut) prefetch_ahead<false>(shortcut, c);
@@ -413,20 +423,19 @@ struct ChannelsLast {
         // Rounded twice, as where the scaling and the sum are two operations.
         if constexpr (kShortcut) value = value + load_block(shortcut[n] + c);
         if constexpr (kRelu) value = larger(value, Pair(0.f));
-        store_block(y[n] + c, value);
+        y_rows.store(y[n] + c, value);
       }
     }
     y_rows.finish(positions);
   }
 
   // The mean and maximum over channels at N positions and, for a cell of four, the sum of the four.
-  template <bool kPool, size_t N>
-  static void reduce_channels(const Rows<T>& rows, int64_t C, const float* weights,
+  template <bool kPool, typename Channels, size_t N>
+  __attribute__((always_inline)) static void reduce_channels(const Rows<T>& rows, Channels C, const float* weights,
                               const std::array<int64_t, N>& positions, float* cell, float* mean, float* max) {
-    const T* x[N];
+    const auto x = rows(positions, C);
     Vec total[N], most[N];
     for (size_t n = 0; n < N; ++n) {
-      x[n] = rows(positions[n]);
       total[n] = Vec(0.f);
       most[n] = Vec(-kInfinity);
     }
@@ -462,25 +471,22 @@ struct ChannelsLast {
   }
 
   struct ScaleBackward {
+    enum { kW, kWp, kDw, kArrays };
+    using Table = ChannelTable<T, kArrays>;
     Rows<T> dy_rows, x_rows, y_rows;
-    int64_t C;
-    const float *w, *wp, *s, *position_max;
+    Table table;
+    const float *s, *position_max;
     Pair mask;
-    float *dw, *ds, *ties;
+    float *ds, *ties;
 
-    template <bool kRelu, bool kTies, size_t N>
-    void add(const std::array<int64_t, N>& positions, const OutputRows<T>& dz_rows) const {
-      // Copies, which a store to memory cannot change in the compiler's eyes.
-      const float *const w = this->w, *const wp = this->wp;
-      float* const dw = this->dw;
-      const int64_t C = this->C;
-      const T *dy[N], *x[N], *y[N];
-      T* dz[N];
+    template <bool kRelu, bool kTies, typename Channels, size_t N>
+    __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, Channels C,
+                                            const OutputRows<T>& dz_rows) const {
+      const Table table = this->table;  // a copy, which a store to memory cannot change in the compiler's eyes
+      const auto dy = dy_rows(positions, C), x = x_rows(positions, C), y = kRelu ? y_rows(positions, C) : x;
+      const auto dz = kRelu ? dz_rows(positions, C) : std::array<T*, N>();
       Vec scale[N], most[N], total[N], equal[N];
       for (size_t n = 0; n < N; ++n) {
-        dy[n] = dy_rows(positions[n]);
-        x[n] = x_rows(positions[n]);
-        if constexpr (kRelu) y[n] = y_rows(positions[n]), dz[n] = dz_rows.row(n, positions[n]);
         scale[n] = Vec(s[positions[n]]);
         if constexpr (kTies) most[n] = Vec(position_max[positions[n]]);
         total[n] = equal[n] = Vec(0.f);
@@ -488,8 +494,8 @@ struct ChannelsLast {
       const auto block = [&](int64_t c, auto tail) __attribute__((always_inline)) {
         prefetch_ahead<false>(dy, c);
         prefetch_ahead<false>(x, c);
-        const Pair w_c = load_block(w + c), wp_c = load_block(wp + c);
-        Pair dw_c(0.f);
+        const Pair w_c = table(c, kW), wp_c = table(c, kWp);
+        Pair dw_c = table(c, kDw);
 #pragma GCC unroll 4
         for (size_t n = 0; n < N; ++n) {
           Pair gradient = load_block(dy[n] + c);
@@ -500,14 +506,14 @@ struct ChannelsLast {
           const Pair x_c = load_block(x[n] + c);
           Pair product = gradient * x_c;
           if constexpr (tail) product = product & mask;
-          dw_c = n == 0 ? product * scale[n] : fmadd(product, scale[n], dw_c);
+          dw_c = fmadd(product, scale[n], dw_c);
           total[n] = at::vec::fmadd(product.b, w_c.b, at::vec::fmadd(product.a, w_c.a, total[n]));
           if constexpr (kTies) {
             const Pair t = wp_c * x_c;
-            equal[n] = add_where_equal(add_where_equal(equal[n], t.a, most[n], Vec(1.f)), t.b, most[n], Vec(1.f));
+            equal[n] = count_equal(count_equal(equal[n], t.a, most[n]), t.b, most[n]);
           }
         }
-        store_block(dw + c, load_block(static_cast<const float*>(dw + c)) + dw_c);
+        store_block(table.at(c, kDw), dw_c);
       };
       int64_t c = 0;
       for (; c + kBlock <= C; c += kBlock) block(c, std::false_type());
@@ -517,6 +523,7 @@ struct ChannelsLast {
       sums(total, values);
       for (size_t n = 0; n < N; ++n) ds[positions[n]] = values[n];
       if constexpr (kTies) {
+        for (size_t n = 0; n < N; ++n) equal[n] = counted(equal[n]);
         sums(equal, values);
         for (size_t n = 0; n < N; ++n) ties[positions[n]] = values[n];
       }
@@ -531,144 +538,150 @@ struct ChannelsLast {
                     Scratch& scratch)
         : maximum(position_max), other(dmean), most(nullptr) {
       if (!wanted) return;
-      if (!dmean) {
-        float* zeros = scratch.take(positions);
-        std::fill_n(zeros, positions, 0.f);
-        other = zeros;
-      }
+      other = plain(dmean, 0.f, positions, scratch);
       float* total = scratch.take(positions);
-      for (int64_t p = 0; p < positions; ++p) total[p] = other[p] + (dmax ? dmax[p] : 0.f);
+      for (int64_t p = 0; p < positions; ++p) total[p] = other[p] + (dmax ? plain_nan(dmax[p]) : 0.f);
       most = total;
+    }
+
+    // The gradient of t at one position.
+    struct AtPosition {
+      Vec maximum, other, most;
+      __attribute__((always_inline)) Pair operator()(const Pair& t) const {
+        return select_equal(t, maximum, most, other);
+      }
+    };
+
+    template <bool kWanted, size_t N>
+    __attribute__((always_inline)) std::array<AtPosition, N> at(const std::array<int64_t, N>& positions) const {
+      std::array<AtPosition, N> gradients;
+      for (size_t n = 0; kWanted && n < N; ++n) {
+        gradients[n] = {Vec(maximum[positions[n]]), Vec(other[positions[n]]), Vec(most[positions[n]])};
+      }
+      return gradients;
     }
   };
 
   struct StatisticsGradient {
+    // kFilters: their gradient in terms of x, that is, without the factor wp.
+    enum { kWp, kMaximum, kDwp, kTies, kFilters, kArrays = kFilters + 9 };
+    using Table = ChannelTable<T, kArrays>;
     Rows<T> rows;
     int64_t C;
-    const float *wp, *channel_max;
+    Table table;
     SpatialGradient gradient;
-    const float* dneighbors;
-    float *dwp, *ties, *dfilters;  // dfilters: of the sum over a cell of x, that is, without wp / 4
 
-    template <int kTaps, bool kSpatial, bool kTies, size_t N>
-    void add(const std::array<int64_t, N>& positions, const Taps* taps) const {
-      const float *const wp = this->wp, *const channel_max = this->channel_max;
-      float *const dwp = this->dwp, *const ties = this->ties;
-      const int64_t C = this->C;
-      const T* x[N];
-      Vec maximum[N], other[N], most[N], outer[kTaps + 1];
-      float* filter[kTaps + 1];
-      for (size_t n = 0; n < N; ++n) {
-        x[n] = rows(positions[n]);
-        if constexpr (kSpatial) {
-          maximum[n] = Vec(gradient.maximum[positions[n]]);
-          other[n] = Vec(gradient.other[positions[n]]);
-          most[n] = Vec(gradient.most[positions[n]]);
-        }
-      }
-      for (int k = 0; k < kTaps; ++k) {
-        outer[k] = Vec(dneighbors[taps->output[k]]);
-        filter[k] = dfilters + taps->tap[k] * padded(C);
-      }
+    template <bool kSpatial>
+    void run(const Size& size, const float* dneighbors, Scratch& scratch) const {
+      with_channels(size.C, [&](auto C) {
+        const auto add_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
+          add<kSpatial>(group, C, taps);
+        };
+        for_neighbors<kSpatial>(size, dneighbors, scratch, add_group);
+      });
+    }
+
+    template <bool kSpatial, typename Channels, typename CellTaps, size_t N>
+    __attribute__((always_inline)) void add(const std::array<int64_t, N>& positions, Channels C,
+                                            const CellTaps& taps) const {
+      const Table table = this->table;
+      const auto x = rows(positions, C);
+      const auto spatial = gradient.template at<kSpatial>(positions);
+      constexpr int kTaps = CellTaps::kCount;
+      Vec outer[kTaps + 1];
+      if constexpr (kTaps > 0) for (int k = 0; k < kTaps; ++k) outer[k] = Vec(taps(k));
       for (int64_t c = 0; c < C; c += kBlock) {
         prefetch_ahead<(kTaps > 0)>(x, c);
-        const Pair wp_c = load_block(wp + c), channel_max_c = load_block(channel_max + c);
-        Pair dwp_c(0.f), cell(0.f), equal(0.f);
+        const Pair wp_c = table(c, kWp), maximum_c = table(c, kMaximum);
+        Pair dwp_c = table(c, kDwp), count = table(c, kTies), cell;
 #pragma GCC unroll 4
         for (size_t n = 0; n < N; ++n) {
           const Pair x_c = load_block(x[n] + c);
-          if constexpr (kSpatial) {
-            const Pair dt = select_equal(wp_c * x_c, maximum[n], most[n], other[n]);
-            dwp_c = n == 0 ? dt * x_c : fmadd(dt, x_c, dwp_c);
-          }
+          if constexpr (kSpatial) dwp_c = fmadd(spatial[n](wp_c * x_c), x_c, dwp_c);
           if constexpr (kTaps > 0) cell = n == 0 ? x_c : cell + x_c;
-          if constexpr (kTies) equal = add_where_equal(equal, x_c, channel_max_c, Pair(1.f));
+          count = count_equal(count, x_c, maximum_c);
         }
-        if constexpr (kSpatial) store_block(dwp + c, load_block(static_cast<const float*>(dwp + c)) + dwp_c);
-        if constexpr (kTies) store_block(ties + c, load_block(static_cast<const float*>(ties + c)) + equal);
+        if constexpr (kSpatial) store_block(table.at(c, kDwp), dwp_c);
+        store_block(table.at(c, kTies), count);
+        if constexpr (kTaps > 0) {
 #pragma GCC unroll 4
-        for (int k = 0; k < kTaps; ++k) {
-          store_block(filter[k] + c, fmadd(cell, outer[k], load_block(static_cast<const float*>(filter[k] + c))));
+          for (int k = 0; k < kTaps; ++k) {
+            const int filter = kFilters + taps.tap(k);
+            store_block(table.at(c, filter), fmadd(cell, outer[k], table(c, filter)));
+          }
         }
       }
+    }
+
+    // t is linear in wp, so the neighbour term's gradient of wp follows from the filters'.
+    void add_neighbors(const float* filters, const float* wp, float* dwp, float* dfilters, Scratch& scratch) const {
+      float* product = scratch.take(padded(C));
+      if (dwp) table.get(kDwp, dwp);
+      for (int tap = 0; tap < 9; ++tap) {
+        table.get(kFilters + tap, product);
+        for (int64_t c = 0; dwp && c < C; ++c) dwp[c] += filters[tap * C + c] * product[c];
+        for (int64_t c = 0; dfilters && c < C; ++c) dfilters[tap * C + c] += (wp ? wp[c] : 1.f) * product[c];
+      }
+    }
+
+    void get_ties(float* ties) const {
+      for (int64_t c = 0; c < C; c += kBlock) store_block(table.at(c, kTies), counted(table(c, kTies)));
+      table.get(kTies, ties);
     }
   };
 
-  // t is linear in wp, so the neighbour term's gradient of wp follows from the filters'.
-  static void finish_filters(const StatisticsGradient& k, const Size& size, const float* filters, const float* wp,
-                             float* dfilters, Scratch& scratch) {
-    const int64_t C = size.C, width = padded(C);
-    float* in_order = scratch.take(width);
-    float* dwp = scratch.take(width);
-    from_lanes<T>(k.dwp, C, dwp);
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      from_lanes<T>(k.dfilters + tap * width, C, in_order);
-      for (int64_t c = 0; c < C; ++c) {
-        dwp[c] += filters[tap * C + c] * in_order[c] / 4;
-        if (dfilters) dfilters[tap * C + c] += (wp ? wp[c] : 1.f) * in_order[c] / 4;
-      }
-    }
-    std::copy_n(to_lanes<T>(dwp, C, 0.f, 0.f, scratch), width, k.dwp);
-  }
-
   struct InputGradient {
+    enum { kW, kWp, kDmean, kDmax, kMaximum, kFilters, kArrays = kFilters + 9 };
+    using Table = ChannelTable<T, kArrays>;
     Rows<T> dz_rows, x_rows;
-    int64_t dz_step;
-    int64_t C;
-    const float *w, *wp, *dchannel_mean, *dchannel_max, *channel_max, *s;
+    Table table;
+    const float* s;
     SpatialGradient gradient;
-    const float* dneighbors;
-    const float* filters[9];
 
-    template <int kTaps, bool kSpatial, bool kMaximum, size_t N>
-    void write(const std::array<int64_t, N>& positions, const Taps* taps, const OutputRows<T>& dx_rows) const {
-      const float *const w = this->w, *const wp = this->wp, *const dchannel_mean = this->dchannel_mean,
-                  *const dchannel_max = this->dchannel_max, *const channel_max = this->channel_max;
-      const int64_t C = this->C;
-      const T *x[N], *dz[N];
-      T* dx[N];
-      Vec scale[N], maximum[N], other[N], most[N], outer[kTaps + 1];
-      const float* filter[kTaps + 1];
-      for (size_t n = 0; n < N; ++n) {
-        x[n] = x_rows(positions[n]);
-        dz[n] = dz_rows(positions[n] * dz_step);
-        dx[n] = dx_rows.row(n, positions[n]);
-        scale[n] = Vec(s[positions[n]]);
-        if constexpr (kSpatial) {
-          maximum[n] = Vec(gradient.maximum[positions[n]]);
-          other[n] = Vec(gradient.other[positions[n]]);
-          most[n] = Vec(gradient.most[positions[n]]);
-        }
-      }
-      for (int k = 0; k < kTaps; ++k) {
-        outer[k] = Vec(dneighbors[taps->output[k]] / 4);
-        filter[k] = filters[taps->tap[k]];
-      }
+    template <bool kSpatial, bool kMax>
+    void run(const Size& size, const float* dneighbors, const OutputRows<T>& dx_rows, Scratch& scratch) const {
+      const auto run_channels = [&](auto C) {
+        const auto write_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
+          write<kSpatial, kMax>(group, C, taps, dx_rows);
+        };
+        for_neighbors<kSpatial>(size, dneighbors, scratch, write_group);
+      };
+      if (dz_rows.repeated()) run_channels(size.C);
+      else with_channels(size.C, run_channels);
+    }
+
+    template <bool kSpatial, bool kMax, typename Channels, typename CellTaps, size_t N>
+    __attribute__((always_inline)) void write(const std::array<int64_t, N>& positions, Channels C,
+                                              const CellTaps& taps, const OutputRows<T>& dx_rows) const {
+      const Table table = this->table;
+      const auto x = x_rows(positions, C), dz = dz_rows(positions, C);
+      const auto dx = dx_rows(positions, C);
+      const auto spatial = gradient.template at<kSpatial>(positions);
+      constexpr int kTaps = CellTaps::kCount;
+      Vec scale[N], outer[kTaps + 1];
+      for (size_t n = 0; n < N; ++n) scale[n] = Vec(s[positions[n]]);
+      if constexpr (kTaps > 0) for (int k = 0; k < kTaps; ++k) outer[k] = Vec(taps(k));
       for (int64_t c = 0; c < C; c += kBlock) {
         prefetch_ahead<(kTaps > 0)>(dz, c);
         prefetch_ahead<(kTaps > 0)>(x, c);
-        const Pair w_c = load_block(w + c), wp_c = load_block(wp + c);
+        const Pair w_c = table(c, kW), wp_c = table(c, kWp);
         // What all positions share: of the channel's mean and, through the cell, of the neighbours.
-        Pair shared = load_block(dchannel_mean + c);
+        Pair shared = table(c, kDmean);
         if constexpr (kTaps > 0) {
-          Pair up = load_block(filter[0] + c) * outer[0];
+          Pair up = table(c, kFilters + taps.tap(0)) * outer[0];
 #pragma GCC unroll 4
-          for (int k = 1; k < kTaps; ++k) up = fmadd(load_block(filter[k] + c), outer[k], up);
+          for (int k = 1; k < kTaps; ++k) up = fmadd(table(c, kFilters + taps.tap(k)), outer[k], up);
           shared = fmadd(up, wp_c, shared);
         }
+        // The same where x is the channel's maximum.
+        const Pair most = kMax ? shared + table(c, kDmax) : shared;
 #pragma GCC unroll 4
         for (size_t n = 0; n < N; ++n) {
-          Pair value = fmadd(w_c * scale[n], load_block(dz[n] + c), shared);
-          if constexpr (kSpatial || kMaximum) {
-            const Pair x_c = load_block(x[n] + c);
-            if constexpr (kSpatial) {
-              value = fmadd(select_equal(wp_c * x_c, maximum[n], most[n], other[n]), wp_c, value);
-            }
-            if constexpr (kMaximum) {
-              value = add_where_equal(value, x_c, load_block(channel_max + c), load_block(dchannel_max + c));
-            }
-          }
-          store_block(dx[n] + c, value);
+          const Pair x_c = load_block(x[n] + c);
+          Pair value = kMax ? select_equal(x_c, table(c, kMaximum), most, shared) : shared;
+          value = fmadd(w_c * scale[n], load_block(dz[n] + c), value);
+          if constexpr (kSpatial) value = fmadd(spatial[n](wp_c * x_c), wp_c, value);
+          dx_rows.store(dx[n] + c, value);
         }
       }
       dx_rows.finish(positions);
