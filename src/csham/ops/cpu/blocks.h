@@ -51,8 +51,8 @@ inline Pair select(const Pair& mask, const Pair& x, const Pair& otherwise) {
 // y where x > 0, else zero.
 inline Pair where_positive(const Pair& x, const Pair& y) { return {(x.a > Vec(0.f)) & y.a, (x.b > Vec(0.f)) & y.b}; }
 
-// select_equal: a == b ? x : otherwise. count_equal: one more in the lanes where a == b, in counts that begin at zero and
-// that `counted` makes numbers; as integers they take the mask of a comparison as it is.
+// select_equal: a == b ? x : otherwise. count_equal: one more in the lanes where a == b, in counts that begin at zero
+// and that `counted` makes numbers; as integers they take the mask of a comparison as it is.
 #if defined(CPU_CAPABILITY_AVX512)
 inline Vec select_equal(const Vec& a, const Vec& b, const Vec& x, const Vec& otherwise) {
   return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x);
@@ -394,8 +394,8 @@ class Rows {
   std::vector<T> last_;
 };
 
-// Where rows are written. What cannot be stored a block at a time where it belongs is put together in L1 first: rows that
-// end within a block and, unless kDirect, rows on their way past the caches (a block of bfloat16 is but half a line).
+// Where rows are written. What cannot be stored a block at a time where it belongs is put together in L1 first: rows
+// that end within a block and, unless kDirect, rows on their way past the caches (a block of bfloat16 is but half a line).
 template <typename T, bool kDirect = std::is_same_v<T, float>>
 class OutputRows {
  public:

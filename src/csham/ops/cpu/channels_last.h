@@ -1,4 +1,5 @@
-// The kernels of sample.h for maps in NHWC order, x[p * C + c]: a value per channel is contiguous, one per position is not.
+// The kernels of sample.h for maps in NHWC order, x[p * C + c]: a value per channel is contiguous, one per position is
+// not.
 //
 // filters and their gradient are (3, 3, C) here, and the range c0 .. c1 is always all channels. Four positions are taken
 // at once, so that an array with a value per channel is read once for four reads of x: a square of 2 x 2 where the
@@ -63,8 +64,8 @@ struct NoTaps {
   static constexpr int kCount = 0;
 };
 
-// The gradient of the neighbour term's outputs with respect to the sum of a cell, which is a quarter of that with respect
-// to its mean; zeros stand before the first row and column, where taps of the outermost cells have no output.
+// The gradient of the neighbour term's outputs, a quarter of it: taps then apply to the sum of a cell, not to its mean.
+// Zeros stand before the first row and column, where taps of the outermost cells have no output.
 class NeighborGradient {
  public:
   static int64_t floats(const Size& size) { return (size.coarse_H() + 1) * (size.coarse_W() + 1); }
@@ -151,7 +152,9 @@ class PooledRows {
     for (int64_t oj = 0; oj < coarse_W; oj += 4) {
       float outputs[4];
       convolve4(oi, oj, filters, outputs);
-      for (int64_t n = 0; n < std::min<int64_t>(4, coarse_W - oj); ++n) neighbors[oi * coarse_W + oj + n] = outputs[n] / 4;
+      for (int64_t n = 0; n < std::min<int64_t>(4, coarse_W - oj); ++n) {
+        neighbors[oi * coarse_W + oj + n] = outputs[n] / 4;
+      }
     }
   }
 
@@ -169,7 +172,7 @@ class PooledRows {
         for (int64_t c = 0; c < size_.C; c += kBlock) {
           const Pair f = load_block(filter + c);
 #pragma GCC unroll 4
-          for (int n = 0; n < 4; ++n) total[n] = fmadd(f, load_block(static_cast<const float*>(cells + offset[n] + c)), total[n]);
+          for (int n = 0; n < 4; ++n) total[n] = fmadd(f, load_block(cells + offset[n] + c), total[n]);
         }
       }
     }
