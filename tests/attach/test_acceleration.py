@@ -76,6 +76,8 @@ def error(found, expected):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_gradients_and_state_are_what_they_were(kernels, name, memory_format):
+    if kernels == "reference" and memory_format == "NHWC":
+        pytest.skip("timm's own operations, in whatever layout")
     theirs, ours = (model.to(memory_format=FORMATS[memory_format]) for model in pair(name))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=FORMATS[memory_format])
@@ -197,7 +199,7 @@ def test_attach_works_on_an_accelerated_network(kernels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["seresnet18", "resnet18"])
+@pytest.mark.parametrize("name", ["resnet18"])
 @pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_compiles_to_one_graph(kernels, name):
     torch.compiler.reset()

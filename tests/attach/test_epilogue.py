@@ -771,8 +771,7 @@ def test_stand_ins_for_tensors_see_the_blocks_own_forward():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["own", "Nested", "functional"])
+@pytest.mark.parametrize(("name", "training"), [("own", True), ("Nested", False)])
 def test_compiles_to_one_graph(name, training, finished):
     torch.compiler.reset()
     fused, plain, _ = both(FUSED[name][0], strategy="transfer" if name == "own" else "sequential")

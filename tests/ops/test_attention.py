@@ -49,7 +49,7 @@ def test_bfloat16_kernels_equal_the_reference(cpu_kernels, step, shape, channels
     check(Case(step, shape, torch.bfloat16, channels_last=channels_last, shortcut=True, ties=True))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     step=st.sampled_from(STEPS),
     shape=st.tuples(*(st.integers(1, n) for n in (4, 70, 20, 20))),

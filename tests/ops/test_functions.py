@@ -39,10 +39,9 @@ def arguments(name, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_opcheck(cpu_kernels, name, layout):
-    x = torch.randn(2, 9, 8, 10).to(memory_format=layout)
+def test_opcheck(cpu_kernels, name):
+    x = torch.randn(2, 9, 8, 10).to(memory_format=torch.channels_last)
     given = arguments(name, x)
     torch.library.opcheck(getattr(torch.ops.csham_cpu, name).default, given)
     if not name.endswith("backward"):
