@@ -340,12 +340,17 @@ class ChannelTable {
   float* data_;
 };
 
-// f(C), with C a compile-time constant where it is a single block: nothing then needs to be kept for another.
+// f(C), with C a compile-time constant where it is a single block and kFrequent: nothing then needs to be kept for
+// another block. Every such copy of f takes its time to compile, and without wide vectors it gains little.
 using OneBlock = std::integral_constant<int64_t, kBlock>;
-template <typename F>
+template <bool kFrequent, typename F>
 void with_channels(int64_t C, F&& f) {
-  if (C == kBlock) return f(OneBlock());
-  return f(C);
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  if constexpr (kFrequent) {
+    if (C == kBlock) return f(OneBlock());
+  }
+#endif
+  f(C);
 }
 
 // The number of positions whose last block ends within the map.
@@ -395,7 +400,7 @@ class Rows {
 };
 
 // Where rows are written. What cannot be stored a block at a time where it belongs is put together in L1 first: rows
-// that end within a block and, unless kDirect, rows on their way past the caches (a block of bfloat16 is but half a line).
+// that end within a block and, unless kDirect, rows on their way past the caches (a block of bfloat16 is half a line).
 template <typename T, bool kDirect = std::is_same_v<T, float>>
 class OutputRows {
  public:

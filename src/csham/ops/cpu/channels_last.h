@@ -1,8 +1,8 @@
 // The kernels of sample.h for maps in NHWC order, x[p * C + c]: a value per channel is contiguous, one per position is
 // not.
 //
-// filters and their gradient are (3, 3, C) here, and the range c0 .. c1 is always all channels. Four positions are taken
-// at once, so that an array with a value per channel is read once for four reads of x: a square of 2 x 2 where the
+// filters and their gradient are (3, 3, C) here, and the range c0 .. c1 is always all channels. Four positions are
+// taken at once, so that an array with a value per channel is read once for four reads of x: a square of 2 x 2 where the
 // neighbour term pools one, consecutive positions elsewhere. Sums over positions then stay in L1 and sums over channels
 // in registers.
 #pragma once
@@ -188,8 +188,8 @@ class PooledRows {
 
 template <typename T>
 struct ChannelsLast {
-  // As many positions as fill whole blocks are taken for one position with more channels, whose sums are added up at the
-  // end: no block has a tail, and few channels make enough independent sums.
+  // As many positions as fill whole blocks are taken for one position with more channels, whose sums are added up at
+  // the end: no block has a tail, and few channels make enough independent sums.
   static void channel_statistics(const T* x, Size size, int64_t /*c0*/, int64_t /*c1*/, float* mean, float* max) {
     const int64_t C = size.C, positions = size.positions();
     int64_t fold = kBlock / std::gcd(C, kBlock);
@@ -219,7 +219,7 @@ struct ChannelsLast {
     const float* weights = to_lanes<T>(wp, size.C, 1.f, 0.f, scratch);
     const float* taps[9];
     for (int64_t k = 0; filters && k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
-    with_channels(size.C, [&](auto C) {
+    with_channels<true>(size.C, [&](auto C) {
       const auto plain = [&](const auto& positions) __attribute__((always_inline)) {
         reduce_channels<false>(rows, C, weights, positions, nullptr, mean, max);
       };
@@ -244,7 +244,7 @@ struct ChannelsLast {
       constexpr bool kShortcut = decltype(add)::value;
       with_bool(relu, [&](auto clamp) {
         constexpr bool kRelu = decltype(clamp)::value;
-        with_channels(size.C, [&](auto C) {
+        with_channels<!kShortcut && !kRelu>(size.C, [&](auto C) {
           for_positions(0, size.positions(), [&](const auto& group) __attribute__((always_inline)) {
             scale_rows<kShortcut, kRelu>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
           });
@@ -275,7 +275,7 @@ struct ChannelsLast {
       constexpr bool kRelu = decltype(relu)::value;
       with_bool(ties != nullptr, [&](auto count) {
         constexpr bool kTies = decltype(count)::value;
-        with_channels(C, [&](auto channels) {
+        with_channels<!kRelu && kTies>(C, [&](auto channels) {
           for_positions(0, positions, [&](const auto& group) __attribute__((always_inline)) {
             k.template add<kRelu, kTies>(group, channels, dz_rows);
           });
@@ -576,7 +576,7 @@ struct ChannelsLast {
 
     template <bool kSpatial>
     void run(const Size& size, const float* dneighbors, Scratch& scratch) const {
-      with_channels(size.C, [&](auto C) {
+      with_channels<kSpatial>(size.C, [&](auto C) {
         const auto add_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
           add<kSpatial>(group, C, taps);
         };
@@ -650,7 +650,7 @@ struct ChannelsLast {
         for_neighbors<kSpatial>(size, dneighbors, scratch, write_group);
       };
       if (dz_rows.repeated()) run_channels(size.C);
-      else with_channels(size.C, run_channels);
+      else with_channels<kSpatial>(size.C, run_channels);
     }
 
     template <bool kSpatial, bool kMax, typename Channels, typename CellTaps, size_t N>
