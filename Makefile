@@ -15,7 +15,8 @@ test: $(READY)
 
 # Everything about all 55 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
-	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py
+	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py \
+		tests/attach/test_acceleration.py tests/backbones/test_create.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

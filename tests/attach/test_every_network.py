@@ -14,7 +14,7 @@ import csham
 
 # `make test-networks` asks all of them everything; compiling and exporting 55 networks takes a quarter of an hour.
 ALL = bool(os.environ.get("CSHAM_ALL_NETWORKS"))
-TRACED = {"own-nested", "timm-resnet10t"}
+TRACED = {"timm-resnet10t"}
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda network: network.id)
