@@ -225,8 +225,8 @@ class Results:
     Attributes:
         networks: A row each, in the study's order.
         comparisons: One for each network that is not plain, in the study's order.
-        ranking: For each backbone the labels by mean paired difference, the plain network's being 0: the order of what was
-            seen, which claims nothing. Networks without a pair are left out.
+        ranking: For each backbone the labels by mean paired difference, the plain network's being 0: the order of what
+            was seen, which claims nothing. Networks without a pair are left out.
         missing: Runs still to come.
         failed: Runs that failed.
         warnings: What differs between the runs that should not.
