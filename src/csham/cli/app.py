@@ -15,6 +15,7 @@ from csham.cli.evaluate import evaluate
 from csham.cli.list import list_names
 from csham.cli.prepare import prepare
 from csham.cli.profile import profile
+from csham.cli.report import report
 from csham.cli.train import train
 from csham.errors import UserError
 
@@ -33,6 +34,7 @@ app.command("prepare")(prepare)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("profile")(profile)
+app.command("report")(report)
 app.command("doctor")(doctor)
 
 
