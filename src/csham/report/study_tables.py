@@ -108,8 +108,8 @@ def curve(material: Material, label: str, measure: str) -> Curve | None:
     for history in material.histories(label):
         for row in history:
             value = row.get(measure)
-            if isinstance(value, int | float) and math.isfinite(value):
-                by_epoch.setdefault(int(row["epoch"]), []).append(float(value))
+            if isinstance(value, int | float) and math.isfinite(value) and isinstance(row.get("epoch"), int):
+                by_epoch.setdefault(row["epoch"], []).append(float(value))
     if not by_epoch:
         return None
     epochs = sorted(by_epoch)
