@@ -21,13 +21,17 @@ from typing import Any
 import filelock
 
 from csham.errors import UserError
-from csham.study.grid import Study
+from csham.files import write_atomically
+from csham.study.grid import Cell, Study
 from csham.study.study_file import FILE, read_study, write_study
 
-__all__ = ["FORMAT", "Claim", "Store", "writing_in"]
+__all__ = ["FAILED_MARK", "FORMAT", "Claim", "Store", "writing_in"]
 
 FORMAT = 1
 """Of a record."""
+
+FAILED_MARK = "failed.json"
+"""In the run folder of an attempt that failed."""
 
 _WAIT_SECONDS = 60.0
 
@@ -136,6 +140,14 @@ class Store:
                     raise
             finally:
                 os.close(handle)
+
+    def mark_failed(self, cell: Cell, error: Mapping[str, str]) -> None:
+        """Leave word in a cell's run folder that this attempt is over, so that a later one begins anew."""
+        folder = self.run_folder(cell.name)
+        if (folder / "config.yaml").is_file():
+            text = json.dumps(dict(error), indent=2) + "\n"
+            with writing_in(self.path):
+                write_atomically(folder / FAILED_MARK, lambda file: file.write(text.encode()))
 
     def repair(self) -> None:
         """Move what a killed process left of a last line to a file beside, and tell it."""
