@@ -8,7 +8,15 @@ import pytest
 from study_cases import network, write_study
 
 from csham.report.looks import COLOURS, looks_of
-from csham.report.study_figures import Curve, Point, add_legend, draw_curves, draw_differences, draw_points, pareto_front
+from csham.report.study_figures import (
+    Curve,
+    Point,
+    add_legend,
+    draw_curves,
+    draw_differences,
+    draw_points,
+    pareto_front,
+)
 from csham.report.study_material import read_material
 from csham.report.study_pictures import draw_difference_picture
 from csham.report.study_tables import curve

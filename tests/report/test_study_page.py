@@ -158,6 +158,17 @@ def test_the_verdicts_are_the_results(page, report):
     assert page.find("main")[0].children[0].children[0].text == report.results.headline
 
 
+def test_the_budget_controls_are_the_results(page, report):
+    [(one, control)] = [(one, control) for one in report.results.comparisons for control in one.controls]
+    [row] = cells_of(page, "budget-table")
+    assert [cell.words for cell in row[:2]] == [one.label, "resnet32"]
+    assert [float(cell.attributes["data-value"]) for cell in row[2:5]] == [
+        one.mean,
+        control.control_mean,
+        control.mean,
+    ]
+
+
 def test_the_networks_are_the_results(page, report):
     for row, one in zip(cells_of(page, "network-table"), report.results.networks, strict=True):
         assert float(row[2].attributes["data-value"]) == one.top1.mean

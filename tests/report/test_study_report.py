@@ -18,7 +18,7 @@ def listing(folder):
 
 def test_files(report):
     names = set(listing(report.page.parent))
-    for table in ("verdicts", "networks", "runs"):
+    for table in ("verdicts", "budget", "networks", "runs"):
         assert {f"tables/{table}.{suffix}" for suffix in ("csv", "md", "tex")} <= names
     assert {"index.html", "tables/curves.csv", "tables/per_class.csv", "tables/study.xlsx"} <= names
     for figure in ("differences", "val-top1-resnet20", "val-top1-end-resnet20", "train-loss-resnet20"):

@@ -1,7 +1,8 @@
 """Reports: figures and files made from what was measured.
 
-``cost_figure`` draws what attentions cost, ``csv_rows`` writes rows that can be believed alone. May import everything
-below the command line, and matplotlib.
+``cost_figure`` draws what attentions cost, ``csv_rows`` writes rows that can be believed alone. Of a study's report,
+``study_report`` is the place to start: it reads the folder (``study_material``), makes tables and pictures and puts
+them on a page (``study_page``, ``templates/``). May import everything below the command line, and matplotlib.
 """
 
 from __future__ import annotations

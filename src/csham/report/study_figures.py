@@ -129,6 +129,7 @@ def draw_differences(
     axes.set_ylim(height - 0.45, 0.1)
     axes.set_xlim(*_symmetric_enough(groups, worthwhile))
     axes.set_yticks([])
+    axes.tick_params(axis="x", top=rows > _MANY_ROWS, labeltop=rows > _MANY_ROWS)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test top-1 minus the plain network's, percentage points")
@@ -220,6 +221,9 @@ def legend_marks(look: Look) -> dict[str, Any]:
         "width": look.width,
     }
 
+
+# More than these fill a screen, whose other end is far from the axis.
+_MANY_ROWS = 12
 
 # Characters; two columns of longer ones do not fit a figure.
 _LONG_LABEL = 24

@@ -36,7 +36,7 @@ def render_page(
 
     Args:
         material: The study.
-        tables: ``verdicts``, ``networks`` and ``runs``.
+        tables: ``verdicts``, ``budget``, ``networks`` and ``runs``.
         differences: The picture beside the verdicts.
         families: Pictures of each backbone.
         classes: Under the label of each network.
@@ -77,6 +77,7 @@ def _page(
         "headline": results.headline,
         "cautions": _cautions(material),
         "verdicts": tables["verdicts"],
+        "budget": tables["budget"],
         "networks": tables["networks"],
         "runs": tables["runs"],
         "sentences": [{"label": one.label, "text": one.sentence} for one in results.comparisons],

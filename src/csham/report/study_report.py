@@ -13,7 +13,15 @@ from csham.errors import UserError
 from csham.report.study_material import Material, read_material
 from csham.report.study_page import render_page
 from csham.report.study_pictures import CURVES, Family, Picture, draw_difference_picture, draw_families
-from csham.report.study_tables import class_table, curve, curve_table, network_table, run_table, verdict_table
+from csham.report.study_tables import (
+    budget_table,
+    class_table,
+    curve,
+    curve_table,
+    network_table,
+    run_table,
+    verdict_table,
+)
 from csham.report.tables import Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
 from csham.study.results import ClassDifference, Results, per_class_difference
 
@@ -82,6 +90,7 @@ def _tables(material: Material, classes: Mapping[str, Sequence[ClassDifference]]
     curves = {name: [one for label in labels if (one := curve(material, label, name)) is not None] for name in CURVES}
     return [
         verdict_table(material),
+        budget_table(material),
         network_table(material),
         run_table(material),
         curve_table(curves),

@@ -12,7 +12,7 @@ from csham.report.study_material import Material
 from csham.report.tables import Cell, Column, Table
 from csham.study.results import ClassDifference, Comparison, NetworkRow, Spread
 
-__all__ = ["class_table", "curve", "curve_table", "network_table", "run_table", "verdict_table"]
+__all__ = ["budget_table", "class_table", "curve", "curve_table", "network_table", "run_table", "verdict_table"]
 
 MARKS = {"helps": "helps", "hurts": "hurts", "no difference worth having": "same", "cannot tell yet": "open"}
 
@@ -42,6 +42,47 @@ def verdict_table(material: Material) -> Table:
         [_verdict_cells(one) for one in results.comparisons],
         [_verdict_row(one) for one in results.comparisons],
     )
+
+
+def budget_table(material: Material) -> Table:
+    """Make a row for each network and each plain network that was made to train in the same time."""
+    pairs = [(one, control) for one in material.results.comparisons for control in one.controls]
+    columns = [
+        Column("network", numeric=False),
+        Column("instead", numeric=False, help="A larger plain network that trains in the same time."),
+        Column("network's gain", help="Over the plain network, percentage points."),
+        Column("gain instead", help="That of the larger plain network."),
+        Column("difference", help="Network minus larger plain network, mean over the seeds that both have."),
+        Column("95%, t", help="Student's t interval of it, not corrected for being one of many."),
+        Column("seeds"),
+    ]
+    rows = [
+        [
+            _text(one.label),
+            _text(control.label.partition(" (")[0]),
+            Cell(signed(one.mean), one.mean),
+            Cell(signed(control.control_mean), control.control_mean),
+            Cell(signed(control.mean), control.mean),
+            Cell(interval(control.t_interval), control.t_interval and control.t_interval[0]),
+            Cell(str(control.n), control.n),
+        ]
+        for one, control in pairs
+    ]
+    raw = [
+        {
+            "network": one.label,
+            "instead": control.label,
+            "gain": one.mean,
+            "gain_instead": control.control_mean,
+            "difference": control.mean,
+            "t_low": control.t_interval and control.t_interval[0],
+            "t_high": control.t_interval and control.t_interval[1],
+            "seeds": control.n,
+        }
+        for one, control in pairs
+    ]
+    caption = "Each network against a larger plain one of the same training time, test top-1 in percentage points."
+    return Table("budget", caption, columns, rows, raw)
 
 
 def network_table(material: Material) -> Table:
