@@ -127,7 +127,7 @@ def test_scratch_that_nobody_wrote_does_not_show(cpu_kernels):
     torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
     try:
         for step in STEPS:
-            check(Case(step, (2, 20, 9, 11), shortcut=True))
+            check(Case(step, (2, 20, 9, 11), shortcut=True, seed=1))  # seed 0: a sum that cancels to a thousandth
     finally:
         torch.use_deterministic_algorithms(False)
 
