@@ -88,11 +88,18 @@ def train(
     return _run(session, state)
 
 
-def resume(run: Path | str, *, progress: QuietProgress | None = None, **machine_settings: Any) -> dict[str, Any]:
+def resume(
+    run: Path | str,
+    *,
+    dataset: PackedDataset | None = None,
+    progress: QuietProgress | None = None,
+    **machine_settings: Any,
+) -> dict[str, Any]:
     """Go on with a run where its last checkpoint was written.
 
     Args:
         run: The run folder.
+        dataset: The run's images, if they are open already; they may lie elsewhere than when it began.
         progress: Told what happens.
         **machine_settings: Settings that change where and when things happen, not what is computed, such as
             ``device``.
@@ -112,7 +119,7 @@ def resume(run: Path | str, *, progress: QuietProgress | None = None, **machine_
         return folder.read_summary()
     content = load_checkpoint(folder.last, _CHECKPOINT_KEYS)
     retain_memory()
-    session = start_session(config, _open(config, progress), folder, progress, new=False)
+    session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)
     state = session.restore(content)
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)

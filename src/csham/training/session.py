@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shlex
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
 from csham.data.crops import check_crop
+from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
@@ -32,7 +32,7 @@ from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder, is_main_process
 
-__all__ = ["Session", "State", "describe_data", "environment", "start_session"]
+__all__ = ["Session", "State", "environment", "start_session"]
 
 # Settings that change where and when things happen, not what a run computes.
 MACHINE_SETTINGS = (
@@ -172,6 +172,7 @@ class Session:
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         now = self.config.to_dict()
+        now.pop("data")  # what counts is its content, which _check_data compares
         for name, value in now.items():
             if name not in MACHINE_SETTINGS and name in saved and saved[name] != value:
                 raise UserError(
@@ -237,19 +238,6 @@ def start_session(
         notes=choices.reasons,
         compile_was_chosen=asked_compile == "auto",
     )
-
-
-def describe_data(dataset: PackedDataset) -> dict[str, Any]:
-    """Return what must stay the same for a run to go on: classes, number of images, content."""
-    content = hashlib.sha256()
-    for column in (dataset.labels, dataset.parts, dataset.sums):
-        content.update(column.tobytes())
-    return {
-        "classes": list(dataset.classes),
-        "images": len(dataset.labels),
-        "image_size": dataset.image_size,
-        "fingerprint": content.hexdigest(),
-    }
 
 
 def environment(session: Session) -> dict[str, Any]:

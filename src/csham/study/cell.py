@@ -1,0 +1,250 @@
+"""One cell of a study: started, gone on with where it was cut off, or taken over from a run folder that is finished."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csham.data import PackedDataset, prepare
+from csham.data.identity import describe_data
+from csham.errors import UserError
+from csham.files import sha256_of
+from csham.study.grid import Cell, Study, cell_key
+from csham.study.run_record import describe_error, done_record, failed_record, now
+from csham.study.store import FAILED_MARK, Store
+from csham.training.checkpoints import load_checkpoint
+from csham.training.config import TrainConfig
+from csham.training.interrupt import InterruptedRunError
+from csham.training.loop import resume, train
+from csham.training.machine import choose, choose_device
+from csham.training.progress import QuietProgress
+from csham.training.run_folder import RunFolder
+
+__all__ = ["CellRunner", "key_of_run", "run_cell"]
+
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class CellRunner:
+    """Runs cells of one study in this process, opening the images once.
+
+    Args:
+        store: The study's folder.
+        machine: Settings of :data:`csham.study.grid.MACHINE_FIELDS` that were asked for.
+        progress: Told what happens.
+
+    Attributes:
+        must_restart: Whether a cell failed in a way that may have left this process unfit for others.
+    """
+
+    def __init__(
+        self, store: Store, machine: Mapping[str, Any] | None = None, progress: QuietProgress | None = None
+    ) -> None:
+        self.store = store
+        self.must_restart = False
+        self._machine = dict(machine or {})
+        self._progress = progress or QuietProgress()
+        self._study = store.study
+
+    def run(self, key: str, attempts: int = 0) -> dict[str, Any] | None:
+        """Claim a cell, run it and append its record.
+
+        Args:
+            key: Of the cell.
+            attempts: How many of its attempts have failed.
+
+        Returns:
+            The record; None where another process has the cell, or has been through with it.
+
+        Raises:
+            UserError: Nothing in this study can be trained here: the data has changed, the device cannot do the
+                precision, the disk is full.
+            InterruptedRunError: A signal stopped the run, which can go on.
+        """
+        cell = self._cell(key)
+        claim = self.store.claim(key, attempts)
+        if claim is None:
+            return None
+        with claim:
+            dataset = self.dataset
+            record = self._attempt(cell, dataset, attempts)
+            self.store.append(record)
+        gc.collect()
+        return record
+
+    @cached_property
+    def dataset(self) -> PackedDataset:
+        """The images, checked to be the study's."""
+        study = self._study
+        dataset = open_data(study, self._machine, self._progress)
+        config = replace(study.cells()[0].config, **self._machine)
+        choose(config, len(dataset.split(config.seed, config.validation).train))
+        return dataset
+
+    def _cell(self, key: str) -> Cell:
+        for _ in range(2):
+            found = next((cell for cell in self._study.cells() if cell.key == key), None)
+            if found is not None:
+                return found
+            self._study = self.store.study  # extended since it was read
+        raise UserError(f"{self.store.path}: study.yaml has no cell {key} any more. Give the command again.")
+
+    def _attempt(self, cell: Cell, dataset: PackedDataset, attempts: int) -> dict[str, Any]:
+        started = now()
+        try:
+            return run_cell(
+                self.store,
+                cell,
+                study=self._study,
+                dataset=dataset,
+                machine=self._machine,
+                progress=self._progress,
+                attempts=attempts,
+            )
+        except InterruptedRunError:
+            raise
+        except Exception as err:
+            if isinstance(err, OSError) and err.errno in _FATAL:
+                raise UserError(f"{err.filename or self.store.path}: {err.strerror}. The study goes on later.") from err
+            cause = err.__cause__
+            self.must_restart = not isinstance(err, UserError) or isinstance(cause, torch.OutOfMemoryError)
+            error = describe_error(err, self._study)
+            if not isinstance(err, _OtherSettingsError):
+                self.store.mark_failed(cell, error)
+            return failed_record(
+                self._study, cell, error, run=f"runs/{cell.name}", started=started, attempts=attempts + 1
+            )
+
+
+def open_data(study: Study, machine: Mapping[str, Any], progress: QuietProgress) -> PackedDataset:
+    """Open a study's images.
+
+    Raises:
+        UserError: They are not what the study began with.
+    """
+    given = {"max_bad": machine["max_bad"]} if "max_bad" in machine else {}
+    dataset = prepare(study.data.source, image_size=study.data.image_size, progress=progress.preparing, **given)
+    if describe_data(dataset)["fingerprint"] != study.data.fingerprint:
+        raise UserError(
+            f"the images of {study.data.source} are not those that the study began with ({study.data.images} images, "
+            f"{study.data.classes} classes, fingerprint {study.data.fingerprint[:12]}...; now {len(dataset)} images, "
+            f"{len(dataset.classes)} classes). Put them back, or begin another study: --study OTHER."
+        )
+    return dataset
+
+
+def run_cell(
+    store: Store,
+    cell: Cell,
+    *,
+    study: Study,
+    dataset: PackedDataset,
+    machine: Mapping[str, Any] | None = None,
+    progress: QuietProgress | None = None,
+    attempts: int = 0,
+) -> dict[str, Any]:
+    """Bring one cell to its end, from wherever an earlier process left it; its claim must be held.
+
+    Args:
+        store: The study's folder.
+        cell: What to train.
+        study: What it belongs to.
+        dataset: The study's images.
+        machine: Settings of :data:`csham.study.grid.MACHINE_FIELDS` that were asked for.
+        progress: Told what happens.
+        attempts: How many attempts have failed before this one.
+
+    Returns:
+        The record, which has not been appended.
+
+    Raises:
+        UserError: The run folder holds a run of other settings, or training cannot work.
+        InterruptedRunError: A signal stopped the run, which can go on.
+    """
+    progress, machine = progress or QuietProgress(), dict(machine or {})
+    folder = RunFolder(store.run_folder(cell.name))
+    state = _state(folder, cell, study, progress)
+    if state == "new":
+        train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
+    elif state == "begun":
+        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+    else:
+        progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
+    return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+
+
+def key_of_run(folder: RunFolder) -> str:
+    """Return the key that a run has as a cell of a study of its data.
+
+    Raises:
+        UserError: The folder is no run, or its checkpoint is damaged.
+    """
+    config = folder.read_config()
+    content = load_checkpoint(folder.last, ("data",))
+    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
+    return cell_key(config, content["data"]["fingerprint"], weights)
+
+
+class _OtherSettingsError(UserError):
+    """The run folder belongs to another run."""
+
+
+def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress) -> str:
+    """Return ``"new"``, ``"begun"`` or ``"finished"``, after removing what an attempt that is over left."""
+    if not folder.path.exists() or not any(folder.path.iterdir()):
+        return "new"
+    try:
+        config = folder.read_config()
+        fingerprint = load_checkpoint(folder.last, ("data",))["data"]["fingerprint"]
+    except UserError as err:
+        if folder.finished or not folder.last.parent.is_dir():
+            raise _OtherSettingsError(
+                f"{folder.path} cannot be told to be a run of this study: {err} Move it away, then csham compare "
+                f"--study {folder.path.parent.parent} --retry-failed."
+            ) from err
+        return _begin_again(folder, f"{cell.label} starts again: {err}", progress)
+    if cell_key(config, fingerprint, study.weights_sha256) != cell_key(
+        cell.config, study.data.fingerprint, study.weights_sha256
+    ):
+        raise _OtherSettingsError(
+            f"{folder.path} holds a run of other settings or data{_difference(config, cell)}. Move it away, then "
+            f"csham compare --study {folder.path.parent.parent} --retry-failed."
+        )
+    if folder.finished:
+        return "finished"
+    if (folder.path / FAILED_MARK).exists():
+        return _begin_again(folder, f"{cell.label} starts again after it failed", progress)
+    return "begun"
+
+
+def _begin_again(folder: RunFolder, why: str, progress: QuietProgress) -> str:
+    progress.note(why)
+    shutil.rmtree(folder.path)
+    return "new"
+
+
+def _difference(theirs: TrainConfig, cell: Cell) -> str:
+    """Name the first setting in which a run and a cell differ."""
+    ours = cell.config
+    for field in fields(TrainConfig):
+        value = getattr(theirs, field.name)
+        if cell_key(replace(ours, **{field.name: value}), "") != cell_key(ours, ""):
+            return f" ({field.name} is {value!r} there, and {getattr(ours, field.name)!r} in the study)"
+    return ""
+
+
+def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose the machine settings that a run goes on with: its own, where this machine has them."""
+    before = folder.read_config()
+    here = choose_device(machine.get("device", "auto"))
+    moved = here.partition(":")[0] != before.device.partition(":")[0]
+    device = {"device": here} if moved else {}
+    return {**device, **machine, "precision": cell.config.precision}

@@ -1,0 +1,74 @@
+"""Engines: what runs the cells of a study, on one machine (:mod:`~csham.study.engines.local`) or on many.
+
+An engine is a function that takes a store and the tasks to do, and returns an :class:`Outcome` when each of them is
+done, failed, or left to others. Records are appended by whoever ran the cell, so that an engine that is killed loses
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from csham.study.grid import Cell, Study
+from csham.study.progress import StudyProgress
+from csham.study.store import Store
+
+__all__ = ["Engine", "Outcome", "Task", "plan_tasks"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell to be done.
+
+    Attributes:
+        cell: The cell.
+        attempts: How many of its attempts have failed before.
+    """
+
+    cell: Cell
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an engine came to its end.
+
+    Attributes:
+        signum: The signal that stopped it early; None if nothing did.
+    """
+
+    signum: int | None = None
+
+
+Engine = Callable[[Store, Sequence[Task], Mapping[str, Any], StudyProgress], Outcome]
+"""Takes store, tasks, machine settings (:data:`csham.study.grid.MACHINE_FIELDS`) and whom to tell."""
+
+
+def plan_tasks(
+    study: Study,
+    records: Mapping[str, Mapping[str, Any]],
+    *,
+    retry_failed: bool = False,
+    shard: tuple[int, int] = (1, 1),
+) -> list[Task]:
+    """Choose the cells that a call has to do.
+
+    Args:
+        study: The study.
+        records: What is known, by the keys of cells.
+        retry_failed: Whether failed cells are tried again.
+        shard: (i, n): every n-th cell of the study, from number i on, counted from 1.
+    """
+    part, parts = shard
+    tasks = []
+    for number, cell in enumerate(study.cells()):
+        record = records.get(cell.key)
+        if number % parts != part - 1 or (record is not None and record["status"] == "done"):
+            continue
+        if record is None:
+            tasks.append(Task(cell))
+        elif retry_failed:
+            tasks.append(Task(cell, int(record.get("attempts", 1))))
+    return tasks

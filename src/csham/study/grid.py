@@ -1,0 +1,373 @@
+"""What a study is: the networks and seeds it pairs, the settings that all its runs share, and the cells these make.
+
+Nothing here imports PyTorch. :mod:`csham.study.study_file` keeps a study as ``study.yaml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from csham.attach.checks import check_strategy
+from csham.attach.names import STRATEGIES
+from csham.errors import UserError, unknown_name
+from csham.layers.names import ATTENTIONS
+from csham.training.config import TrainConfig
+
+__all__ = [
+    "MACHINE_FIELDS",
+    "NETWORK_FIELDS",
+    "SHARED_FIELDS",
+    "Cell",
+    "Data",
+    "Network",
+    "Study",
+    "cell_key",
+    "expand_networks",
+    "read_seeds",
+    "with_plain",
+]
+
+NETWORK_FIELDS = ("backbone", "attention", "strategy", "period", "position", "points", "stages", "gated")
+"""Settings of a run that a :class:`Network` holds."""
+
+MACHINE_FIELDS = ("device", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad")
+"""Settings that say where and how fast a run works: they may differ from call to call of one study."""
+
+SHARED_FIELDS = tuple(
+    field.name for field in fields(TrainConfig) if field.name not in {"data", "seed", *NETWORK_FIELDS, *MACHINE_FIELDS}
+)
+"""Settings that all runs of a study share."""
+
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a study; what a plain network cannot have is put back to its default.
+
+    Attributes:
+        backbone: Name of the backbone.
+        attention: Name of the attention, or ``"none"``.
+        strategy: How its steps are arranged.
+        period: Of strategy ``"transfer"``.
+        position: Where it sits.
+        points: Names or patterns of modules instead of a position.
+        stages: Only these stages.
+        gated: Start attention as the identity.
+        instead_of: Label of the network whose training time this one, a budget control, is made to match.
+    """
+
+    backbone: str
+    attention: str = "none"
+    strategy: str = "sequential"
+    period: int | None = None
+    position: str = "auto"
+    points: tuple[str, ...] | None = None
+    stages: tuple[int, ...] | None = None
+    gated: bool = False
+    instead_of: str | None = None
+
+    def __post_init__(self) -> None:
+        settings = {name: getattr(self, name) for name in NETWORK_FIELDS}
+        config = TrainConfig(data="-", **settings)  # checks the types
+        for name in NETWORK_FIELDS:
+            value = getattr(config, name)
+            if self.attention == "none" and name not in ("backbone", "attention"):
+                value = TrainConfig.__dataclass_fields__[name].default
+            object.__setattr__(self, name, value)
+        if self.instead_of is not None and not isinstance(self.instead_of, str):
+            raise UserError(f"instead_of must be the label of a network, got {self.instead_of!r}.")
+        if self.instead_of is not None and self.attention != "none":
+            raise UserError(f"a budget control has no attention, and {self.label} has.")
+
+    def check_names(self) -> None:
+        """Refuse unknown names and strategies that the attention has no parts for."""
+        TrainConfig(data="-", **self.settings).check_names()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that a run's settings have too."""
+        return {name: getattr(self, name) for name in NETWORK_FIELDS}
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is what the others of its backbone are compared with."""
+        return self.attention == "none" and self.instead_of is None
+
+    @property
+    def label(self) -> str:
+        """A name for people, different for different networks, such as ``resnet20 + csham (transfer)``."""
+        if self.instead_of is not None:
+            return f"{self.backbone} (instead of {self.instead_of})"
+        if self.attention == "none":
+            return self.backbone
+        details = [self.strategy] if self.strategy != "sequential" else []
+        details += [f"period {self.period}"] if self.period is not None else []
+        details += [f"position {self.position}"] if self.position != "auto" else []
+        details += [f"points {' '.join(self.points)}"] if self.points is not None else []
+        details += [f"stages {' '.join(map(str, self.stages))}"] if self.stages is not None else []
+        details += ["gated"] if self.gated else []
+        return f"{self.backbone} + {self.attention}" + (f" ({', '.join(details)})" if details else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as a plain value."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Network:
+        """Read a network from a mapping, such as an entry of ``networks:`` in YAML; unknown keys are refused."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"a network is a mapping such as {{backbone: resnet20, attention: se}}, got {values!r}.")
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown_name("key of a network", key, known)
+        if "backbone" not in values:
+            raise UserError(f"a network has no backbone: {dict(values)!r}.")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a study.
+
+    Attributes:
+        source: Name of the dataset or path of the folder, as the user gave it.
+        classes: How many.
+        images: How many, of all parts.
+        image_size: Side in pixels.
+        fingerprint: Of labels, parts and content.
+    """
+
+    source: str
+    classes: int
+    images: int
+    image_size: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: one network with one seed.
+
+    Attributes:
+        network: What is trained.
+        config: Every setting of the run; those of :data:`MACHINE_FIELDS` are defaults, which a call may change.
+        key: Of the settings that change the result, and of the data: 16 hexadecimal digits.
+    """
+
+    network: Network
+    config: TrainConfig
+    key: str
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.config.seed
+
+    @property
+    def label(self) -> str:
+        """What people call the cell."""
+        return f"{self.network.label}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        words = re.sub(r"[^A-Za-z0-9@=.+]+", "-", self.network.label.replace(" + ", "-")).strip("-")
+        # Patterns of modules differ in characters that names of files lack.
+        digest = f"-{self.key[:8]}" if self.network.points is not None or len(words) > 100 else ""
+        return f"{words[:100]}{digest}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What ``study.yaml`` holds.
+
+    Attributes:
+        data: The images.
+        settings: Of :data:`SHARED_FIELDS`, each resolved.
+        networks: In the order of the tables.
+        seeds: Each is trained with every network.
+        worthwhile: Smallest difference worth having, in percent of top-1.
+        command: The line that made it; one joined by ``&&`` for each that extended it.
+        weights_sha256: Of the file of first weights, if there is one.
+    """
+
+    data: Data
+    settings: Mapping[str, Any]
+    networks: tuple[Network, ...]
+    seeds: tuple[int, ...]
+    worthwhile: float = 0.5
+    command: str = ""
+    weights_sha256: str | None = None
+
+    def config(self, network: Network, seed: int) -> TrainConfig:
+        """Put the settings of one run together."""
+        return TrainConfig(data=self.data.source, **self.settings, **network.settings, seed=seed)
+
+    @cached_property
+    def _cells(self) -> tuple[Cell, ...]:
+        ordered = [n for n in self.networks if n.plain] + [n for n in self.networks if not n.plain]
+        return tuple(self._cell(network, seed) for seed in self.seeds for network in ordered)
+
+    def cells(self) -> list[Cell]:
+        """Return every run, all networks of the first seed first and plain ones before others."""
+        return list(self._cells)
+
+    def _cell(self, network: Network, seed: int) -> Cell:
+        config = self.config(network, seed)
+        key = cell_key(config, self.data.fingerprint, self.weights_sha256, network.instead_of)
+        return Cell(network, config, key)
+
+    def extended(self, networks: Iterable[Network] = (), seeds: Iterable[int] = ()) -> Study:
+        """Return the study with these networks and seeds too, behind what it has."""
+        return replace(
+            self,
+            networks=tuple(dict.fromkeys([*self.networks, *networks])),
+            seeds=tuple(dict.fromkeys([*self.seeds, *seeds])),
+        )
+
+    def changed(self, settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Return name, old and new value of the shared settings among these that differ from the study's."""
+        ours = TrainConfig(data="-", **self.settings)
+        theirs = replace(ours, **{name: settings[name] for name in SHARED_FIELDS if name in settings})
+        pairs = ((name, getattr(ours, name), getattr(theirs, name)) for name in SHARED_FIELDS)
+        return [(name, old, new) for name, old, new in pairs if old != new]
+
+
+# What every key is made of. A setting that csham learns later enters it only where it differs from its default, so
+# that the keys of older studies stay what they were.
+_KEYED = (
+    "backbone", "attention", "strategy", "period", "position", "points", "stages", "gated", "pretrained",
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "milestones", "decay",
+    "label_smoothing", "seed", "image_size", "crop", "crop_scale", "validation", "track_test", "precision",
+)  # fmt: skip
+
+# The recipe's name says where settings came from, which are in the key themselves; data and weights enter by content.
+_NOT_KEYED = frozenset({"data", "weights_file", "recipe", *MACHINE_FIELDS})
+
+
+def cell_key(
+    config: TrainConfig, fingerprint: str, weights_sha256: str | None = None, instead_of: str | None = None
+) -> str:
+    """Return 16 hexadecimal digits that stand for everything that a run's result depends on, but for the machine.
+
+    Args:
+        config: The settings, resolved.
+        fingerprint: Of the data.
+        weights_sha256: Of the file of first weights.
+        instead_of: Of a budget control; without it, those of two networks that come out alike have one key.
+    """
+    values = config.to_dict()
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    later = [
+        name for name in values if name not in _NOT_KEYED and name not in _KEYED and values[name] != defaults[name]
+    ]
+    content = {name: values[name] for name in (*_KEYED, *later)}
+    content |= {"data": fingerprint, "weights": weights_sha256}
+    if instead_of is not None:
+        content["instead_of"] = instead_of
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def expand_networks(
+    backbones: Sequence[str],
+    attentions: Sequence[str],
+    strategies: Sequence[str] = (),
+    **settings: Any,
+) -> list[Network]:
+    """Combine names into networks.
+
+    Args:
+        backbones: Names of backbones.
+        attentions: Names of attentions, ``"none"``, ``"all"``, or ``"attention:strategy"``.
+        strategies: For the attentions without one of their own that have the parts for it; an attention that has the
+            parts for none of them is connected as its authors do.
+        **settings: Other fields of :class:`Network`, for all with attention; ``period`` for those that transfer.
+
+    Raises:
+        UserError: An unknown name, or a strategy that the attention named with it has no parts for.
+    """
+    for strategy in strategies:
+        if strategy not in STRATEGIES:
+            raise unknown_name("strategy", strategy, STRATEGIES)
+    pairs = [pair for words in attentions for pair in _pairs(words, strategies)]
+    period = settings.pop("period", None)
+    if period is not None and not any(strategy == "transfer" for _, strategy in pairs):
+        raise UserError("--period is a setting of strategy 'transfer', which no network here has. Leave it out.")
+    networks = [
+        Network(backbone, attention, strategy, period if strategy == "transfer" else None, **settings)
+        for backbone in backbones
+        for attention, strategy in pairs
+    ]
+    for network in networks:
+        network.check_names()
+    return list(dict.fromkeys(networks))
+
+
+def _pairs(words: str, strategies: Sequence[str]) -> list[tuple[str, str]]:
+    """Give an attention its strategies."""
+    attention, colon, own = words.partition(":")
+    if words == "all":
+        return [pair for name in ATTENTIONS if name != "none" for pair in _pairs(name, strategies)]
+    if attention == "none":
+        if colon:
+            raise UserError(f"{words!r}: the plain network has no strategy. Write none.")
+        return [("none", "sequential")]
+    if attention not in ATTENTIONS:
+        raise unknown_name("attention", attention, ["none", *(n for n in ATTENTIONS if n != "none"), "all"])
+    if colon:
+        check_strategy(attention, own)
+        return [(attention, own)]
+    fitting = [s for s in strategies if ATTENTIONS[attention].two_part or not STRATEGIES[s].needs_parts]
+    return [(attention, strategy) for strategy in fitting or ["sequential"]]
+
+
+def with_plain(networks: Iterable[Network]) -> tuple[list[Network], list[str]]:
+    """Put the plain network of every backbone in front of the others of it.
+
+    Returns:
+        The networks, and the backbones whose plain network was missing.
+    """
+    networks = list(dict.fromkeys(networks))
+    given = {network.backbone for network in networks if network.plain}
+    # A budget control is measured against the plain network of the backbone that it widens.
+    backbones = list(dict.fromkeys(n.backbone.partition("@")[0] if n.instead_of else n.backbone for n in networks))
+    found = []
+    for backbone in backbones:
+        found += [Network(backbone)]
+        found += [n for n in networks if not n.plain and backbone in (n.backbone, n.backbone.partition("@")[0])]
+    return list(dict.fromkeys(found)), [backbone for backbone in backbones if backbone not in given]
+
+
+def read_seeds(given: object) -> tuple[int, ...]:
+    """Read seeds: a number N means 0 to N - 1, a list or ``"0,3,5"`` these.
+
+    Raises:
+        UserError: It is neither, or a seed is out of range.
+    """
+    wrong = UserError(f"--seeds takes how many, such as 5, or which, such as 0,3,5; got {given!r}.")
+    if isinstance(given, str):
+        words = [word.strip() for word in given.split(",") if word.strip()]
+        if not words or not all(re.fullmatch(r"[0-9]{1,19}", word) for word in words):
+            raise wrong
+        numbers: object = [int(word) for word in words] if "," in given else int(words[0])
+    else:
+        numbers = given
+    if isinstance(numbers, int) and not isinstance(numbers, bool):
+        numbers = list(range(min(numbers, _MOST_SEEDS + 1)))
+    if not isinstance(numbers, list | tuple) or not numbers:
+        raise wrong
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
+        raise wrong
+    seeds = tuple(dict.fromkeys(numbers))
+    if len(seeds) > _MOST_SEEDS:
+        raise UserError(f"--seeds: a study takes at most {_MOST_SEEDS} seeds.")
+    return seeds

@@ -1,0 +1,141 @@
+"""The first sentences of a study: what helps, what hurts, what makes no difference, and what is still open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from csham.study.statistics import FEW, Verdict, with_sign
+
+if TYPE_CHECKING:
+    from csham.study.results import AgainstControl, Comparison
+
+__all__ = ["headline"]
+
+_NAMED = 3  # more than these are counted
+
+
+def headline(
+    comparisons: Sequence[Comparison], worthwhile: float, missing: int = 0, failed: int = 0, cells: int = 0
+) -> str:
+    """Say what a study found.
+
+    Budget controls are spoken of where they do as well as what helps.
+
+    Args:
+        comparisons: All of the study.
+        worthwhile: In percentage points.
+        missing: Runs still to come.
+        failed: Runs that failed.
+        cells: Runs of the whole study.
+    """
+    attentions = [c for c in comparisons if c.instead_of is None]
+    sentences = [
+        *_decided(attentions, "helps"),
+        *_decided(attentions, "hurts"),
+        *_no_difference(attentions, worthwhile),
+        *_undecided(attentions),
+        *_controls(attentions),
+        *_incomplete(missing, failed, cells),
+    ]
+    return " ".join(sentences) or "There is nothing to compare: the study has plain networks only."
+
+
+def _decided(attentions: Iterable[Comparison], verdict: Verdict) -> list[str]:
+    found = sorted((c for c in attentions if c.verdict == verdict), key=lambda c: -abs(c.mean or 0.0))
+    if not found:
+        return []
+    named = [f"{c.name} {verdict} {c.backbone}: {_numbers(c)}" for c in found[:_NAMED]]
+    rest = len(found) - _NAMED
+    others = f"; {'so does one more' if rest == 1 else f'so do {rest} more'}" if rest > 0 else ""
+    caution = _few(found)
+    return ["; ".join(named) + others + caution + "."]
+
+
+def _numbers(c: Comparison) -> str:
+    seeds = f"{c.n} seed{'s' if c.n != 1 else ''}"
+    if c.t_interval is None:
+        return f"{with_sign(c.mean or 0.0)} points with each of {seeds}"
+    low, high = c.t_interval
+    return f"{with_sign(c.mean or 0.0)} points (95% {with_sign(low)} to {with_sign(high)}, {seeds})"
+
+
+def _few(found: Iterable[Comparison]) -> str:
+    return f"; fewer than {_WORDS[FEW]} seeds can say little" if min(c.n for c in found) < FEW else ""
+
+
+def _no_difference(attentions: Iterable[Comparison], worthwhile: float) -> list[str]:
+    found = [c for c in attentions if c.verdict == "no difference worth having"]
+    if not found:
+        return []
+    named = _names(found)
+    verb = "makes" if len(found) == 1 else "make"
+    return [f"{named} {verb} no difference worth having (95% within ±{worthwhile:g} points){_few(found)}."]
+
+
+def _names(found: Sequence[Comparison]) -> str:
+    """Name a few networks, with their backbones, or count many."""
+    if len(found) > _NAMED:
+        return f"{len(found)} attentions on {_backbones(found)}"
+    several = len({c.backbone for c in found}) > 1
+    names = [f"{c.name} on {c.backbone}" if several else c.name for c in found]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    return listed if several else f"{listed} on {found[0].backbone}"
+
+
+def _backbones(found: Iterable[Comparison]) -> str:
+    return ", ".join(dict.fromkeys(c.backbone for c in found))
+
+
+def _undecided(attentions: Sequence[Comparison]) -> list[str]:
+    found = [c for c in attentions if c.verdict == "cannot tell yet"]
+    unmeasured = [c for c in found if not c.n]
+    measured = [c for c in found if c.n]
+    sentences = []
+    if measured:
+        seeds = sorted({c.n for c in measured})
+        span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        plural = "s" if seeds[-1] > 1 else ""
+        told = f"{_whose(measured, attentions)} cannot be told from the plain network with {span} seed{plural}"
+        sentences.append(f"{told}{_outlook(measured)}.")
+    if unmeasured:
+        sentences.append(f"{_names(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} not been measured yet.")
+    return sentences
+
+
+def _whose(measured: Sequence[Comparison], attentions: Sequence[Comparison]) -> str:
+    if len(attentions) == 1:
+        return f"{attentions[0].name} on {attentions[0].backbone}"
+    if len(measured) == len(attentions):
+        return f"Each of {len(attentions)} attentions on {_backbones(attentions)}"
+    return _names(measured)
+
+
+def _outlook(measured: Iterable[Comparison]) -> str:
+    more = [c.seeds_needed - c.n for c in measured if c.seeds_needed is not None]
+    if not more:
+        return ", and no number of seeds that anyone would run is likely to change that"
+    counts = f"{min(more)}" if min(more) == max(more) else f"{min(more)} to {max(more)}"
+    return f"; about {counts} more could settle it"
+
+
+def _controls(attentions: Iterable[Comparison]) -> list[str]:
+    helped = [(c, control) for c in attentions if c.verdict == "helps" for control in c.controls]
+    return [_control(c, control) for c, control in helped if control.at_least_as_good][:_NAMED]
+
+
+def _control(c: Comparison, control: AgainstControl) -> str:
+    larger = control.label.partition(" (")[0]
+    gain = f" ({with_sign(control.control_mean)} points)" if control.control_mean is not None else ""
+    beaten = control.t_interval is not None and control.t_interval[1] < 0
+    how = f"does better than {c.name}" if beaten else f"cannot be told from {c.name}"
+    return f"But a plain {larger}, which trains in the same time, {how}{gain}."
+
+
+def _incomplete(missing: int, failed: int, cells: int) -> list[str]:
+    parts = [f"{missing} of {cells} runs are still to come"] if missing else []
+    parts += [f"{failed} of {cells} runs failed"] if failed else []
+    return [f"{' and '.join(parts)}."] if parts else []
+
+
+_WORDS = {5: "five"}

@@ -1,0 +1,533 @@
+"""From the records of a study to its table: every network's numbers, and each one's paired difference to the plain one.
+
+The number reported is the last epoch's top-1 on the test part, in percent. A network is compared with the plain network
+of its backbone, a budget control with the plain network of the backbone that it is a larger version of; by seed, and
+only by seeds that both have. Holm's correction goes over all comparisons of the study, of all backbones and with
+the budget controls: each ends in a verdict that somebody may quote. Controls whose gain is plain cost the others
+nothing, because Holm's method counts only what has not been rejected.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics as stdlib_statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from csham.errors import UserError, unknown_name
+from csham.study.headline import headline
+from csham.study.mixed import find_mixed
+from csham.study.statistics import Difference, Interval, binomial_se, compare, judge
+
+__all__ = [
+    "AgainstControl",
+    "ClassDifference",
+    "Comparison",
+    "FailedCell",
+    "MissingCell",
+    "NetworkLike",
+    "NetworkRow",
+    "Results",
+    "Spread",
+    "StudyLike",
+    "assess",
+    "per_class_difference",
+]
+
+Record = Mapping[str, Any]
+
+
+class NetworkLike(Protocol):
+    """What is needed of a network of the grid."""
+
+    @property
+    def label(self) -> str:
+        """Unique name."""
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone."""
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention, or ``"none"``."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether others are compared with it."""
+
+    @property
+    def instead_of(self) -> str | None:
+        """Label of the network whose training time it matches, if it is a budget control."""
+
+
+class StudyLike(Protocol):
+    """What is needed of a study."""
+
+    @property
+    def networks(self) -> Sequence[NetworkLike]:
+        """In the order of the tables."""
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Each is trained with every network."""
+
+    @property
+    def worthwhile(self) -> float:
+        """Smallest difference worth having, in percentage points."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number of all seeds of a network.
+
+    Attributes:
+        n: Seeds that have it.
+        mean: Over these.
+        sd: Standard deviation (n - 1); None with one.
+        min: Smallest.
+        max: Largest.
+        values: By seed.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    min: float
+    max: float
+    values: dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRow:
+    """What the runs of one network gave; percent, and None where no run says.
+
+    Attributes:
+        label: Of the network.
+        backbone: Its backbone.
+        attention: Its attention, or ``"none"``.
+        plain: Whether others are compared with it.
+        instead_of: Label of the network whose training time it matches, if it is a budget control.
+        n: Seeds that finished.
+        top1: Last epoch's accuracy on the test part: the number reported.
+        chosen_top1: Test accuracy of the epoch that the validation part chose.
+        top5: Last epoch's.
+        macro_recall: Last epoch's, every class counted alike.
+        macro_f1: Likewise.
+        test_images: In the test part.
+        test_se: Standard error of one ``top1`` from having measured it on so many images, in percentage points.
+        params: Parameters.
+        flops: Of one image.
+        seconds: Of one training, on average.
+        images_per_s: Of training, on average.
+    """
+
+    label: str
+    backbone: str
+    attention: str
+    plain: bool
+    instead_of: str | None
+    n: int
+    top1: Spread | None
+    chosen_top1: Spread | None
+    top5: Spread | None
+    macro_recall: Spread | None
+    macro_f1: Spread | None
+    test_images: int | None
+    test_se: float | None
+    params: int | None
+    flops: int | None
+    seconds: float | None
+    images_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstControl:
+    """A network against a plain one of the same training time; not corrected for being one of many.
+
+    Attributes:
+        label: Of the budget control.
+        n: Seeds that both have.
+        mean: Of the network minus the control, in percentage points; None without seeds.
+        t_interval: Student-t 95% interval of it.
+        control_mean: What the control gains over the plain network, on its own seeds.
+    """
+
+    label: str
+    n: int
+    mean: float | None
+    t_interval: Interval | None
+    control_mean: float | None
+
+    @property
+    def at_least_as_good(self) -> bool:
+        """Whether the network cannot be said to beat the control; False where nothing is known."""
+        return self.mean is not None and (self.t_interval is None or self.t_interval[0] <= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Difference):
+    """One network against the plain one: what :class:`~csham.study.statistics.Difference` says, and of whom.
+
+    Attributes:
+        label: Of the network.
+        name: The label without the backbone: what was added to it.
+        backbone: Of the plain network.
+        against: Label of the plain network; None if the study has none.
+        instead_of: Label of the network whose training time this one matches, if it is a budget control.
+        seeds: That both have.
+        differences: Top-1 of the network minus that of the plain one, in percentage points, in the order of ``seeds``.
+        controls: Against each budget control of this network.
+    """
+
+    label: str
+    name: str
+    backbone: str
+    against: str | None
+    instead_of: str | None
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    controls: tuple[AgainstControl, ...]
+
+
+@dataclass(frozen=True)
+class MissingCell:
+    """A run that has neither finished nor failed yet."""
+
+    label: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A run that failed.
+
+    Attributes:
+        label: Of the network.
+        seed: Of the run.
+        error: Type and message.
+        attempts: How often it was tried.
+        run: Its folder.
+    """
+
+    label: str
+    seed: int
+    error: str
+    attempts: int
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a study found, so far.
+
+    Attributes:
+        networks: A row each, in the study's order.
+        comparisons: One for each network that is not plain, in the study's order.
+        ranking: For each backbone the labels by mean paired difference, the plain network's being 0: the order of what
+            was seen, which claims nothing. Networks without a pair are left out.
+        missing: Runs still to come.
+        failed: Runs that failed.
+        warnings: What differs between the runs that should not.
+        headline: One to three sentences.
+        seeds: Of the study.
+        worthwhile: In percentage points.
+        ignored: Records of networks, seeds or settings that are not in the study.
+        runs: The finished records, by label and seed.
+    """
+
+    networks: list[NetworkRow]
+    comparisons: list[Comparison]
+    ranking: dict[str, list[str]]
+    missing: list[MissingCell]
+    failed: list[FailedCell]
+    warnings: list[str]
+    headline: str
+    seeds: tuple[int, ...]
+    worthwhile: float
+    ignored: int
+    runs: dict[tuple[str, int], Record] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the records as JSON's values; seeds that are keys become text."""
+        found: dict[str, Any] = _plain({name: value for name, value in vars(self).items() if name != "runs"})
+        return found
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """How one class fares with a network, against the plain one.
+
+    Attributes:
+        name: Of the class.
+        n: Seeds that both have.
+        plain_recall: Percent of its test images that the plain network names right, mean over seeds.
+        recall: That of the network.
+        mean: Mean paired difference, in percentage points.
+        sd: Standard deviation of the differences; None with fewer than two.
+        images: In the test part; the mean where seeds split differently.
+    """
+
+    name: str
+    n: int
+    plain_recall: float
+    recall: float
+    mean: float
+    sd: float | None
+    images: float
+
+
+def assess(study: StudyLike, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
+    """Make a study's table out of its records, whatever is there by now.
+
+    Args:
+        study: Its networks, seeds and ``worthwhile``.
+        records: Of the store; of several with one key the last counts.
+        keys: Of the study's cells. A record with another key is of other settings and ignored. None takes all.
+
+    Raises:
+        UserError: A record has no finite top-1, or one network and seed has records of different settings.
+    """
+    latest = {record["key"]: record for record in records}
+    cells = _by_cell(study, [record for key, record in latest.items() if keys is None or key in keys])
+    runs = {cell: _checked(record) for cell, record in cells.items() if record["status"] == "done"}
+    tops = {cell: float(record["result"]["top1"]) for cell, record in runs.items()}
+    against = {network.label: _plain_of(study, network) for network in study.networks if not network.plain}
+    rows = [_row(network, study.seeds, runs) for network in study.networks]
+    comparisons = _comparisons(study, tops, against)
+    wanted = [(network.label, seed) for seed in study.seeds for network in study.networks]
+    failed = [_failed(*cell, cells[cell]) for cell in wanted if cell in cells and cell not in runs]
+    missing = [MissingCell(*cell) for cell in wanted if cell not in cells]
+    return Results(
+        networks=rows,
+        comparisons=comparisons,
+        ranking=_ranking(study, comparisons),
+        missing=missing,
+        failed=failed,
+        warnings=find_mixed(runs, against),
+        headline=headline(comparisons, study.worthwhile, len(missing), len(failed), len(wanted)),
+        seeds=tuple(study.seeds),
+        worthwhile=study.worthwhile,
+        ignored=len(latest) - len(cells),
+        runs=runs,
+    )
+
+
+def per_class_difference(results: Results, label: str) -> list[ClassDifference]:
+    """Compare a network with the plain one class by class, over the seeds that both have.
+
+    Classes without test images in any of these seeds are left out, and so are seeds whose record has no counts.
+
+    Raises:
+        UserError: There is no comparison of that label, or the runs' classes differ.
+    """
+    comparison = next((c for c in results.comparisons if c.label == label), None)
+    if comparison is None:
+        raise unknown_name("network", label, [c.label for c in results.comparisons])
+    pairs = [(results.runs[label, seed], results.runs[str(comparison.against), seed]) for seed in comparison.seeds]
+    pairs = [pair for pair in pairs if all(record.get("per_class") for record in pair)]
+    if not pairs:
+        return []
+    classes = list(pairs[0][0]["classes"])
+    if any(list(record["classes"]) != classes for pair in pairs for record in pair):
+        raise UserError(f"the runs of {label} and {comparison.against} were measured on different classes.")
+    found = (_class_difference(name, i, pairs) for i, name in enumerate(classes))
+    return [difference for difference in found if difference is not None]
+
+
+def _by_cell(study: StudyLike, records: Iterable[Record]) -> dict[tuple[str, int], Record]:
+    """Sort the records of the study's networks and seeds by these; others are left out."""
+    labels, seeds = {network.label for network in study.networks}, set(study.seeds)
+    cells: dict[tuple[str, int], Record] = {}
+    for record in records:
+        cell = (record["label"], record["seed"])
+        if cell[0] not in labels or cell[1] not in seeds:
+            continue
+        if cell in cells:
+            raise UserError(
+                f"the study holds two records of {cell[0]}, seed {cell[1]}, made with different settings (keys "
+                f"{cells[cell]['key']} and {record['key']}). Give the keys of the cells that count, or start another "
+                "study for the other settings."
+            )
+        cells[cell] = record
+    return cells
+
+
+def _checked(record: Record) -> Record:
+    top1 = (record.get("result") or {}).get("top1")
+    if not _is_number(top1):
+        raise UserError(
+            f"the record of {record['label']}, seed {record['seed']} (key {record['key']}) has top1 {top1!r}, which is "
+            "no number. Remove its line from records.jsonl, and the study will run it again."
+        )
+    return record
+
+
+def _plain_of(study: StudyLike, network: NetworkLike) -> str | None:
+    """Return the label of the plain network that another one is compared with."""
+    backbone = _base(study, network)
+    return next((other.label for other in study.networks if other.plain and other.backbone == backbone), None)
+
+
+def _base(study: StudyLike, network: NetworkLike) -> str:
+    """Return the backbone that a network adds to; a budget control is a larger version of another network's."""
+    if network.instead_of is None:
+        return network.backbone
+    matched = next((other for other in study.networks if other.label == network.instead_of), None)
+    return matched.backbone if matched else network.backbone.partition("@")[0]
+
+
+def _comparisons(
+    study: StudyLike, tops: Mapping[tuple[str, int], float], against: Mapping[str, str | None]
+) -> list[Comparison]:
+    networks = [network for network in study.networks if not network.plain]
+    paired = [_paired(study.seeds, tops, network.label, against[network.label]) for network in networks]
+    differences = [list(pairs.values()) for pairs in paired]
+    means = {
+        network.label: sum(values) / len(values)
+        for network, values in zip(networks, differences, strict=True)
+        if values
+    }
+    return [
+        Comparison(
+            **vars(found),
+            label=network.label,
+            name=network.label.removeprefix(f"{network.backbone} + "),
+            backbone=_base(study, network),
+            against=against[network.label],
+            instead_of=network.instead_of,
+            seeds=tuple(pairs),
+            differences=tuple(pairs.values()),
+            controls=_against_controls(study, tops, network.label, means),
+        )
+        for network, pairs, found in zip(networks, paired, compare(differences, study.worthwhile), strict=True)
+    ]
+
+
+def _paired(
+    seeds: Iterable[int], tops: Mapping[tuple[str, int], float], label: str, other: str | None
+) -> dict[int, float]:
+    """Return the differences of two networks by seed, where both have one."""
+    if other is None:
+        return {}
+    # Accuracies carry four decimals; what lies beyond comes from subtracting.
+    return {
+        seed: round(tops[label, seed] - tops[other, seed], 6)
+        for seed in seeds
+        if (label, seed) in tops and (other, seed) in tops
+    }
+
+
+def _against_controls(
+    study: StudyLike, tops: Mapping[tuple[str, int], float], label: str, means: Mapping[str, float]
+) -> tuple[AgainstControl, ...]:
+    found = []
+    for control in study.networks:
+        if control.instead_of == label:
+            values = list(_paired(study.seeds, tops, label, control.label).values())
+            judgement = judge([values], study.worthwhile)[0]
+            found.append(
+                AgainstControl(
+                    label=control.label,
+                    n=judgement.n,
+                    mean=judgement.mean,
+                    t_interval=judgement.t_interval,
+                    control_mean=means.get(control.label),
+                )
+            )
+    return tuple(found)
+
+
+def _ranking(study: StudyLike, comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
+    ranking = {}
+    for plain in (network for network in study.networks if network.plain):
+        means = {c.label: c.mean for c in comparisons if c.against == plain.label and c.mean is not None}
+        ranking[plain.backbone] = sorted([plain.label, *means], key=lambda label: -means.get(label, 0.0))
+    return ranking
+
+
+def _row(network: NetworkLike, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
+    results = {seed: runs[network.label, seed]["result"] for seed in seeds if (network.label, seed) in runs}
+    top1 = _spread({seed: result["top1"] for seed, result in results.items()})
+    images = _mean(result.get("images") for result in results.values())
+    return NetworkRow(
+        label=network.label,
+        backbone=network.backbone,
+        attention=network.attention,
+        plain=network.plain,
+        instead_of=network.instead_of,
+        n=len(results),
+        top1=top1,
+        chosen_top1=_spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
+        top5=_spread({seed: result.get("top5") for seed, result in results.items()}),
+        macro_recall=_spread({seed: result.get("recall") for seed, result in results.items()}),
+        macro_f1=_spread({seed: result.get("f1") for seed, result in results.items()}),
+        test_images=round(images) if images else None,
+        test_se=binomial_se(top1.mean, round(images)) if top1 and images else None,
+        params=_whole(_mean(result.get("params") for result in results.values())),
+        flops=_whole(_mean(result.get("flops") for result in results.values())),
+        seconds=_mean(result.get("seconds") for result in results.values()),
+        images_per_s=_mean(result.get("images_per_s") for result in results.values()),
+    )
+
+
+def _spread(by_seed: Mapping[int, Any]) -> Spread | None:
+    values = {seed: float(value) for seed, value in by_seed.items() if _is_number(value)}
+    if not values:
+        return None
+    mean, sd = _mean_and_sd(list(values.values()))
+    return Spread(len(values), mean, sd, min(values.values()), max(values.values()), values)
+
+
+def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    return stdlib_statistics.fmean(values), stdlib_statistics.stdev(values) if len(values) > 1 else None
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = [float(value) for value in values if _is_number(value)]
+    return stdlib_statistics.fmean(known) if known else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _failed(label: str, seed: int, record: Record) -> FailedCell:
+    error = record.get("error") or {}
+    message = f"{error.get('type', 'unknown error')}: {error.get('message', '')}".removesuffix(": ")
+    return FailedCell(label, seed, message, int(record.get("attempts", 1)), str(record.get("run", "")))
+
+
+def _class_difference(name: str, i: int, pairs: Iterable[tuple[Record, Record]]) -> ClassDifference | None:
+    counts = [[(r["per_class"]["correct"][i], r["per_class"]["total"][i]) for r in pair] for pair in pairs]
+    recalls = [
+        tuple(100 * correct / total for correct, total in pair) for pair in counts if all(total for _, total in pair)
+    ]
+    if not recalls:
+        return None
+    ours, plain = zip(*recalls, strict=True)
+    mean, sd = _mean_and_sd([a - b for a, b in recalls])
+    images = stdlib_statistics.fmean(total for pair in counts for _, total in pair if total)
+    return ClassDifference(
+        name=name,
+        n=len(recalls),
+        plain_recall=stdlib_statistics.fmean(plain),
+        recall=stdlib_statistics.fmean(ours),
+        mean=mean,
+        sd=sd,
+        images=images,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses, tuples and numbered keys as what JSON has for them."""
+    if hasattr(value, "__dataclass_fields__"):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,480 @@
+"""What paired differences say: intervals, tests, how many seeds would settle it, and the verdict.
+
+One difference per seed: top-1 of a network minus top-1 of the plain network, in percentage points. A table is all
+comparisons of one study; what corrects for testing many things at once goes over all of it. ALPHA = 0.05.
+
+"no difference worth having"
+    The 95% t-interval lies within ±worthwhile, even where it leaves out 0, and the test of equivalence (two one-sided
+    t-tests) says so too after Holm's correction: by their intervals alone, a tenth of the studies of five attentions
+    that are all just worth having would find one that is not.
+"helps", "hurts"
+    The paired t-test's p after Holm's correction is below ALPHA, and the sign-flip p is at most max(ALPHA, the least it
+    can be with so many seeds), so that one or two wild seeds do not decide.
+"cannot tell yet"
+    Else, and always with fewer than 3 pairs.
+
+Where all differences are the same number there is no spread to measure: accuracies are counts of images, and with a
+small test set counts coincide by chance. Then there are no t-interval and no t-test. The sign-flip p, 2 / 2**n, stands
+in for the t-test's, and the chance that all n seeds fall on one side of a margin that is the median, 1 / 2**n, for the
+test of equivalence; so 6 seeds are the fewest that can end in a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from csham.errors import UserError
+
+__all__ = [
+    "ALPHA",
+    "EXACT_UP_TO",
+    "FEW",
+    "MOST_SEEDS",
+    "POWER",
+    "WORTHWHILE",
+    "Difference",
+    "Interval",
+    "Judgement",
+    "Verdict",
+    "binomial_se",
+    "compare",
+    "holm",
+    "judge",
+    "points",
+    "sign_flip_p",
+    "with_sign",
+]
+
+ALPHA = 0.05
+POWER = 0.8
+WORTHWHILE = 0.5
+FEWEST = 3  # pairs; with two, the spread is a guess from one number
+FEW = 5  # fewer than these can say little, and a verdict from them says so
+EXACT_UP_TO = 20  # pairs; 2**19 sums take 10 ms
+MOST_SEEDS = 1000  # more are not worth counting
+RESAMPLES = 9_999
+FLIPS = 99_999
+NO_SPREAD = 1e-9  # percentage points: only rounding of the subtraction is smaller
+
+Verdict = Literal["helps", "hurts", "no difference worth having", "cannot tell yet"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What tests say of one comparison, and the verdict; percentage points, positive where the network is better.
+
+    Attributes:
+        n: Pairs.
+        mean: Of the differences; None without pairs.
+        sd: Their standard deviation (n - 1); None with fewer than two.
+        t_interval: Student-t 95% interval of the mean; None with fewer than two, or without spread.
+        p_t: Paired t-test, two-sided; None where there is no ``t_interval``.
+        p_sign_flip: Sign-flip permutation test on abs(mean), two-sided; exact up to ``EXACT_UP_TO`` pairs.
+        p_equivalent: That the difference is worth having, two one-sided t-tests; None with fewer than two pairs.
+        p_t_holm: ``p_t`` after Holm's correction over the table.
+        p_sign_flip_holm: ``p_sign_flip``, likewise.
+        p_equivalent_holm: ``p_equivalent``, likewise.
+        verdict: See the top of this file.
+    """
+
+    n: int
+    mean: float | None
+    sd: float | None
+    t_interval: Interval | None
+    p_t: float | None
+    p_sign_flip: float | None
+    p_equivalent: float | None
+    p_t_holm: float | None
+    p_sign_flip_holm: float | None
+    p_equivalent_holm: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Judgement):
+    """A judgement with what takes longer to find: the bootstrap's interval, and what more seeds would give.
+
+    Attributes:
+        bootstrap_interval: BCa bootstrap 95% interval of the mean; None where there is no ``t_interval``.
+        level: What this comparison's own p must be below: ``ALPHA`` over the comparisons that Holm's correction has not
+            rejected besides it.
+        smallest_detectable: The true difference that so many seeds show with ``POWER``, if the spread is as observed;
+            None where there is none.
+        seeds_needed: In all, to end with a verdict with ``POWER`` if mean and spread are as observed; ``n`` where
+            there is a verdict already, ``FEW`` where nothing can be estimated, None above ``MOST_SEEDS``.
+        sentence: All this in plain words, without names.
+    """
+
+    bootstrap_interval: Interval | None
+    level: float
+    smallest_detectable: float | None
+    seeds_needed: int | None
+    sentence: str
+
+
+def compare(table: Sequence[Sequence[float]], worthwhile: float = WORTHWHILE) -> list[Difference]:
+    """Say of every comparison of a table what its differences show.
+
+    Args:
+        table: For each comparison its paired differences, one per seed, in percentage points; perhaps none.
+        worthwhile: The least difference worth having, in percentage points.
+
+    Raises:
+        UserError: A difference, or ``worthwhile``, is not a finite number.
+    """
+    judgements = judge(table, worthwhile)
+    levels = _levels([_p_differs(found) for found in judgements])
+    equivalence_levels = _levels([found.p_equivalent for found in judgements])
+    return [
+        _complete(found, _checked(differences), level, equivalence_level, worthwhile, len(judgements))
+        for found, differences, level, equivalence_level in zip(
+            judgements, table, levels, equivalence_levels, strict=True
+        )
+    ]
+
+
+def judge(table: Sequence[Sequence[float]], worthwhile: float = WORTHWHILE) -> list[Judgement]:
+    """Do what :func:`compare` does, as far as the verdicts need it: without the bootstrap and the look ahead."""
+    if not (math.isfinite(worthwhile) and worthwhile >= 0):
+        raise UserError(f"worthwhile must be a number of percentage points, 0 or more, got {worthwhile!r}.")
+    tests = [_Tests.of(_checked(differences), worthwhile) for differences in table]
+    differs, sign_flip, equivalent = (
+        holm([getattr(test, name) for test in tests]) for name in ("p_differs", "p_sign_flip", "p_equivalent")
+    )
+    return [
+        Judgement(
+            n=test.n,
+            mean=test.mean,
+            sd=test.sd,
+            t_interval=test.interval,
+            p_t=test.p_t,
+            p_sign_flip=test.p_sign_flip,
+            p_equivalent=test.p_equivalent,
+            p_t_holm=differs[i] if test.p_t is not None else None,
+            p_sign_flip_holm=sign_flip[i],
+            p_equivalent_holm=equivalent[i],
+            verdict=_verdict(test, differs[i], equivalent[i]),
+        )
+        for i, test in enumerate(tests)
+    ]
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values for being many, by Holm's step-down method.
+
+    A missing one counts as 1: the comparison stands in the table and will be tested, and its neighbours' p must not
+    rise when it is.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statist. 6 (1979).
+    """
+    known = np.array([1.0 if p is None else p for p in p_values])
+    order = np.argsort(known, kind="stable")
+    adjusted = np.empty_like(known)
+    adjusted[order] = np.minimum(np.maximum.accumulate(known[order] * np.arange(len(known), 0, -1)), 1.0)
+    return [None if p is None else float(value) for p, value in zip(p_values, adjusted, strict=True)]
+
+
+def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float | None:
+    """Return how often the mean is as far from 0 as observed, or farther, when every difference's sign is a coin's.
+
+    All 2**n signs are tried with up to ``EXACT_UP_TO`` differences; else ``FLIPS`` random ones and the observed
+    ones, always the same for the same differences. None without differences.
+    """
+    values = np.asarray(differences, dtype=float)
+    if not len(values):
+        return None
+    values = np.sort(values if values.sum() >= 0 else -values)  # one answer, whatever the order and the direction
+    if len(values) > EXACT_UP_TO:
+        test = stats.permutation_test(
+            (values,),
+            lambda x, axis: np.abs(x.mean(axis)),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=FLIPS,
+            batch=10_000,
+            alternative="greater",
+            random_state=np.random.default_rng(0),
+        )
+        return float(test.pvalue)
+    sums = values[:1]  # its sign may stay: flipping all of them changes nothing
+    for value in values[1:]:
+        sums = np.concatenate([sums + value, sums - value])
+    tie = 1e-9 * np.abs(values).sum()  # sums that are equal on paper
+    return float(np.mean(np.abs(sums) >= values.sum() - tie))
+
+
+def binomial_se(top1: float, images: int) -> float:
+    """Return the standard error of one accuracy from having measured it on these images only.
+
+    ``100 * sqrt(q * (1 - q) / images)`` with ``q = top1 / 100``, in percentage points.
+    """
+    return 100 * math.sqrt(top1 / 100 * (1 - top1 / 100) / images)
+
+
+def points(value: float) -> str:
+    """Write a number of percentage points: two decimals, or two digits of something small."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.095 else f"{value:.2f}"
+
+
+def with_sign(value: float) -> str:
+    """Write a difference in percentage points, as :func:`points` does, with its sign."""
+    return f"{'+' if value > 0 else ''}{points(value)}"
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of one comparison by itself."""
+
+    n: int
+    mean: float | None = None
+    sd: float | None = None
+    interval: Interval | None = None
+    p_t: float | None = None
+    p_sign_flip: float | None = None
+    p_equivalent: float | None = None
+
+    @property
+    def p_differs(self) -> float | None:
+        """What decides on a difference."""
+        return _p_differs(self)
+
+    @classmethod
+    def of(cls, values: np.ndarray, worthwhile: float) -> _Tests:
+        n, p_sign_flip = len(values), sign_flip_p(values)
+        if n < 2:
+            return cls(n, float(values[0]) if n else None, p_sign_flip=p_sign_flip)
+        mean = _sum(values) / n
+        if not _spread(values):
+            return cls(n, mean, 0.0, None, None, p_sign_flip, 0.5**n if abs(mean) < worthwhile else 1.0)
+        sd = math.sqrt(_sum((values - mean) ** 2) / (n - 1))
+        se = sd / math.sqrt(n)
+        half = float(special.stdtrit(n - 1, 1 - ALPHA / 2)) * se
+        p_t = 2 * float(special.stdtr(n - 1, -abs(mean) / se))
+        p_equivalent = float(special.stdtr(n - 1, (abs(mean) - worthwhile) / se))
+        return cls(n, mean, sd, (mean - half, mean + half), p_t, p_sign_flip, p_equivalent)
+
+    @property
+    def equivalent_alone(self) -> bool:
+        """Whether the interval lies within the margin; without spread, what has the same chance of being wrong."""
+        return self.p_equivalent is not None and self.p_equivalent < ALPHA / 2
+
+
+def _verdict(test: _Tests, p_differs: float | None, p_equivalent: float | None) -> Verdict:
+    if test.n < FEWEST or p_differs is None or p_equivalent is None or test.p_sign_flip is None or test.mean is None:
+        return "cannot tell yet"
+    if test.equivalent_alone and p_equivalent < ALPHA:
+        return "no difference worth having"
+    if p_differs < ALPHA and test.p_sign_flip <= max(ALPHA, 2 * 0.5**test.n):
+        return "helps" if test.mean > 0 else "hurts"
+    return "cannot tell yet"
+
+
+def _p_differs(found: Judgement | _Tests) -> float | None:
+    """Return the p that decides on a difference: the t-test's, or the sign-flip test's where there is no spread."""
+    return found.p_sign_flip if found.p_t is None and found.n > 1 else found.p_t
+
+
+def _checked(differences: Sequence[float]) -> np.ndarray:
+    values = np.asarray(differences, dtype=float)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise UserError(
+            f"the paired differences must be finite numbers, one per seed, got {values.tolist()}. A run whose accuracy "
+            "is not a number failed, and has to be left out or run again."
+        )
+    return values
+
+
+def _spread(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) > NO_SPREAD)
+
+
+def _sum(values: np.ndarray) -> float:
+    return math.fsum(values.tolist())  # the same in any order
+
+
+def _levels(p_values: Sequence[float | None]) -> list[float]:
+    """Return for each test what its own p must be below to be rejected by Holm's method, the others being as they are.
+
+    That is ``ALPHA`` over the number of tests left when the others have been rejected as far as they can.
+    """
+    known = [1.0 if p is None else p for p in p_values]
+    return [_level(sorted(known[:i] + known[i + 1 :]), len(known)) for i in range(len(known))]
+
+
+def _level(others: Sequence[float], tests: int) -> float:
+    rejected = 0
+    while rejected < len(others) and others[rejected] * (tests - rejected) < ALPHA:
+        rejected += 1
+    return ALPHA / (tests - rejected)
+
+
+def _complete(
+    found: Judgement, values: np.ndarray, level: float, equivalence_level: float, worthwhile: float, tests: int
+) -> Difference:
+    outlook = _Outlook(found, level, min(equivalence_level, ALPHA / 2), worthwhile)
+    seeds = outlook.seeds_needed()
+    return Difference(
+        **vars(found),
+        bootstrap_interval=_bootstrap(values),
+        level=level,
+        smallest_detectable=outlook.smallest_detectable(),
+        seeds_needed=seeds,
+        sentence=_sentence(found, seeds, worthwhile, tests),
+    )
+
+
+def _bootstrap(values: np.ndarray) -> Interval | None:
+    if len(values) < 2 or not _spread(values):
+        return None
+    sign = 1.0 if _sum(values) >= 0 else -1.0  # so that the negated differences give the negated interval
+    found = stats.bootstrap(
+        (np.sort(sign * values),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=1 - ALPHA,
+        method="BCa",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    low, high = sorted((sign * float(found.low), sign * float(found.high)))
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What other true differences, or more seeds, would give, if the spread is as observed."""
+
+    found: Judgement
+    level: float
+    equivalence_level: float
+    worthwhile: float
+
+    def smallest_detectable(self) -> float | None:
+        found = self.found
+        if not found.sd or found.n < 2:
+            return None
+        se = found.sd / math.sqrt(found.n)
+        df = found.n - 1
+        most = (
+            float(special.stdtrit(df, 1 - self.level / 2)) * 10 + 10
+        )  # a chi of one degree is below 1/4 one time in 5
+        return se * float(optimize.brentq(lambda shift: _power(shift, df, self.level) - POWER, 0, most))
+
+    def seeds_needed(self) -> int | None:
+        found = self.found
+        if found.verdict != "cannot tell yet":
+            return found.n
+        if found.n < 2 or found.mean is None or found.sd is None:
+            return FEW
+        ways = [self._shows_difference, self._shows_equivalence]
+        counts = [count for way in ways if (count := _first(way, max(found.n + 1, FEW))) is not None]
+        return min(counts, default=None)
+
+    def _shows_difference(self, n: int) -> bool:
+        mean, sd = abs(self.found.mean or 0.0), self.found.sd or 0.0
+        if not sd:
+            return mean > 0 and 2 * 0.5**n < self.level
+        return _power(mean / sd * math.sqrt(n), n - 1, self.level) >= POWER
+
+    def _shows_equivalence(self, n: int) -> bool:
+        mean, sd = abs(self.found.mean or 0.0), self.found.sd or 0.0
+        if mean >= self.worthwhile:
+            return False
+        if not sd:
+            return 0.5**n < self.equivalence_level
+        return _equivalence_power(mean, sd, n, self.worthwhile, self.equivalence_level) >= POWER
+
+
+def _power(shift: float, df: int, level: float) -> float:
+    """Return how often a two-sided t-test rejects when t's noncentrality is ``shift``.
+
+    The noncentral t, averaged over the chi distribution by quantiles: scipy.stats.nct is NaN for some far tails.
+    """
+    critical = float(special.stdtrit(df, 1 - level / 2)) * _chi(df)
+    return float(np.mean(special.ndtr(shift - critical) + special.ndtr(-shift - critical)))
+
+
+def _equivalence_power(mean: float, sd: float, n: int, worthwhile: float, level: float) -> float:
+    """Return how often both one-sided t-tests at ``level`` find the true difference ``mean`` within ``worthwhile``."""
+    se = sd / math.sqrt(n)
+    critical = -float(special.stdtrit(n - 1, level)) * _chi(n - 1)
+    inside = special.ndtr((worthwhile - mean) / se - critical) - special.ndtr(critical - (worthwhile + mean) / se)
+    return float(np.mean(np.maximum(inside, 0.0)))
+
+
+@lru_cache(maxsize=256)
+def _chi(df: int) -> np.ndarray:
+    """Return 1000 quantiles, evenly spaced, of an estimated standard deviation over the true one."""
+    quantiles = (np.arange(1000) + 0.5) / 1000
+    return np.sqrt(2 * special.gammaincinv(df / 2, quantiles) / df)
+
+
+def _first(enough: Callable[[int], bool], least: int) -> int | None:
+    """Return the smallest number from ``least`` to ``MOST_SEEDS`` that is enough, if any; more are enough too."""
+    if least > MOST_SEEDS or not enough(MOST_SEEDS):
+        return None
+    low, high = least - 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _sentence(found: Judgement, seeds_needed: int | None, worthwhile: float, tests: int) -> str:
+    if found.mean is None:
+        return "Cannot tell yet: no seed has been run both with and without it."
+    shown = _shown(found, found.mean)
+    if found.verdict == "cannot tell yet":
+        text = f"Cannot tell yet: {shown}{_why_open(found, worthwhile, tests)}{_what_it_takes(found.n, seeds_needed)}."
+    elif found.verdict == "no difference worth having":
+        text = f"No difference worth having: {shown}{_how_little(found, worthwhile)}."
+    else:
+        text = f"{found.verdict.capitalize()}: {shown}{_perhaps_small(found, worthwhile)}."
+    return text + (" Fewer than five seeds can say little." if 1 < found.n < FEW else "")
+
+
+def _shown(found: Judgement, mean: float) -> str:
+    if found.t_interval is not None:
+        low, high = found.t_interval
+        return f"{with_sign(mean)} points (95% {with_sign(low)} to {with_sign(high)}, {found.n} seeds)"
+    if found.n > 1:
+        return f"{with_sign(mean)} points with each of {found.n} seeds, which leaves no spread to measure"
+    return f"{with_sign(mean)} points with one seed, which says nothing of chance"
+
+
+def _perhaps_small(found: Judgement, worthwhile: float) -> str:
+    least = min(map(abs, found.t_interval)) if found.t_interval else abs(found.mean or 0.0)
+    return f"; perhaps by less than the {worthwhile:g} points worth having" if least < worthwhile else ""
+
+
+def _how_little(found: Judgement, worthwhile: float) -> str:
+    real = found.t_interval is not None and not found.t_interval[0] <= 0 <= found.t_interval[1]
+    return f"; {'perhaps real, but ' if real else ''}less than the {worthwhile:g} points worth having"
+
+
+def _why_open(found: Judgement, worthwhile: float, tests: int) -> str:
+    """Explain what else a reader of the interval may wonder about."""
+    if found.t_interval is None or found.n < FEWEST:
+        return ""
+    low, high = found.t_interval
+    if low > 0 or high < 0:
+        if found.p_t_holm is not None and found.p_t_holm < ALPHA:
+            return f"; a few seeds carry it (sign-flip p {found.p_sign_flip:.2g})"
+        return f"; among {tests} comparisons chance may do that"
+    if -worthwhile < low and high < worthwhile:
+        return f"; within {worthwhile:g} points, but among {tests} comparisons chance may do that"
+    return ""
+
+
+def _what_it_takes(n: int, seeds_needed: int | None) -> str:
+    if seeds_needed is None:
+        return f"; more than {MOST_SEEDS} seeds would be needed"
+    more = seeds_needed - n
+    return f"; {'about' if n > 1 else 'at least'} {more} more seed{'s' if more > 1 else ''} to settle it"

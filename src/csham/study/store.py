@@ -1,0 +1,314 @@
+"""What a study leaves behind: ``records.jsonl``, one line for each finished or failed cell, and who works on what.
+
+A record is appended with one write under a lock and is on the disk when :meth:`Store.append` returns. A process that
+was killed while it wrote leaves at most a torn last line, which the next one moves aside. Claims are locks of the
+operating system, which it frees when a process ends, however it ends. Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from csham.errors import UserError
+from csham.files import write_atomically
+from csham.study.grid import Cell, Study
+from csham.study.study_file import FILE, read_study, write_study
+
+__all__ = ["FAILED_MARK", "FORMAT", "Claim", "Store", "writing_in"]
+
+FORMAT = 1
+"""Of a record."""
+
+FAILED_MARK = "failed.json"
+"""In the run folder of an attempt that failed."""
+
+_WAIT_SECONDS = 60.0
+
+
+class Store:
+    """The folder of a study.
+
+    Args:
+        path: The folder.
+        note: Told what was found damaged; by default a warning.
+    """
+
+    def __init__(self, path: Path | str, note: Callable[[str], None] | None = None) -> None:
+        self.path = Path(path)
+        self._note = note or _warn
+        self._noted: set[str] = set()
+
+    @property
+    def study(self) -> Study:
+        """What ``study.yaml`` says now."""
+        return read_study(self.path)
+
+    @property
+    def records_file(self) -> Path:
+        """The records."""
+        return self.path / "records.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a study in the folder."""
+        return (self.path / FILE).is_file()
+
+    def run_folder(self, name: str) -> Path:
+        """Where a cell's run folder is."""
+        return self.path / "runs" / name
+
+    def logs(self) -> Path:
+        """Return the folder of what workers say, which exists."""
+        with writing_in(self.path):
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        return self.path / "logs"
+
+    @contextmanager
+    def changing_study(self) -> Iterator[None]:
+        """Hold the lock under which ``study.yaml`` is read, changed and written."""
+        lock = self._lock("study", wait=True)
+        with writing_in(self.path):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_study(self, study: Study) -> None:
+        """Write ``study.yaml``; call it within :meth:`changing_study`."""
+        with writing_in(self.path):
+            write_study(self.path, study)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records, the last one of each cell, in the order of the cells' first ones.
+
+        A line that another process is writing at this moment is left out. A line that is no record is told and left out
+        too: its cell counts as not done, and a finished run folder of it is taken over again.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(self._lines(), start=1):
+            record = _parse(line)
+            if record is None:
+                self._note_once(
+                    f"{self.records_file}, line {number} is not a record and is left out; csham compare --study "
+                    f"{self.path} makes it again."
+                )
+                continue
+            if record["format"] != FORMAT:
+                raise UserError(
+                    f"{self.records_file}, line {number} has format {record['format']!r}; this version of csham reads "
+                    f"{FORMAT}. Use the version that wrote it."
+                )
+            found[record["key"]] = record
+        return list(found.values())
+
+    def by_key(self) -> dict[str, dict[str, Any]]:
+        """Return the records by the keys of their cells."""
+        return {record["key"]: record for record in self.records()}
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record; it is on the disk afterwards, whole or not at all.
+
+        Raises:
+            UserError: The folder is not writable, or the disk is full.
+        """
+        line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
+        if _parse(line) is None:
+            raise ValueError(f"not a record: {line[:200]!r}")
+        with writing_in(self.path), self._lock("records", wait=True):
+            self._repair()
+            handle = os.open(self.records_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                before = os.fstat(handle).st_size
+                try:
+                    if os.write(handle, line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.records_file))
+                    os.fsync(handle)
+                except OSError:
+                    os.ftruncate(handle, before)
+                    raise
+            finally:
+                os.close(handle)
+
+    def mark_failed(self, cell: Cell, error: Mapping[str, str]) -> None:
+        """Leave word in a cell's run folder that this attempt is over, so that a later one begins anew."""
+        folder = self.run_folder(cell.name)
+        if (folder / "config.yaml").is_file():
+            text = json.dumps(dict(error), indent=2) + "\n"
+            with writing_in(self.path):
+                write_atomically(folder / FAILED_MARK, lambda file: file.write(text.encode()))
+
+    def repair(self) -> None:
+        """Move what a killed process left of a last line to a file beside, and tell it."""
+        if self.records_file.is_file():
+            with writing_in(self.path), self._lock("records", wait=True):
+                self._repair()
+
+    def claim(self, key: str, attempts: int = 0) -> Claim | None:
+        """Take a cell for this process, until the claim is released or the process ends.
+
+        Args:
+            key: Of the cell.
+            attempts: How many of its attempts had failed when the caller decided to make another.
+
+        Returns:
+            None where another process works on it, or has finished or failed it in the meantime.
+        """
+        lock = self._lock(key, wait=False)
+        if not self._acquired(lock):
+            return None
+        # Looked at only now: whoever held the claim before may have written its record a moment ago.
+        record = self.by_key().get(key)
+        if record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts):
+            lock.release()
+            return None
+        return Claim(lock)
+
+    def is_claimed(self, key: str) -> bool:
+        """Whether some process works on a cell at this moment."""
+        lock = self._lock(key, wait=False)
+        if not self._acquired(lock):
+            return True
+        lock.release()
+        return False
+
+    def _acquired(self, lock: filelock.BaseFileLock) -> bool:
+        with writing_in(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                return False
+        return True
+
+    def _lock(self, name: str, *, wait: bool) -> filelock.BaseFileLock:
+        folder = self.path / "locks"
+        with writing_in(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        # Not shared within the process: two claims of one cell must exclude each other there too.
+        return filelock.FileLock(folder / f"{name}.lock", timeout=_WAIT_SECONDS if wait else 0)
+
+    def _lines(self) -> list[bytes]:
+        """Return the lines that are complete."""
+        try:
+            content = self.records_file.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as err:
+            raise UserError(f"cannot read {self.records_file}: {err.strerror}.") from err
+        *lines, rest = content.split(b"\n")
+        # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
+        return [*lines, rest] if _parse(rest) is not None else lines
+
+    def _repair(self) -> None:
+        """See :meth:`repair`; the lock is held, so nobody is writing."""
+        try:
+            content = self.records_file.read_bytes()
+        except FileNotFoundError:
+            return
+        complete = content[:-1] if content.endswith(b"\n") else content
+        start = complete.rfind(b"\n") + 1
+        last = content[start:]
+        if not content or (last.endswith(b"\n") and _parse(last) is not None):
+            return
+        if _parse(last) is not None:
+            self._rewrite_end(len(content), b"\n")
+            return
+        aside = self.path / f"records.torn-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        with aside.open("ab") as file:
+            file.write(last)
+            os.fsync(file.fileno())
+        self._rewrite_end(start, b"")
+        self._note_once(
+            f"{self.records_file} ended in the middle of a record: a process was killed while it wrote. These "
+            f"{len(last)} bytes are in {aside.name} now, and the cell is done again or taken from its run folder."
+        )
+
+    def _rewrite_end(self, size: int, end: bytes) -> None:
+        with self.records_file.open("r+b") as file:
+            file.truncate(size)
+            file.seek(size)
+            file.write(end)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _note_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._note(text)
+
+
+class Claim:
+    """A cell that this process works on; a context manager."""
+
+    def __init__(self, lock: filelock.BaseFileLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._lock.release()
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing into a study into a :class:`UserError`."""
+    try:
+        yield
+    except filelock.Timeout as err:
+        raise UserError(
+            f"another process has held {err.lock_file} for {_WAIT_SECONDS:.0f} s. If none runs any more, the file "
+            "system does not free locks: keep the study on a local disk."
+        ) from err
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk of {folder} is full. Free some space, then give the same command again."
+            ) from err
+        what = err.filename or folder
+        raise UserError(f"cannot write {what}: {err.strerror or err}. Another place: --study DIR.") from err
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Read one line; None if it is no record."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    texts = all(isinstance(record.get(name), str) for name in ("key", "label"))
+    whole = all(type(record.get(name)) is int for name in ("format", "seed"))
+    return record if texts and whole and record.get("status") in ("done", "failed") else None
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not have by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)

@@ -1,0 +1,149 @@
+"""``study.yaml``: a study as a file, checked in every field when it is read, since people edit it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csham.errors import UserError, unknown_name
+from csham.files import write_atomically
+from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds
+from csham.training.config import TrainConfig
+
+__all__ = ["FILE", "FORMAT", "read_study", "read_yaml", "write_study"]
+
+FILE = "study.yaml"
+FORMAT = 1
+
+_FIELDS = ("format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256")
+_REQUIRED = ("format", "data", "settings", "networks", "seeds")
+
+
+def write_study(folder: Path, study: Study) -> None:
+    """Write ``study.yaml`` at once; the folder exists."""
+    settings = TrainConfig(data="-", **study.settings).to_dict()
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "data": {field.name: getattr(study.data, field.name) for field in fields(Data)},
+        "settings": {name: settings[name] for name in SHARED_FIELDS},
+        "networks": [_short(network) for network in study.networks],
+        "seeds": list(study.seeds),
+        "worthwhile": study.worthwhile,
+        "command": study.command,
+    }
+    if study.weights_sha256 is not None:
+        content["weights_sha256"] = study.weights_sha256
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    write_atomically(folder / FILE, lambda file: file.write(text.encode()))
+
+
+def read_study(folder: Path) -> Study:
+    """Read and check ``study.yaml``.
+
+    Raises:
+        UserError: There is none, it is no YAML, or something in it cannot be; names the file and the field.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        what = f"{folder} is not a study: it has no {FILE}" if folder.exists() else f"there is no study {folder}"
+        raise UserError(f"{what}. csham compare DATA --study DIR makes one.{_neighbours(folder)}")
+    content = read_yaml(path)
+    try:
+        return _study(content)
+    except UserError as err:
+        raise UserError(f"{path}: {err}") from err
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file that holds one mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(err).split())}") from err
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold names with values, such as 'seeds: 5', one on a line.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _neighbours(folder: Path) -> str:
+    parent = folder if folder.is_dir() else folder.parent
+    studies = sorted(str(file.parent) for file in parent.glob(f"*/{FILE}"))
+    return f" Studies there: {', '.join(studies[:5])}{', ...' if len(studies) > 5 else ''}." if studies else ""
+
+
+def _short(network: Network) -> dict[str, Any]:
+    """Return what of a network is not at its default."""
+    defaults = Network(network.backbone).to_dict()
+    return {key: value for key, value in network.to_dict().items() if key == "backbone" or value != defaults[key]}
+
+
+def _study(content: Mapping[str, Any]) -> Study:
+    for key in content:
+        if key not in _FIELDS:
+            raise unknown_name("field", key, _FIELDS)
+    missing = [name for name in _REQUIRED if name not in content]
+    if missing:
+        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+    if content["format"] != FORMAT:
+        raise UserError(f"format {content['format']!r} is not one this version of csham reads ({FORMAT}).")
+    return Study(
+        data=_data(content["data"]),
+        settings=_settings(content["settings"]),
+        networks=_networks(content["networks"]),
+        seeds=read_seeds(_list("seeds", content["seeds"])),
+        worthwhile=_worthwhile(content.get("worthwhile", 0.5)),
+        command=_text("command", content.get("command", "")),
+        weights_sha256=_text("weights_sha256", content["weights_sha256"]) if "weights_sha256" in content else None,
+    )
+
+
+def _data(values: Any) -> Data:
+    known = {field.name: field.type for field in fields(Data)}
+    if not isinstance(values, dict) or set(values) != set(known):
+        raise UserError(f"data must hold {', '.join(known)}, got {values!r}.")
+    for name, kind in known.items():
+        good = isinstance(values[name], str) if kind == "str" else type(values[name]) is int and values[name] > 0
+        if not good:
+            raise UserError(f"data: {name} is {values[name]!r}.")
+    return Data(**values)
+
+
+def _settings(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UserError(f"settings must be a mapping, got {values!r}.")
+    for name in values:
+        if name not in SHARED_FIELDS:
+            raise unknown_name("setting", name, SHARED_FIELDS)
+    config = TrainConfig(data="-", **values)
+    return {name: getattr(config, name) for name in SHARED_FIELDS}
+
+
+def _networks(values: Any) -> tuple[Network, ...]:
+    networks = [Network.from_dict(value) for value in _list("networks", values)]
+    for network in networks:
+        network.check_names()
+    if not networks:
+        raise UserError("networks is empty.")
+    return tuple(dict.fromkeys(networks))
+
+
+def _worthwhile(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
+        raise UserError(f"--worthwhile is a difference of top-1 in percent, from 0 to below 100, got {value!r}.")
+    return float(value)
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise UserError(f"{name} must be a list, got {value!r}.")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be text, got {value!r}.")
+    return value
