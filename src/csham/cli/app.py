@@ -16,6 +16,7 @@ from csham.cli.evaluate import evaluate
 from csham.cli.list import list_names
 from csham.cli.prepare import prepare
 from csham.cli.profile import profile
+from csham.cli.report import report
 from csham.cli.train import train
 from csham.errors import UserError
 
@@ -35,6 +36,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("compare")(compare)
 app.command("profile")(profile)
+app.command("report")(report)
 app.command("doctor")(doctor)
 
 

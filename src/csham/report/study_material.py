@@ -1,0 +1,143 @@
+"""What a report is made of: everything that a study's folder says, read without changing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from csham.study.grid import Study
+from csham.study.results import FailedCell, MissingCell, Results, assess
+from csham.study.store import Store
+
+__all__ = ["Costs", "Material", "read_material"]
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What costs.json says.
+
+    Attributes:
+        rows: By the network's label; without those that could not be measured.
+        machine: Where they were measured.
+        notes: What is wrong with them.
+    """
+
+    rows: Mapping[str, Mapping[str, Any]]
+    machine: Mapping[str, Any]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Material:
+    """A study with its records.
+
+    Attributes:
+        path: The folder.
+        study: What study.yaml says.
+        records: Those of the study's cells, in their order.
+        results: What they amount to.
+        costs: Of its networks.
+        warnings: What a reader should know before relying on them.
+    """
+
+    path: Path
+    study: Study
+    records: Sequence[Record]
+    results: Results
+    costs: Costs
+    warnings: Sequence[str]
+
+    @cached_property
+    def families(self) -> dict[str, list[str]]:
+        """Labels of the networks that have finished runs, under the backbone that they are compared on."""
+        base = {one.label: one.backbone for one in self.results.comparisons}
+        found: dict[str, list[str]] = {}
+        for row in self.results.networks:
+            if row.n:
+                found.setdefault(base.get(row.label, row.backbone), []).append(row.label)
+        return found
+
+    def histories(self, label: str) -> list[Sequence[Mapping[str, Any]]]:
+        """Return the epochs of each finished run of a network."""
+        runs = (self.results.runs.get((label, seed), {}) for seed in self.results.seeds)
+        return [run["history"] for run in runs if run.get("history")]
+
+
+def read_material(path: Path) -> Material:
+    """Read a study's folder.
+
+    Raises:
+        UserError: It is not a study, or a file of it cannot be understood.
+    """
+    notes: list[str] = []
+    store = Store(path, note=notes.append)
+    study = store.study
+    cells = study.cells()
+    by_key = store.by_key()
+    records = [by_key[cell.key] for cell in cells if cell.key in by_key]
+    costs = _read_costs(path / "costs.json", [network.label for network in study.networks])
+    results = assess(study, records, keys=[cell.key for cell in cells])
+    if others := len(by_key) - len(records):
+        belongs = "belongs" if others == 1 else "belong"
+        notes.append(
+            f"{_count(others, 'record')} {belongs} to other settings than study.yaml's and {_is(others)} left out."
+        )
+    warnings = [*_unfinished(len(cells), results), *results.warnings, *notes, *costs.notes]
+    return Material(path, study, records, results, costs, warnings)
+
+
+def _read_costs(path: Path, labels: Sequence[str]) -> Costs:
+    missing = "so the tables and pictures have what the runs themselves say, and no latency."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row["network"]: row for row in content["costs"]}
+        machine = dict(content.get("machine") or {})
+    except FileNotFoundError:
+        return Costs({}, {}, [f"Costs have not been measured side by side yet (there is no {path.name}), {missing}"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        return Costs({}, {}, [f"{path.name} cannot be read ({type(err).__name__}: {err}), {missing}"])
+    failed = [f"Costs of {name} are incomplete: {row['failed']}" for name, row in rows.items() if row.get("failed")]
+    unknown = [label for label in labels if label not in rows]
+    notes = [f"Costs of {_listed(unknown)} have not been measured."] if unknown else []
+    if not content.get("finished", True):
+        notes.append("The measuring of costs was interrupted; they are medians over fewer rounds.")
+    return Costs(rows, machine, notes + failed)
+
+
+def _unfinished(cells: int, results: Results) -> list[str]:
+    notes = []
+    if results.missing:
+        has = "has" if len(results.missing) == 1 else "have"
+        notes.append(
+            f"{_count(len(results.missing), 'run')} of {cells} {has} no record yet: {_cells(results.missing)}."
+        )
+    if results.failed:
+        notes.append(
+            f"{_count(len(results.failed), 'run')} failed: {_cells(results.failed)}; why is under “Every run”."
+        )
+    if notes:
+        notes.append("Comparisons use the seeds that both networks have finished.")
+    return notes
+
+
+def _cells(cells: Sequence[MissingCell | FailedCell]) -> str:
+    return _listed(f"{cell.label}, seed {cell.seed}" for cell in cells)
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

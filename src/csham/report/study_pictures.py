@@ -1,0 +1,294 @@
+"""The pictures of a study's report: each drawn for the page and for files, with its numbers in words and as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from csham.report.looks import Look, looks_of
+from csham.report.numbers import DASH, fixed, interval, signed
+from csham.report.study_figures import (
+    Curve,
+    Point,
+    add_legend,
+    draw_curves,
+    draw_differences,
+    draw_points,
+    legend_marks,
+    pareto_front,
+)
+from csham.report.study_material import Material
+from csham.report.study_tables import curve
+from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
+from csham.report.tables import Cell, Column, Table
+from csham.study.results import Comparison, NetworkRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CURVES", "Family", "Picture", "draw_difference_picture", "draw_families"]
+
+# Columns of metrics.csv, and what a picture of them is called.
+CURVES = {"val_top1": "validation top-1, %", "train_loss": "training loss"}
+
+# Epochs; the end of fewer is seen well enough.
+_LONG = 9
+
+# What of costs.json stands on the horizontal axis, its title and its unit.
+_COSTS = {"train_step_ms": ("training time", "ms for a step"), "latency_ms": ("latency", "ms for one image")}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Attributes:
+        name: Stem of its files and of its ids in the page.
+        title: What it is.
+        inline: Element of the page, which has a legend of its own.
+        svg: File.
+        png: File.
+        caption: How to read it.
+        table: Its numbers.
+    """
+
+    name: str
+    title: str
+    inline: str
+    svg: bytes
+    png: bytes
+    caption: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Family:
+    """The networks of one backbone.
+
+    Attributes:
+        name: Of the backbone.
+        legend: How each network looks, in the page's terms.
+        curves: Over epochs.
+        points: Accuracy against costs.
+    """
+
+    name: str
+    legend: Sequence[Mapping[str, Any]]
+    curves: Sequence[Picture]
+    points: Sequence[Picture]
+
+
+def draw_families(material: Material) -> list[Family]:
+    """Draw learning curves and costs of each backbone that has finished runs."""
+    taken: set[str] = set()
+    families = []
+    with drawing():
+        for name, labels in material.families.items():
+            stem = _stem(name, taken)
+            looks = _looks(material, labels)
+            legend = [{"label": label, **legend_marks(looks[label])} for label in labels]
+            curves = list(_curve_pictures(material, name, stem, labels, looks))
+            families.append(Family(name, legend, curves, list(_point_pictures(material, name, stem, labels, looks))))
+    return families
+
+
+def draw_difference_picture(material: Material) -> Picture | None:
+    """Draw all paired differences with their intervals; None where there is no pair."""
+    found = [one for one in material.results.comparisons if one.n]
+    if not found:
+        return None
+    groups: dict[str, list[Comparison]] = {}
+    for one in found:
+        groups.setdefault(str(one.against), []).append(one)
+    looks = {label: look for labels in material.families.values() for label, look in _looks(material, labels).items()}
+    worthwhile = material.results.worthwhile
+    with drawing():
+        figure = draw_differences(groups, looks, worthwhile)
+        beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, found) else ""
+        return _picture(
+            figure,
+            "differences",
+            "Difference of each network's test top-1 to the plain network's",
+            "; ".join(_difference_words(one) for one in found) + ".",
+            "Marker: mean over seeds. Thick bar: 95% Student-t interval. Thin line with ends: 95% BCa bootstrap "
+            f"interval. Dots: single seeds. Shaded: less than the {worthwhile:g} points worth having.{beyond}",
+            _difference_table(found),
+        )
+
+
+def _cut(figure: Figure, found: Sequence[Comparison]) -> bool:
+    low, high = figure.axes[0].get_xlim()
+    ends = [end for one in found for ends in (one.t_interval, one.bootstrap_interval) for end in ends or ()]
+    return any(not low <= end <= high for end in ends)
+
+
+def _looks(material: Material, labels: Sequence[str]) -> dict[str, Look]:
+    rows = {row.label: row for row in material.results.networks}
+    plain = [label for label in labels if rows[label].plain]
+    controls = [label for label in labels if rows[label].instead_of is not None]
+    return looks_of(labels, plain, controls)
+
+
+def _curve_pictures(
+    material: Material, family: str, stem: str, labels: Sequence[str], looks: Mapping[str, Look]
+) -> Iterator[Picture]:
+    for measure, title in CURVES.items():
+        curves = [found for label in labels if (found := curve(material, label, measure)) is not None]
+        if not curves:
+            continue
+        name = measure.replace("_", "-")
+        yield _curve_picture(f"{name}-{stem}", family, title, curves, looks, logarithmic=measure == "train_loss")
+        last = max(epoch for one in curves for epoch in one.epochs)
+        if measure == "val_top1" and last >= _LONG:
+            ends = [end for one in curves if (end := one.after(last * 2 // 3)).epochs]
+            yield _curve_picture(f"{name}-end-{stem}", family, f"{title}, the last third", ends, looks)
+
+
+def _curve_picture(
+    name: str, family: str, title: str, curves: Sequence[Curve], looks: Mapping[str, Look], *, logarithmic: bool = False
+) -> Picture:
+    words = [f"{one.label} {_range(one.mean[-1], one.low[-1], one.high[-1])}" for one in curves]
+    return _picture(
+        draw_curves(curves, looks, title, logarithmic=logarithmic),
+        name,
+        f"{title} of {family} over epochs",
+        f"After the last epoch, mean (lowest to highest seed): {'; '.join(words)}.",
+        "",
+        _curve_table(title, curves),
+        partial(add_legend, labels=[one.label for one in curves], looks=looks, lines=True),
+    )
+
+
+def _point_pictures(
+    material: Material, family: str, stem: str, labels: Sequence[str], looks: Mapping[str, Look]
+) -> Iterator[Picture]:
+    rows = [row for row in material.results.networks if row.label in labels]
+    for name, (title, unit, costs) in _costs(material, rows).items():
+        points = [
+            Point(row.label, costs[row.label], row.top1.mean, row.top1.min, row.top1.max)
+            for row in rows
+            if row.label in costs and row.top1 is not None
+        ]
+        if not points:
+            continue
+        front = pareto_front(points)
+        words = [f"{point.label} {_number(point.cost)} {unit}, {fixed(point.top1)}%" for point in points]
+        shown = [point.label for point in points]
+        yield _picture(
+            draw_points(points, looks, title, unit),
+            f"top1-{name}-{stem}",
+            f"Test top-1 of {family} against {title}",
+            f"{'; '.join(words)}. Pareto front: {', '.join(front)}.",
+            "",
+            _point_table(title, unit, points, front),
+            partial(add_legend, labels=shown, looks=looks, lines=False),
+        )
+
+
+def _costs(material: Material, rows: Sequence[NetworkRow]) -> dict[str, tuple[str, str, dict[str, float]]]:
+    """Return title, unit and numbers of each cost; a run's own time where steps were not timed side by side."""
+    found = {}
+    for name, (title, unit) in _COSTS.items():
+        measured = material.costs.rows
+        known = {row.label: measured[row.label].get(name) for row in rows if row.label in measured}
+        found[name.removesuffix("_ms").replace("_", "-")] = (title, unit, {k: v for k, v in known.items() if v})
+    if not found["train-step"][2]:
+        seconds = {row.label: row.seconds / 60 for row in rows if row.seconds}
+        found["train-step"] = ("training time", "minutes for a run, as it was", seconds)
+    params = {row.label: row.params for row in rows if row.params}
+    scale, unit = (1e6, "millions") if max(params.values(), default=0) >= 1e6 else (1e3, "thousands")
+    found["params"] = ("parameters", unit, {label: count / scale for label, count in params.items()})
+    return found
+
+
+def _picture(
+    figure: Figure,
+    name: str,
+    title: str,
+    description: str,
+    caption: str,
+    table: Table,
+    finish: Callable[[Figure], None] | None = None,
+) -> Picture:
+    inline = inline_svg(figure, name, title, description)
+    if finish is not None:
+        finish(figure)
+    return Picture(name, title, inline, svg_bytes(figure), png_bytes(figure), caption, table)
+
+
+def _difference_words(one: Comparison) -> str:
+    return (
+        f"{one.label} {signed(one.mean)} points against {one.against}, t interval {interval(one.t_interval)}, BCa "
+        f"interval {interval(one.bootstrap_interval)}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
+    )
+
+
+def _difference_table(found: Sequence[Comparison]) -> Table:
+    seeds = sorted({seed for one in found for seed in one.seeds})
+    columns = [Column("network", numeric=False), *(Column(f"seed {seed}") for seed in seeds), Column("mean")]
+    rows = []
+    for one in found:
+        values = dict(zip(one.seeds, one.differences, strict=True))
+        cells = [Cell(signed(values[seed]) if seed in values else DASH, values.get(seed)) for seed in seeds]
+        rows.append([Cell(one.label, one.label), *cells, Cell(signed(one.mean), one.mean)])
+    return Table("differences", "Paired differences of test top-1, percentage points.", columns, rows)
+
+
+def _curve_table(title: str, curves: Sequence[Curve]) -> Table:
+    epochs = sorted({epoch for one in curves for epoch in one.epochs})
+    shown = sorted({epochs[(len(epochs) - 1) * part // 4] for part in range(5)})
+    columns = [Column("network", numeric=False), *(Column(f"epoch {epoch}") for epoch in shown)]
+    rows = []
+    for one in curves:
+        places = {epoch: place for place, epoch in enumerate(one.epochs)}
+        cells = [_curve_cell(one, places.get(epoch)) for epoch in shown]
+        rows.append([Cell(one.label, one.label), *cells])
+    return Table("curve", f"{title}: mean (lowest to highest seed).", columns, rows)
+
+
+def _curve_cell(one: Curve, place: int | None) -> Cell:
+    if place is None:
+        return Cell(DASH)
+    return Cell(_range(one.mean[place], one.low[place], one.high[place]), one.mean[place])
+
+
+def _point_table(title: str, unit: str, points: Sequence[Point], front: Sequence[str]) -> Table:
+    columns = [
+        Column("network", numeric=False),
+        Column(f"{title}, {unit}"),
+        Column("top-1, %"),
+        Column("on the front", numeric=False),
+    ]
+    rows = [
+        [
+            Cell(point.label, point.label),
+            Cell(_number(point.cost), point.cost),
+            Cell(_range(point.top1, point.low, point.high), point.top1),
+            Cell("yes" if point.label in front else "no"),
+        ]
+        for point in points
+    ]
+    return Table("points", f"Test top-1, mean (lowest to highest seed), and {title}.", columns, rows)
+
+
+def _range(mean: float, low: float, high: float) -> str:
+    return fixed(mean) if low == high else f"{fixed(mean)} ({fixed(low)} to {fixed(high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _stem(name: str, taken: set[str]) -> str:
+    """Return a part of a file's name for a backbone's, unlike those taken."""
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "network"
+    number = 1
+    found = stem
+    while found in taken:
+        number += 1
+        found = f"{stem}-{number}"
+    taken.add(found)
+    return found

@@ -1,0 +1,157 @@
+"""A study's report: one page, its pictures and its tables, made from the study's folder alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csham.errors import UserError
+from csham.report.study_material import Material, read_material
+from csham.report.study_page import render_page
+from csham.report.study_pictures import CURVES, Family, Picture, draw_difference_picture, draw_families
+from csham.report.study_tables import class_table, curve, curve_table, network_table, run_table, verdict_table
+from csham.report.tables import Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
+from csham.study.results import ClassDifference, Results, per_class_difference
+
+__all__ = ["Report", "write_report"]
+
+GENERATOR = '<meta name="generator" content="csham report">'
+_PARTS = {"index.html", "figures", "tables"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`write_report` made.
+
+    Attributes:
+        page: The HTML file.
+        results: What is in it.
+        warnings: What its reader is warned of.
+    """
+
+    page: Path
+    results: Results
+    warnings: Sequence[str]
+
+
+def write_report(study: Path | str, output: Path | str | None = None) -> Report:
+    """Write ``index.html``, ``figures/`` and ``tables/``; a report that is there already is replaced as a whole.
+
+    The same records give the same bytes.
+
+    Args:
+        study: The study's folder, which is only read.
+        output: Folder of the report; by default ``report`` in the study's.
+
+    Raises:
+        UserError: There is no such study, a file of it cannot be understood, or the output folder holds something else.
+    """
+    study = Path(study)
+    folder = study / "report" if output is None else Path(output)
+    material = read_material(study)
+    _check_place(folder)
+    classes, notes = _classes(material)
+    tables = _tables(material, classes)
+    differences, families = draw_difference_picture(material), draw_families(material)
+    contents = _files(tables, differences, families)
+    shown = {table.name: table for table in tables}
+    page = render_page(material, shown, differences, families, classes, _listing(contents), notes)
+    _replace(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
+    return Report(folder / "index.html", material.results, [*material.warnings, *notes])
+
+
+def _classes(material: Material) -> tuple[dict[str, list[ClassDifference]], list[str]]:
+    found, notes = {}, []
+    for one in material.results.comparisons:
+        try:
+            differences = per_class_difference(material.results, one.label) if one.n else []
+        except UserError as err:
+            notes.append(f"No table class by class for {one.label}: {err}")
+        else:
+            if differences:
+                found[one.label] = differences
+    return found, notes
+
+
+def _tables(material: Material, classes: Mapping[str, Sequence[ClassDifference]]) -> list[Table]:
+    labels = [label for family in material.families.values() for label in family]
+    curves = {name: [one for label in labels if (one := curve(material, label, name)) is not None] for name in CURVES}
+    return [
+        verdict_table(material),
+        network_table(material),
+        run_table(material),
+        curve_table(curves),
+        class_table(classes),
+    ]
+
+
+def _files(tables: Sequence[Table], differences: Picture | None, families: Sequence[Family]) -> dict[str, bytes]:
+    """Return the content of every file but the page, by its place beside it."""
+    files = {}
+    pictures = [picture for family in families for picture in (*family.points, *family.curves)]
+    for picture in [*([differences] if differences else []), *pictures]:
+        files[f"figures/{picture.name}.svg"] = picture.svg
+        files[f"figures/{picture.name}.png"] = picture.png
+    filled = [table for table in tables if table.raw]
+    for table in filled:
+        files[f"tables/{table.name}.csv"] = csv_bytes(table)
+        if table.columns:
+            files[f"tables/{table.name}.md"] = markdown_bytes(table)
+            files[f"tables/{table.name}.tex"] = latex_bytes(table)
+    return files | {"tables/study.xlsx": xlsx_bytes(filled)}
+
+
+def _listing(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    kinds: dict[str, Callable[[str], bool]] = {
+        "Tables": lambda path: path.startswith("tables/"),
+        "Pictures to edit or print": lambda path: path.endswith(".svg"),
+        "Pictures as pixels": lambda path: path.endswith(".png"),
+    }
+    return [
+        {"what": what, "paths": paths}
+        for what, holds in kinds.items()
+        if (paths := [path for path in files if holds(path)])
+    ]
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder whose content would be lost."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file. Name a folder for the report with --output DIR.")
+    others = sorted({path.name for path in folder.iterdir()} - _PARTS)
+    page = folder / "index.html"
+    ours = not page.exists() or GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    if others or not ours:
+        what = ", ".join(others[:3]) if others else "an index.html of another program"
+        raise UserError(
+            f"{folder} holds {what}, and a report replaces its whole folder. Name an empty one with --output DIR."
+        )
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder with these files in the place of the one that may be there."""
+    folder = folder.resolve()
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    try:
+        for name, content in files.items():
+            path = new / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as err:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise UserError(
+            f"cannot write the report to {folder}: {err.strerror or err}. Another place: --output DIR."
+        ) from err
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,275 @@
+"""The tables of a study: verdicts, networks with their costs, runs, curves, and every class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, signed, thousands
+from csham.report.study_figures import Curve
+from csham.report.study_material import Material
+from csham.report.tables import Cell, Column, Table
+from csham.study.results import ClassDifference, Comparison, NetworkRow, Spread
+
+__all__ = ["class_table", "curve", "curve_table", "network_table", "run_table", "verdict_table"]
+
+MARKS = {"helps": "helps", "hurts": "hurts", "no difference worth having": "same", "cannot tell yet": "open"}
+
+
+def verdict_table(material: Material) -> Table:
+    """Make a row for each network that is compared with a plain one."""
+    results = material.results
+    columns = [
+        Column("network", numeric=False),
+        Column(
+            "verdict", numeric=False, help=f"With differences below {results.worthwhile:g} points not worth having."
+        ),
+        Column("difference", help="Test top-1 minus the plain network's, mean over paired seeds, percentage points."),
+        Column("95%, t", help="Student's t interval of the mean difference."),
+        Column("95%, BCa", help="Bootstrap interval of the mean difference; too narrow with few seeds."),
+        Column("seeds", help="That both networks have finished."),
+        Column("p, t-test", help="Paired, two-sided."),
+        Column("p, sign flip", help="Permutation test, two-sided."),
+        Column("p, Holm", help="Of the t-test, corrected for the number of rows."),
+        Column("smallest detectable", help="Difference that so many seeds show four times in five, percentage points."),
+        Column("seeds needed", help="In all, for a verdict four times in five if mean and scatter stay."),
+    ]
+    return Table(
+        "verdicts",
+        "Each network against the plain one of its backbone, test top-1 in percentage points.",
+        columns,
+        [_verdict_cells(one) for one in results.comparisons],
+        [_verdict_row(one) for one in results.comparisons],
+    )
+
+
+def network_table(material: Material) -> Table:
+    """Make a row for each network: accuracies over seeds, sizes and times."""
+    columns = [
+        Column("network", numeric=False),
+        Column("seeds", help="Finished runs."),
+        Column("top-1, %", help="Of the last epoch on the test part: mean over seeds ± standard deviation."),
+        Column("chosen, %", help="Of the epoch that the validation part chose, likewise."),
+        Column("top-5, %", help="Of the last epoch, mean over seeds."),
+        Column("macro recall, %", help="Every class counted alike."),
+        Column("macro F1, %", help="Every class counted alike."),
+        Column("parameters"),
+        Column("MFLOPs", help="Millions of floating-point operations for one image, two to a multiply-add."),
+        Column("run, min", help="Training time of a run as it was, mean over seeds, on whatever else the machine did."),
+        Column("train step, ms", help="Forward, loss, backward and SGD over a batch, measured side by side."),
+        Column("images/s", help="Forward passes over batches, measured side by side."),
+        Column("latency, ms", help="One forward pass over one image, measured side by side."),
+        Column("train memory, MiB", help="Most memory of a training step, measured side by side."),
+    ]
+    rows = [(row, material.costs.rows.get(row.label, {})) for row in material.results.networks]
+    return Table(
+        "networks",
+        "What each network reached on the test part, mean over seeds ± standard deviation, and what it costs.",
+        columns,
+        [_network_cells(row, cost) for row, cost in rows],
+        [_network_row(row, cost) for row, cost in rows],
+    )
+
+
+def run_table(material: Material) -> Table:
+    """Make a row for each run of the study, finished or not."""
+    by_key = {record["key"]: record for record in material.records}
+    cells = [(cell, by_key.get(cell.key, {})) for cell in material.study.cells()]
+    names = ("network", "seed", "state", "top1", "chosen_top1", "chosen_epoch", "top5", "seconds", "run", "error")
+    rows = [dict(zip(names, _run_values(cell.network.label, cell.seed, record), strict=True)) for cell, record in cells]
+    columns = [
+        Column("network", numeric=False),
+        Column("seed"),
+        Column("state", numeric=False),
+        Column("top-1, %"),
+        Column("chosen, %"),
+        Column("chosen epoch"),
+        Column("top-5, %"),
+        Column("minutes"),
+        Column("run folder or error", numeric=False),
+    ]
+    caption = f"All {len(rows)} runs of the study." if len(rows) != 1 else "The one run of the study."
+    return Table("runs", caption, columns, [_run_cells(row) for row in rows], rows)
+
+
+def curve(material: Material, label: str, measure: str) -> Curve | None:
+    """Put the histories of a network's runs together.
+
+    Args:
+        material: The study.
+        label: The network's.
+        measure: A column of metrics.csv.
+
+    Returns:
+        None where no run has the measure. Epochs that not all runs have are over those that do.
+    """
+    by_epoch: dict[int, list[float]] = {}
+    for history in material.histories(label):
+        for row in history:
+            value = row.get(measure)
+            if isinstance(value, int | float) and math.isfinite(value) and isinstance(row.get("epoch"), int):
+                by_epoch.setdefault(row["epoch"], []).append(float(value))
+    if not by_epoch:
+        return None
+    epochs = sorted(by_epoch)
+    values = [by_epoch[epoch] for epoch in epochs]
+    return Curve(label, epochs, [math.fsum(v) / len(v) for v in values], [*map(min, values)], [*map(max, values)])
+
+
+def curve_table(curves: Mapping[str, Sequence[Curve]]) -> Table:
+    """Make a row for each network, measure and epoch; for programs.
+
+    Args:
+        curves: Under the name of what they measure.
+    """
+    raw: list[dict[str, Any]] = [
+        {"network": one.label, "measure": measure, "epoch": epoch, "mean": mean, "lowest": low, "highest": high}
+        for measure, found in curves.items()
+        for one in found
+        for epoch, mean, low, high in zip(one.epochs, one.mean, one.low, one.high, strict=True)
+    ]
+    return Table("curves", "Learning curves: mean, lowest and highest over seeds.", [], [], raw)
+
+
+def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
+    """Make a row for each network and class; for programs.
+
+    Args:
+        classes: Under the label of each network.
+    """
+    raw = [
+        {
+            "network": label,
+            "class": one.name,
+            "plain_recall": one.plain_recall,
+            "recall": one.recall,
+            "difference": one.mean,
+            "sd": one.sd,
+            "seeds": one.n,
+            "images": one.images,
+        }
+        for label, found in classes.items()
+        for one in found
+    ]
+    return Table("per_class", "Share of each class named right, in percent, against the plain network.", [], [], raw)
+
+
+def _verdict_cells(one: Comparison) -> list[Cell]:
+    seeds_needed = DASH if one.verdict != "cannot tell yet" else str(one.seeds_needed or "over 1000")
+    return [
+        _text(one.label),
+        Cell(one.verdict, one.verdict, MARKS[one.verdict]),
+        Cell(signed(one.mean), one.mean),
+        Cell(interval(one.t_interval), one.t_interval and one.t_interval[0]),
+        Cell(interval(one.bootstrap_interval), one.bootstrap_interval and one.bootstrap_interval[0]),
+        Cell(str(one.n), one.n),
+        Cell(p_value(one.p_t), one.p_t),
+        Cell(p_value(one.p_sign_flip), one.p_sign_flip),
+        Cell(p_value(one.p_t_holm), one.p_t_holm),
+        Cell(fixed(one.smallest_detectable), one.smallest_detectable),
+        Cell(seeds_needed, one.seeds_needed),
+    ]
+
+
+def _verdict_row(one: Comparison) -> dict[str, Any]:
+    t_low, t_high = one.t_interval or (None, None)
+    low, high = one.bootstrap_interval or (None, None)
+    return {
+        "network": one.label,
+        "backbone": one.backbone,
+        "against": one.against,
+        "instead_of": one.instead_of,
+        "verdict": one.verdict,
+        "seeds": one.n,
+        "difference": one.mean,
+        "sd": one.sd,
+        "t_low": t_low,
+        "t_high": t_high,
+        "bca_low": low,
+        "bca_high": high,
+        "p_t": one.p_t,
+        "p_sign_flip": one.p_sign_flip,
+        "p_equivalent": one.p_equivalent,
+        "p_t_holm": one.p_t_holm,
+        "p_sign_flip_holm": one.p_sign_flip_holm,
+        "p_equivalent_holm": one.p_equivalent_holm,
+        "smallest_detectable": one.smallest_detectable,
+        "seeds_needed": one.seeds_needed,
+        "sentence": one.sentence,
+    }
+
+
+def _network_cells(row: NetworkRow, cost: Mapping[str, Any]) -> list[Cell]:
+    def spread(one: Spread | None, *, sd: bool = False) -> Cell:
+        return Cell(DASH) if one is None else Cell(plus_minus(one.mean, one.sd if sd else None), one.mean)
+
+    flops = row.flops or cost.get("flops")
+    params = row.params or cost.get("params")
+    return [
+        _text(row.label),
+        Cell(str(row.n), row.n),
+        spread(row.top1, sd=True),
+        spread(row.chosen_top1, sd=True),
+        spread(row.top5),
+        spread(row.macro_recall),
+        spread(row.macro_f1),
+        Cell(thousands(params), params),
+        Cell(DASH if flops is None else fixed(flops / 1e6, 1), flops),
+        Cell(DASH if row.seconds is None else fixed(row.seconds / 60, 1), row.seconds),
+        *_numbers(cost, {"train_step_ms": 1, "images_per_s": 0, "latency_ms": 2, "train_peak_mib": 0}),
+    ]
+
+
+def _numbers(cost: Mapping[str, Any], digits: Mapping[str, int]) -> Iterable[Cell]:
+    for name, decimals in digits.items():
+        value = cost.get(name)
+        yield Cell(DASH) if value is None else Cell(f"{value:,.{decimals}f}", value)
+
+
+def _network_row(row: NetworkRow, cost: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "network": row.label,
+        "backbone": row.backbone,
+        "attention": row.attention,
+        "instead_of": row.instead_of,
+        "seeds": row.n,
+    }
+    for name in ("top1", "chosen_top1", "top5", "macro_recall", "macro_f1"):
+        spread: Spread | None = getattr(row, name)
+        found |= {f"{name}_{key}": spread and getattr(spread, key) for key in ("mean", "sd", "min", "max")}
+    names = ("test_images", "test_se", "params", "flops", "seconds")
+    found |= {name: getattr(row, name) for name in names}
+    costs = ("batch_size", "precision", "device", "train_step_ms", "images_per_s", "latency_ms")
+    return found | {f"cost_{name}": cost.get(name) for name in (*costs, "peak_mib", "train_peak_mib")}
+
+
+def _run_values(label: str, seed: int, record: Mapping[str, Any]) -> list[Any]:
+    result, error = record.get("result") or {}, record.get("error") or {}
+    chosen = result.get("validation_chosen") or {}
+    state = {"done": "finished", "failed": "failed"}.get(str(record.get("status")), "to come")
+    message = f"{error.get('type', '')}: {error.get('message', '')}" if state == "failed" else None
+    found = (result.get("top1"), chosen.get("top1"), chosen.get("epoch"), result.get("top5"), result.get("seconds"))
+    return [label, seed, state, *found, record.get("run"), message]
+
+
+def _run_cells(row: Mapping[str, Any]) -> list[Cell]:
+    minutes = None if row["seconds"] is None else row["seconds"] / 60
+    where = row["error"] or row["run"] or ""
+    return [
+        _text(row["network"]),
+        Cell(str(row["seed"]), row["seed"]),
+        Cell(row["state"], row["state"], {"failed": "hurts", "to come": "open"}.get(row["state"], "")),
+        *(Cell(fixed(row[name]), row[name]) for name in ("top1", "chosen_top1")),
+        Cell(thousands(row["chosen_epoch"]), row["chosen_epoch"]),
+        Cell(fixed(row["top5"]), row["top5"]),
+        Cell(fixed(minutes, 1), minutes),
+        _text(where if len(where) <= _LONGEST else f"{where[:_LONGEST]}…"),
+    ]
+
+
+_LONGEST = 160  # characters of an error's message in a table
+
+
+def _text(text: str) -> Cell:
+    return Cell(text, text)

@@ -1,0 +1,191 @@
+"""A report is made whole or not at all, from the study's folder alone, and says what is missing."""
+
+import csv
+import json
+import shutil
+
+import openpyxl
+import pytest
+from study_cases import EFFECTS, network, networks_of, write_study
+
+from csham.errors import UserError
+from csham.report.study_report import write_report
+
+
+def listing(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files(report):
+    names = set(listing(report.page.parent))
+    for table in ("verdicts", "networks", "runs"):
+        assert {f"tables/{table}.{suffix}" for suffix in ("csv", "md", "tex")} <= names
+    assert {"index.html", "tables/curves.csv", "tables/per_class.csv", "tables/study.xlsx"} <= names
+    for figure in ("differences", "val-top1-resnet20", "val-top1-end-resnet20", "train-loss-resnet20"):
+        assert {f"figures/{figure}.svg", f"figures/{figure}.png"} <= names
+    for cost in ("train-step", "latency", "params"):
+        assert f"figures/top1-{cost}-resnet20.svg" in names
+
+
+def test_the_study_is_only_read(study, report):
+    assert {path.name for path in study.iterdir()} == {"study.yaml", "records.jsonl", "costs.json", "report"}
+
+
+def test_the_same_records_give_the_same_bytes(study, report, tmp_path, monkeypatch):
+    monkeypatch.setattr("csham.report.study_pictures.png_bytes", lambda figure: b"")  # test_study_figures has them
+    again = write_report(study, tmp_path / "again")
+    first, second = listing(report.page.parent), listing(again.page.parent)
+    assert set(first) == set(second)
+    assert [name for name in first if first[name] != second[name] and not name.endswith(".png")] == []
+
+
+def test_csv_and_xlsx_hold_the_results(report):
+    tables = report.page.parent / "tables"
+    with (tables / "verdicts.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sheet = openpyxl.load_workbook(tables / "study.xlsx")["verdicts"]
+    keys = [cell.value for cell in sheet[1]]
+    for number, one in enumerate(report.results.comparisons):
+        in_sheet = dict(zip(keys, [cell.value for cell in sheet[number + 2]], strict=True))
+        assert rows[number]["network"] == in_sheet["network"] == one.label
+        for key, value in (("difference", one.mean), ("p_t", one.p_t), ("t_low", one.t_interval[0])):
+            assert float(rows[number][key]) == pytest.approx(value, abs=0)
+            assert in_sheet[key] == pytest.approx(value, rel=1e-14)
+    with (tables / "per_class.csv").open(encoding="utf-8", newline="") as file:
+        classes = {row["class"] for row in csv.DictReader(file)}
+    assert {"'=cmd()", "'@sum", "<script>alert(1)</script>", "a\nb"} <= classes
+
+
+@pytest.fixture
+def empty(tmp_path_factory):
+    """A study without records, whose report takes no time."""
+    missing = {(0, 0)}
+    return write_study(tmp_path_factory.mktemp("s") / "empty", networks=[network()], seeds=(0,), missing=missing)
+
+
+def test_a_report_is_replaced_as_a_whole(empty, tmp_path):
+    output = tmp_path / "out"
+    write_report(empty, output)
+    (output / "tables" / "stale.csv").write_text("old")
+    write_report(empty, output)
+    assert not (output / "tables" / "stale.csv").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "index.html"])
+def test_what_is_not_a_report_is_not_replaced(empty, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="--output DIR"):
+        write_report(empty, tmp_path)
+    assert listing(tmp_path) == {name: b"mine"}
+
+
+def test_a_place_that_cannot_be_written(empty, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file"):
+        write_report(empty, tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot write the report to .*Another place: --output DIR"):
+        write_report(empty, tmp_path / "file" / "report")
+
+
+def test_a_failed_writing_leaves_the_old_report(empty, tmp_path, monkeypatch):
+    old = listing(write_report(empty, tmp_path / "out").page.parent)
+    monkeypatch.setattr("csham.report.study_report.xlsx_bytes", lambda tables: "no bytes")
+    with pytest.raises(TypeError):
+        write_report(empty, tmp_path / "out")
+    assert listing(tmp_path) == {f"out/{name}": content for name, content in old.items()}
+
+
+@pytest.mark.parametrize("broken", ["nothing", "file", "yaml"])
+def test_no_study(tmp_path, broken):
+    write_study(tmp_path / "cifar", networks=[network()], seeds=(0,), epochs=1)
+    path = tmp_path / "cifra"
+    if broken == "file":
+        path.write_text("")
+    if broken == "yaml":
+        path.mkdir()
+        (path / "study.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match=r"study\.yaml should hold" if broken == "yaml" else "Studies there: .*cifar"):
+        write_report(path)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("changes", "shown", "not_shown"),
+    [
+        (
+            {"networks": [network()], "seeds": (0,), "epochs": 1, "costs": False},
+            ["There is nothing to compare", "Costs have not been measured", "minutes for a run, as it was"],
+            ['id="per-class"', "class=warnings", "latency-resnet20"],
+        ),
+        (
+            {"networks": [network(), network(attention="se")], "seeds": (0,), "epochs": 2},
+            ["1 seed can say little", "cannot tell yet", 'id="per-class"'],
+            ["nan", "None"],
+        ),
+        (
+            {"networks": networks_of("resnet20")[:2], "missing": {(0, 0), (0, 1), (0, 2)}},
+            ["3 runs of 6 have no record yet", "cannot tell yet", "not been measured"],
+            ["figure-differences", 'id="per-class"', "nan", "None"],
+        ),
+        (
+            {"networks": networks_of("resnet20")[:2], "failed": {(n, s): "boom" for n in (0, 1) for s in (0, 1, 2)}},
+            ["6 runs failed", "RuntimeError: boom", "File &#34;loop.py&#34;"],
+            ["figure-", 'id="curves"', "nan", "None"],
+        ),
+        (
+            {"networks": networks_of("resnet20")[:2], "missing": {(n, s) for n in (0, 1) for s in (0, 1, 2)}},
+            ["6 runs of 6 have no record yet", "No run says where it ran"],
+            ["figure-", "nan", "None"],
+        ),
+    ],
+    ids=["one network, one seed", "one seed", "no plain network's record", "all failed", "no record"],
+)
+def test_partial_studies(tmp_path, changes, shown, not_shown):
+    page = write_report(write_study(tmp_path / "study", **changes)).page.read_text(encoding="utf-8")
+    body = page[page.index("<body>") : page.index("<script>")]
+    for text in shown:
+        assert text in body
+    for text in not_shown:
+        assert text not in body
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_thirty_networks(tmp_path):
+    places = ("auto", "post", "stage", "last")
+    networks = [network()]
+    networks += [network(attention=name, position=place) for name in EFFECTS for place in places if name != "none"]
+    networks += [network(attention=name, gated=True, stages=[s]) for name in ("se", "eca") for s in range(6)]
+    report = write_report(write_study(tmp_path / "study", networks=networks, epochs=3, seeds=(0, 1)))
+    assert len(report.results.networks) == 29
+    body = report.page.read_text(encoding="utf-8")
+    assert all(body.count(row.label) > 5 for row in report.results.networks if row.n)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_reader_is_warned(tmp_path):
+    study = write_study(tmp_path / "study", networks=[network()], seeds=(0, 1), epochs=1)
+    lines = (study / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    other = json.loads(lines[1])
+    other["environment"]["commit"] = "0" * 40
+    strange = {**json.loads(lines[0]), "key": "0" * 16}
+    text = "\n".join([lines[0], json.dumps(other), json.dumps(strange), "{torn", ""])
+    (study / "records.jsonl").write_text(text, encoding="utf-8")
+    costs = json.loads((study / "costs.json").read_text())
+    costs["costs"][0]["failed"] = "out of memory"
+    (study / "costs.json").write_text(json.dumps(costs | {"finished": False}))
+    warnings = "\n".join(write_report(study).warnings)
+    for text in (
+        "commit of csham differs",
+        "1 record belongs to other settings",
+        "line 4 is not a record",
+        "Costs of resnet20 are incomplete: out of memory",
+        "measuring of costs was interrupted",
+    ):
+        assert text in warnings
+    (study / "costs.json").write_text("{")
+    shutil.rmtree(study / "report")
+    report = write_report(study)
+    assert "costs.json cannot be read (JSONDecodeError" in "\n".join(report.warnings)
+    assert "JSONDecodeError" in report.page.read_text(encoding="utf-8")
