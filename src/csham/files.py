@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["cache_root", "write_atomically"]
+__all__ = ["cache_root", "sha256_of", "write_atomically"]
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
@@ -18,6 +19,12 @@ def cache_root(cache_dir: Path | None = None) -> Path:
         return Path(chosen).expanduser().absolute()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser().absolute() / "csham"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the checksum of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -88,7 +88,8 @@ def test_large_means_do_not_cancel(cpu_kernels, mean):
     layer = csham.CSHAM(12, act=None)
     with ops.use_kernels("cpu"):
         got = copy.deepcopy(layer)(x)
-    expected = copy.deepcopy(layer).double()(x.double())
+    with ops.use_kernels("reference"):
+        expected = copy.deepcopy(layer).double()(x.double())
     torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3 * abs(mean))
 
 
@@ -126,7 +127,7 @@ def test_scratch_that_nobody_wrote_does_not_show(cpu_kernels):
     torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
     try:
         for step in STEPS:
-            check(Case(step, (2, 20, 9, 11), shortcut=True))
+            check(Case(step, (2, 20, 9, 11), shortcut=True, seed=1))  # seed 0: a sum that cancels to a thousandth
     finally:
         torch.use_deterministic_algorithms(False)
 

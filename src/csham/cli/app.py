@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from csham import __version__
+from csham.cli.compare import compare
 from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
 from csham.cli.list import list_names
@@ -33,6 +34,7 @@ app.command("list")(list_names)
 app.command("prepare")(prepare)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("compare")(compare)
 app.command("profile")(profile)
 app.command("report")(report)
 app.command("doctor")(doctor)
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        app(args=words, prog_name="csham")
+        app(args=words, prog_name="csham", obj=words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:

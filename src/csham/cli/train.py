@@ -11,7 +11,6 @@ import typer
 import csham.data
 import csham.training
 from csham.cli.common import (
-    MACHINE,
     DebugOption,
     DeviceOption,
     JsonOption,
@@ -21,7 +20,36 @@ from csham.cli.common import (
     split_list,
     split_numbers,
 )
-from csham.data.names import CROP_SCALE
+from csham.cli.options import (
+    NETWORK,
+    RUN,
+    TRAINING,
+    BatchSizeOption,
+    ChannelsLastOption,
+    CheckpointSecondsOption,
+    CheckpointStepsOption,
+    CompileOption,
+    CropOption,
+    CropScaleOption,
+    EpochsOption,
+    GatedOption,
+    ImageSizeOption,
+    LabelSmoothingOption,
+    LrOption,
+    MaxBadOption,
+    PeriodOption,
+    PointsOption,
+    PositionOption,
+    PrecisionOption,
+    PretrainedOption,
+    RecipeOption,
+    StagesOption,
+    TrackTestOption,
+    ValidationOption,
+    WeightDecayOption,
+    WeightsFileOption,
+    option,
+)
 from csham.errors import UserError
 from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
@@ -30,13 +58,7 @@ from csham.training.run_folder import RunFolder, is_main_process
 
 __all__ = ["train"]
 
-_NETWORK, _TRAINING, _DATA, _RUN = "Network", "Training", "Data", "Run"
-_RECIPE = "from the recipe"
 _ON_RESUME = {"device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps"}
-
-
-def _option(help: str, panel: str, default: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default)
 
 
 def train(
@@ -47,70 +69,40 @@ def train(
     ] = None,
     *,
     backbone: Annotated[
-        str | None, _option("csham list backbones, or any of timm's or torchvision's.", _NETWORK, "resnet18")
+        str | None, option("csham list backbones, or any of timm's or torchvision's.", NETWORK, "resnet18")
     ] = None,
-    attention: Annotated[str | None, _option("csham list attentions.", _NETWORK, "none")] = None,
-    strategy: Annotated[str | None, _option("csham list strategies.", _NETWORK, "sequential")] = None,
-    period: Annotated[int | None, _option("Of transfer: points to each channel step.", _NETWORK, "2")] = None,
-    position: Annotated[str | None, _option("csham list positions.", _NETWORK, "auto")] = None,
-    points: Annotated[
-        str | None, _option("Instead of a position: modules' names or patterns, with commas.", _NETWORK, "none")
-    ] = None,
-    stages: Annotated[str | None, _option("Only these stages: 0,1,... or from the last: -1.", _NETWORK, "all")] = None,
-    gated: Annotated[
-        bool | None, _option("Start attention as the identity.", _NETWORK, "no-gated", "--gated/--no-gated")
-    ] = None,
-    pretrained: Annotated[
-        bool | None,
-        _option("Start from published weights.", _NETWORK, "no-pretrained", "--pretrained/--no-pretrained"),
-    ] = None,
-    weights_file: Annotated[
-        str | None, _option("Start from the backbone's weights in this local file.", _NETWORK, "none")
-    ] = None,
-    recipe: Annotated[str | None, _option("quick, fast or paper.", _TRAINING, "fast")] = None,
-    epochs: Annotated[int | None, _option("Passes over the training images.", _TRAINING, _RECIPE)] = None,
-    batch_size: Annotated[int | None, _option("Images per step, over all devices.", _TRAINING, _RECIPE)] = None,
-    lr: Annotated[float | None, _option("Highest learning rate.", _TRAINING, _RECIPE)] = None,
-    weight_decay: Annotated[float | None, _option("Weight decay.", _TRAINING, _RECIPE)] = None,
-    label_smoothing: Annotated[float | None, _option("Of the training loss.", _TRAINING, "0")] = None,
-    seed: Annotated[int | None, _option("Of weights, split, order and crops.", _TRAINING, "0")] = None,
-    track_test: Annotated[
-        bool | None,
-        _option(
-            "Measure the test part after every epoch; nothing is chosen by it.",
-            _TRAINING,
-            "no-track-test",
-            "--track-test/--no-track-test",
-        ),
-    ] = None,
-    image_size: Annotated[int | None, _option("Height and width in pixels.", _DATA, "the dataset's own")] = None,
-    crop: Annotated[
-        str | None, _option("pad (a shifted square) or resized (a random box).", _DATA, "pad up to 64 px, then resized")
-    ] = None,
-    crop_scale: Annotated[
-        float | None, _option("Least area of a resized crop, above 0 to 1.", _DATA, str(CROP_SCALE))
-    ] = None,
-    validation: Annotated[float | None, _option("Fraction of the training images held out.", _DATA, "0.1")] = None,
-    max_bad: Annotated[int | None, _option("Unreadable files to skip before giving up.", _DATA, "10")] = None,
-    run: Annotated[Path | None, _option("The run folder.", _RUN, "named after the settings, in --runs-dir")] = None,
-    runs_dir: Annotated[Path | None, _option("Where run folders go.", _RUN, "runs")] = None,
-    config: Annotated[Path | None, _option("Settings from a file, such as a run's config.yaml.", _RUN, "none")] = None,
-    resume: Annotated[Path | None, _option("Go on with this run folder.", _RUN, "none")] = None,
-    checkpoint_seconds: Annotated[float | None, _option("Most seconds between two checkpoints.", _RUN, "60")] = None,
-    checkpoint_steps: Annotated[
-        int | None, _option("Most steps between two checkpoints.", _RUN, "by time alone")
-    ] = None,
+    attention: Annotated[str | None, option("csham list attentions.", NETWORK, "none")] = None,
+    strategy: Annotated[str | None, option("csham list strategies.", NETWORK, "sequential")] = None,
+    period: PeriodOption = None,
+    position: PositionOption = None,
+    points: PointsOption = None,
+    stages: StagesOption = None,
+    gated: GatedOption = None,
+    pretrained: PretrainedOption = None,
+    weights_file: WeightsFileOption = None,
+    recipe: RecipeOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LrOption = None,
+    weight_decay: WeightDecayOption = None,
+    label_smoothing: LabelSmoothingOption = None,
+    seed: Annotated[int | None, option("Of weights, split, order and crops.", TRAINING, "0")] = None,
+    track_test: TrackTestOption = None,
+    image_size: ImageSizeOption = None,
+    crop: CropOption = None,
+    crop_scale: CropScaleOption = None,
+    validation: ValidationOption = None,
+    max_bad: MaxBadOption = None,
+    run: Annotated[Path | None, option("The run folder.", RUN, "named after the settings, in --runs-dir")] = None,
+    runs_dir: Annotated[Path | None, option("Where run folders go.", RUN, "runs")] = None,
+    config: Annotated[Path | None, option("Settings from a file, such as a run's config.yaml.", RUN, "none")] = None,
+    resume: Annotated[Path | None, option("Go on with this run folder.", RUN, "none")] = None,
+    checkpoint_seconds: CheckpointSecondsOption = None,
+    checkpoint_steps: CheckpointStepsOption = None,
     device: DeviceOption = None,
-    precision: Annotated[
-        str | None, _option("auto, fp32, bf16 or fp16.", MACHINE, "what the machine does fast")
-    ] = None,
-    compile: Annotated[
-        bool | None, _option("Use torch.compile.", MACHINE, "where it pays", "--compile/--no-compile")
-    ] = None,
-    channels_last: Annotated[
-        bool | None,
-        _option("Channels innermost in memory.", MACHINE, "on CPU and CUDA", "--channels-last/--no-channels-last"),
-    ] = None,
+    precision: PrecisionOption = None,
+    compile: CompileOption = None,
+    channels_last: ChannelsLastOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,

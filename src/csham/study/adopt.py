@@ -45,7 +45,7 @@ def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cel
             continue
         try:
             cell = cells.get(key_of_run(folder))
-        except UserError as err:
+        except (UserError, OSError) as err:
             say(f"{path} is left out: {err}")
             continue
         if cell is None:

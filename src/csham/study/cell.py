@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -17,6 +16,7 @@ import torch
 from csham.data import PackedDataset, prepare
 from csham.data.identity import describe_data
 from csham.errors import UserError
+from csham.files import sha256_of
 from csham.study.grid import Cell, Study, cell_key
 from csham.study.run_record import describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
@@ -28,7 +28,7 @@ from csham.training.machine import choose, choose_device
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
-__all__ = ["CellRunner", "file_sha256", "key_of_run", "run_cell"]
+__all__ = ["CellRunner", "key_of_run", "run_cell"]
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -189,17 +189,8 @@ def key_of_run(folder: RunFolder) -> str:
     """
     config = folder.read_config()
     content = load_checkpoint(folder.last, ("data",))
-    weights = None if config.weights_file is None else file_sha256(Path(config.weights_file))
+    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
     return cell_key(config, content["data"]["fingerprint"], weights)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as err:
-        raise UserError(f"cannot read the file of weights {path}: {err.strerror}.") from err
 
 
 class _OtherSettingsError(UserError):

@@ -30,6 +30,7 @@ from csham.training.interrupt import StopRequest
 
 __all__ = ["run_local"]
 
+_WORKER = "csham.study.worker"
 _LIVES = 2
 _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -191,7 +192,7 @@ class _Engine:
 
     def _start(self, job: int) -> _Worker:
         log = self._store.logs() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{job}.log"
-        command = [sys.executable, "-m", "csham.study.worker", str(self._store.path)]
+        command = [sys.executable, "-m", _WORKER, str(self._store.path)]
         command += ["--machine", json.dumps(dict(self._machine))]
         with log.open("ab") as file:
             process = subprocess.Popen(

@@ -1,0 +1,422 @@
+"""From what was asked for to a study: a new one, or one that exists and is gone on with or extended.
+
+Imports PyTorch only where a new study leaves the precision to the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from csham.data import PackedDataset, prepare
+from csham.data.identity import describe_data
+from csham.errors import UserError, unknown_name
+from csham.files import sha256_of
+from csham.study.grid import (
+    MACHINE_FIELDS,
+    SHARED_FIELDS,
+    Data,
+    Network,
+    Study,
+    cell_key,
+    expand_networks,
+    read_seeds,
+    with_plain,
+)
+from csham.study.store import Store
+from csham.study.study_file import read_yaml
+from csham.training.config import TrainConfig, resolve
+from csham.training.recipes import RECIPES
+
+__all__ = ["Request", "Setup", "check_records", "merged", "read_request_file", "set_up"]
+
+_ATTENTIONS = ("none", "se", "eca", "cbam", "csham")
+_BACKBONES = ("resnet18",)
+_SEEDS = 5  # fewer can hardly say anything
+_ATTACHED = ("period", "position", "points", "stages", "gated")
+
+Preparing = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a call asks for; what it leaves out is None or empty.
+
+    Attributes:
+        data: Name of a dataset or path of a folder.
+        folder: Of the study.
+        backbones: Names.
+        attentions: Names, perhaps with a strategy: ``csham:transfer``.
+        strategies: Names.
+        networks: What the names above cannot say.
+        attached: Of :data:`csham.study.grid.NETWORK_FIELDS`, for all with attention.
+        seeds: Which.
+        settings: Of :data:`csham.study.grid.SHARED_FIELDS`, from the command line.
+        file_settings: The same, from a file, over which the command line wins.
+        machine: Of :data:`csham.study.grid.MACHINE_FIELDS`.
+        worthwhile: Smallest difference worth having, in percent.
+        command: The line.
+    """
+
+    data: str | None = None
+    folder: Path | None = None
+    backbones: Sequence[str] = ()
+    attentions: Sequence[str] = ()
+    strategies: Sequence[str] = ()
+    networks: Sequence[Network] = ()
+    attached: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    file_settings: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    worthwhile: float | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A study, ready to be run.
+
+    Attributes:
+        store: Its folder, which does not exist yet if nothing was written.
+        study: What is, or would be, in it.
+        dataset: Its images, if they had to be opened.
+        notes: What the user should know.
+    """
+
+    store: Store
+    study: Study
+    dataset: PackedDataset | None
+    notes: tuple[str, ...]
+
+
+def read_request_file(path: Path) -> Request:
+    """Read a grid from YAML: the names of the command line with underscores, and ``networks:``.
+
+    A ``study.yaml`` is one too, and gives the same study again.
+
+    Raises:
+        UserError: It is no YAML, or holds an unknown name; names the file.
+    """
+    content = read_yaml(path)
+    try:
+        return _request(_flattened(content))
+    except UserError as err:
+        raise UserError(f"{path}: {err}") from err
+
+
+def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, *, write: bool = True) -> Setup:
+    """Make the study that was asked for, or open and extend the one that is there.
+
+    Args:
+        request: What was asked for.
+        note: Told what is found damaged in the store.
+        preparing: Told how far the reading of the images is.
+        write: Whether to write ``study.yaml``; without, no folder is made.
+
+    Raises:
+        UserError: Something asked for cannot be, or differs from what the study began with.
+    """
+    store = Store(_folder(request), note)
+    if not write:
+        return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)
+    _check_place(store)
+    if not store.exists:
+        setup = _new(request, store, preparing)  # before anything is left behind
+        with store.changing_study():
+            if not store.exists:
+                store.write_study(setup.study)
+                return setup
+    with store.changing_study():  # also where another process has made the study a moment ago
+        before = store.study
+        setup = _extended(request, store, preparing)
+        if setup.study != before:
+            store.write_study(setup.study)
+        return setup
+
+
+def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Path) -> list[str]:
+    """Refuse records of other settings than the study's, which someone edited.
+
+    Returns:
+        Notes on records that belong to networks or seeds no longer in the study.
+
+    Raises:
+        UserError: Names a cell, and the setting.
+    """
+    cells = {(cell.network.label, cell.seed): cell for cell in study.cells()}
+    keys = {cell.key for cell in cells.values()}
+    left_out = 0
+    for record in records:
+        if record["key"] in keys:
+            continue
+        cell = cells.get((record["label"], record["seed"]))
+        if cell is None:
+            left_out += 1
+            continue
+        raise UserError(
+            f"{where / 'records.jsonl'} holds results of other settings than {where / 'study.yaml'} says: of "
+            f"{cell.label}, {_what_differs(record, study, cell.config)}. Put study.yaml back, or begin another study "
+            "with --study OTHER."
+        )
+    return [f"{left_out} records of networks or seeds that study.yaml does not name are left out"] if left_out else []
+
+
+def _folder(request: Request) -> Path:
+    """The study's folder: the one named, or one named after the data and the recipe."""
+    if request.folder is not None:
+        return request.folder
+    if request.data is None:
+        raise UserError(
+            "no data: name a dataset (such as digits) or an image folder, or a study to go on with: --study DIR."
+        )
+    config = resolve({"data": request.data, **request.settings}, dict(request.file_settings))
+    name = f"{Path(request.data).name or 'data'}-{config.recipe}-{config.epochs}epochs"
+    return Path("studies") / (f"{name}-pretrained" if config.pretrained or config.weights_file else name)
+
+
+def _check_place(store: Store) -> None:
+    path = store.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--study {path} is a file. Name a folder.")
+    left = {"locks", "logs", ".DS_Store"}  # of a study that was being made
+    if path.is_dir() and not store.exists and any(entry.name not in left for entry in path.iterdir()):
+        raise UserError(f"{path} exists, and is neither a study nor empty. Name another folder with --study DIR.")
+
+
+def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
+    if request.data is None:
+        raise UserError(f"there is no study {store.path}. csham compare DATA --study {store.path} makes one.")
+    config = resolve({"data": request.data, **request.settings}, dict(request.file_settings))
+    networks = _networks(request, request.backbones or _BACKBONES, request.attentions or _ATTENTIONS)
+    networks, added = with_plain(networks)
+    _check_weights_file(config, networks)
+    for network in networks:
+        replace(config, **network.settings).check_names()
+    dataset = _open(request, config.image_size, preparing)
+    config = _resolved(config, dataset, request.machine)
+    study = Study(
+        data=_data(request.data, dataset),
+        settings={name: getattr(config, name) for name in SHARED_FIELDS},
+        networks=tuple(networks),
+        seeds=tuple(request.seeds) or tuple(range(_SEEDS)),
+        worthwhile=0.5 if request.worthwhile is None else request.worthwhile,
+        command=request.command,
+        weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
+    )
+    return Setup(store, study, dataset, _added(added))
+
+
+def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
+    study, dataset = store.study, None
+    if request.data is not None:
+        dataset = _open(request, study.data.image_size, preparing)
+    _check_settings(request, study, store.path)
+    if dataset is not None:
+        assert request.data is not None
+        _check_fingerprint(study, dataset, store.path)
+        study = replace(study, data=replace(study.data, source=request.data))
+    networks, added = with_plain([*study.networks, *_more_networks(request, study)])
+    for network in networks:
+        study.config(network, 0).check_names()
+    extended = study.extended(networks, request.seeds)
+    extended = replace(extended, networks=tuple(networks))
+    if request.worthwhile is not None:
+        extended = replace(extended, worthwhile=request.worthwhile)
+    if len(extended.cells()) > len(study.cells()) and request.command:
+        extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
+    return Setup(store, extended, dataset, _added(added))
+
+
+def _added(backbones: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name} without attention is added: the others are compared with it" for name in backbones)
+
+
+def _networks(request: Request, backbones: Sequence[str], attentions: Sequence[str]) -> list[Network]:
+    """Combine the names of a request; a list of networks stands alone where no names are given."""
+    if request.networks and not (request.backbones or request.attentions):
+        return list(request.networks)
+    return expand_networks(backbones, attentions, request.strategies, **request.attached) + list(request.networks)
+
+
+def _more_networks(request: Request, study: Study) -> list[Network]:
+    """Return what a request names beside a study; backbones alone get the study's attentions, and the reverse."""
+    ours = [network for network in study.networks if network.instead_of is None]
+    if request.attentions:
+        backbones = request.backbones or list(dict.fromkeys(network.backbone for network in ours))
+        return _networks(request, backbones, request.attentions)
+    if request.strategies or request.attached:
+        raise UserError("a study that exists is extended by --attentions; name them beside their strategies.")
+    networks = [replace(network, backbone=name) for name in request.backbones for network in ours]
+    for network in networks:
+        network.check_names()
+    return networks + list(request.networks)
+
+
+def _check_settings(request: Request, study: Study, where: Path) -> None:
+    """Refuse a setting that differs from the study's.
+
+    Where the study was named, what a call leaves out is as in the study; where only its settings led to it, they count
+    as a whole.
+    """
+    said = {**request.file_settings, **request.settings}
+    if request.folder is None:
+        config = resolve({"data": "-", **request.settings}, dict(request.file_settings))
+        said = {name: getattr(config, name) for name in SHARED_FIELDS}
+    elif said.get("recipe", study.settings["recipe"]) != study.settings["recipe"]:
+        if said["recipe"] not in RECIPES:
+            raise unknown_name("recipe", said["recipe"], RECIPES)
+        said = {**RECIPES[said["recipe"]].settings, **said}
+    for name in ("image_size", "crop", "precision"):
+        if said.get(name) in (None, "auto"):
+            said.pop(name, None)
+    changed = study.changed(said)
+    if study.weights_sha256 is not None and said.get("weights_file") is not None:
+        same = sha256_of(Path(said["weights_file"])) == study.weights_sha256
+        changed = [change for change in changed if change[0] != "weights_file" or not same]
+    if [name for name, _, _ in changed] == ["recipe"]:
+        return  # a name for the same settings
+    if changed:
+        differences = "; ".join(f"{name} is {old!r} there and {new!r} now" for name, old, new in changed)
+        raise UserError(
+            f"{where} was begun with other settings: {differences}. Results of both would not be comparable. Give the "
+            "old values, or begin another study: --study OTHER."
+        )
+
+
+def _check_fingerprint(study: Study, dataset: PackedDataset, where: Path) -> None:
+    now = describe_data(dataset)
+    if now["fingerprint"] == study.data.fingerprint:
+        return
+    counts = [(study.data.images, "images", now["images"]), (study.data.classes, "classes", len(now["classes"]))]
+    changes = [f"it had {old} {what} and has {new}" for old, what, new in counts if old != new]
+    change = changes[0] if changes else "its images changed"
+    raise UserError(
+        f"the data of {where} is not what the study began with: {change}. Put it back, or begin another study: "
+        "--study OTHER."
+    )
+
+
+def _open(request: Request, image_size: int | None, preparing: Preparing) -> PackedDataset:
+    assert request.data is not None
+    given = {"max_bad": request.machine["max_bad"]} if "max_bad" in request.machine else {}
+    return prepare(request.data, image_size=image_size, progress=preparing, **given)
+
+
+def _data(source: str, dataset: PackedDataset) -> Data:
+    found = describe_data(dataset)
+    return Data(source, len(found["classes"]), found["images"], found["image_size"], found["fingerprint"])
+
+
+def _resolved(config: TrainConfig, dataset: PackedDataset, machine: Mapping[str, Any]) -> TrainConfig:
+    """Replace what is left to the machine and the data, once for all runs of the study."""
+    # Imported here: the rest needs no PyTorch.
+    from csham.data.crops import check_crop  # noqa: PLC0415
+    from csham.training.machine import choose  # noqa: PLC0415
+
+    train_images = len(dataset.split(config.seed, config.validation).train)
+    return replace(
+        config,
+        precision=choose(replace(config, **machine), train_images).config.precision,
+        image_size=dataset.image_size,
+        crop=check_crop(config.crop, config.crop_scale, dataset.image_size),
+    )
+
+
+def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> None:
+    backbones = {network.backbone for network in networks}
+    if config.weights_file is not None and len(backbones) > 1:
+        raise UserError(
+            f"--weights-file holds the weights of one backbone, and the study has {len(backbones)}: "
+            f"{', '.join(sorted(backbones))}. Make a study of each."
+        )
+
+
+def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:
+    """Name the first setting in which a record and its cell differ."""
+    theirs, ours = record.get("config", {}), config.to_dict()
+    for name in theirs:
+        if name in ours and theirs[name] != ours[name]:
+            changed: dict[str, Any] = {name: _tuple(theirs[name])}
+            if cell_key(replace(config, **changed), "") != cell_key(config, ""):
+                return f"{name} is {theirs[name]!r} there and {ours[name]!r} in study.yaml"
+    if record.get("data", {}).get("fingerprint") != study.data.fingerprint:
+        return "the data has another fingerprint"
+    return "they differ in what their key stands for"
+
+
+_NAMES = ("data", "backbones", "attentions", "strategies", "networks", "seeds", "worthwhile")
+_SINGULAR = {"backbone": "backbones", "attention": "attentions", "strategy": "strategies", "seed": "seeds"}
+
+
+def _flattened(content: dict[str, Any]) -> dict[str, Any]:
+    """Make a request's file of a study's."""
+    if "format" not in content:
+        return content
+    data, settings = content.get("data"), content.get("settings")
+    source = {"data": data["source"]} if isinstance(data, dict) and "source" in data else {}
+    rest = {key: content[key] for key in content if key in ("networks", "seeds", "worthwhile")}
+    return source | rest | (settings if isinstance(settings, dict) else {})
+
+
+def _request(content: Mapping[str, Any]) -> Request:
+    known = (*_NAMES, *_ATTACHED, *SHARED_FIELDS, *MACHINE_FIELDS)
+    for key in content:
+        if key in _SINGULAR:
+            raise UserError(f"unknown key {key!r}. A study has several: write {_SINGULAR[key]}.")
+        if key not in known:
+            raise unknown_name("key", key, known)
+    data, worthwhile = content.get("data"), content.get("worthwhile")
+    if data is not None and not isinstance(data, str):
+        raise UserError(f"data must be the name of a dataset or the path of a folder, got {data!r}.")
+    if worthwhile is not None and (isinstance(worthwhile, bool) or not isinstance(worthwhile, int | float)):
+        raise UserError(f"worthwhile must be a number of percent, got {worthwhile!r}.")
+    networks = content.get("networks", [])
+    if not isinstance(networks, list):
+        raise UserError(f"networks must be a list of mappings, got {networks!r}.")
+    settings = {name: content[name] for name in SHARED_FIELDS if name in content}
+    TrainConfig(data="-", **settings)  # checks types and ranges, with the file's name
+    return Request(
+        data=data,
+        backbones=_words("backbones", content),
+        attentions=_words("attentions", content),
+        strategies=_words("strategies", content),
+        networks=tuple(Network.from_dict(value) for value in networks),
+        attached={name: _tuple(content[name]) for name in _ATTACHED if name in content},
+        seeds=read_seeds(content["seeds"]) if "seeds" in content else (),
+        file_settings=settings,
+        machine={name: content[name] for name in MACHINE_FIELDS if name in content},
+        worthwhile=worthwhile,
+    )
+
+
+def _words(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read a list of names, which may be written with commas."""
+    value = content.get(name, ())
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    # YAML reads a bare none as text, and ~ or null as nothing.
+    words = ["none" if word is None else word for word in value] if isinstance(value, list | tuple) else None
+    if words is None or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{name} must be a list of names, got {value!r}.")
+    return tuple(words)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def merged(file: Request, given: Request) -> Request:
+    """Put what the command line says over what a file says."""
+    found: dict[str, Any] = {}
+    for part in fields(Request):
+        ours, theirs = getattr(given, part.name), getattr(file, part.name)
+        if isinstance(ours, Mapping):
+            found[part.name] = {**theirs, **ours}
+        elif isinstance(ours, int | float):
+            found[part.name] = ours
+        else:
+            found[part.name] = ours or theirs
+    return Request(**found)
