@@ -56,3 +56,13 @@ def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
     assert "finished" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys):
+    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/comparing.md").read_text(encoding="utf-8"), flags=re.M)
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert "3/3" in capsys.readouterr().out

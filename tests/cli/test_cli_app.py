@@ -134,7 +134,9 @@ def test_usage_errors(csham, command):
     assert csham(*command.split())[0] == 2
 
 
-@pytest.mark.parametrize("command", ["--help", "train --help", "evaluate --help", "list --help", "prepare -h"])
+@pytest.mark.parametrize(
+    "command", ["--help", "train --help", "compare --help", "evaluate --help", "list --help", "prepare -h"]
+)
 def test_help(csham, command):
     code, out, _ = csham(*command.split())
     assert code == 0

@@ -159,7 +159,7 @@ def compare(
         outcome = _run(setup, request.machine, progress, jobs=jobs, shard=part, retry_failed=retry_failed, adopt=adopt)
     except KeyboardInterrupt:
         progress.close()
-        typer.echo("stopped at once; what was trained since the last checkpoints is lost.", err=True)
+        typer.echo("stopped at once.", err=True)
         raise typer.Exit(130) from None
     finally:
         progress.close()

@@ -208,6 +208,12 @@ class Study:
     command: str = ""
     weights_sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        value = self.worthwhile
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
+            raise UserError(f"--worthwhile is a difference of top-1 in percent, from 0 to below 100, got {value!r}.")
+        object.__setattr__(self, "worthwhile", float(value))
+
     def config(self, network: Network, seed: int) -> TrainConfig:
         """Put the settings of one run together."""
         return TrainConfig(data=self.data.source, **self.settings, **network.settings, seed=seed)

@@ -95,7 +95,7 @@ def _study(content: Mapping[str, Any]) -> Study:
         settings=_settings(content["settings"]),
         networks=_networks(content["networks"]),
         seeds=read_seeds(_list("seeds", content["seeds"])),
-        worthwhile=_worthwhile(content.get("worthwhile", 0.5)),
+        worthwhile=content.get("worthwhile", 0.5),
         command=_text("command", content.get("command", "")),
         weights_sha256=_text("weights_sha256", content["weights_sha256"]) if "weights_sha256" in content else None,
     )
@@ -129,12 +129,6 @@ def _networks(values: Any) -> tuple[Network, ...]:
     if not networks:
         raise UserError("networks is empty.")
     return tuple(dict.fromkeys(networks))
-
-
-def _worthwhile(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
-        raise UserError(f"--worthwhile is a difference of top-1 in percent, from 0 to below 100, got {value!r}.")
-    return float(value)
 
 
 def _list(name: str, value: Any) -> list[Any]:

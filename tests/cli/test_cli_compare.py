@@ -1,0 +1,321 @@
+"""Studies whose cells are done by a stand-in for workers, which trains nothing; grid, store and words are real."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from csham.study.store import Store
+from csham.study.study_file import read_study
+
+
+@pytest.fixture
+def compare(csham, images, tmp_path, monkeypatch):
+    """Call csham compare in an empty folder; ``.seeds()`` says which cells were run, ``.deeds`` what they shall do."""
+    monkeypatch.setattr("csham.study.engines.local._WORKER", "worker_without_torch")
+    places = [str(Path(__file__).parent.parent / "study"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
+    monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
+    monkeypatch.setenv("DEEDS", "{}")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*words, data=images, deeds=None):
+        monkeypatch.setenv("DEEDS", json.dumps(deeds or {}))
+        (tmp_path / "diary").write_text("")
+        return csham("compare", *([data] if data else []), *words)
+
+    call.ran = lambda: [int(line.split()[0]) for line in (tmp_path / "diary").read_text().splitlines()]
+    return call
+
+
+SMALL = ["--backbones", "lenet5", "--attentions", "se", "--seeds", "2", "--epochs", "1", "--batch-size", "8"]
+SMALL += ["--image-size", "32", "--precision", "fp32"]
+STUDY = Path("studies/animals-fast-1epochs")
+
+
+def test_a_study_is_made_run_and_gone_on_with(compare, images):
+    code, out, err = compare(*SMALL)
+    assert code == 0, err
+    assert "lenet5 without attention is added" in err
+    assert "[4/4] lenet5 + se, seed 1: top-1 50.00%" in err
+    assert str(STUDY) in out
+    assert [row.split()[-4:] for row in out.splitlines() if "2/2" in row] == [
+        ["lenet5", "2/2", "50.00", "0.000"],
+        ["se", "2/2", "50.00", "0.000"],
+    ]
+    study = read_study(STUDY)
+    assert [cell.label for cell in study.cells()][:2] == ["lenet5, seed 0", "lenet5 + se, seed 0"]
+    assert study.settings["crop"] == "pad"
+    assert study.data.source == str(images)
+    assert compare.ran() == [0, 0, 1, 1]
+    assert compare(*SMALL)[0] == 0
+    assert compare.ran() == []
+
+
+def test_more_seeds_and_attentions_run_only_what_is_new(compare):
+    compare(*SMALL)
+    assert compare("--study", STUDY, "--seeds", "0,5", data=None)[0] == 0
+    assert compare.ran() == [5, 5]
+    assert compare("--study", STUDY, "--attentions", "eca,se,cbam:reversed", data=None)[0] == 0
+    assert compare.ran() == [0, 0, 1, 1, 5, 5]
+    assert compare("--study", STUDY, "--backbones", "resnet20", data=None)[0] == 0
+    study = read_study(STUDY)
+    assert [network.label for network in study.networks][4:] == [
+        "resnet20", "resnet20 + se", "resnet20 + eca", "resnet20 + cbam (reversed)",
+    ]  # fmt: skip
+    assert len(Store(STUDY).records()) == len(study.cells()) == 24
+    assert study.command.count("csham compare") == 4
+    assert compare("--study", STUDY, "--worthwhile", "1.5", data=None)[0] == 0
+    assert read_study(STUDY).worthwhile == 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "2", "--study", STUDY], "epochs is 1 there and 2 now"),
+        (
+            ["--lr", "0.3", "--batch-size", "16", "--study", STUDY],
+            "batch_size is 8 there and 16 now; lr is 0.2 there and",
+        ),
+        (["--precision", "bf16", "--study", STUDY], "precision is 'fp32' there and 'bf16' now"),
+        (["--image-size", "16", "--study", STUDY], "image_size is 32 there and 16 now"),
+        (["--recipe", "paper", "--study", STUDY], "recipe is 'fast' there and 'paper' now; epochs is 1 there and 200"),
+        (["--epochs", "1"], "batch_size is 8 there and 128 now"),  # the folder is the default one: all settings count
+    ],
+)
+def test_a_changed_setting_is_refused(compare, words, message):
+    compare(*SMALL)
+    before = (STUDY / "study.yaml").read_text()
+    code, _, err = compare(*words)
+    assert code == 2
+    assert message in err
+    assert "--study OTHER" in err
+    assert (STUDY / "study.yaml").read_text() == before
+    assert compare.ran() == []
+
+
+def test_what_does_not_change_results_may_differ(compare):
+    compare(*SMALL)
+    words = ["--no-compile", "--device", "cpu", "--checkpoint-steps", "3", "--max-bad", "2", "--recipe", "fast"]
+    assert compare(*words, "--study", STUDY)[0] == 0
+
+
+def test_images_are_known_by_content(compare, images, tmp_path, write_images):
+    compare(*SMALL)
+    shutil.copytree(images, tmp_path / "moved")
+    assert compare("--study", STUDY, data=tmp_path / "moved")[0] == 0
+    assert read_study(STUDY).data.source == str(tmp_path / "moved")
+    other = write_images(tmp_path / "other", seed=5)
+    code, _, err = compare("--study", STUDY, data=other)
+    assert code == 2
+    assert "its images changed" in err
+    next((tmp_path / "moved" / "ant").iterdir()).unlink()
+    code, _, err = compare("--study", STUDY, data=tmp_path / "moved")
+    assert "it had 60 images and has 59" in err
+
+
+def test_a_grid_from_a_file_under_the_command_line(compare, tmp_path):
+    grid = {
+        "backbones": ["lenet5"], "attentions": ["none", None, "se"], "seeds": [3], "epochs": 1, "lr": 0.05,
+        "batch_size": 8, "precision": "fp32", "worthwhile": 1,
+        "networks": [{"backbone": "lenet5", "attention": "se", "gated": True}],
+    }  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    code, _, err = compare("--config", tmp_path / "grid.yaml", "--lr", "0.07", "--study", "mine")
+    assert code == 0, err
+    study = read_study(Path("mine"))
+    assert [network.label for network in study.networks] == ["lenet5", "lenet5 + se", "lenet5 + se (gated)"]
+    assert (study.seeds, study.settings["lr"], study.worthwhile) == ((3,), 0.07, 1.0)
+    assert study.settings["weight_decay"] == 5e-4  # of the recipe
+    code, _, err = compare("--config", "mine/study.yaml", "--study", "again", data=None)
+    assert code == 0, err
+    assert [cell.key for cell in read_study(Path("again")).cells()] == [cell.key for cell in study.cells()]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("attention: se", "A study has several: write attentions"),
+        ("epoch: 3", "unknown key 'epoch'. Did you mean 'epochs'"),
+        ("epochs: '3'", "--epochs must be a whole number"),
+        ("networks: se", "networks must be a list"),
+        ("networks: [{backbone: lenet5, gate: true}]", "Did you mean 'gated'"),
+        ("seeds: many", "--seeds takes"),
+        ("worthwhile: [1]", "worthwhile must be a number"),
+        ("- 1", "should hold names with values"),
+        ("a: [", "is not a YAML file"),
+    ],
+)
+def test_a_grid_that_cannot_be(compare, tmp_path, grid, message):
+    (tmp_path / "grid.yaml").write_text(grid)
+    code, _, err = compare("--config", tmp_path / "grid.yaml")
+    assert code == 2
+    assert message in err
+    assert str(tmp_path / "grid.yaml") in err
+    assert not Path("studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--backbones lenet6", "Did you mean 'lenet5'"),
+        ("--attentions cbma", "Did you mean 'cbam'"),
+        ("--attentions csham:tranfer", "Did you mean 'transfer'"),
+        ("--attentions se:transfer", "'se' has none"),
+        ("--strategies tranfer", "Did you mean 'transfer'"),
+        ("--attentions ,", "--attentions names nothing"),
+        ("--attentions se --period 3", "--period is a setting of strategy 'transfer'"),
+        ("--seeds 0", "--seeds takes"),
+        ("--shard 0/2", "--shard takes"),
+        ("--shard 3/2", "--shard takes"),
+        ("--shard half", "--shard takes"),
+        ("--jobs 0", "--jobs must be at least 1"),
+        ("--recipe fats", "Did you mean 'fast'"),
+        ("--epochs 0", "--epochs must be at least 1"),
+        ("--worthwhile -1", "--worthwhile"),
+        ("--study taken.txt", "is a file"),
+        ("--study taken", "is neither a study nor empty"),
+        ("--precision fp16 --device cpu", "fp16 needs CUDA"),
+        ("--weights-file nowhere.pt", "there is no file of weights nowhere.pt"),
+        ("--backbones lenet5 --pretrained", "no pretrained weights"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_leaves_nothing_behind(compare, words, message):
+    Path("taken").mkdir()
+    Path("taken/thesis.txt").touch()
+    Path("taken.txt").touch()
+    code, _, err = compare(*words.split())
+    assert code == 2
+    assert message in err
+    assert sorted(path.name for path in Path().iterdir()) == ["taken", "taken.txt"]
+    assert compare.ran() == []
+
+
+def test_without_data(compare):
+    code, _, err = compare(data=None)
+    assert code == 2
+    assert "no data" in err
+    code, _, err = compare("--study", "nowhere", data=None)
+    assert code == 2
+    assert "there is no study nowhere" in err
+
+
+def test_failed_cells_are_listed_with_the_way_on(compare):
+    code, out, err = compare(*SMALL, deeds={"1": ["fail"]})
+    assert code == 1
+    assert "1 failed:\n  lenet5, seed 1: E: m\n" in err
+    assert f"csham compare --study {STUDY} --retry-failed" in err
+    assert "1/2" in out
+    assert compare("--study", STUDY, data=None)[0] == 1
+    assert compare.ran() == []
+    assert compare("--study", STUDY, "--retry-failed", data=None)[0] == 0
+    assert compare.ran() == [1]
+
+
+def test_json(compare):
+    code, out, _ = compare(*SMALL, "--json", "--quiet", deeds={"1": ["fail"]})
+    found = json.loads(out)
+    assert code == 1
+    assert (found["study"], found["finished"]) == (str(STUDY), False)
+    assert [(cell["network"], cell["seed"], cell["state"], cell["top1"]) for cell in found["cells"]] == [
+        ("lenet5", 0, "done", 50.0),
+        ("lenet5 + se", 0, "done", 50.0),
+        ("lenet5", 1, "failed", 50.0),
+        ("lenet5 + se", 1, "done", 50.0),
+    ]
+
+
+def test_shards_do_their_part(compare):
+    assert compare(*SMALL, "--shard", "2/2")[0] == 0
+    assert {record["label"] for record in Store(STUDY).records()} == {"lenet5 + se"}
+    assert compare(*SMALL, "--shard", "1/2", "--quiet")[0] == 0
+    assert len(Store(STUDY).records()) == 4
+
+
+@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_says_how_to_go_on(compare, monkeypatch, signum, expected):
+    from csham.study.progress import PlainStudyProgress
+
+    def stop(self, job, label, where, fraction, images_per_s):
+        if fraction:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(PlainStudyProgress, "cell", stop)
+    code, _, err = compare(*SMALL, deeds={"1": ["sleep"]})
+    assert code == expected, err
+    assert f"To go on: csham compare --study {STUDY}" in err
+    assert len(Store(STUDY).records()) == 2
+
+
+def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):
+    compare(*SMALL)
+    text = (STUDY / "study.yaml").read_text()
+    (STUDY / "study.yaml").write_text(text.replace("lr: 0.2\n", "lr: 0.3\n"))
+    records = (STUDY / "records.jsonl").read_text().splitlines()
+    with (STUDY / "records.jsonl").open("w") as file:  # the stand-in for workers does not write settings down
+        for line in records:
+            file.write(json.dumps(json.loads(line) | {"config": {"lr": 0.2, "epochs": 1}}) + "\n")
+    code, _, err = compare("--study", STUDY, data=None)
+    assert code == 2
+    assert "of lenet5, seed 0, lr is 0.2 there and 0.3 in study.yaml" in err
+    (STUDY / "study.yaml").write_text(text.replace("- 0\n- 1\n", "- 1\n"))
+    code, _, err = compare("--study", STUDY, data=None)
+    assert code == 0
+    assert "2 records of networks or seeds that study.yaml does not name are left out" in err
+
+
+def test_a_torn_line_is_told_and_its_cell_done_again(compare):
+    compare(*SMALL)
+    content = (STUDY / "records.jsonl").read_bytes()
+    (STUDY / "records.jsonl").write_bytes(content[:-30])
+    code, _, err = compare("--study", STUDY, data=None)
+    assert code == 0
+    assert "ended in the middle of a record" in err
+    assert compare.ran() == [1]
+
+
+def test_a_dry_run_lists_cells_and_hours_and_makes_nothing(compare, monkeypatch):
+    small = [word if word != "se" else "simam" for word in SMALL]
+    code, out, err = compare(*small, "--dry-run", "--device", "cpu")
+    assert code == 0, err
+    assert out.count("to do") == 5
+    assert "4 cells to do: about 1 minute, estimated from a few training steps" in out
+    assert not Path("studies").exists()
+    compare(*small)
+    run = STUDY / "runs" / "lenet5-seed7"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / "metrics.csv").write_text("epoch\n")
+    before = (STUDY / "study.yaml").read_text()
+    code, out, _ = compare("--dry-run", "--seeds", "0,7", "--device", "cpu", "--json", "--study", STUDY)
+    found = json.loads(out)
+    assert [(cell["network"], cell["seed"], cell["state"]) for cell in found["cells"]][4:] == [
+        ("lenet5", 7, "cut off"),
+        ("lenet5 + simam", 7, "to do"),
+    ]
+    assert found["cells"][0]["state"] == "done"
+    assert found["cells"][0]["estimated_hours"] is None
+    hours = [cell["estimated_hours"] for cell in found["cells"][4:]]
+    assert all(0 < value < 0.1 for value in hours)
+    assert found["estimated_hours"] == pytest.approx(sum(hours))
+    assert (STUDY / "study.yaml").read_text() == before
+
+
+def test_a_dry_run_names_a_network_that_cannot_be_trained(compare):
+    words = [word if word != "se" else "csham:transfer" for word in SMALL]
+    code, out, err = compare(*words, "--dry-run", "--device", "cpu")
+    assert code == 0
+    assert "lenet5 + csham (transfer) cannot be trained: UserError: strategy 'transfer' needs a stage with two" in err
+    assert "about" not in out
+
+
+def test_adopting_needs_runs(compare):
+    code, _, err = compare(*SMALL, "--adopt", "nowhere")
+    assert code == 2
+    assert "--adopt nowhere: there is no run folder in it" in err

@@ -1,0 +1,254 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from csham.errors import UserError
+from csham.study.engines import plan_tasks
+from csham.study.engines.local import run_local
+from csham.study.grid import Data, Network
+from csham.study.progress import StudyProgress
+from csham.study.store import Store
+
+
+class Told(StudyProgress):
+    def __init__(self):
+        self.notes, self.records, self.jobs = [], [], set()
+        self.on_cell = lambda: None
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def ended(self, job, record):
+        self.records.append((job, record))
+
+    def cell(self, job, label, where, fraction, images_per_s):
+        self.jobs.add(job)
+        if fraction:
+            self.on_cell()
+
+
+@pytest.fixture
+def stand_in(make_study, tmp_path, monkeypatch):
+    """Function that runs cells of one network and several seeds in workers that need no PyTorch."""
+    monkeypatch.setattr("csham.study.engines.local._WORKER", "worker_without_torch")
+    places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
+    monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    store = Store(tmp_path / "study")
+    with store.changing_study():
+        store.write_study(make_study([Network("lenet5")], range(3)))
+
+    def run(told=None, *, retry_failed=False, deeds=None, **options):
+        monkeypatch.setenv("DEEDS", json.dumps(deeds or {}))
+        tasks = plan_tasks(store.study, store.by_key(), retry_failed=retry_failed)
+        return run_local(store, tasks, {"device": "cpu"}, told or Told(), **options)
+
+    run.store = store
+    run.diary = lambda: [line.split() for line in (tmp_path / "diary").read_text().splitlines()]
+    return run
+
+
+def states(store):
+    found = {record["seed"]: (record["status"], record["attempts"]) for record in store.records()}
+    return [found.get(seed) for seed in range(3)]
+
+
+def test_one_worker_does_all_cells_in_their_order(stand_in):
+    told = Told()
+    assert stand_in(told).signum is None
+    assert states(stand_in.store) == [("done", 1)] * 3
+    assert [record["seed"] for _, record in told.records] == [0, 1, 2]
+    assert len({pid for _, pid, _ in stand_in.diary()}) == 1
+    assert not stand_in.store.is_claimed(stand_in.store.study.cells()[0].key)
+
+
+def test_jobs_share_the_cells_and_the_cores(stand_in, monkeypatch):
+    monkeypatch.setattr("csham.study.engines.local._cores", lambda: 9)
+    stand_in(jobs=2)
+    assert states(stand_in.store) == [("done", 1)] * 3
+    assert {threads for _, _, threads in stand_in.diary()} == {"4"}
+
+
+def test_threads_that_the_user_set_stay(stand_in, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    stand_in()
+    assert {threads for _, _, threads in stand_in.diary()} == {"7"}
+
+
+def test_a_worker_that_dies_is_replaced_and_its_cell_has_a_second_chance(stand_in):
+    told = Told()
+    stand_in(told, deeds={"0": ["die"], "1": ["die", "die"]})
+    assert states(stand_in.store) == [("done", 1), ("failed", 1), ("done", 1)]
+    error = next(record for record in stand_in.store.records() if record["seed"] == 1)["error"]
+    assert "killed (signal 9; out of memory?), 2 times" in error["message"]
+    assert sum("going on from its last checkpoint" in note for note in told.notes) == 2
+    assert len({pid for _, pid, _ in stand_in.diary()}) == 4
+
+
+def test_failed_cells_wait_for_retry_failed(stand_in):
+    stand_in(deeds={"1": ["fail and leave", "fail"]})
+    assert states(stand_in.store) == [("done", 1), ("failed", 1), ("done", 1)]
+    stand_in()
+    assert len(stand_in.diary()) == 3
+    stand_in(retry_failed=True, deeds={"1": ["fail", "fail"]})
+    assert states(stand_in.store)[1] == ("failed", 2)
+    stand_in(retry_failed=True)
+    assert states(stand_in.store)[1] == ("done", 3)
+    assert len(stand_in.diary()) == 5
+
+
+def test_what_no_cell_can_do_anything_about_ends_the_call(stand_in):
+    with pytest.raises(UserError, match="the disk is full"):
+        stand_in(deeds={"0": ["fatal"]})
+    assert stand_in.store.records() == []
+
+
+def test_a_worker_that_cannot_start_is_told_with_its_words(stand_in):
+    with pytest.raises(UserError, match=r"could not start \(exit code 3\)(.|\n)*no such device"):
+        stand_in(deeds={"0": "no start"})
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_workers_and_records_nothing(stand_in, signum):
+    told = Told()
+    told.on_cell = lambda: os.kill(os.getpid(), signum)
+    assert stand_in(told, deeds={"0": ["sleep"]}).signum == signum
+    assert stand_in.store.records() == []
+    assert stand_in.diary()[-1] == ["stopped"]
+    assert "once more stops at once" in told.notes[0]
+    assert not stand_in.store.is_claimed(stand_in.store.study.cells()[0].key)
+
+
+def test_cells_under_way_elsewhere_are_waited_for(stand_in):
+    store, told = stand_in.store, Told()
+    key = store.study.cells()[0].key
+    elsewhere = store.claim(key)
+
+    def finish():
+        while len(store.records()) < 2:
+            time.sleep(0.05)
+        done = store.records()[0]
+        store.append(done | {"key": key, "seed": 0})
+        elsewhere.release()
+
+    other = threading.Thread(target=finish)
+    other.start()
+    stand_in(told)
+    other.join()
+    assert states(store) == [("done", 1)] * 3
+    assert [row[0] for row in stand_in.diary()] == ["1", "2"]
+    assert (None, 0) in [(job, record["seed"]) for job, record in told.records]
+    assert "waiting for 1 cell of this study under way in other processes" in told.notes
+
+
+def test_a_shard_leaves_cells_under_way_elsewhere_to_others(stand_in):
+    told = Told()
+    with stand_in.store.claim(stand_in.store.study.cells()[0].key):
+        stand_in(told, wait=False)
+    assert states(stand_in.store) == [None, ("done", 1), ("done", 1)]
+    assert any("left to other processes" in note for note in told.notes)
+
+
+def test_shards_share_out_every_cell(make_study):
+    study = make_study(None, range(5))
+    parts = [plan_tasks(study, {}, shard=(part, 3)) for part in (1, 2, 3)]
+    assert [task.cell for task in parts[1]] == study.cells()[1::3]
+    assert {task.cell.key for part in parts for task in part} == {cell.key for cell in study.cells()}
+    assert sum(map(len, parts)) == 10
+
+
+def test_gpus_are_given_out_one_to_a_job(monkeypatch):
+    from csham.study.engines import local
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
+    assert local._gpus({}) == ["2", "GPU-abc"]
+    assert local._gpus({"device": "cuda"}) == ["2", "GPU-abc"]
+    assert local._gpus({"device": "cpu"}) == local._gpus({"device": "cuda:1"}) == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(local.shutil, "which", lambda name: name)
+    listed = subprocess.CompletedProcess([], 0, "GPU 0: NVIDIA A (UUID: x)\n  MIG 1g\nGPU 1: NVIDIA A (UUID: y)\n")
+    monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: listed)
+    assert local._gpus({}) == ["0", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers through /proc")
+def test_two_compares_share_a_study_whatever_is_killed(make_study, images, tmp_path):
+    """Real processes: a worker is killed, then a whole compare; the records are those of an undisturbed study."""
+    from csham.data import prepare
+    from csham.data.identity import describe_data
+    from csham.study.cell import CellRunner
+
+    found = describe_data(prepare(str(images), image_size=32))
+    study = make_study(
+        [Network("lenet5"), Network("lenet5", "simam")], [0, 1], data=str(images), epochs=6, batch_size=8
+    )
+    study = replace(study, data=Data(str(images), 3, found["images"], 32, found["fingerprint"]))
+    shared, whole = Store(tmp_path / "shared"), Store(tmp_path / "whole")
+    for store in (shared, whole):
+        with store.changing_study():
+            store.write_study(study)
+
+    words = ["compare", "--study", str(shared.path), "--no-compile", "--device", "cpu", "--checkpoint-steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "csham", *words]
+    with subprocess.Popen([*command, "--quiet"], env=environment, stdout=subprocess.DEVNULL) as first:
+        second = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        worker = wait_for(lambda: under_way(shared, first.pid), first)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: (pid := under_way(shared, first.pid)) and pid != worker, first)
+        first.kill()
+    said, complaints = second.communicate(timeout=500)
+    assert second.returncode == 0, complaints
+    assert "2/2" in said
+
+    lines = [json.loads(line) for line in shared.records_file.read_text().splitlines()]
+    assert sorted(line["key"] for line in lines) == sorted(cell.key for cell in study.cells())  # each exactly once
+    runner = CellRunner(whole, {"device": "cpu", "compile": False})
+    for cell in study.cells():
+        assert same(shared.by_key()[cell.key], runner.run(cell.key))
+        ours, theirs = (torch.load(s.run_folder(cell.name) / "checkpoints/last.ckpt") for s in (shared, whole))
+        assert all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items()), cell.label
+
+
+def under_way(store, engine):
+    """The worker of an engine that has trained a step or more of a cell, or None."""
+    children = Path(f"/proc/{engine}/task/{engine}/children")
+    for pid in map(int, children.read_text().split()):
+        open_files = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        for run in store.path.glob("runs/*"):
+            if str(run / "checkpoints/.lock") in open_files and (run / "metrics.csv").exists():
+                return pid
+    return None
+
+
+def wait_for(condition, process):
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        assert process.poll() is None, "it ended too early"
+        try:
+            if found := condition():
+                return found
+        except OSError:  # a process that has just ended
+            pass
+        time.sleep(0.002)
+    raise AssertionError("it never came to that")
+
+
+def same(ours, theirs):
+    keep = ("key", "status", "label", "seed", "per_class", "attempts", "classes")
+    accuracies = ("loss", "top1", "top5", "kappa", "validation_chosen")
+    return all(ours[name] == theirs[name] for name in keep) and all(
+        ours["result"][name] == theirs["result"][name] for name in accuracies
+    )

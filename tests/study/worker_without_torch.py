@@ -1,0 +1,63 @@
+"""Stands in for csham.study.worker: speaks its language, trains nothing, and does what the backbone's seed asks for."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from csham.study.store import Store
+
+store = Store(sys.argv[1])
+deeds = json.loads(os.environ["DEEDS"])  # by seed: what to do at the first, second, ... attempt
+
+
+def say(event, **content):
+    print(json.dumps({"event": event, **content}), flush=True)
+
+
+if "no start" in deeds.values():
+    print("no such device", file=sys.stderr)
+    sys.exit(3)
+cells = {cell.key: cell for cell in store.study.cells()}
+for line in sys.stdin:
+    task = json.loads(line)
+    if task is None:
+        break
+    cell = cells[task["key"]]
+    claim = store.claim(cell.key, task["attempts"])
+    if claim is None:
+        say("ended", status=None, leaving=False)
+        continue
+    with claim:
+        log = Path(os.environ["DIARY"])
+        with log.open("a") as file:
+            print(cell.seed, os.getpid(), os.environ.get("OMP_NUM_THREADS"), file=file)
+        wanted = deeds.get(str(cell.seed), [])
+        tried = sum(line.split()[0] == str(cell.seed) for line in log.read_text().splitlines())
+        deed = wanted[tried - 1] if tried <= len(wanted) else "done"
+        if deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if deed == "fatal":
+            say("fatal", message="the disk is full")
+            sys.exit(2)
+        if deed == "sleep":
+            say("step", where="epoch 1/1", fraction=0.5, images_per_s=1.0)
+            try:
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+                time.sleep(60)
+            finally:
+                log.write_text(log.read_text() + "stopped\n")
+        status = "failed" if deed in ("fail", "fail and leave") else "done"
+        store.append(
+            {
+                "format": 1, "key": cell.key, "status": status, "label": cell.network.label, "seed": cell.seed,
+                "attempts": task["attempts"] + 1, "error": {"type": "E", "message": "m"},
+                "result": {"top1": 50.0, "seconds": 1.0},
+            }
+        )  # fmt: skip
+    leaving = deed == "fail and leave"
+    say("ended", status=status, leaving=leaving)
+    if leaving:
+        break
