@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from csham.cli.common import (
     JsonOption,
     QuietOption,
     print_json,
-    print_table,
     split_list,
     split_numbers,
 )
@@ -245,18 +243,21 @@ def _part(study: Study, shard: tuple[int, int]) -> list[Cell]:
 
 def _conclude(store: Store, shard: tuple[int, int], outcome: Outcome, *, as_json: bool) -> None:
     """Say what came out, and end with the exit code that says whether it is all."""
+    # Imported here: scipy and what draws take seconds, which the first cell need not wait for.
+    from csham.cli.study_results import print_results  # noqa: PLC0415
+    from csham.report.study_report import write_report  # noqa: PLC0415
+
     study, records = store.study, store.by_key()
     cells = _part(study, shard)
     failed = [records[cell.key] for cell in cells if records.get(cell.key, {}).get("status") == "failed"]
     missing = [cell for cell in cells if cell.key not in records]
-    everything = all(cell.key in records for cell in study.cells())
-    if everything and outcome.signum is None:
-        # The study's end: csham.study.costs.measure_costs(store.path, ...), then the verdict and the report.
-        pass
+    report = write_report(store.path)
     if as_json:
-        print_json(_as_json(store, study, records))
+        print_json(_as_json(store, study, records) | {"results": report.results.to_dict(), "report": str(report.page)})
     else:
-        _print_results(store, study, records)
+        print_results(f"{store.path}: test top-1 of the last epoch", report.results)
+        print(report.results.headline)
+        print(f"report: {shlex.quote(str(report.page))}")
     if outcome.signum is not None:
         typer.echo(f"stopped, and saved. To go on: csham compare --study {shlex.quote(str(store.path))}", err=True)
         raise typer.Exit(128 + outcome.signum)
@@ -294,15 +295,3 @@ def _as_json(store: Store, study: Study, records: Mapping[str, Mapping[str, Any]
             }
         )
     return {"study": str(store.path), "finished": all(cell["state"] == "done" for cell in cells), "cells": cells}
-
-
-def _print_results(store: Store, study: Study, records: Mapping[str, Mapping[str, Any]]) -> None:
-    rows = []
-    for network in study.networks:
-        cells = [cell for cell in study.cells() if cell.network == network]
-        done = [records[c.key] for c in cells if records.get(c.key, {}).get("status") == "done"]
-        top1 = [float(record["result"]["top1"]) for record in done]
-        mean = statistics.fmean(top1) if top1 else None
-        deviation = statistics.stdev(top1) if len(top1) > 1 else None
-        rows.append([network.label, f"{len(done)}/{len(cells)}", mean, deviation])
-    print_table(f"{store.path}: test top-1, %, last epoch", ["network", "seeds", "mean", "deviation"], rows)
