@@ -14,7 +14,7 @@ from pathlib import Path
 from csham.cli import main
 
 GRID = ["--backbones", "resnet14", "--attentions", "none,se,csham:transfer", "--seeds", "2"]
-SETTINGS = ["--recipe", "quick", "--epochs", "3", "--batch-size", "32", "--jobs", "2"]
+SETTINGS = ["--recipe", "quick", "--epochs", "2", "--batch-size", "32", "--jobs", "2"]
 
 
 def demo(folder: Path) -> int:
