@@ -85,6 +85,17 @@ class Store:
         finally:
             lock.release()
 
+    @contextmanager
+    def concluding(self) -> Iterator[None]:
+        """Hold the lock under which costs and report are made: of several processes that end together, one by one."""
+        lock = self._lock("conclusion", wait=True, seconds=-1)
+        with writing_in(self.path):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def write_study(self, study: Study) -> None:
         """Write ``study.yaml``; call it within :meth:`changing_study`."""
         with writing_in(self.path):
@@ -191,14 +202,14 @@ class Store:
                 return False
         return True
 
-    def _lock(self, name: str, *, wait: bool) -> filelock.BaseFileLock:
+    def _lock(self, name: str, *, wait: bool, seconds: float = _WAIT_SECONDS) -> filelock.BaseFileLock:
         folder = self.path / "locks"
         with writing_in(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         # Not shared within the process: two claims of one cell must exclude each other there too.
-        return filelock.FileLock(folder / f"{name}.lock", timeout=_WAIT_SECONDS if wait else 0)
+        return filelock.FileLock(folder / f"{name}.lock", timeout=seconds if wait else 0)
 
     def _lines(self) -> list[bytes]:
         """Return the lines that are complete."""
