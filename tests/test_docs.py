@@ -66,3 +66,4 @@ def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys)
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
     assert "3/3" in capsys.readouterr().out
+    assert Path("studies/digits-quick-1epochs/report/index.html").is_file()

@@ -242,7 +242,7 @@ def wait_for(condition, process):
                 return found
         except OSError:  # a process that has just ended
             pass
-        time.sleep(0.002)
+        time.sleep(0.02)
     raise AssertionError("it never came to that")
 
 

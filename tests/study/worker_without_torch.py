@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from csham.study.run_record import failed_record, now
 from csham.study.store import Store
 
 store = Store(sys.argv[1])
@@ -20,7 +21,8 @@ def say(event, **content):
 if "no start" in deeds.values():
     print("no such device", file=sys.stderr)
     sys.exit(3)
-cells = {cell.key: cell for cell in store.study.cells()}
+study = store.study
+cells = {cell.key: cell for cell in study.cells()}
 for line in sys.stdin:
     task = json.loads(line)
     if task is None:
@@ -43,20 +45,32 @@ for line in sys.stdin:
             say("fatal", message="the disk is full")
             sys.exit(2)
         if deed == "sleep":
-            say("step", where="epoch 1/1", fraction=0.5, images_per_s=1.0)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             try:
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+                say("step", where="epoch 1/1", fraction=0.5, images_per_s=1.0)
                 time.sleep(60)
             finally:
                 log.write_text(log.read_text() + "stopped\n")
         status = "failed" if deed in ("fail", "fail and leave") else "done"
-        store.append(
-            {
-                "format": 1, "key": cell.key, "status": status, "label": cell.network.label, "seed": cell.seed,
-                "attempts": task["attempts"] + 1, "error": {"type": "E", "message": "m"},
-                "result": {"top1": 50.0, "seconds": 1.0},
+        record = failed_record(
+            study,
+            cell,
+            {"type": "E", "message": "m"},
+            run=f"runs/{cell.name}",
+            started=now(),
+            attempts=task["attempts"] + 1,
+        )
+        if status == "done":
+            del record["error"]
+            record |= {
+                "status": "done",
+                "classes": ["ant", "bee", "cow"],
+                "result": {"top1": 50.0, "seconds": 1.0, "params": 1000},
+                "history": [{"epoch": 1, "train_loss": 1.0, "train_top1": 50.0, "val_top1": 50.0, "val_loss": 1.0}],
+                "per_class": {"correct": [1, 1, 1], "total": [2, 2, 2]},
+                "environment": {"threads": 1},
             }
-        )  # fmt: skip
+        store.append(record)
     leaving = deed == "fail and leave"
     say("ended", status=status, leaving=leaving)
     if leaving:
