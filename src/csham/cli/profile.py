@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csham.attach.names import STRATEGIES
-from csham.backbones.names import BACKBONES
+from csham.backbones.lookup import find_backbone
 from csham.cli.common import (
     MACHINE,
     OUTPUT,
@@ -251,7 +251,7 @@ def _title(network: dict[str, Any], machine: dict[str, Any], comparison: Compari
 
 
 def _usual_size(backbone: str) -> int:
-    entry = BACKBONES.get(backbone)
+    entry = find_backbone(backbone).entry
     return 32 if entry is not None and entry.library == "csham" else 224
 
 
