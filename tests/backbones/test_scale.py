@@ -61,7 +61,7 @@ def test_a_wide_resnet_takes_a_factor_on_its_own_width():
 @pytest.mark.parametrize(
     "backbone",
     ["resnet18@width=0.5", "resnext50_32x4d@width=0.3", "resnext50_grouped@width=0.3", "densenet121@width=0.5",
-     "mobilenetv2_100@width=0.5", "vgg11_bn@width=0.2", "resnet18@depth=14", "densenet121@depth=101"],
+     "mobilenetv2_100@width=0.5", "vgg11_bn@width=0.2", "resnet18@depth=16", "densenet121@depth=101"],
 )  # fmt: skip
 def test_timms_networks_shrink_and_run(backbone):
     model = create_model(backbone, num_classes=100, image_size=32)

@@ -14,7 +14,7 @@ from torch import nn
 from csham.backbones.scale import Scale
 from csham.errors import UserError
 
-__all__ = ["scaled_timm_network"]
+__all__ = ["scaled_timm_network", "timm_depth"]
 
 # Channels divide by this, which every number of groups among these networks does too once a block has narrowed them.
 _DIVISOR = 8
@@ -44,8 +44,7 @@ def scaled_timm_network(name: str, scale: Scale, num_classes: int, in_chans: int
         return _mobilenet(plain, scale.width or 1.0, settings)
     if plain.startswith("vgg"):
         return _vgg(plain, scale.width or 1.0, settings)
-    with torch.device("meta"):
-        model = timm.create_model(plain)
+    model = _on_meta(plain)
     if isinstance(model, ResNet):
         return timm.create_model(plain, **_resnet(plain, model, scale), **settings)
     if isinstance(model, DenseNet):
@@ -53,9 +52,37 @@ def scaled_timm_network(name: str, scale: Scale, num_classes: int, in_chans: int
     raise UserError(f"{name}@{scale}: {type(model).__name__} has no width or depth that could be changed here.")
 
 
+def timm_depth(name: str) -> tuple[int, int]:
+    """Return the weight layers of a ResNet or DenseNet of timm's, and those of one more block.
+
+    Raises:
+        UserError: The network is of another kind.
+    """
+    model = _on_meta(name.partition(".")[0])
+    if isinstance(model, ResNet):
+        per_block = 3 if isinstance(model.layer1[0], Bottleneck) else 2
+        return 2 + per_block * sum(map(len, _stages(model))), per_block
+    if isinstance(model, DenseNet):
+        return 5 + 2 * sum(_dense_layers(model)), 2
+    raise UserError(f"{name}: {type(model).__name__} has no depth that could be changed here.")
+
+
+def _on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(name)
+    return model
+
+
+def _stages(model: ResNet) -> list[nn.Sequential]:
+    return [getattr(model, f"layer{number}") for number in range(1, 5)]
+
+
+def _dense_layers(model: DenseNet) -> list[int]:
+    return [len(list(getattr(model.features, f"denseblock{number}").children())) for number in range(1, 5)]
+
+
 def _resnet(name: str, model: ResNet, scale: Scale) -> dict[str, Any]:
-    stages = [getattr(model, f"layer{number}") for number in range(1, 5)]
-    bottleneck = isinstance(stages[0][0], Bottleneck)
+    stages = _stages(model)
     settings: dict[str, Any] = {}
     if scale.width is not None:
         expansion = stages[0][0].expansion
@@ -64,26 +91,26 @@ def _resnet(name: str, model: ResNet, scale: Scale) -> dict[str, Any]:
         settings["channels"] = tuple(_rounded(channels * scale.width, 2 * _DIVISOR) for channels in own)
     if scale.depth is not None:
         layers = [len(stage) for stage in stages]
-        per_block = 3 if bottleneck else 2
-        layers[2] += _blocks_more(name, scale.depth, 2 + per_block * sum(layers), per_block, layers[2])
+        layers[2] += _blocks_more(name, scale.depth, layers[2])
         settings["layers"] = tuple(layers)
     return settings
 
 
 def _densenet(name: str, model: DenseNet, scale: Scale) -> dict[str, Any]:
-    blocks = [sum(1 for child in getattr(model.features, f"denseblock{number}").children()) for number in range(1, 5)]
+    blocks = _dense_layers(model)
     settings: dict[str, Any] = {}
     if scale.width is not None:
         growth = model.features.denseblock1.denselayer1.conv2.out_channels
         settings["growth_rate"] = max(1, round(growth * scale.width))
     if scale.depth is not None:
-        blocks[2] += _blocks_more(name, scale.depth, 5 + 2 * sum(blocks), 2, blocks[2])
+        blocks[2] += _blocks_more(name, scale.depth, blocks[2])
         settings["block_config"] = tuple(blocks)
     return settings
 
 
-def _blocks_more(name: str, depth: int, own: int, per_block: int, blocks: int) -> int:
+def _blocks_more(name: str, depth: int, blocks: int) -> int:
     """Return how many blocks a stage of ``blocks`` gets, so that the network has ``depth`` layers."""
+    own, per_block = timm_depth(name)
     more, rest = divmod(depth - own, per_block)
     if rest or blocks + more < 1:
         least = own - per_block * (blocks - 1)
