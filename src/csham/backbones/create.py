@@ -15,6 +15,7 @@ from csham.backbones.cifar import CifarResNet
 from csham.backbones.lenet import LeNet5
 from csham.backbones.lookup import Found, check_backbone, find_backbone
 from csham.backbones.names import BackboneName
+from csham.backbones.scale import Scale
 from csham.backbones.sizes import check_size
 from csham.backbones.weights import load_weights_file
 from csham.backbones.wide import WideResNet
@@ -51,7 +52,8 @@ def create_model(
 
     Args:
         backbone: One of ``csham list backbones``, or any network of timm's or torchvision's
-            (:func:`csham.backbones.lookup.find_backbone` says which of them a name means).
+            (:func:`csham.backbones.lookup.find_backbone` says which of them a name means). ``NAME@width=1.25`` and
+            ``NAME@depth=26`` give many of them other channels or layers.
         attention: One of ``csham list attentions``; None or ``"none"`` for the plain backbone.
         strategy: How the attention is connected, one of ``csham list strategies``.
         period: Of strategy ``"transfer"``; see :func:`csham.attach`, and for the next four.
@@ -115,7 +117,7 @@ def _create_backbone(
     new: tuple[str, ...] = ()
     if found.library == "csham":
         assert found.entry is not None
-        model = _own(found.entry, num_classes, in_chans)
+        model = _own(found.entry, found.scale or Scale(), num_classes, in_chans)
     else:
         model = _from_library(found, num_classes, in_chans, pretrained and weights_file is None)
         new = _change(model, found.entry, small=image_size <= _SMALL_IMAGE)
@@ -126,15 +128,21 @@ def _create_backbone(
     return model
 
 
-def _own(entry: BackboneName, num_classes: int, in_chans: int) -> nn.Module:
+def _own(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> nn.Module:
+    factor = scale.width or 1.0
     if entry.depth is None:
-        return LeNet5(num_classes, in_chans)
+        return LeNet5(num_classes, in_chans, width=factor)
+    depth = scale.depth or entry.depth
     if entry.width is None:
-        return CifarResNet(entry.depth, num_classes, in_chans)
-    return WideResNet(entry.depth, entry.width, num_classes, in_chans)
+        return CifarResNet(depth, num_classes, in_chans, width=factor)
+    return WideResNet(depth, entry.width * factor, num_classes, in_chans)
 
 
 def _from_library(found: Found, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
+    if found.scale is not None:
+        from csham.backbones.scaled import scaled_timm_network  # noqa: PLC0415  imports timm too
+
+        return scaled_timm_network(found.name, found.scale, num_classes, in_chans)
     from csham.backbones.libraries import timm_network, torchvision_network  # noqa: PLC0415  takes seconds to import
 
     build = timm_network if found.library == "timm" else torchvision_network

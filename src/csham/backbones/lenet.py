@@ -20,6 +20,7 @@ class LeNet5(nn.Module):
     Args:
         num_classes: Width of the logits; 0 leaves the 84 features.
         in_chans: Channels of the images.
+        width: Factor on the channels and features of every layer but the last.
 
     Shape:
         (B, in_chans, H, W), H and W of at least 16, to (B, num_classes). Made for 32 x 32; the maps of other sizes are
@@ -29,20 +30,21 @@ class LeNet5(nn.Module):
     II.B.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_chans: int = 3, *, width: float = 1.0) -> None:
         super().__init__()
+        first, second, third, fourth = (max(1, round(features * width)) for features in (6, 16, 120, 84))
         self.num_classes = num_classes
-        self.num_features = 84
-        self.conv1 = nn.Conv2d(in_chans, 6, 5)
+        self.num_features = fourth
+        self.conv1 = nn.Conv2d(in_chans, first, 5)
         self.act1 = nn.Tanh()
-        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
         self.act2 = nn.Tanh()
-        self.fc1 = nn.Linear(16 * 5 * 5, 120)
-        self.fc2 = nn.Linear(120, 84)
-        self.fc = nn.Linear(84, num_classes) if num_classes else nn.Identity()
+        self.fc1 = nn.Linear(second * 5 * 5, third)
+        self.fc2 = nn.Linear(third, fourth)
+        self.fc = nn.Linear(fourth, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the maps before the fully connected layers, (B, 16, (H - 12) // 4, (W - 12) // 4)."""
+        """Return the maps before the fully connected layers, (B, 16 * width, (H - 12) // 4, (W - 12) // 4)."""
         x = F.max_pool2d(self.act1(self.conv1(x)), 2)
         return F.max_pool2d(self.act2(self.conv2(x)), 2)
 

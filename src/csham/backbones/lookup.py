@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csham.backbones.names import BACKBONES, BackboneName
 from csham.backbones.registries import LIBRARIES, is_registered, registered_names
+from csham.backbones.scale import Scale, split_scale
 from csham.errors import UserError, unknown_name
 
 __all__ = ["Found", "check_backbone", "find_backbone"]
@@ -20,22 +21,33 @@ class Found:
         library: ``"csham"``, ``"timm"`` or ``"torchvision"``.
         name: Its name there.
         entry: Its entry in csham's table; None for networks that are used as their library has them.
+        scale: Another width or depth than the network's own.
     """
 
     library: str
     name: str
     entry: BackboneName | None = None
+    scale: Scale | None = None
 
 
 def find_backbone(name: str) -> Found:
     """Look a name up: csham's table, then timm's networks, then torchvision's.
 
     ``timm/NAME`` and ``torchvision/NAME`` mean that library's network as it is. A pretrained tag of timm's may follow
-    a name: ``resnet50.a1_in1k`` is the table's ResNet-50 with these weights.
+    a name: ``resnet50.a1_in1k`` is the table's ResNet-50 with these weights. After an ``@`` follows another width or
+    depth (:mod:`csham.backbones.scale`): ``resnet20@width=1.25``, ``resnet50@depth=56``.
 
     Raises:
-        UserError: None of them has it; names the nearest.
+        UserError: None of them has it; names the nearest. Or its width or depth cannot be changed.
     """
+    base, scale = split_scale(name)
+    found = _find(base)
+    if scale is not None and found.library == "torchvision":
+        raise UserError(f"{name}: the width and depth of torchvision's networks are fixed. Take one of timm's.")
+    return found if scale is None else replace(found, scale=scale)
+
+
+def _find(name: str) -> Found:
     if name in BACKBONES:
         return Found(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
     library, slash, rest = name.partition("/")
@@ -59,13 +71,14 @@ def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | 
     Raises:
         UserError: Says which names are near, or what to leave out.
     """
-    entry = find_backbone(name).entry
+    found = find_backbone(name)
+    entry = found.entry
     if weights_file is not None:
         if not Path(weights_file).is_file():
             raise UserError(
                 f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file."
             )
-    elif pretrained and entry is not None and not entry.has_published_weights:
+    elif pretrained and (found.scale is not None or (entry is not None and not entry.has_published_weights)):
         raise UserError(
             f"{name} has no pretrained weights that others published. Leave pretrained=False (--no-pretrained), or "
             "give a file of your own: weights_file=FILE (--weights-file FILE)."

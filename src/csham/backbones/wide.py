@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from csham.backbones.cifar import even_stages
 from csham.errors import UserError
 
 __all__ = ["WideResNet"]
@@ -15,7 +16,8 @@ class WideResNet(nn.Module):
     Without the dropout inside the blocks that the paper tries on some of its networks.
 
     Args:
-        depth: Convolutions, those of the shortcuts included, 6n + 4: 16, 22, 28, 40.
+        depth: Convolutions, those of the shortcuts included, 6n + 4 for stages of n blocks: 16, 22, 28, 40. With 6n + 6
+            the last stage has a block more, with 6n + 8 the last two.
         width: k, how many times as many channels as the ResNets of :class:`CifarResNet`.
         num_classes: Width of the logits; 0 leaves the pooled features.
         in_chans: Channels of the images.
@@ -26,20 +28,21 @@ class WideResNet(nn.Module):
     Source: Zagoruyko and Komodakis, "Wide Residual Networks", arXiv:1605.07146, table 1.
     """
 
-    def __init__(self, depth: int, width: int, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(self, depth: int, width: float, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise UserError(f"WideResNet: depth must be 6n + 4 (16, 22, 28, 40), got {depth}.")
-        blocks = (depth - 4) // 6
+        if depth < 10 or depth % 2:
+            raise UserError(f"WideResNet: depth must be even, at least 10 (16, 22, 28, 40), got {depth}.")
+        first, second, third = (max(1, round(channels * width)) for channels in (16, 32, 64))
+        blocks = even_stages((depth - 4) // 2)
         self.num_classes = num_classes
-        self.num_features = 64 * width
+        self.num_features = third
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.layer1 = _stage(16, 16 * width, 1, blocks)
-        self.layer2 = _stage(16 * width, 32 * width, 2, blocks)
-        self.layer3 = _stage(32 * width, 64 * width, 2, blocks)
-        self.norm = nn.BatchNorm2d(64 * width)
+        self.layer1 = _stage(16, first, 1, blocks[0])
+        self.layer2 = _stage(first, second, 2, blocks[1])
+        self.layer3 = _stage(second, third, 2, blocks[2])
+        self.norm = nn.BatchNorm2d(third)
         self.act = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(64 * width, num_classes) if num_classes else nn.Identity()
+        self.fc = nn.Linear(third, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

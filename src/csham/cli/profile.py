@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csham.attach.names import STRATEGIES
-from csham.backbones.names import BACKBONES
+from csham.backbones.lookup import find_backbone
 from csham.cli.common import (
     MACHINE,
     OUTPUT,
@@ -31,12 +30,11 @@ from csham.layers.names import ATTENTIONS
 from csham.provenance import circumstances
 from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
 from csham.report.csv_rows import write_csv
+from csham.study.measuring import make_comparison, run_comparison
 from csham.training.config import TrainConfig
-from csham.training.progress import QuietProgress, create_progress
+from csham.training.progress import create_progress
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from csham.cost import Comparison, Cost
 
 __all__ = ["profile"]
@@ -115,8 +113,8 @@ def profile(
         _check_file(file)
     if plot is not None and plot.suffix.lower() not in FIGURE_FORMATS:
         raise UserError(f"--plot {plot}: its name must end in {', '.join(FIGURE_FORMATS)}.")
-    network |= {"num_classes": num_classes, "image_size": image_size or _usual_size(backbone)}
-    settings = {
+    size: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size or _usual_size(backbone)}
+    settings: dict[str, Any] = {
         "batch_sizes": batch_sizes,
         "precisions": precisions,
         "compiled": (False, True) if both else (compile,),
@@ -126,13 +124,23 @@ def profile(
         "seed": seed,
     }
     progress = create_progress(quiet=quiet)
-    connections = {name: _connection(pair, period) for name, pair in pairs.items()}
-    comparison = _comparison(network, connections, settings, device, threads, progress)
-    finished = _run(comparison, progress)
+    comparison = make_comparison(
+        {name: network | _connection(pair, period) for name, pair in pairs.items()},
+        **size,
+        device=device or "auto",
+        threads=threads,
+        progress=progress,
+        **settings,
+    )
+    try:
+        finished = run_comparison(comparison)
+    finally:
+        progress.close()
     costs = comparison.costs()
     if all(cost.flops is None for cost in costs) and finished:
         raise UserError(f"{backbone} cannot be measured: {costs[0].failed}")
     machine = circumstances()
+    network |= size
     rows = [_row(cost, network, pairs) for cost in costs]
     found = {"finished": finished, "machine": machine, "costs": rows}
     if csv is not None:
@@ -188,48 +196,6 @@ def _connection(pair: Pair, period: int | None) -> dict[str, Any]:
     return {"attention": attention, "strategy": strategy, "period": period if strategy == "transfer" else None}
 
 
-def _comparison(
-    network: dict[str, Any],
-    connections: dict[str, dict[str, Any]],
-    settings: dict[str, Any],
-    device: str | None,
-    threads: int | None,
-    progress: QuietProgress,
-) -> Comparison:
-    # Imported here, so that a misspelt name is answered without importing PyTorch.
-    import torch  # noqa: PLC0415
-
-    from csham.backbones import create_model  # noqa: PLC0415
-    from csham.cost import Comparison, Settings  # noqa: PLC0415
-    from csham.training.machine import choose_device, missing_compiler  # noqa: PLC0415
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    place = torch.device(choose_device(device or "auto"))
-    missing = missing_compiler(place.type) if True in settings["compiled"] else None
-    if missing is not None:
-        raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
-
-    def build(connection: dict[str, Any]) -> nn.Module:
-        torch.manual_seed(settings["seed"])
-        return create_model(**network, **connection)
-
-    size = network["image_size"]
-    networks = {name: partial(build, connection) for name, connection in connections.items()}
-    return Comparison(networks, Settings(**settings, input_size=(3, size, size), device=place), progress)
-
-
-def _run(comparison: Comparison, progress: QuietProgress) -> bool:
-    """Measure; False if Ctrl-C ended it early."""
-    try:
-        comparison.run()
-    except KeyboardInterrupt:
-        return False
-    finally:
-        progress.close()
-    return True
-
-
 def _row(cost: Cost, network: dict[str, Any], pairs: dict[str, Pair]) -> dict[str, Any]:
     attention, strategy = pairs[cost.name]
     measured = cost.to_row()
@@ -251,7 +217,7 @@ def _title(network: dict[str, Any], machine: dict[str, Any], comparison: Compari
 
 
 def _usual_size(backbone: str) -> int:
-    entry = BACKBONES.get(backbone)
+    entry = find_backbone(backbone).entry
     return 32 if entry is not None and entry.library == "csham" else 224
 
 

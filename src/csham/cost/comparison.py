@@ -78,6 +78,7 @@ class Comparison:
         networks: By name, each a network or a function that builds one.
         settings: How to measure.
         progress: Told what happens.
+        baselines: The network that each one's ratios are against; the first where it is not named.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Comparison:
         networks: Mapping[str, nn.Module | Callable[[], nn.Module]],
         settings: Settings,
         progress: Progress | None = None,
+        baselines: Mapping[str, str] | None = None,
     ) -> None:
         if not networks:
             raise UserError("cost: no networks were given.")
@@ -93,6 +95,8 @@ class Comparison:
         self.batch_sizes = settings.batch_sizes or ((8,) if self.device.type == "cpu" else (64,))
         self._progress = progress or _Silence()
         self._entries = [Entry(name, source) for name, source in networks.items()]
+        by_name = {entry.name: entry for entry in self._entries}
+        self._baselines = {name: by_name[other] for name, other in (baselines or {}).items()}
         self._started = time.monotonic()
 
     @property
@@ -116,11 +120,14 @@ class Comparison:
     def costs(self) -> list[Cost]:
         """Return what has been measured so far."""
         return [
-            summarise(entry, self._entries[0], way, batch_size, self.where, self.settings.input_size)
+            summarise(entry, self._baseline(entry), way, batch_size, self.where, self.settings.input_size)
             for entry in self._entries
             for way in self._ways()
             for batch_size in self.batch_sizes
         ]
+
+    def _baseline(self, entry: Entry) -> Entry:
+        return self._baselines.get(entry.name, self._entries[0])
 
     def _warm_up(self, stack: ExitStack) -> None:
         if True in self.settings.compiled:

@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from csham.cost import count_flops
 from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
@@ -32,8 +34,7 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
     last = predict("test")
     chosen = last
     if state.best["epoch"] != state.epoch:
-        best = load_checkpoint(folder.best, ("model",))
-        load_weights(session.network, best["model"], f"{folder.best} does not fit the run")
+        _load_best(session)
         chosen = predict("test")
     summary = _summary(session, state, last.summary(classes), chosen.summary(classes))
     if session.is_main:
@@ -43,6 +44,17 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
         folder.write_json("summary.json", summary)
     session.accelerator.wait_for_everyone()
     return summary
+
+
+def _load_best(session: Session) -> None:
+    """Load the chosen weights, in the main process, which wrote them; the others may run on other machines."""
+    path = session.folder.best
+    if session.is_main:
+        best = load_checkpoint(path, ("model",))
+        load_weights(session.network, best["model"], f"{path} does not fit the run")
+    if session.accelerator.num_processes > 1:
+        for value in session.network.state_dict().values():
+            torch.distributed.broadcast(value, src=0)
 
 
 def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,12 +78,9 @@ def train(
     session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
     state = session.new_state()
+    start = session.checkpoint(state)
     if session.is_main:
-        folder.create(
-            session.config,
-            environment(session),
-            lambda path: save_checkpoint(path, session.checkpoint(state)),
-        )
+        folder.create(session.config, environment(session), lambda path: save_checkpoint(path, start))
     session.accelerator.wait_for_everyone()
     return _run(session, state)
 
@@ -214,14 +211,17 @@ class Loop:
         if on_cpu or look:
             self._check_loss()
             self._tell()
-        if session.accelerator.num_processes > 1 and not look:
+        every = session.config.checkpoint_steps
+        planned = every is not None and state.step % every == 0
+        if session.accelerator.num_processes > 1 and not (look or planned):
             return
-        if self._must_stop():
+        stop, due = self._agree(
+            self._stop.signum is not None, time.monotonic() - self._saved_at >= session.config.checkpoint_seconds
+        )
+        if stop:
             self._save(session.folder.last)
             raise InterruptedRunError(session.folder.path, self._stop.signum or 2)
-        every = session.config.checkpoint_steps
-        due = time.monotonic() - self._saved_at >= session.config.checkpoint_seconds
-        if due or (every is not None and state.step % every == 0):
+        if due or planned:
             self._save(session.folder.last)
 
     def _end_epoch(self) -> None:
@@ -247,7 +247,7 @@ class Loop:
 
     def _row(self) -> dict[str, Any]:
         session, state = self.session, self.state
-        loss, top1, top5, images = session.accelerator.reduce(state.sums, "sum").tolist()
+        loss, top1, top5, images = session.over_processes(state.sums).tolist()
         row: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "train_loss": loss / images,
@@ -283,13 +283,12 @@ class Loop:
                 self._save(self.session.folder.last)
             raise InterruptedRunError(self.session.folder.path, self._stop.signum)
 
-    def _must_stop(self) -> bool:
-        accelerator = self.session.accelerator
-        if accelerator.num_processes == 1:
-            return self._stop.signum is not None
-        if self._stop.signum is not None:
-            accelerator.set_trigger()
-        return bool(accelerator.check_trigger())
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Return which flags are up in any process: what follows is done by all of them or by none."""
+        if self.session.accelerator.num_processes == 1:
+            return list(flags)
+        raised = torch.tensor([float(flag) for flag in flags], device=self.session.accelerator.device)
+        return [bool(count) for count in self.session.over_processes(raised).tolist()]
 
     def _check_loss(self) -> None:
         state = self.state
@@ -307,8 +306,9 @@ class Loop:
         largest = torch.stack([v.abs().amax().float() for v in values if v.numel()]).amax()
         if not torch.isfinite(largest):
             raise self._diverged(f"a weight became {_nan_or_inf(largest)}")
+        content = session.checkpoint(state)
         if session.is_main:
-            save_checkpoint(path, session.checkpoint(state))
+            save_checkpoint(path, content)
 
     def _diverged(self, what: str) -> DivergedError:
         session, state = self.session, self.state

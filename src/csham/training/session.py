@@ -31,6 +31,7 @@ from csham.training.machine import choose
 from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder, is_main_process
+from csham.training.shared_norm import share_batch_norms
 
 __all__ = ["Session", "State", "environment", "start_session"]
 
@@ -119,6 +120,11 @@ class Session:
     def _batches(self, indices: np.ndarray, *, augment: bool) -> Batches:
         return _make_batches(self.config, self.dataset, self.info, self.accelerator, indices, augment=augment)
 
+    def over_processes(self, sums: Tensor) -> Tensor:
+        """Add up what each process counted; every process calls it."""
+        total: Tensor = self.accelerator.reduce(sums, "sum")
+        return total
+
     def give_up_compiling(self) -> None:
         """Go on with the network as it was before torch.compile."""
         self.model = self.model._orig_mod
@@ -131,7 +137,7 @@ class Session:
         return State(sums=torch.zeros(4, dtype=dtype, device=self.accelerator.device))
 
     def checkpoint(self, state: State) -> dict[str, Any]:
-        """Return everything needed to go on from here."""
+        """Return everything needed to go on from here; every process calls it."""
         scaler = self.accelerator.scaler
         return {
             "config": self.config.to_dict(),
@@ -142,7 +148,7 @@ class Session:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "epoch": state.epoch,
             "step": state.step,
-            "sums": state.sums.cpu(),
+            "sums": self.over_processes(state.sums).cpu(),
             "seconds": state.seconds,
             "history": state.history,
             "best": state.best,
@@ -165,7 +171,8 @@ class Session:
         if content["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         state = self.new_state()
-        state.sums += content["sums"].to(state.sums)
+        if self.is_main:  # they are those of all processes
+            state.sums += content["sums"].to(state.sums)
         state.epoch, state.step, state.seconds = content["epoch"], content["step"], content["seconds"]
         state.history, state.best = content["history"], content["best"]
         return state
@@ -219,6 +226,7 @@ def start_session(
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(accelerator.device)
+    notes = choices.reasons + _join_processes(network, accelerator, progress)
     model, optimizer = accelerator.prepare(network, _optimizer(network, config))
     if config.compile:
         torch.compiler.reset()
@@ -235,7 +243,7 @@ def start_session(
         optimizer=optimizer,
         train_batches=batches,
         progress=progress,
-        notes=choices.reasons,
+        notes=notes,
         compile_was_chosen=asked_compile == "auto",
     )
 
@@ -294,11 +302,40 @@ def _make_batches(
     )
 
 
+def _join_processes(network: nn.Module, accelerator: Accelerator, progress: QuietProgress) -> tuple[str, ...]:
+    """Make a network of one process a part of a network on many, and say so."""
+    if accelerator.num_processes == 1:
+        if _one_of_many_asked_for():
+            progress.note(
+                "one process trains, though accelerate launch was told of more: with --cpu it starts one. Use "
+                "torchrun, or accelerate launch --multi_gpu with csham train --device cpu."
+            )
+        return ()
+    left = share_batch_norms(network, accelerator.device)
+    if left and is_main_process():
+        progress.note(
+            f"{len(left)} batch norms are of a kind that is not known ({left[0]}): their statistics are of each "
+            "process's part of a batch, so the result depends on the number of processes."
+        )
+    return (f"{accelerator.num_processes} processes",)
+
+
+def _one_of_many_asked_for() -> bool:
+    # Accelerate's launcher names a port where it was told of several processes, whether it starts them or not.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    return launched and "WORLD_SIZE" not in os.environ
+
+
 def _accelerator(config: TrainConfig) -> Accelerator:
     if PartialState._shared_state and PartialState().num_processes == 1:
         # Accelerate's state is one per process; an earlier run in this process may have had another device.
         AcceleratorState._reset_state(reset_partial_state=True)
     if config.device.startswith("cuda:"):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"--device {config.device} names one GPU for several processes. Use --device cuda, which gives each "
+                "its own, and CUDA_VISIBLE_DEVICES to choose among them."
+            )
         torch.cuda.set_device(config.device)
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=config.device == "cpu"

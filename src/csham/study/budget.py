@@ -1,0 +1,223 @@
+"""What else the money buys: plain networks, widened or deepened to the training time of those with attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from csham.backbones.depths import deeper
+from csham.backbones.scale import FAMILIES, family_of
+from csham.errors import UserError
+from csham.study.grid import Network
+from csham.study.measuring import make_comparison
+
+if TYPE_CHECKING:
+    from csham.cost.comparison import Progress
+
+__all__ = ["Measure", "check_budget_control", "control_networks", "step_times"]
+
+Measure = Callable[[Sequence[Network]], Mapping[str, float]]
+"""Takes networks, the first of which is plain, and returns by label how long each one's training step takes against the
+first's, of those that could be measured; all of it from one interleaved run."""
+
+TOLERANCE = 0.03
+"""Training times within this fraction of each other count as the same."""
+
+# Of the first run, from which the second one's candidates are interpolated: factors on the training time.
+_LADDER = (1.15, 1.5, 2.2)
+_MOST_STEPS = 40
+
+
+def step_times(
+    *,
+    num_classes: int,
+    image_size: int,
+    batch_size: int,
+    precision: str = "fp32",
+    device: str = "auto",
+    seconds: float = 120.0,
+    progress: Progress | None = None,
+) -> Measure:
+    """Return a function that measures training steps with :mod:`csham.cost`.
+
+    Args:
+        num_classes: Width of the logits.
+        image_size: Side of the images, in pixels.
+        batch_size: Images per step.
+        precision: ``"fp32"`` or another, which is taken as ``"bf16"``.
+        device: As in :class:`csham.training.config.TrainConfig`.
+        seconds: When to begin no further round, of each run.
+        progress: Told what happens.
+    """
+
+    def measure(networks: Sequence[Network]) -> dict[str, float]:
+        comparison = make_comparison(
+            {n.label: n.settings | {"attention": None if n.attention == "none" else n.attention} for n in networks},
+            num_classes=num_classes,
+            image_size=image_size,
+            device=device,
+            progress=progress,
+            batch_sizes=(batch_size,),
+            precisions=("fp32" if precision == "fp32" else "bf16",),
+            seconds=seconds,
+        )
+        comparison.run()
+        return {cost.name: cost.ratios["train_step"] for cost in comparison.costs() if "train_step" in cost.ratios}
+
+    return measure
+
+
+def check_budget_control(networks: Iterable[Network]) -> None:
+    """Refuse backbones that can be neither widened nor deepened; without importing PyTorch.
+
+    Raises:
+        UserError: Says which can be.
+    """
+    for backbone in dict.fromkeys(network.backbone for network in networks if network.instead_of is None):
+        if family_of(backbone) is None:
+            able = ", ".join(family.name for family in FAMILIES)
+            raise UserError(
+                f"--budget-control: {backbone} can be neither widened nor deepened here. Backbones whose names begin "
+                f"with {able} can; leave out {backbone} or --budget-control."
+            )
+
+
+def control_networks(
+    networks: Iterable[Network], measure: Measure, note: Callable[[str], Any] = lambda text: None
+) -> list[Network]:
+    """Find the plain networks that take as long to train as those with attention.
+
+    For each distinct training time among the attentions of a backbone, one network of another width and one of another
+    depth, where the backbone has both. Two runs of ``measure``: the attentions beside a ladder of widths and depths,
+    then beside the two candidates that the first run puts on either side of each of their times.
+
+    Args:
+        networks: Those of a study; budget controls among them are left out.
+        measure: Such as :func:`step_times` returns.
+        note: Told, in a line each, what was found.
+
+    Returns:
+        The networks, with ``instead_of`` the label of the first network of that training time.
+
+    Raises:
+        UserError: A backbone can be neither widened nor deepened, or its plain network cannot be measured.
+    """
+    networks = [network for network in networks if network.instead_of is None]
+    check_budget_control(networks)
+    found = []
+    for backbone in dict.fromkeys(network.backbone for network in networks):
+        attentions = [n for n in networks if n.backbone == backbone and not n.plain]
+        if attentions:
+            found += _controls(Network(backbone), attentions, measure, note)
+    return found
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One way of growing a backbone: the networks, in rising order of what is changed."""
+
+    name: str
+    backbone: str
+    start: float
+    choices: tuple[float, ...]
+
+    def network(self, choice: float) -> Network:
+        return Network(f"{self.backbone}@{self.name}={choice:g}")
+
+    def nearest(self, value: float) -> float:
+        return min(self.choices, key=lambda choice: abs(choice - value))
+
+    def around(self, value: float) -> list[float]:
+        """Return the choices on either side of a value."""
+        below = [choice for choice in self.choices if choice <= value][-1:]
+        return below + [choice for choice in self.choices if choice > value][:1]
+
+
+def _controls(
+    plain: Network, attentions: Sequence[Network], measure: Measure, note: Callable[[str], Any]
+) -> list[Network]:
+    axes = _axes(plain.backbone)
+    ladder = [axis.network(choice) for axis in axes for choice in _ladder(axis)]
+    first = measure([plain, *attentions, *ladder])
+    if plain.label not in first:
+        raise UserError(f"--budget-control: {plain.label} could not be measured; csham profile says why.")
+    targets = _targets(attentions, first, note)
+    if not targets:
+        return []
+    candidates = {axis.name: _candidates(axis, first, [first[n.label] for n in targets]) for axis in axes}
+    second = measure([plain, *targets, *dict.fromkeys(n for nets in candidates.values() for n in nets)])
+    found: dict[Network, Network] = {}
+    for target in targets:
+        for nearby in candidates.values():
+            best = _nearest(nearby, second, second.get(target.label, first[target.label]))
+            if best is None or best in found:
+                continue
+            found[best] = replace(best, instead_of=target.label)
+            time, goal = second[best.label], second.get(target.label, first[target.label])
+            note(f"{best.backbone} stands beside {target.label}: {time:.2f} and {goal:.2f} times the plain step")
+    return list(found.values())
+
+
+def _axes(backbone: str) -> list[_Axis]:
+    base, _, scale = backbone.partition("@")
+    family = family_of(base)
+    assert family is not None
+    if scale:
+        raise UserError(f"--budget-control: {backbone} is scaled already; give {base}.")
+    axes = []
+    if "width" in family.settings:
+        axes.append(_Axis("width", base, 1.0, tuple(1 + number / 50 for number in range(1, 151))))
+    if "depth" in family.settings:
+        depths = tuple(float(depth) for depth in deeper(base, _MOST_STEPS))
+        axes.append(_Axis("depth", base, 2 * depths[0] - depths[1], depths))
+    return axes
+
+
+def _ladder(axis: _Axis) -> list[float]:
+    """Return choices that take about as many times as long as _LADDER says."""
+    # A layer's time grows with its depth's first power, and with some power of its width between the first and second.
+    power = 1.5 if axis.name == "width" else 1.0
+    return list(dict.fromkeys(axis.nearest(axis.start * factor ** (1 / power)) for factor in _LADDER))
+
+
+def _targets(attentions: Sequence[Network], times: Mapping[str, float], note: Callable[[str], Any]) -> list[Network]:
+    """Return one network for each distinct training time above the plain network's."""
+    targets: list[Network] = []
+    for network in attentions:
+        time = times.get(network.label)
+        if time is None:
+            note(f"{network.label} could not be measured and gets no budget control")
+        elif time < 1 + TOLERANCE:
+            note(f"{network.label} takes {time:.2f} times the plain step: the plain network is its budget control")
+        elif not any(abs(math.log(time / times[other.label])) <= math.log1p(TOLERANCE) for other in targets):
+            targets.append(network)
+    return targets
+
+
+def _candidates(axis: _Axis, times: Mapping[str, float], goals: Sequence[float]) -> list[Network]:
+    """Return the networks on either side of each time, as interpolated between those that were measured."""
+    points = [(axis.start, 1.0)]
+    for choice in _ladder(axis):
+        time = times.get(axis.network(choice).label)
+        if time is not None and time > points[-1][1]:  # noise may put a larger one below a smaller
+            points.append((choice, time))
+    if len(points) < 2:
+        return []
+    choices = [choice for goal in goals for choice in axis.around(_interpolated(points, goal))]
+    return [axis.network(choice) for choice in dict.fromkeys(choices)]
+
+
+def _interpolated(points: Sequence[tuple[float, float]], goal: float) -> float:
+    """Return the choice of a time, on straight lines between logarithms; the last line goes on."""
+    pieces = list(pairwise(points))
+    (low, before), (high, after) = next((piece for piece in pieces if goal <= piece[1][1]), pieces[-1])
+    slope = math.log(high / low) / math.log(after / before)
+    return low * math.exp(slope * math.log(goal / before))
+
+
+def _nearest(networks: Sequence[Network], times: Mapping[str, float], goal: float) -> Network | None:
+    measured = [network for network in networks if network.label in times]
+    return min(measured, key=lambda network: abs(math.log(times[network.label] / goal)), default=None)

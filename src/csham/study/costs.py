@@ -1,0 +1,154 @@
+"""What each network of a study costs, measured side by side in one run and kept in ``costs.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csham.files import write_atomically
+from csham.provenance import circumstances
+from csham.study.grid import Network, Study
+from csham.study.measuring import make_comparison, run_comparison
+
+if TYPE_CHECKING:
+    from csham.cost import Cost
+    from csham.cost.comparison import Progress
+
+__all__ = ["COSTS_FILE", "measure_costs", "read_costs"]
+
+COSTS_FILE = "costs.json"
+
+_FORMAT = 1
+# Of circumstances(): what times depend on. The date and the commit change without changing the machine.
+_MACHINE = ("processor", "cpu_capability", "threads", "torch")
+# How often the batch is halved where a network's training step does not fit into memory.
+_HALVINGS = 4
+
+
+def measure_costs(
+    study: Study,
+    path: Path,
+    networks: Sequence[Network] | None = None,
+    *,
+    device: str = "auto",
+    compiled: bool = False,
+    seconds: float = 300.0,
+    rounds: int | None = None,
+    again: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure every network of a study in turns, unless ``costs.json`` has all of them from this machine.
+
+    At the study's batch size, or a half, a quarter ... of it where a network does not fit into memory.
+
+    Args:
+        study: Gives classes, image size, batch size and precision.
+        path: The study's folder.
+        networks: Which; None takes all of the study's.
+        device: As in :class:`csham.training.config.TrainConfig`.
+        compiled: Use torch.compile.
+        seconds: When to begin no further round, after the third.
+        rounds: Exactly so many.
+        again: Measure though the file has it.
+        progress: Told what happens.
+
+    Returns:
+        What the file holds: ``finished`` (False after Ctrl-C), ``machine``, ``measured`` (batch size, precision, ...)
+        and ``costs``, a row for each network. A network that could not be measured has its error under ``failed``.
+
+    Raises:
+        UserError: The device is not there.
+    """
+    networks = list(dict.fromkeys(networks or study.networks))
+    # Imported here: it imports PyTorch.
+    from csham.training.machine import choose_device  # noqa: PLC0415
+
+    measured = {
+        "networks": [network.to_dict() for network in networks],
+        "num_classes": study.data.classes,
+        "image_size": study.data.image_size,
+        "batch_size": study.settings["batch_size"],
+        "precision": _precision(study),
+        "device": choose_device(device),
+        "compiled": compiled,
+    }
+    found = read_costs(path)
+    if not again and found is not None and _same(found, measured):
+        return found
+    limits = {"seconds": seconds, "rounds": rounds}
+    costs, finished = _measure(networks, measured, limits, progress)
+    content = {
+        "format": _FORMAT,
+        "finished": finished,
+        "machine": circumstances(),
+        "measured": measured,
+        "costs": [_row(network, cost, study) for network, cost in zip(networks, costs, strict=True)],
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path / COSTS_FILE, lambda file: file.write(text.encode()))
+    return content
+
+
+def read_costs(path: Path) -> dict[str, Any] | None:
+    """Read a study's ``costs.json``; None where there is none, or one that cannot be read."""
+    try:
+        content = json.loads((path / COSTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None
+
+
+def _precision(study: Study) -> str:
+    # fp16 and bf16 take the same time wherever there is fp16.
+    return "fp32" if study.settings["precision"] == "fp32" else "bf16"
+
+
+def _same(found: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
+    """Whether a file is of these networks, measured so, on this machine."""
+    before, now = found.get("machine", {}), circumstances()
+    same_machine = all(before.get(name) == now[name] for name in _MACHINE)
+    return bool(found.get("finished")) and found.get("measured") == measured and same_machine
+
+
+def _measure(
+    networks: Sequence[Network], measured: Mapping[str, Any], limits: Mapping[str, Any], progress: Progress | None
+) -> tuple[list[Cost], bool]:
+    plain = {network.backbone: network.label for network in networks if network.plain}
+    baselines = {n.label: plain.get(n.backbone.partition("@")[0], n.label) for n in networks}
+    batch = measured["batch_size"]
+    for halving in range(_HALVINGS + 1):
+        comparison = make_comparison(
+            {network.label: _arguments(network) for network in networks},
+            num_classes=measured["num_classes"],
+            image_size=measured["image_size"],
+            device=measured["device"],
+            baselines=baselines,
+            progress=progress,
+            batch_sizes=(max(1, batch >> halving),),
+            precisions=(measured["precision"],),
+            compiled=(measured["compiled"],),
+            **limits,
+        )
+        finished = run_comparison(comparison)
+        costs = comparison.costs()
+        if not (finished and any("out of memory" in cost.failed for cost in costs)):
+            break
+    return costs, finished
+
+
+def _arguments(network: Network) -> dict[str, Any]:
+    settings = network.settings
+    return settings | {"attention": None if network.attention == "none" else network.attention}
+
+
+def _row(network: Network, cost: Cost, study: Study) -> dict[str, Any]:
+    step_ms = cost.train_step_ms
+    return {
+        **cost.to_row(),
+        **network.to_dict(),
+        "network": network.label,
+        "num_classes": study.data.classes,
+        "train_images_per_s": 1000 * cost.batch_size / step_ms.median if step_ms else None,
+    }

@@ -1,0 +1,136 @@
+"""Batch norms over the batch of all processes, so that a run on many is the run that one process would do.
+
+torch's ``SyncBatchNorm.convert_sync_batchnorm`` puts new modules in the place of the old ones, which loses the hooks
+that attention hangs on and the activation in timm's ``BatchNormAct2d``, and the result refuses tensors on the CPU. Here
+a norm stays the same object, hooks, parameters and buffers included, and gets a subclass of its class.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from csham.layers.norm import BatchNorm2d
+
+__all__ = ["share_batch_norms"]
+
+
+def share_batch_norms(network: nn.Module, device: torch.device) -> list[str]:
+    """Let a network's batch norms take their statistics over all processes, in place.
+
+    Every process must have as many values a channel as the others, as equal slices of a batch give them.
+
+    Args:
+        network: Before it is wrapped in DDP or compiled; attention may be attached.
+        device: Where it will run: on CUDA torch's own ``SyncBatchNorm`` computes.
+
+    Returns:
+        Names of the norms that stay as they are, being of a class whose forward is not known.
+    """
+    left = []
+    for name, module in network.named_modules():
+        if not isinstance(module, _BatchNorm) or isinstance(module, nn.SyncBatchNorm):
+            continue
+        kind: Any = type(module)
+        if _is_known(kind):
+            module.__class__ = _shared_class(kind, device.type != "cuda")
+        else:
+            left.append(name)
+    return left
+
+
+def _is_known(kind: type[nn.Module]) -> bool:
+    return kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm2d) or _has_activation(kind)
+
+
+def _has_activation(kind: type[nn.Module]) -> bool:
+    """Whether this is timm's batch norm with an activation; a network without timm need not import it."""
+    timm_layers = sys.modules.get("timm.layers")
+    accelerated = kind.__module__ == "csham.layers.accelerated"
+    return timm_layers is not None and (kind is timm_layers.BatchNormAct2d or accelerated)
+
+
+@cache
+def _shared_class(kind: Any, on_cpu: bool) -> Any:
+    bases = (_Activated,) if _has_activation(kind) else ()
+    return type(f"Shared{kind.__name__}", (*bases, _OnCpu if on_cpu else _OnCuda, kind), {})
+
+
+class _OnCuda(nn.SyncBatchNorm):
+    """torch's, for a module that began as another class."""
+
+    is_plain_batch_norm = False  # kernels that take a norm in would compute it over one process
+    process_group = None
+
+
+class _OnCpu(_BatchNorm):
+    """What ``SyncBatchNorm`` computes, in plain operations."""
+
+    is_plain_batch_norm = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return _BatchNorm.forward(self, x)
+        self._check_input_dim(x)
+        values = x if x.dtype == torch.float64 else x.float()
+        dims = [0, *range(2, x.ndim)]
+        # In two passes: the difference of mean squares and squared means would lose its digits.
+        mean = _mean_over_processes(values.mean(dims, keepdim=True))
+        var = _mean_over_processes((values - mean).square().mean(dims, keepdim=True))
+        if self.track_running_stats:
+            self._remember(mean, var, count=dist.get_world_size() * x.numel() // x.shape[1])
+        y = (values - mean) * torch.rsqrt(var + self.eps)
+        if self.affine:
+            shape = [1, -1] + [1] * (x.ndim - 2)
+            y = y * self.weight.to(y).view(shape) + self.bias.to(y).view(shape)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.flatten().to(self.running_mean), rate)
+        self.running_var.lerp_((var * (count / (count - 1))).flatten().to(self.running_var), rate)
+
+
+class _Activated(nn.Module):
+    """What follows the norm in timm's ``BatchNormAct2d``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
+class _MeanOverProcesses(torch.autograd.Function):
+    """Mean over the processes; its gradient is that of the sum of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return _mean(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return _mean(grad)
+
+
+def _mean_over_processes(x: Tensor) -> Tensor:
+    y: Tensor = _MeanOverProcesses.apply(x)
+    return y
+
+
+def _mean(x: Tensor) -> Tensor:
+    total = x.contiguous().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
