@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +18,12 @@ from csham.cli.common import (
     DeviceOption,
     JsonOption,
     QuietOption,
-    print_json,
     split_list,
     split_numbers,
 )
+from csham.cli.compare_end import conclude, part_of
 from csham.cli.compare_plan import show_plan
+from csham.cli.compare_start import check_store, find_controls
 from csham.cli.options import (
     NETWORK,
     TRAINING,
@@ -51,17 +53,19 @@ from csham.cli.options import (
     WeightsFileOption,
     option,
 )
-from csham.errors import UserError
-from csham.study.engines import Outcome, plan_tasks
-from csham.study.engines.local import run_local
-from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, Cell, Study, read_seeds
+from csham.errors import UserError, unknown_name
+from csham.study.budget import check_budget_control
+from csham.study.engines import Engine, Outcome, plan_tasks
+from csham.study.engines.local import available_cores, run_local
+from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, Network, read_seeds
 from csham.study.progress import StudyProgress, create_study_progress
-from csham.study.setup import Request, Setup, check_records, merged, read_request_file, set_up
+from csham.study.setup import Request, merged, read_request_file, set_up
 from csham.study.store import Store
 
 __all__ = ["compare"]
 
 _STUDY = "Study"
+_ENGINES = ("local", "ray")
 _ATTACHED = ("period", "position", "gated")
 
 
@@ -123,10 +127,35 @@ def compare(
         Path | None,
         option("Copy finished runs of the study's settings from this folder into it first.", _STUDY, "none"),
     ] = None,
+    budget_control: Annotated[
+        bool,
+        typer.Option(
+            "--budget-control",
+            help="Beside each attention plain networks, wider and deeper, of the same training time.",
+            rich_help_panel=_STUDY,
+        ),
+    ] = False,
+    costs: Annotated[
+        bool,
+        typer.Option(
+            "--costs/--no-costs", help="Measure all networks side by side at the end.", rich_help_panel=_STUDY
+        ),
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and the hours, and do nothing.", rich_help_panel=_STUDY)
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Cells to train at the same time.", rich_help_panel=MACHINE)] = 1,
+    engine: Annotated[
+        str, typer.Option(help="local, processes of this machine, or ray, a cluster.", rich_help_panel=MACHINE)
+    ] = "local",
+    address: Annotated[
+        str | None, option("Of the Ray cluster, or auto.", MACHINE, "one on this machine for this call")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Cells to train at the same time on this machine.", rich_help_panel=MACHINE)
+    ] = 1,
+    cpus_per_cell: Annotated[
+        int | None, option("Of ray: cores that a cell gets, and its threads.", MACHINE, "this machine's / --jobs")
+    ] = None,
     shard: Annotated[
         str | None, option("Only part i of n of the cells, for a batch system: 1/4.", MACHINE, "all cells")
     ] = None,
@@ -143,25 +172,42 @@ def compare(
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
     request = _request(ctx)
     part = _shard(shard)
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}.")
+    run = _engine(engine, address, jobs, cpus_per_cell, wait=part == (1, 1))
+    if budget_control:  # before anything is written
+        check_budget_control([*map(Network, request.backbones), *request.networks])
     progress = create_study_progress(quiet=quiet)
     try:
         setup = set_up(request, progress.note, progress.preparing, write=not dry_run)
         for note in setup.notes:
             progress.note(note)
+        if budget_control:
+            check_budget_control(setup.study.networks)
         if dry_run:
+            if budget_control:
+                progress.note("budget controls are found by measuring, and come on top of these")
             progress.close()
             show_plan(setup, request.machine, jobs=jobs, shard=part, as_json=as_json, progress=progress)
             return
-        outcome = _run(setup, request.machine, progress, jobs=jobs, shard=part, retry_failed=retry_failed, adopt=adopt)
+        check_store(setup, progress, adopt)
+        if budget_control:
+            progress.close()
+            find_controls(setup.store, request.machine, quiet=quiet)
+        outcome = _train(setup.store, request.machine, progress, run, shard=part, retry_failed=retry_failed)
     except KeyboardInterrupt:
         progress.close()
-        typer.echo("stopped at once.", err=True)
+        typer.echo("stopped at once; what was trained since the last checkpoints is lost.", err=True)
         raise typer.Exit(130) from None
     finally:
         progress.close()
-    _conclude(setup.store, part, outcome, as_json=as_json)
+    conclude(
+        setup.store,
+        part,
+        outcome,
+        costs=costs,
+        device=request.machine.get("device", "auto"),
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 def _request(ctx: typer.Context) -> Request:
@@ -208,90 +254,38 @@ def _shard(text: str | None) -> tuple[int, int]:
     return part, parts
 
 
-def _run(
-    setup: Setup,
+def _engine(name: str, address: str | None, jobs: int, cpus_per_cell: int | None, *, wait: bool) -> Engine:
+    """Return what runs the cells."""
+    if name not in _ENGINES:
+        raise unknown_name("engine", name, _ENGINES)
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}.")
+    if name == "local":
+        for option_name, value in (("--address", address), ("--cpus-per-cell", cpus_per_cell)):
+            if value is not None:
+                raise UserError(f"{option_name} is an option of --engine ray. Leave it out, or name that engine.")
+        return partial(run_local, jobs=jobs, wait=wait)
+    # Imported here: only this needs Ray.
+    from csham.study.engines.ray import run_ray  # noqa: PLC0415
+
+    cpus = max(1, available_cores() // jobs) if cpus_per_cell is None else cpus_per_cell
+    if cpus < 1:
+        raise UserError(f"--cpus-per-cell must be at least 1, got {cpus}.")
+    return partial(run_ray, address=address, num_cpus=cpus, wait=wait)
+
+
+def _train(
+    store: Store,
     machine: Mapping[str, Any],
     progress: StudyProgress,
+    run: Engine,
     *,
-    jobs: int,
     shard: tuple[int, int],
     retry_failed: bool,
-    adopt: Path | None,
 ) -> Outcome:
     """Do what is left to do."""
-    store, study = setup.store, setup.study
-    store.repair()
-    for note in check_records(study, store.records(), store.path):
-        progress.note(note)
-    if adopt is not None:
-        # Imported here: only this needs PyTorch.
-        from csham.study.adopt import adopt_runs  # noqa: PLC0415
-
-        adopt_runs(store, adopt, progress.note)
-    records = store.by_key()
-    tasks = plan_tasks(study, records, retry_failed=retry_failed, shard=shard)
-    mine = _part(study, shard)
-    progress.begin(len(mine), sum(records.get(cell.key, {}).get("status") == "done" for cell in mine))
-    if not tasks:
-        return Outcome()
-    return run_local(store, tasks, machine, progress, jobs=min(jobs, len(tasks)), wait=shard == (1, 1))
-
-
-def _part(study: Study, shard: tuple[int, int]) -> list[Cell]:
-    return study.cells()[shard[0] - 1 :: shard[1]]
-
-
-def _conclude(store: Store, shard: tuple[int, int], outcome: Outcome, *, as_json: bool) -> None:
-    """Say what came out, and end with the exit code that says whether it is all."""
-    # Imported here: scipy and what draws take seconds, which the first cell need not wait for.
-    from csham.cli.study_results import print_results  # noqa: PLC0415
-    from csham.report.study_report import write_report  # noqa: PLC0415
-
     study, records = store.study, store.by_key()
-    cells = _part(study, shard)
-    failed = [records[cell.key] for cell in cells if records.get(cell.key, {}).get("status") == "failed"]
-    missing = [cell for cell in cells if cell.key not in records]
-    report = write_report(store.path)
-    if as_json:
-        print_json(_as_json(store, study, records) | {"results": report.results.to_dict(), "report": str(report.page)})
-    else:
-        print_results(f"{store.path}: test top-1 of the last epoch", report.results)
-        print(report.results.headline)
-        print(f"report: {shlex.quote(str(report.page))}")
-    if outcome.signum is not None:
-        typer.echo(f"stopped, and saved. To go on: csham compare --study {shlex.quote(str(store.path))}", err=True)
-        raise typer.Exit(128 + outcome.signum)
-    if failed:
-        _list_failed(store, failed)
-    if missing:
-        typer.echo(f"{len(missing)} of {len(cells)} cells are not done: {missing[0].label}, ...", err=True)
-    if failed or missing:
-        raise typer.Exit(1)
-
-
-def _list_failed(store: Store, failed: Sequence[Mapping[str, Any]]) -> None:
-    lines = [f"{len(failed)} failed:"]
-    for record in failed:
-        error = record.get("error", {})
-        said = (str(error.get("message", "")).splitlines() or [""])[0]
-        lines.append(f"  {record['label']}, seed {record['seed']}: {error.get('type', 'Error')}: {said}")
-    lines.append(f"To try these again: csham compare --study {shlex.quote(str(store.path))} --retry-failed")
-    typer.echo("\n".join(lines), err=True)
-
-
-def _as_json(store: Store, study: Study, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    cells = []
-    for cell in study.cells():
-        record = records.get(cell.key, {})
-        cells.append(
-            {
-                "network": cell.network.label,
-                "seed": cell.seed,
-                "key": cell.key,
-                "state": record.get("status", "to do"),
-                "top1": record.get("result", {}).get("top1"),
-                "run": record.get("run"),
-                "error": record.get("error", {}).get("message"),
-            }
-        )
-    return {"study": str(store.path), "finished": all(cell["state"] == "done" for cell in cells), "cells": cells}
+    tasks = plan_tasks(study, records, retry_failed=retry_failed, shard=shard)
+    mine = part_of(study, shard)
+    progress.begin(len(mine), sum(records.get(cell.key, {}).get("status") == "done" for cell in mine))
+    return run(store, tasks, machine, progress) if tasks else Outcome()

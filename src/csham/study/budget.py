@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from csham.backbones.depths import deeper
 from csham.backbones.scale import FAMILIES, family_of
 from csham.errors import UserError
-from csham.study.grid import Network
+from csham.study.grid import Network, Study
 from csham.study.measuring import make_comparison
+from csham.study.store import Store
 
 if TYPE_CHECKING:
     from csham.cost.comparison import Progress
 
-__all__ = ["Measure", "check_budget_control", "control_networks", "step_times"]
+__all__ = ["Measure", "add_controls", "check_budget_control", "control_networks", "step_times"]
 
 Measure = Callable[[Sequence[Network]], Mapping[str, float]]
 """Takes networks, the first of which is plain, and returns by label how long each one's training step takes against the
@@ -113,6 +114,31 @@ def control_networks(
         if attentions:
             found += _controls(Network(backbone), attentions, measure, note)
     return found
+
+
+def add_controls(store: Store, measure: Measure, note: Callable[[str], Any] = lambda text: None) -> Study:
+    """Extend a study by budget controls of those of its networks for which nobody has looked for any.
+
+    Args:
+        store: The study's folder.
+        measure: As for :func:`control_networks`.
+        note: Likewise.
+
+    Returns:
+        The study as it is now.
+    """
+    study = store.study
+    new = [n for n in study.networks if not n.plain and n.instead_of is None and n.label not in study.controlled]
+    if not new:
+        return study
+    found = control_networks(new, measure, note)
+    with store.changing_study():
+        study = store.study
+        before = {network.backbone for network in study.networks if network.instead_of is not None}
+        study = study.extended([network for network in found if network.backbone not in before])
+        study = replace(study, controlled=tuple(dict.fromkeys([*study.controlled, *(n.label for n in new)])))
+        store.write_study(study)
+    return study
 
 
 @dataclass(frozen=True)

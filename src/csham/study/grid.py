@@ -198,6 +198,7 @@ class Study:
         worthwhile: Smallest difference worth having, in percent of top-1.
         command: The line that made it; one joined by ``&&`` for each that extended it.
         weights_sha256: Of the file of first weights, if there is one.
+        controlled: Labels of the networks for which budget controls have been looked for.
     """
 
     data: Data
@@ -207,6 +208,7 @@ class Study:
     worthwhile: float = 0.5
     command: str = ""
     weights_sha256: str | None = None
+    controlled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         value = self.worthwhile

@@ -19,7 +19,9 @@ __all__ = ["FILE", "FORMAT", "read_study", "read_yaml", "write_study"]
 FILE = "study.yaml"
 FORMAT = 1
 
-_FIELDS = ("format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256")
+_FIELDS = (
+    "format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256", "controlled"
+)  # fmt: skip
 _REQUIRED = ("format", "data", "settings", "networks", "seeds")
 
 
@@ -37,6 +39,8 @@ def write_study(folder: Path, study: Study) -> None:
     }
     if study.weights_sha256 is not None:
         content["weights_sha256"] = study.weights_sha256
+    if study.controlled:
+        content["controlled"] = list(study.controlled)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     write_atomically(folder / FILE, lambda file: file.write(text.encode()))
 
@@ -98,6 +102,7 @@ def _study(content: Mapping[str, Any]) -> Study:
         worthwhile=content.get("worthwhile", 0.5),
         command=_text("command", content.get("command", "")),
         weights_sha256=_text("weights_sha256", content["weights_sha256"]) if "weights_sha256" in content else None,
+        controlled=tuple(_text("controlled", label) for label in _list("controlled", content.get("controlled", []))),
     )
 
 

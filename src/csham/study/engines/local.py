@@ -28,7 +28,7 @@ from csham.study.run_record import failed_record, now
 from csham.study.store import Store
 from csham.training.interrupt import StopRequest
 
-__all__ = ["run_local"]
+__all__ = ["available_cores", "run_local"]
 
 _WORKER = "csham.study.worker"
 _LIVES = 2
@@ -212,7 +212,7 @@ class _Engine:
     def _environment(self, job: int) -> dict[str, str]:
         environment = dict(os.environ)
         if not any(name in environment for name in _THREAD_VARIABLES):
-            threads = str(max(1, _cores() // self._jobs))
+            threads = str(max(1, available_cores() // self._jobs))
             environment |= dict.fromkeys(_THREAD_VARIABLES, threads)
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[job % len(self._gpus)]
@@ -324,7 +324,8 @@ def _tail(log: Path, lines: int = 20) -> str:
     return ""
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
