@@ -59,7 +59,7 @@ def stop_after(words, run, steps):
 
 def launch(folder):
     source = str(Path(csham.__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": source, "CSHAM_KERNELS": "reference", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command += [str(HERE / "two_processes.py"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
