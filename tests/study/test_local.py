@@ -74,7 +74,7 @@ def test_one_worker_does_all_cells_in_their_order(stand_in):
 
 
 def test_jobs_share_the_cells_and_the_cores(stand_in, monkeypatch):
-    monkeypatch.setattr("csham.study.engines.local._cores", lambda: 9)
+    monkeypatch.setattr("csham.study.engines.local.available_cores", lambda: 9)
     stand_in(jobs=2)
     assert states(stand_in.store) == [("done", 1)] * 3
     assert {threads for _, _, threads in stand_in.diary()} == {"4"}

@@ -134,7 +134,9 @@ def test_a_study_that_is_stopped_and_whose_processes_are_killed(connected, store
     assert at_kill
     assert len(store.records_file.read_text().splitlines()) == len(store.records()) == len(told.records) == 3
     assert sorted(record["seed"] for record in store.records()) == [0, 1, 2]
-    assert {(record["status"], record["attempts"]) for record in store.records()} == {("done", 1)}
+    errors = [record["error"] for record in store.records() if record["status"] == "failed"]
+    assert not errors, errors
+    assert {record["attempts"] for record in store.records()} == {1}
     for name, beginning in {**after_stop, **at_kill}.items():  # gone on with, not begun again
         assert (store.path / "runs" / name / "environment.json").read_text() == beginning
     assert plan_tasks(store.study, store.by_key()) == []
