@@ -5,7 +5,7 @@ READY := .venv/ready
 # Test processes side by side.
 WORKERS ?= auto
 
-.PHONY: demo test test-quick test-networks sanitize lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-networks sanitize lint bench bench-kernels setup clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,10 @@ test: $(READY)
 test-networks: $(READY)
 	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py \
 		tests/attach/test_acceleration.py tests/backbones/test_create.py
+
+# What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
+test-long: $(READY)
+	CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

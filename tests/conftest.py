@@ -18,6 +18,14 @@ hypothesis.settings.register_profile("csham", deadline=None, max_examples=40, de
 hypothesis.settings.load_profile("csham")
 
 
+def pytest_collection_modifyitems(items):
+    """Leave out what takes a minute or more: all tests together are to take less than ten on two cores."""
+    if not os.environ.get("CSHAM_LONG_TESTS"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes a minute or more: make test-long"))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ def test_the_demo_ends_with_the_path_of_its_report(tmp_path, monkeypatch, capsys
     spec.loader.exec_module(demo)
     settings = list(demo.SETTINGS)
     settings[settings.index("--epochs") + 1] = "1"
+    settings[settings.index("--jobs") + 1] = "1"
     monkeypatch.setattr(demo, "SETTINGS", [*settings, "--image-size", "16"])
     monkeypatch.setattr(demo, "GRID", [*demo.GRID[:-2], "--seeds", "3,"])
     assert demo.demo(tmp_path / "study") == 0

@@ -16,7 +16,7 @@ from csham.study.progress import StudyProgress
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 class Told(StudyProgress):

@@ -16,7 +16,7 @@ from csham.training.checkpoints import load_checkpoint
 from csham.training.run_folder import RunFolder
 from csham.training.shared_norm import share_batch_norms
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 HERE = Path(__file__).parent
 

@@ -170,7 +170,8 @@ class _Engine:
             self._mark.parent.mkdir(parents=True, exist_ok=True)
             self._mark.touch()
         self._board = ray.remote(num_cpus=0)(_Board).remote()
-        self._run_cell = ray.remote(**resources, max_retries=_RETRIES)(_run_cell)
+        # A process for each cell: one that was stopped in mid-import, or ran out of memory, is fit for nothing.
+        self._run_cell = ray.remote(**resources, max_retries=_RETRIES, max_calls=1)(_run_cell)
 
     def run(self, stop: StopRequest) -> Outcome:
         """Give every task to Ray, and take what comes back."""
