@@ -21,6 +21,7 @@ def test_its_python_prints_what_it_says(capsys):
     assert [line.split()[0] for line in lines[len(expected) :]] == ["plain", "csham"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_its_commands_run(tmp_path, monkeypatch, capsys):
     commands = re.findall(r"^    \$ csham (.*)$", PAGE, flags=re.MULTILINE)

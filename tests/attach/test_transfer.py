@@ -262,6 +262,7 @@ def test_exports_to_one_graph():
     torch.testing.assert_close(exported.module()(x), model(x))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ddp_gives_the_gradients_of_one_process(tmp_path):
     script = Path(__file__).parent / "ddp_worker.py"

@@ -67,7 +67,10 @@ POINTS = {
 
 
 # A shallower one of the same family says the same.
-LONG = ["wide_resnet101_2", "resnet152", "resnet101", "resnext101_32x4d", "resnet110"]
+LONG = [
+    "wide_resnet101_2", "resnet152", "resnet101", "resnext101_32x4d", "resnext101_grouped", "resnet56", "resnet110",
+    "densenet161", "densenet169", "densenet201", "wrn40_10",
+]  # fmt: skip
 LARGE = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "googlenet"]
 
 

@@ -38,7 +38,7 @@ def compare(csham, images, tmp_path, monkeypatch):
     def call(*words, data=images, deeds=None):
         monkeypatch.setenv("DEEDS", json.dumps(deeds or {}))
         (tmp_path / "diary").write_text("")
-        return csham("compare", *([data] if data else []), *words)
+        return csham("compare", *([data] if data else []), "--no-costs", *words)
 
     call.ran = lambda: [int(line.split()[0]) for line in (tmp_path / "diary").read_text().splitlines()]
     return call
@@ -206,6 +206,59 @@ def test_what_cannot_be_leaves_nothing_behind(compare, words, message):
     assert message in err
     assert sorted(path.name for path in Path().iterdir()) == ["taken", "taken.txt"]
     assert compare.ran() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--engine rai", "unknown engine 'rai'. Did you mean 'ray'"),
+        ("--address auto", "--address is an option of --engine ray"),
+        ("--cpus-per-cell 2", "--cpus-per-cell is an option of --engine ray"),
+        ("--engine ray --cpus-per-cell 0", "--cpus-per-cell must be at least 1"),
+        ("--backbones googlenet --budget-control", "googlenet can be neither widened nor deepened"),
+    ],
+)
+def test_engines_and_controls_that_cannot_be(compare, words, message):
+    code, _, err = compare(*words.split())
+    assert code == 2
+    assert message in err
+    assert list(Path().iterdir()) == []
+
+
+def test_budget_controls_are_looked_for_once(compare, monkeypatch):
+    asked = []
+
+    def measure(networks):
+        asked.append([network.label for network in networks])
+        # What an attention adds, and a factor of the width.
+        return {
+            n.label: float(n.backbone.partition("@width=")[2] or 1) + 0.3 * (n.attention != "none") for n in networks
+        }
+
+    monkeypatch.setattr("csham.cli.compare_start.step_times", lambda **_: measure)
+    assert compare(*SMALL, "--budget-control")[0] == 0
+    study = read_study(STUDY)
+    assert [network.label for network in study.networks] == [
+        "lenet5", "lenet5 + se", "lenet5@width=1.3 (instead of lenet5 + se)",
+    ]  # fmt: skip
+    assert study.controlled == ("lenet5 + se",)
+    assert compare.ran() == [0, 0, 0, 1, 1, 1]
+    calls = len(asked)
+    assert compare("--study", STUDY, "--budget-control", data=None)[0] == 0
+    assert len(asked) == calls
+    assert compare.ran() == []
+
+
+def test_costs_are_measured_once_at_the_end(compare):
+    assert compare(*SMALL, "--costs", "--seeds", "1", "--shard", "1/2")[0] == 0
+    assert not (STUDY / "costs.json").exists()  # another part's cells are not done
+    assert compare("--study", STUDY, "--costs", data=None)[0] == 0
+    costs = json.loads((STUDY / "costs.json").read_text())
+    assert [row["network"] for row in costs["costs"]] == ["lenet5", "lenet5 + se"]
+    assert all(row["train_step_ms"] > 0 and row["latency_ms"] > 0 for row in costs["costs"])
+    before = (STUDY / "costs.json").stat().st_mtime_ns
+    assert compare("--study", STUDY, "--costs", data=None)[0] == 0
+    assert (STUDY / "costs.json").stat().st_mtime_ns == before
 
 
 def test_without_data(compare):

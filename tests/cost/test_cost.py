@@ -225,6 +225,7 @@ def test_no_networks():
         csham.cost({}, **SMALL)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_beside_eager_and_what_does_not_compile():
     def fails(network, x):

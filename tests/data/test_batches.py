@@ -202,6 +202,7 @@ def test_start_resumes():
     assert list(batches_of(dataset).epoch(3, start=5)) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_process_draws_the_same(tmp_path):
     code = f"""

@@ -182,6 +182,7 @@ def test_gpus_are_given_out_one_to_a_job(monkeypatch):
     assert local._gpus({}) == ["0", "1"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers through /proc")
 def test_two_compares_share_a_study_whatever_is_killed(make_study, images, tmp_path):

@@ -133,6 +133,7 @@ def test_maps_of_another_kind_are_refused(make_map):
         triton_ops.scale(x, torch.ones(1, 3), None, None, False, None, None, *carry(x))
 
 
+@pytest.mark.long
 @CPU_ONLY
 @pytest.mark.slow
 def test_a_cpu_without_the_interpreter_is_refused():
