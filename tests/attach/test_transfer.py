@@ -97,6 +97,7 @@ def test_compiles_to_one_graph(backend):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiles_block_by_block_and_around_a_graph_break():
     model = network().eval()

@@ -67,6 +67,7 @@ def test_json_and_several_batches(profile):
     assert all(row["train_step_ms"] is None for row in rows)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_is_every_attention(profile):
     code, out, err = profile("--attention", "all", "--backbone", "resnet14", "--json")

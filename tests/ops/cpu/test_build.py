@@ -254,6 +254,7 @@ print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in 
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GCC's OpenMP is shared with PyTorch on Linux")
 def test_threads_are_pytorchs_own():
