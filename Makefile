@@ -7,7 +7,9 @@ WORKERS ?= auto
 
 .PHONY: demo test test-long test-quick test-networks sanitize lint bench bench-kernels setup clean
 
+# The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
+	-@$(BIN)/csham doctor --build > /dev/null
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
