@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,14 @@ def test_costs_are_measured_once_at_the_end(compare):
     before = (STUDY / "costs.json").stat().st_mtime_ns
     assert compare("--study", STUDY, "--costs", data=None)[0] == 0
     assert (STUDY / "costs.json").stat().st_mtime_ns == before
+
+
+def test_without_the_packages_of_the_report_nothing_begins(compare, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    code, _, err = compare(*SMALL)
+    assert code == 2
+    assert 'needs openpyxl. Install them: pip install "csham[report]"' in err
+    assert list(Path().iterdir()) == []
 
 
 def test_without_data(compare):

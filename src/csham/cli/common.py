@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ __all__ = [
     "DeviceOption",
     "JsonOption",
     "QuietOption",
+    "check_report_packages",
     "metrics_table",
     "print_json",
     "print_markdown",
@@ -39,6 +41,17 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE),
 ]
+
+
+def check_report_packages() -> None:
+    """Refuse to begin what could not end with a report.
+
+    Raises:
+        UserError: A package of the extra ``csham[report]`` is not installed.
+    """
+    missing = [name for name in ("jinja2", "matplotlib", "openpyxl", "scipy") if find_spec(name) is None]
+    if missing:
+        raise UserError(f'the report of a study needs {", ".join(missing)}. Install them: pip install "csham[report]".')
 
 
 def split_list(text: str) -> list[str]:

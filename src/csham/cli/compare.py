@@ -18,6 +18,7 @@ from csham.cli.common import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    check_report_packages,
     split_list,
     split_numbers,
 )
@@ -170,6 +171,7 @@ def compare(
     debug: DebugOption = False,
 ) -> None:
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
+    check_report_packages()
     request = _request(ctx)
     part = _shard(shard)
     run = _engine(engine, address, jobs, cpus_per_cell, wait=part == (1, 1))

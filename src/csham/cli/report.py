@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import OUTPUT, DebugOption, JsonOption, print_json
+from csham.cli.common import OUTPUT, DebugOption, JsonOption, check_report_packages, print_json
 
 __all__ = ["report"]
 
@@ -30,6 +30,7 @@ def report(
     debug: DebugOption = False,
 ) -> None:
     """Write a study's report again: one HTML page, pictures and tables."""
+    check_report_packages()
     from csham.report.study_report import write_report  # noqa: PLC0415  numpy, scipy and jinja2 take a second
 
     found = write_report(study, output)
