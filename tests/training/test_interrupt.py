@@ -1,3 +1,4 @@
+import io
 import signal
 
 import pytest
@@ -13,6 +14,22 @@ def test_the_first_signal_only_asks(signum):
         signal.raise_signal(signum)
         assert stop.signum == signum
     assert asked == [True]
+
+
+def test_a_signal_in_the_middle_of_a_line_does_not_end_the_run():
+    class Pipe(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if stop.signum is None:
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    said = io.TextIOWrapper(io.BufferedWriter(Pipe()))
+    with StopRequest(lambda: print("stopping", file=said, flush=True)) as stop:
+        print("step 1", file=said, flush=True)
+    assert stop.signum == signal.SIGTERM
 
 
 def test_the_second_ctrl_c_acts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -50,7 +51,9 @@ class StopRequest:
         self.signum = signum
         self._restore()
         if self._on_request is not None:
-            self._on_request()
+            # A stream that was being written to when the signal came refuses another line. Stopping matters more.
+            with contextlib.suppress(RuntimeError):
+                self._on_request()
 
     def _restore(self) -> None:
         while self._before:
