@@ -159,7 +159,7 @@ def test_a_grid_from_a_file_under_the_command_line(compare, tmp_path):
         ("networks: [{backbone: lenet5, gate: true}]", "Did you mean 'gated'"),
         ("seeds: many", "--seeds takes"),
         ("worthwhile: [1]", "worthwhile must be a number"),
-        ("- 1", "should hold names with values"),
+        ("- 1", "should hold settings such as"),
         ("a: [", "is not a YAML file"),
     ],
 )

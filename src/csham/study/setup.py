@@ -26,8 +26,7 @@ from csham.study.grid import (
     with_plain,
 )
 from csham.study.store import Store
-from csham.study.study_file import read_yaml
-from csham.training.config import TrainConfig, resolve
+from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.recipes import RECIPES
 
 __all__ = ["Request", "Setup", "check_records", "merged", "read_request_file", "set_up"]
@@ -100,7 +99,7 @@ def read_request_file(path: Path) -> Request:
     Raises:
         UserError: It is no YAML, or holds an unknown name; names the file.
     """
-    content = read_yaml(path)
+    content = read_settings(path)
     try:
         return _request(_flattened(content))
     except UserError as err:

@@ -12,9 +12,9 @@ import yaml
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds
-from csham.training.config import TrainConfig
+from csham.training.config import TrainConfig, read_settings
 
-__all__ = ["FILE", "FORMAT", "read_study", "read_yaml", "write_study"]
+__all__ = ["FILE", "FORMAT", "read_study", "write_study"]
 
 FILE = "study.yaml"
 FORMAT = 1
@@ -55,22 +55,11 @@ def read_study(folder: Path) -> Study:
     if not path.is_file():
         what = f"{folder} is not a study: it has no {FILE}" if folder.exists() else f"there is no study {folder}"
         raise UserError(f"{what}. csham compare DATA --study DIR makes one.{_neighbours(folder)}")
-    content = read_yaml(path)
+    content = read_settings(path)
     try:
         return _study(content)
     except UserError as err:
         raise UserError(f"{path}: {err}") from err
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file that holds one mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(err).split())}") from err
-    if not isinstance(content, dict):
-        raise UserError(f"{path} should hold names with values, such as 'seeds: 5', one on a line.")
-    return {str(key): value for key, value in content.items()}
 
 
 def _neighbours(folder: Path) -> str:
