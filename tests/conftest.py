@@ -134,3 +134,42 @@ def reference():
 
     with ops.use_kernels("reference"):
         yield
+
+
+@pytest.fixture(scope="session")
+def settings(images):
+    """What makes a run of 42 training images, 5 steps an epoch."""
+    return {
+        "data": str(images),
+        "backbone": "resnet20",
+        "image_size": 16,
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.05,
+        "compile": False,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(settings, tmp_path_factory):
+    """The folder of a finished run of a plain network."""
+    from csham.training.config import resolve
+    from csham.training.loop import train
+
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    train(resolve({**settings, "track_test": True}), run=run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def attended(settings, tmp_path_factory):
+    """The folder of a finished run of the same network with CSHAM, strategy transfer, on the reference."""
+    from csham import ops
+    from csham.training.config import resolve
+    from csham.training.loop import train
+
+    run = tmp_path_factory.mktemp("runs") / "attended"
+    with ops.use_kernels("reference"):
+        train(resolve({**settings, "attention": "csham", "strategy": "transfer", "epochs": 1}), run=run)
+    return run

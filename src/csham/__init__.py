@@ -3,8 +3,8 @@
 The layers (:class:`CSHAM`, :class:`ChannelAttention`, :class:`SpatialAttention`), one call that puts them into a
 network (:func:`attach`), networks by name (:func:`create_model`) and what a network costs (:func:`cost`). Rooms, from
 the mathematics outwards: ``ops``, ``layers``, ``attach``, ``backbones``, ``data`` and ``cost``, ``training``,
-``report``, ``cli``; each imports only those named before it. Start with :func:`attach`. The names below are imported
-when they are first used.
+``inference``, ``study``, then ``explain``, ``export``, ``share`` and ``report``, ``app``, ``cli``; each imports only
+those named before it. Start with :func:`attach`. The names below are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
     from csham.backbones import create_model
     from csham.cost import Cost, cost
+    from csham.inference import Trained, load
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
     from csham.memory import retain_memory
 
@@ -29,6 +30,7 @@ __all__ = [
     "ChannelAttention",
     "Cost",
     "SpatialAttention",
+    "Trained",
     "accelerate",
     "attach",
     "attention_maps",
@@ -36,6 +38,7 @@ __all__ = [
     "create_attention",
     "create_model",
     "detach",
+    "load",
     "retain_memory",
 ]
 
@@ -55,6 +58,8 @@ __getattr__ = lazy_names(
         "Cost": "csham.cost",
         "cost": "csham.cost",
         "create_model": "csham.backbones",
+        "Trained": "csham.inference",
+        "load": "csham.inference",
         "retain_memory": "csham.memory",
     },
 )

@@ -17,7 +17,7 @@ from csham.data.names import CROP_SCALE
 from csham.data.split import generator
 from csham.errors import UserError
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batch", "Batches", "scale_and_shift"]
 
 _ORDER_SALT, _CROP_SALT = 0x0DE5, 0xC509
 
@@ -107,10 +107,8 @@ class Batches:
         if augment:
             self._check_enough()
         self._pixels = _resident(dataset, self.device)
-        spread = torch.tensor(std, dtype=torch.float64)
         # One factor and one offset per byte of a row of pixels: an inner dimension of 3 would not vectorise.
-        self._scale = self._per_row(1 / (255 * spread))
-        self._shift = self._per_row(-torch.tensor(mean, dtype=torch.float64) / spread)
+        self._scale, self._shift = map(self._per_row, scale_and_shift(mean, std))
 
     def __len__(self) -> int:
         """Training batches per epoch; the images left over are dropped."""
@@ -211,13 +209,20 @@ class Batches:
         return Batch(images, self._send(self.dataset.labels[rows]), count, rows)
 
     def _per_row(self, values: Tensor) -> Tensor:
-        return values.to(torch.float32).repeat(self.image_size).to(self.device)
+        return values.repeat(self.image_size).to(self.device)
 
     def _send(self, values: np.ndarray | Tensor) -> Tensor:
         tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # only a copy from pinned memory overlaps with computing
         return tensor.to(self.device, non_blocking=True)
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return factor and offset, (3,) float32, that make normalised values of bytes: ``byte * scale + shift``."""
+    spread = torch.tensor(std, dtype=torch.float64)
+    shift = -torch.tensor(mean, dtype=torch.float64) / spread
+    return (1 / (255 * spread)).to(torch.float32), shift.to(torch.float32)
 
 
 def _resident(dataset: PackedDataset, device: torch.device) -> Tensor:

@@ -25,6 +25,8 @@ __all__ = [
     "fit_square",
     "image_suffixes",
     "open_image",
+    "reason",
+    "square_pixels",
 ]
 
 # Stubs without a decoder, and formats that Pillow hands to another program or to the operating system.
@@ -96,7 +98,7 @@ def decode_chunk(paths: Sequence[str], side: int, target: str, offset: int) -> D
                 pixels[position], moving = decode(path, side)
                 animated += moving
             except Exception as err:  # Pillow's plugins raise anything from SyntaxError to struct.error
-                bad.append((position, BadFile(path, _reason(path, err))))
+                bad.append((position, BadFile(path, reason(path, err))))
     # Written rather than stored through a memory map, where a full disk would be a bus error.
     with Path(target).open("r+b", buffering=0) as file:
         file.seek(offset)
@@ -122,11 +124,24 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, bool]:
     with open_image(path) as image:
         # MPO is a camera's JPEG with a preview or a second view behind the picture, no animation.
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
-        image.draft(None, (2 * side, 2 * side))  # JPEG only: decodes smaller, never below twice what is needed
-        image.load()
-        with contextlib.suppress(Exception):  # garbled EXIF says nothing about which way is up
-            ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(fit_square(_to_rgb(image), side)), animated
+        return square_pixels(image, side), animated
+
+
+def square_pixels(image: Image.Image, side: int) -> np.ndarray:
+    """Bring an open image to what training sees: upright, over white, 8-bit RGB, its centre square.
+
+    Args:
+        image: Of any mode; it may be turned upright in place.
+        side: Side of the square in pixels.
+
+    Returns:
+        Pixels, (side, side, 3) uint8.
+    """
+    image.draft(None, (2 * side, 2 * side))  # JPEG only: decodes smaller, never below twice what is needed
+    image.load()
+    with contextlib.suppress(Exception):  # garbled EXIF says nothing about which way is up
+        ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(fit_square(_to_rgb(image), side))
 
 
 def fit_square(image: Image.Image, side: int) -> Image.Image:
@@ -184,13 +199,14 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 
-def _reason(path: str, err: Exception) -> str:
+def reason(path: str, err: Exception) -> str:
+    """Say in plain words why a file could not be decoded: what :func:`decode` raised."""
     with contextlib.suppress(OSError):
         if Path(path).stat().st_size == 0:
             return "empty file (0 bytes)"
-    for kind, reason in _REASONS.items():
+    for kind, words in _REASONS.items():
         if isinstance(err, kind):
-            return reason
+            return words
     words = " ".join(str(err).split())
     if "truncated" in words.lower():
         return "truncated"

@@ -18,6 +18,7 @@ from csham.attach.names import STRATEGIES
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS
 from csham.training.config import TrainConfig
+from csham.training.labels import network_label
 
 __all__ = [
     "MACHINE_FIELDS",
@@ -105,15 +106,7 @@ class Network:
         """A name for people, different for different networks, such as ``resnet20 + csham (transfer)``."""
         if self.instead_of is not None:
             return f"{self.backbone} (instead of {self.instead_of})"
-        if self.attention == "none":
-            return self.backbone
-        details = [self.strategy] if self.strategy != "sequential" else []
-        details += [f"period {self.period}"] if self.period is not None else []
-        details += [f"position {self.position}"] if self.position != "auto" else []
-        details += [f"points {' '.join(self.points)}"] if self.points is not None else []
-        details += [f"stages {' '.join(map(str, self.stages))}"] if self.stages is not None else []
-        details += ["gated"] if self.gated else []
-        return f"{self.backbone} + {self.attention}" + (f" ({', '.join(details)})" if details else "")
+        return network_label(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as a plain value."""

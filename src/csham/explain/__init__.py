@@ -1,0 +1,1 @@
+"""Pictures and numbers of where and what a trained network attends to."""

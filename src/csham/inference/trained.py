@@ -1,0 +1,61 @@
+"""A trained network with all that is needed to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csham.inference.transform import ImageLike, ImageTransform
+from csham.training.labels import network_label
+from csham.training.network import NetworkInfo
+
+__all__ = ["Trained"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What :func:`csham.load` returns.
+
+    Attributes:
+        network: From (B, 3, H, W) to logits, (B, classes); in evaluation mode, on its device.
+        info: Names of backbone and attention, and the rest that is needed to build the network again.
+        transform: Makes an input of an image.
+        path: Where it was loaded from.
+        weights: ``"best"``, those that the validation part chose, or ``"last"``, those of the last epoch.
+    """
+
+    network: nn.Module
+    info: NetworkInfo
+    transform: ImageTransform
+    path: Path
+    weights: str
+
+    @property
+    def classes(self) -> list[str]:
+        """Name of each class, in the order of the logits."""
+        return self.info.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def label(self) -> str:
+        """The network in a few words, such as ``"resnet18 + csham (transfer)"``."""
+        return network_label(self.info)
+
+    def batch(self, images: Iterable[ImageLike]) -> Tensor:
+        """Return images as one input of the network, (B, 3, S, S) on its device."""
+        pixels = np.stack([self.transform.pixels(image) for image in images])
+        return self.transform.normalise(torch.from_numpy(pixels).to(self.device))
+
+    @torch.no_grad()
+    def probabilities(self, images: Iterable[ImageLike]) -> Tensor:
+        """Return the probability of each class for each image, (B, classes) float32, on the CPU."""
+        return self.network(self.batch(images)).float().softmax(1).cpu()

@@ -1,0 +1,1 @@
+"""A trained network as a folder for others, such as the Hugging Face Hub takes."""
