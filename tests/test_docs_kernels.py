@@ -52,6 +52,7 @@ def test_its_tables_are_made_from_the_rows(benchmark_script):
     assert page == PAGE, "run `python benchmarks/attention_figure.py --write`"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--memory"]], ids=["times", "memory"])
 def test_attention_costs_become_rows_a_table_and_a_picture(options, benchmark_script, monkeypatch, tmp_path, capsys):

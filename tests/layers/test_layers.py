@@ -233,6 +233,7 @@ def test_exported_once_for_any_batch(name):
         torch.testing.assert_close(exported(x), layer(x))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_with_inductor_in_training():
     layer = csham.CSHAM(4)

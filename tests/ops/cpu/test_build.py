@@ -223,6 +223,7 @@ def test_of_many_processes_one_builds(sources, compiler):
     assert all(len(err.splitlines()) <= 1 for _, err in said if "built in" not in err)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_after_kill_9_the_next_process_builds(cache, sources, compiler):
     calls = compiler("sleep 20")
