@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["cache_root", "sha256_of", "write_atomically"]
+__all__ = ["cache_root", "parse_json", "sha256_of", "write_atomically"]
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
@@ -49,3 +50,28 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that anyone may have written.
+
+    Raises:
+        ValueError: It is not UTF-8 or not JSON, names a key twice, holds NaN or infinity, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_not_json)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name[:60]!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _not_json(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number of JSON")

@@ -14,7 +14,7 @@ from torch import nn
 from csham.errors import UserError
 from csham.files import write_atomically
 
-__all__ = ["FORMAT", "load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = ["FORMAT", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint"]
 
 FORMAT = 1
 """Raised when a checkpoint's content changes in a way that older code cannot read."""
@@ -86,15 +86,33 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], what: str) -> N
     Raises:
         UserError: They belong to another architecture; names the first difference.
     """
+    check_weights(network, {name: _shape(value) for name, value in weights.items()}, what)
+    network.load_state_dict(dict(weights))
+
+
+def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str], what: str) -> None:
+    """Refuse weights that do not fit exactly, by their names and shapes.
+
+    Args:
+        network: Is to take the weights.
+        shapes: Of each weight; a word for what is none.
+        what: The file and the network, for the message.
+
+    Raises:
+        UserError: They belong to another architecture; names the first difference.
+    """
     own = network.state_dict()
     for name in own:
-        if name not in weights:
+        if name not in shapes:
             raise UserError(f"{what}: other architecture, it has no weight {name!r}.")
-    for name, value in weights.items():
+    for name, given in shapes.items():
         if name not in own:
-            raise UserError(f"{what}: other architecture, the network has no weight {name!r}.")
-        shape, expected = getattr(value, "shape", None), own[name].shape
-        if shape != expected:
-            given = tuple(shape) if shape is not None else type(value).__name__
-            raise UserError(f"{what}: other architecture, {name!r} is {given}, not {tuple(expected)}.")
-    network.load_state_dict(dict(weights))
+            raise UserError(f"{what}: other architecture, the network has no weight {name[:200]!r}.")
+        expected = tuple(own[name].shape)
+        if given != expected:
+            raise UserError(f"{what}: other architecture, {name!r} is {given}, not {expected}.")
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else tuple(shape)

@@ -19,7 +19,7 @@ from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.config import TrainConfig
 from csham.training.machine import choose
 from csham.training.metrics import Predictions
-from csham.training.network import NetworkInfo, read_weights
+from csham.training.network import NetworkInfo, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -127,15 +127,15 @@ def load_network(folder: RunFolder, weights: str = "best") -> tuple[nn.Module, N
         weights: ``"last"`` or ``"best"``.
     """
     folder.check_run()
-    if weights == "best" and folder.weights.is_file():
-        path = folder.weights
-        info, values = read_weights(path)
-    elif weights in ("best", "last"):
-        path = folder.best if weights == "best" else folder.last
-        content = load_checkpoint(path, ("network", "model"))
-        info, values = NetworkInfo.from_dict(content["network"], path), content["model"]
-    else:
+    if weights not in ("best", "last"):
         raise unknown_name("weights", weights, ("last", "best"))
+    if weights == "best" and folder.weights.is_file():
+        return read_network(folder.weights)
+    path = folder.best if weights == "best" else folder.last
+    content = load_checkpoint(path, ("network", "model"))
+    info, values = NetworkInfo.from_dict(content["network"], path), content["model"]
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no weights.")
     network = info.build()
     load_weights(network, values, f"{path} does not fit {info.backbone} with attention {info.attention}")
     return network, info

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from textwrap import shorten
+from threading import get_ident
 from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from csham.backbones import create_model
-from csham.errors import UserError
-from csham.files import write_atomically
+from csham.attach.checks import check_position, check_strategy
+from csham.attach.names import STRATEGIES
+from csham.backbones import check_backbone, create_model
+from csham.errors import UserError, unknown_name
+from csham.files import parse_json, write_atomically
+from csham.training.checkpoints import check_weights
 from csham.training.config import TrainConfig
 
-__all__ = ["NetworkInfo", "read_weights", "write_weights"]
+__all__ = ["NetworkInfo", "build_for", "read_network", "read_weights", "write_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +90,42 @@ class NetworkInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Path) -> NetworkInfo:
-        """Read the description back from a file's content; ``where`` is for the message."""
+        """Read the description back from a file's content, which anyone may have written.
+
+        Args:
+            values: By the names of the attributes; others are left alone.
+            where: The file, for the message.
+
+        Raises:
+            UserError: Something is missing, of the wrong kind, out of range, or names what csham does not have.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where} does not describe its network.")
         missing = {field.name for field in fields(cls) if field.default is MISSING} - set(values)
         if missing:
             raise UserError(f"{where} does not describe its network: {sorted(missing)} are missing.")
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        for name, value in given.items():
+            holds, expected = _CHECKS[name]
+            if not holds(value):
+                got = shorten(ascii(value), 80, placeholder=" ...")
+                raise UserError(f"{where} does not describe a network: {name} should be {expected}, got {got}.")
+        info = cls(**given)
+        try:
+            info._check_names()
+        except UserError as err:
+            raise UserError(f"{where} does not describe a network that can be built: {err}") from err
+        return info
+
+    def _check_names(self) -> None:
+        if self.num_classes != len(self.classes):
+            raise UserError(f"it has {self.num_classes} classes and names {len(self.classes)}.")
+        check_backbone(self.backbone)
+        if self.strategy not in STRATEGIES:
+            raise unknown_name("strategy", self.strategy, STRATEGIES)
+        check_position(self.position, self.points)
+        if self.attention != "none":
+            check_strategy(self.attention, self.strategy, self.period)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
@@ -119,13 +163,175 @@ def read_weights(path: Path) -> tuple[NetworkInfo, dict[str, Tensor]]:
     Raises:
         UserError: The file is missing, damaged, or does not say what network it is for.
     """
+    with _opened(path) as file:
+        return _described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module, NetworkInfo]:
+    """Build the network of a file that :func:`write_weights` wrote, on the CPU.
+
+    Nothing but the file's header is read before its names and shapes are known to be the network's, and no network is
+    built that is much larger than the file.
+
+    Args:
+        path: The file, which anyone may have written.
+        info: What the network is, if that is known from elsewhere; the file must not say otherwise.
+
+    Raises:
+        UserError: The file is missing, damaged, does not say what network it is for, or does not fit it.
+    """
+    with _opened(path) as file:
+        if info is None or "backbone" in (file.metadata() or {}):
+            own = _described(file, path)
+            if info is not None and info != own:
+                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(own, f.name)]
+                raise UserError(
+                    f"{path} describes another network than the file beside it, in {', '.join(differ)}. "
+                    "Take both from one place."
+                )
+            info = own
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        network = build_for(info, {name: tuple(part.get_shape()) for name, part in slices.items()}, str(path))
+        weights = {name: file.get_tensor(name) for name in slices}
+    for name, own_weight in network.state_dict().items():
+        if weights[name].is_floating_point() != own_weight.is_floating_point():
+            raise UserError(f"{path}: {name!r} holds numbers of {weights[name].dtype}, not {own_weight.dtype}.")
+    network.load_state_dict(weights)
+    return network, info
+
+
+def build_for(info: NetworkInfo, shapes: Mapping[str, tuple[int, ...] | str], where: str) -> nn.Module:
+    """Build a network for weights of which only the shapes are known.
+
+    Args:
+        info: What the network is.
+        shapes: Of each weight of a file.
+        where: The file, for the message.
+
+    Raises:
+        UserError: There is no such network, it is much larger than the file, or its weights are others.
+    """
+    what = f"{where} does not fit {info.backbone} with attention {info.attention}"
+    # Layers that a stem or head for small images takes the place of are built first: those of VGG are the largest.
+    most = 4 * sum(math.prod(shape) for shape in shapes.values() if not isinstance(shape, str)) + 2**26
+    try:
+        with _at_most(most, what):
+            network = info.build()
+    except UserError:
+        raise
+    except Exception as err:  # what timm raises for settings that a network does not have
+        problem = shorten(str(err) or type(err).__name__, 200, placeholder=" ...")
+        raise UserError(f"{where} describes a network that cannot be built: {problem}") from err
+    check_weights(network, shapes, what)
+    return network
+
+
+@contextmanager
+def _at_most(values: int, what: str) -> Iterator[None]:
+    """Stop the building of a network whose weights are more values than that; a new tensor costs no memory yet."""
+    thread, count = get_ident(), 0
+
+    def add(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal count
+        if tensor is not None and get_ident() == thread:
+            count += tensor.numel()
+            if count > values:
+                raise UserError(f"{what}: other architecture, the network is far larger than the file.")
+
+    hooks = register_module_parameter_registration_hook(add), register_module_buffer_registration_hook(add)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file that anyone may have written."""
     if not path.is_file():
         raise UserError(f"there is no file of weights {path}.")
     try:
+        _check_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "format"}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        values = {key: json.loads(value) for key, value in metadata.items()}
-    except (safetensors.SafetensorError, json.JSONDecodeError) as err:
-        raise UserError(f"{path} is damaged or not a safetensors file: {err}") from err
-    return NetworkInfo.from_dict(values, path), weights
+            yield file
+    except UserError:
+        raise
+    except (safetensors.SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as err:
+        problem = shorten(str(err), 200, placeholder=" ...")
+        raise UserError(f"{path} is damaged or not a safetensors file: {problem}") from err
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what the library would accept: a header of up to 100 MB, in which the last of two equal keys wins."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
+            raise ValueError(f"its header would be {length:,} bytes")
+        parse_json(file.read(length))
+
+
+def _described(file: Any, path: Path) -> NetworkInfo:
+    metadata = file.metadata() or {}
+    return NetworkInfo.from_dict({key: parse_json(metadata[key]) for key in _CHECKS if key in metadata}, path)
+
+
+# Names of weights take a tenth of a megabyte in large networks, those of 21,000 classes half of one.
+_LONGEST_HEADER = 2**24
+
+# Of names, in characters; file systems allow 255 bytes.
+_LONGEST_NAME = 255
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable()
+
+
+def _is_backbone(value: object) -> bool:
+    # No colon, which is how timm is told to fetch a network from elsewhere (hf-hub:, local-dir:, https:).
+    return isinstance(value, str) and re.fullmatch(r"[\w./@=,+-]{1,128}", value, re.ASCII) is not None
+
+
+def _is_class(value: object) -> bool:
+    """Whether it could be the name of a class folder, and can be printed."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or value in (".", "..") or "/" in value:
+        return False
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_list(value: object, holds: Callable[[Any], bool], most: int = 10_000) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= most and all(map(holds, value))
+
+
+def _is_fraction(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "backbone": (_is_backbone, "the name of a network"),
+    "attention": (_is_name, "the name of an attention"),
+    "strategy": (_is_name, "the name of a strategy"),
+    "position": (_is_name, "the name of a position"),
+    "gated": (lambda v: type(v) is bool, "true or false"),
+    "num_classes": (lambda v: _is_count(v, 1, 2**24), "a whole number of at least 1"),
+    "image_size": (lambda v: _is_count(v, 8, 1024), "a whole number from 8 to 1024"),
+    "classes": (
+        lambda v: _is_list(v, _is_class, 2**24) and len(set(v)) == len(v),
+        "a list of distinct names as folders have them, without / and control characters",
+    ),
+    "mean": (lambda v: _is_list(v, _is_fraction) and len(v) == 3, "three numbers from 0 to 1"),
+    "std": (
+        lambda v: _is_list(v, _is_fraction) and len(v) == 3 and min(v) >= 1e-6,
+        "three numbers above 0, at most 1",
+    ),
+    "period": (lambda v: v is None or _is_count(v, 2, 2**31), "a whole number of at least 2, or null"),
+    "points": (lambda v: v is None or _is_list(v, _is_name), "a list of names of modules, or null"),
+    "stages": (
+        lambda v: v is None or _is_list(v, lambda n: _is_count(n, -(2**31), 2**31)),
+        "a list of whole numbers, or null",
+    ),
+}

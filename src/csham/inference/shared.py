@@ -1,0 +1,154 @@
+"""The shared folder: a trained network as others get it, without its run.
+
+``config.json`` says which network it is and how images are prepared for it, ``model.safetensors`` has its weights,
+``README.md`` is the model card. Nothing else in the folder is ever opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from csham import __version__
+from csham.data.dataset import stored_side
+from csham.errors import UserError
+from csham.files import parse_json
+from csham.training.network import NetworkInfo, read_network
+
+__all__ = ["CARD", "CONFIG", "FILES", "FORMAT", "WEIGHTS", "is_shared", "read_card", "read_shared", "shared_config"]
+
+FORMAT = 1
+"""Raised when the folder changes in a way that older code cannot read."""
+
+CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
+
+# Of config.json and README.md, in bytes: 100,000 classes take two millions.
+_LARGEST = 2**24
+
+# The attributes of NetworkInfo that stand elsewhere in the configuration.
+_ELSEWHERE = ("image_size", "classes", "mean", "std")
+
+
+def shared_config(info: NetworkInfo, weights: str) -> str:
+    """Return the text of config.json.
+
+    Args:
+        info: What the network is.
+        weights: ``"best"`` or ``"last"``, which ones of the run.
+    """
+    content = {
+        "library_name": "csham",
+        "csham_version": __version__,
+        "format": FORMAT,
+        "weights": weights,
+        "network": {key: value for key, value in info.to_dict().items() if key not in _ELSEWHERE},
+        "preprocessing": _preprocessing(info),
+        "classes": info.classes,
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _preprocessing(info: NetworkInfo) -> dict[str, Any]:
+    """Return what :class:`csham.inference.ImageTransform` does, for whoever wants to do the same."""
+    return {
+        "color": "RGB, upright, over white",
+        "resize": stored_side(info.image_size),
+        "interpolation": "bicubic, of the centre square",
+        "center_crop": info.image_size,
+        "mean": info.mean,
+        "std": info.std,
+    }
+
+
+def is_shared(path: Path) -> bool:
+    """Whether a folder is a shared one: it has a config.json and is no run folder."""
+    return os.path.lexists(path / CONFIG) and not os.path.lexists(path / "config.yaml")
+
+
+def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, str]:
+    """Build the network of a folder that anyone may have written.
+
+    Returns:
+        The network, on the CPU; what it is; and which weights of its run it has, ``"best"`` or ``"last"``.
+
+    Raises:
+        UserError: A file is missing, damaged, or says what cannot be.
+    """
+    path = folder / CONFIG
+    try:
+        content = parse_json(_read(folder, CONFIG))
+    except ValueError as err:
+        if isinstance(err, UserError):
+            raise
+        raise UserError(f"{path} is damaged or not JSON: {str(err)[:200]}") from err
+    info, weights = _understood(content, path)
+    network, _ = read_network(_inside(folder, WEIGHTS), info)
+    return network, info, weights
+
+
+def read_card(folder: Path) -> str:
+    """Return the model card of a shared folder, as text."""
+    try:
+        return _read(folder, CARD).decode()
+    except UnicodeDecodeError as err:
+        raise UserError(f"{folder / CARD} is not text in UTF-8.") from err
+
+
+def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
+    if not isinstance(content, dict) or content.get("library_name") != "csham" or "format" not in content:
+        raise UserError(f"{path} was not written by csham share: it is no configuration of library_name 'csham'.")
+    if content["format"] != FORMAT or type(content["format"]) is not int:
+        given = ascii(content["format"])[:40]
+        raise UserError(f"{path} has format {given}, this version of csham reads {FORMAT}. Install a newer csham.")
+    _check_keys(content, ("library_name", "csham_version", "format", "weights", "network", "preprocessing", "classes"), path)
+    network, preprocessing = content["network"], content["preprocessing"]
+    _check_keys(network, [f.name for f in fields(NetworkInfo) if f.name not in _ELSEWHERE], f"{path}, network")
+    _check_keys(preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing")
+    if content["weights"] not in ("best", "last"):
+        raise UserError(f"{path}: weights should be 'best' or 'last', got {ascii(content['weights'])[:80]}.")
+    values = {**network, "classes": content["classes"], "image_size": preprocessing["center_crop"]}
+    info = NetworkInfo.from_dict({**values, "mean": preprocessing["mean"], "std": preprocessing["std"]}, path)
+    expected = _preprocessing(info)
+    differs = [key for key, value in preprocessing.items() if value != expected[key]]
+    if differs:
+        raise UserError(f"{path} asks for a preprocessing that this version of csham does not do: {', '.join(differs)}.")
+    return info, content["weights"]
+
+
+def _check_keys(content: Any, known: Any, where: object) -> None:
+    if not isinstance(content, dict):
+        raise UserError(f"{where} should be an object of JSON.")
+    missing, unknown = sorted(set(known) - set(content)), sorted(set(content) - set(known))
+    if missing or unknown:
+        what = [f"lacks {', '.join(missing)}"] * bool(missing)
+        what += [f"has the unknown {', '.join(ascii(key)[:60] for key in unknown[:5])}"] * bool(unknown)
+        raise UserError(f"{where} {' and '.join(what)}.")
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """Read a small file of the folder."""
+    path = _inside(folder, name)
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise UserError(f"{folder / name} is larger than {_LARGEST // 2**20} MiB, which none is that csham writes.")
+    return content
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that is really in the folder, or in the cache that the Hub's client links it to."""
+    try:
+        path, home = (folder / name).resolve(), folder.resolve()
+    except (OSError, RuntimeError) as err:  # links in a circle
+        raise UserError(f"{folder / name} cannot be followed: {err}") from err
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if path.parent not in homes:
+        raise UserError(f"{folder / name} is a link out of its folder. It was not read.")
+    if not path.is_file():
+        raise UserError(f"{folder} has no file {name}. A shared folder holds {', '.join(FILES)}.")
+    return path
