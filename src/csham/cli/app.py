@@ -17,6 +17,7 @@ from csham.cli.list import list_names
 from csham.cli.prepare import prepare
 from csham.cli.profile import profile
 from csham.cli.report import report
+from csham.cli.share import share
 from csham.cli.train import train
 from csham.errors import UserError
 
@@ -34,6 +35,7 @@ app.command("list")(list_names)
 app.command("prepare")(prepare)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("share")(share)
 app.command("compare")(compare)
 app.command("profile")(profile)
 app.command("report")(report)

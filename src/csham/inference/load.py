@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from csham._lazy import make_callable
 from csham.errors import UserError, unknown_name
 from csham.inference.hub import download, is_on_hub
 from csham.inference.shared import is_shared, read_shared
@@ -26,8 +27,8 @@ def load(path: Path | str, *, weights: str = "best", device: str | None = "cpu")
     one that csham, timm or torchvision has under its name.
 
     Args:
-        path: A run folder; a folder that ``csham share`` wrote; such a folder on the Hugging Face Hub, ``"hf:user/name"``
-            or ``"hf:user/name@revision"``; or a file ``model.safetensors`` of one.
+        path: A run folder; a folder that ``csham share`` wrote; such a folder on the Hugging Face Hub,
+            ``"hf:user/name"`` or ``"hf:user/name@revision"``; or a file ``model.safetensors`` of one.
         weights: ``"best"``, those that the validation part chose, or ``"last"``, those of the last epoch, which only a
             run folder has. A shared folder has one of both: ``"best"`` takes it, whichever it is, and
             :attr:`Trained.weights` says which.
@@ -61,3 +62,6 @@ def _read_file(path: Path, weights: str) -> tuple[nn.Module, NetworkInfo]:
     if weights != "best":
         raise UserError(f"{path} holds one set of weights. Give the run folder for its {weights} ones.")
     return read_network(path)
+
+
+make_callable(__name__)  # an import of this module leaves it under the function's name in its package

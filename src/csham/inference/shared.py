@@ -105,10 +105,14 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
     if content["format"] != FORMAT or type(content["format"]) is not int:
         given = ascii(content["format"])[:40]
         raise UserError(f"{path} has format {given}, this version of csham reads {FORMAT}. Install a newer csham.")
-    _check_keys(content, ("library_name", "csham_version", "format", "weights", "network", "preprocessing", "classes"), path)
+    _check_keys(
+        content, ("library_name", "csham_version", "format", "weights", "network", "preprocessing", "classes"), path
+    )
     network, preprocessing = content["network"], content["preprocessing"]
     _check_keys(network, [f.name for f in fields(NetworkInfo) if f.name not in _ELSEWHERE], f"{path}, network")
-    _check_keys(preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing")
+    _check_keys(
+        preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing"
+    )
     if content["weights"] not in ("best", "last"):
         raise UserError(f"{path}: weights should be 'best' or 'last', got {ascii(content['weights'])[:80]}.")
     values = {**network, "classes": content["classes"], "image_size": preprocessing["center_crop"]}
@@ -116,7 +120,9 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
     expected = _preprocessing(info)
     differs = [key for key, value in preprocessing.items() if value != expected[key]]
     if differs:
-        raise UserError(f"{path} asks for a preprocessing that this version of csham does not do: {', '.join(differs)}.")
+        raise UserError(
+            f"{path} asks for a preprocessing that this version of csham does not do: {', '.join(differs)}."
+        )
     return info, content["weights"]
 
 

@@ -215,7 +215,7 @@ def build_for(info: NetworkInfo, shapes: Mapping[str, tuple[int, ...] | str], wh
     # Layers that a stem or head for small images takes the place of are built first: those of VGG are the largest.
     most = 4 * sum(math.prod(shape) for shape in shapes.values() if not isinstance(shape, str)) + 2**26
     try:
-        with _at_most(most, what):
+        with _at_most(most, 4 * len(shapes) + 1000, what):
             network = info.build()
     except UserError:
         raise
@@ -227,15 +227,15 @@ def build_for(info: NetworkInfo, shapes: Mapping[str, tuple[int, ...] | str], wh
 
 
 @contextmanager
-def _at_most(values: int, what: str) -> Iterator[None]:
-    """Stop the building of a network whose weights are more values than that; a new tensor costs no memory yet."""
-    thread, count = get_ident(), 0
+def _at_most(values: int, tensors: int, what: str) -> Iterator[None]:
+    """Stop the building of a network of more values or tensors than that; a new tensor costs no memory yet."""
+    thread, count, number = get_ident(), 0, 0
 
     def add(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal count
+        nonlocal count, number
         if tensor is not None and get_ident() == thread:
-            count += tensor.numel()
-            if count > values:
+            count, number = count + tensor.numel(), number + 1
+            if count > values or number > tensors:
                 raise UserError(f"{what}: other architecture, the network is far larger than the file.")
 
     hooks = register_module_parameter_registration_hook(add), register_module_buffer_registration_hook(add)
@@ -289,7 +289,11 @@ def _is_name(value: object) -> bool:
 
 def _is_backbone(value: object) -> bool:
     # No colon, which is how timm is told to fetch a network from elsewhere (hf-hub:, local-dir:, https:).
-    return isinstance(value, str) and re.fullmatch(r"[\w./@=,+-]{1,128}", value, re.ASCII) is not None
+    return isinstance(value, str) and len(value) <= 128 and _BACKBONE.fullmatch(value) is not None
+
+
+# timm/resnet50.a1_in1k, resnet20@width=1.25,depth=26
+_BACKBONE = re.compile(r"\w[\w/-]*(\.[\w-]+)?(@[\w.,=+-]+)?", re.ASCII)
 
 
 def _is_class(value: object) -> bool:

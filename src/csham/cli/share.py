@@ -1,0 +1,56 @@
+"""``csham share``: a trained network as a folder for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json, print_table
+from csham.errors import UserError, unknown_name
+from csham.training.run_folder import RunFolder
+
+__all__ = ["share"]
+
+
+def share(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it appears complete.")],
+    *,
+    weights: Annotated[
+        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
+    ] = "best",
+    license: Annotated[
+        str, typer.Option("--license", "--licence", help="Of the weights, as the Hub names it, such as apache-2.0.")
+    ] = "unknown",
+    repo: Annotated[
+        str | None, typer.Option(help="user/name on the Hugging Face Hub, for the card's example.", show_default="none")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """A finished run's network as a folder for the Hugging Face Hub: weights, configuration, model card."""
+    if weights not in ("best", "last"):
+        raise unknown_name("weights", weights, ("best", "last"))
+    RunFolder(run).check_run()
+    if not RunFolder(run).finished:
+        raise UserError(
+            f"{run} has not finished: nothing was measured on its test images yet, which is what a model card says. "
+            f"csham train --resume {run} goes on with it."
+        )
+    from csham.share.folder import share as write  # noqa: PLC0415  imports torch
+
+    written = write(run, folder, weights=weights, license=license, repo=repo)
+    if as_json:
+        print_json(written)
+        return
+    print(f"{written['network']}, {weights} weights, {written['top1']}% top-1 on the test images, in {folder}")
+    print_table("", ["file", "bytes"], list(written["files"].items()))
+    if quiet:
+        return
+    if license == "unknown":
+        print("no licence was given, so the card says that it is unknown: --license apache-2.0, for example")
+    print(f'back in Python: csham.load("{folder}")')
+    print(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {folder}")

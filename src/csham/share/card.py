@@ -1,0 +1,292 @@
+"""The model card: what a network is, what was measured of it, and what that does not say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from csham import __version__
+from csham.backbones.lookup import find_backbone
+from csham.data.dataset import stored_side
+from csham.errors import UserError
+from csham.files import parse_json
+from csham.layers.names import ATTENTIONS
+from csham.share.citation import PAPER, SOFTWARE
+from csham.training.config import TrainConfig
+from csham.training.labels import network_label
+from csham.training.run_folder import RunFolder
+
+__all__ = ["model_card"]
+
+# Datasets that csham knows by name: what the Hub calls them, and people.
+_DATASETS = {
+    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
+    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
+    "caltech101": ("caltech101", "Caltech-101"),
+    "digits": ("digits", "scikit-learn's handwritten digits"),
+}
+
+# Keys of the summary, what they are called, and how the Hub names the kind of metric.
+_METRICS = (
+    ("top1", "top-1 accuracy, %", "accuracy"),
+    ("macro_top1", "macro top-1 accuracy, %", ""),
+    ("top5", "top-5 accuracy, %", "accuracy"),
+    ("precision", "precision, macro, %", ""),
+    ("recall", "recall, macro, %", ""),
+    ("f1", "F1, macro, %", "f1"),
+    ("kappa", "Cohen's kappa", ""),
+    ("loss", "cross-entropy", ""),
+    ("images", "test images", ""),
+)
+
+
+def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None = None) -> str:
+    """Return the text of README.md: the header that the Hub reads, and the page.
+
+    Args:
+        run: A finished run.
+        weights: ``"best"`` or ``"last"``: whose numbers it has.
+        license: Of the weights, as the Hub names it.
+        repo: ``user/name`` on the Hub, for the example.
+
+    Raises:
+        UserError: The run is not finished, or what it measured cannot be read.
+    """
+    config = run.read_config()
+    summary, environment = _summary(run), _json(run, "environment.json")
+    measured = summary if weights == "last" else summary.get("validation_chosen")
+    wanted = {"top1", "top5", "f1", "images"}
+    if not isinstance(measured, dict) or not wanted <= set(measured):
+        raise UserError(f"{run.summary_file} lacks the numbers of the {weights} weights. Train the run again.")
+    if not isinstance(summary.get("classes"), int) or not isinstance(environment.get("versions"), dict):
+        raise UserError(f"{run.path}: summary.json or environment.json is not that of a run.")
+    parts = [
+        _header(config, measured, license),
+        f"# {_text(network_label(config))}, trained on {_text(_data_name(config))}",
+        _introduction(config, summary, environment, license),
+        "## Use\n\n" + _use(config, repo),
+        "## Measured\n\n" + _measured(config, summary, measured, weights),
+        "## What the numbers do not say\n\n" + _limits(config, summary, measured),
+        "## Training\n\n" + _training(config, summary, environment),
+        "## Citation\n\n" + _citation(config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    if not run.finished:
+        raise UserError(
+            f"{run.path} has not finished: nothing was measured on its test images yet, which is what a model card "
+            f"says. csham train --resume {run.path} goes on with it."
+        )
+    return _json(run, "summary.json")
+
+
+def _json(run: RunFolder, name: str) -> dict[str, Any]:
+    path = run.path / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {run.path} is not a whole run folder.")
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as err:
+        raise UserError(f"{path} is damaged: {str(err)[:200]}.") from err
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no object of JSON.")
+    return content
+
+
+def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> str:
+    try:
+        from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415  optional
+    except ImportError as err:
+        raise UserError('a model card needs huggingface_hub. Install it: pip install "csham[share]".') from err
+    kind, name = _DATASETS.get(config.data, ("imagefolder", _data_name(config)))
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=label,
+            metric_value=measured[key],
+        )
+        for key, label, metric in _METRICS
+        if metric
+    ]
+    data = ModelCardData(
+        license=license,
+        library_name="csham",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "csham", "attention", "pytorch"],
+        datasets=[kind] if "/" in kind else None,
+        metrics=["accuracy", "f1"],
+        model_name=network_label(config),
+        eval_results=results,
+    )
+    return f"---\n{data.to_yaml().rstrip()}\n---"
+
+
+def _introduction(
+    config: TrainConfig,
+    summary: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    license: str,
+) -> str:
+    entry = find_backbone(config.backbone).entry
+    backbone = f"`{config.backbone}`" + (f" ({_text(entry.source)})" if entry else "")
+    network = f"The backbone {backbone}, plain, without attention."
+    if config.attention != "none":
+        attention = ATTENTIONS[config.attention]
+        network = (
+            f"The backbone {backbone} with the attention `{config.attention}` ({_text(attention.source)}: "
+            f"{_text(attention.summary)}), strategy `{config.strategy}`, position `{config.position}`"
+            f"{', gated' if config.gated else ''}."
+        )
+    terms = (
+        "Whoever shared it has not said under which licence its weights may be used."
+        if license == "unknown"
+        else f"Licence of the weights: `{license}`."
+    )
+    return (
+        f"{network} It tells {summary['classes']} classes apart, which `config.json` lists. "
+        f"Trained with csham {_text(environment['versions'].get('csham', 'of an unknown version'))}. {terms}"
+    )
+
+
+def _use(config: TrainConfig, repo: str | None) -> str:
+    where = f"hf:{repo}" if repo else "."
+    other = "from the Hugging Face Hub" if repo else "this folder; from the Hub: hf:user/name"
+    return f"""With csham {__version__} or later installed, with its extra `share`:
+
+```python
+import csham
+
+trained = csham.load("{where}")  # {other}
+probabilities = trained.probabilities(["image.jpg"])[0]
+for index in probabilities.argsort(descending=True)[:3]:
+    print(f"{{trained.classes[index]}}: {{probabilities[index]:.1%}}")
+```
+
+{_preparation(config)}"""
+
+
+def _preparation(config: TrainConfig) -> str:
+    size = config.image_size
+    if size is None:
+        return "Images are prepared as `preprocessing` in `config.json` says, which `trained.transform` does."
+    resized = stored_side(size)
+    cut = f", of which the centre {size} x {size} is taken" if resized != size else ""
+    return (
+        f"Images are turned upright, put over white, cut to their centre square and resized to {resized} x {resized} "
+        f"pixels (bicubic){cut}, and normalised with `mean` and `std` of `config.json`: `trained.transform` does that. "
+        "`trained.network` is a plain `torch.nn.Module` from such images, (B, 3, S, S), to logits."
+    )
+
+
+def _measured(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[str, Any], weights: str) -> str:
+    which = f"the last epoch, {summary.get('epochs')}"
+    if weights == "best":
+        epoch, chosen_by = measured.get("epoch"), _text(measured.get("chosen_by"))
+        which = f"epoch {epoch} of {summary.get('epochs')}, chosen by {chosen_by}"
+    rows = [(name, measured[key]) for key, name, _ in _METRICS if measured.get(key) is not None]
+    costs = (
+        ("params", "parameters"),
+        ("flops", "FLOPs an image (an addition and a product are two)"),
+        ("flops_matmul", "of these in products"),
+    )
+    rows += [(name, summary[key]) for key, name in costs if isinstance(summary.get(key), int)]
+    return f"On the {measured['images']} test images of {_text(_data_name(config))}. {which}\n\n" + _table(
+        ("", "value"), rows
+    )
+
+
+def _limits(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    points = [
+        f"This is **one run with one seed** ({config.seed}). The same network with another seed gives another number, "
+        "and two networks may change places. How far apart runs lie, and whether the attention is what helps, is said "
+        "by an interval over several seeds, which one run does not have (`csham compare`).",
+        "The accuracy holds for images like the test images, prepared as above. On others it was not measured.",
+        f"The network answers any image with one of its {summary['classes']} classes, also one that shows none of "
+        "them. Its probabilities were not calibrated.",
+        "Whether it errs more for some groups of people or things than for others was not examined.",
+    ]
+    if config.pretrained or config.weights_file:
+        points.append(
+            "Training began from weights that others trained, on other images: their licence and their limits apply "
+            "too."
+        )
+    if measured.get("absent_classes"):
+        points.append(f"{measured['absent_classes']} classes have no test images; macro averages leave them out.")
+    if summary.get("bad_files"):
+        points.append(f"{summary['bad_files']} files of the data could not be read and were left out.")
+    return "\n".join(f"- {point}" for point in points)
+
+
+def _training(config: TrainConfig, summary: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    machine = summary.get("machine")
+    facts: dict[str, Any] = {
+        "training images": summary.get("train_images"),
+        "validation images": summary.get("validation_images"),
+        "seconds": summary.get("seconds"),
+        "images per second": summary.get("images_per_s"),
+        **{key: environment.get(key) for key in ("processor", "threads", "processes", "commit")},
+        **(machine if isinstance(machine, dict) else {}),
+    }
+    versions = environment["versions"]
+    rows = [(f"`{key}`", value) for key, value in _settings(config).items() if value is not None]
+    return "\n\n".join(
+        [
+            _table(("setting", "value"), rows),
+            _table(("circumstance", "value"), [(key, value) for key, value in facts.items() if value is not None]),
+            "Versions: " + ", ".join(f"{_text(name)} {_text(number)}" for name, number in versions.items()) + ".",
+        ]
+    )
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the run's settings without where its files lay."""
+    settings = config.to_dict() | {"data": _data_name(config)}
+    if config.weights_file is not None:
+        settings["weights_file"] = _last_part(config.weights_file)
+    return settings
+
+
+def _data_name(config: TrainConfig) -> str:
+    return _DATASETS[config.data][1] if config.data in _DATASETS else _last_part(config.data)
+
+
+def _last_part(path: str) -> str:
+    """Return a file's or folder's name; the run may come from another system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "images"
+
+
+def _citation(config: TrainConfig) -> str:
+    entries = [SOFTWARE]
+    words = "If you use the network, please cite the software"
+    if config.attention.startswith("csham"):
+        entries.insert(0, PAPER)
+        words = "If you use the network, please cite the paper of its attention and the software"
+    elif config.attention != "none":
+        words += f", and the attention's authors: {_text(ATTENTIONS[config.attention].source)}"
+    return f"{words}.\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
+
+
+def _table(header: Sequence[str], rows: Iterable[tuple[str, Any]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---|---|"]
+    lines += [f"| {name} | {_text(_shown(value))} |" for name, value in rows]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _text(value: object) -> str:
+    """Return text that stands in a line of Markdown for itself."""
+    plain = " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", plain)

@@ -1,0 +1,121 @@
+"""Write the folder: complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from torch import nn
+
+from csham.errors import UserError, unknown_name
+from csham.files import write_atomically
+from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
+from csham.share.card import model_card
+from csham.training.evaluation import load_network
+from csham.training.labels import network_label
+from csham.training.network import NetworkInfo, write_weights
+from csham.training.run_folder import RunFolder
+
+__all__ = ["UNKNOWN", "check_choices", "share", "write_files"]
+
+UNKNOWN = "unknown"
+"""The licence of weights whose trainer has not said one, as the Hub calls it."""
+
+
+def share(
+    run: Path | str,
+    folder: Path | str,
+    *,
+    weights: str = "best",
+    license: str = UNKNOWN,
+    repo: str | None = None,
+) -> dict[str, Any]:
+    """Write a finished run's network for others: configuration, weights and a model card with its measured numbers.
+
+    Args:
+        run: The run folder.
+        folder: To be made; an empty one may be there. It appears complete.
+        weights: ``"best"``, those that the validation part chose, or ``"last"``, those of the last epoch. The card has
+            the numbers of these, and of no others.
+        license: Of the weights, as the Hub names licences, such as ``"apache-2.0"``.
+        repo: ``user/name`` on the Hub, for the card's example.
+
+    Returns:
+        ``folder``, ``network``, ``weights``, ``license``, ``top1`` in percent, and ``files`` with their bytes.
+
+    Raises:
+        UserError: The run is not finished or damaged, or the folder is not free.
+    """
+    license = check_choices(weights, license, repo)
+    place, source = _free(Path(folder)), RunFolder(Path(run))
+    card = model_card(source, weights=weights, license=license, repo=repo)
+    network, info = load_network(source, weights)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write_files(temporary, network, info, weights, card)
+        temporary.rename(place)  # an empty folder in its place is replaced
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    summary = source.read_summary()
+    return {
+        "folder": str(folder),
+        "network": network_label(info),
+        "weights": weights,
+        "license": license,
+        "top1": summary["top1"] if weights == "last" else summary["validation_chosen"]["top1"],
+        "files": {name: (place / name).stat().st_size for name in FILES},
+    }
+
+
+def check_choices(weights: str, license: str, repo: str | None) -> str:
+    """Refuse choices that mean nothing, and return the licence as the Hub writes it.
+
+    Raises:
+        UserError: Says what would do.
+    """
+    if weights not in ("best", "last"):
+        raise unknown_name("weights", weights, ("best", "last"))
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license.lower()):
+        raise UserError(
+            f"--license takes the Hub's name of a licence, such as apache-2.0, mit or cc-by-4.0, got {license!r}."
+        )
+    if repo is not None and not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo, re.ASCII):
+        raise UserError(f"--repo takes user/name, as the Hub names repositories, got {repo!r}.")
+    return license.lower()
+
+
+def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: str, card: str) -> None:
+    """Write the files of a shared folder into one that exists.
+
+    Args:
+        folder: The folder.
+        network: Whose weights are written.
+        info: What it is.
+        weights: ``"best"`` or ``"last"``, which ones of its run.
+        card: The text of README.md.
+    """
+    write_weights(folder / WEIGHTS, network.state_dict(), info)
+    for name, text in ((CONFIG, shared_config(info, weights)), (CARD, card)):
+        write_atomically(folder / name, partial(_write, text.encode()))
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder's real path, where a folder can be made."""
+    place = folder.resolve()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder. Name another one.")
+    parent = next(parent for parent in place.parents if parent.exists())
+    if not parent.is_dir():
+        raise UserError(f"cannot make {folder}: {parent} is a file. Name another place.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make {folder}: {parent} is not writable. Name another place.")
+    return place
