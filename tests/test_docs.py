@@ -68,3 +68,15 @@ def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys)
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
     assert "3/3" in capsys.readouterr().out
     assert Path("studies/digits-quick-1epochs/report/index.html").is_file()
+
+
+@pytest.mark.slow
+def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatch, capsys):
+    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/share.md").read_text(encoding="utf-8"), flags=re.M)
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    names = run_python("docs/share.md")
+    assert names["trained"].label == "lenet5"
+    assert names["logits"].shape == (1, 10)

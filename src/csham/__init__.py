@@ -4,7 +4,8 @@ The layers (:class:`CSHAM`, :class:`ChannelAttention`, :class:`SpatialAttention`
 network (:func:`attach`), networks by name (:func:`create_model`) and what a network costs (:func:`cost`). Rooms, from
 the mathematics outwards: ``ops``, ``layers``, ``attach``, ``backbones``, ``data`` and ``cost``, ``training``,
 ``inference``, ``study``, then ``explain``, ``export``, ``share`` and ``report``, ``app``, ``cli``; each imports only
-those named before it. Start with :func:`attach`. The names below are imported when they are first used.
+those named before it. ``keras`` reads the authors' weights. Start with :func:`attach`. The names below are imported
+when they are first used.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from csham.backbones import create_model
     from csham.cost import Cost, cost
     from csham.inference import Trained, load
+    from csham.keras import load_keras_weights
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
     from csham.memory import retain_memory
 
@@ -39,6 +41,7 @@ __all__ = [
     "create_model",
     "detach",
     "load",
+    "load_keras_weights",
     "retain_memory",
 ]
 
@@ -60,6 +63,7 @@ __getattr__ = lazy_names(
         "create_model": "csham.backbones",
         "Trained": "csham.inference",
         "load": "csham.inference",
+        "load_keras_weights": "csham.keras",
         "retain_memory": "csham.memory",
     },
 )
