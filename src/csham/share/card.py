@@ -198,9 +198,11 @@ def _measured(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping
         ("flops_matmul", "of these in products"),
     )
     rows += [(name, summary[key]) for key, name in costs if isinstance(summary.get(key), int)]
-    return f"On the {measured['images']} test images of {_text(_data_name(config))}. {which}\n\n" + _table(
-        ("", "value"), rows
+    opening = (
+        f"On the {measured['images']} test images of {_text(_data_name(config))}. These are the weights of {which}; "
+        "no test image had a part in that choice."
     )
+    return opening + "\n\n" + _table(("", "value"), rows)
 
 
 def _limits(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
