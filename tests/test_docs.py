@@ -71,6 +71,7 @@ def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatch, capsys):
     commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/share.md").read_text(encoding="utf-8"), flags=re.M)
     assert len(commands) == 2
