@@ -58,6 +58,23 @@ def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
     assert "finished" in capsys.readouterr().err
 
 
+def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/first").symlink_to(finished)
+    Path("photos").symlink_to(images / "bee")
+    page = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    \$ csham (.*)$", page, flags=re.M)
+    assert len(commands) == 3
+    for command in commands:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert len(Path("answers.csv").read_text(encoding="utf-8").splitlines()) == 21
+    names = run_python("docs/predict.md")
+    assert "photos/2.png bee" in capsys.readouterr().out
+    assert names["probabilities"].shape == (2, 3)
+    assert names["logits"].shape == (1, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys):

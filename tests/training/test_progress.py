@@ -38,6 +38,22 @@ def test_plain_lines_are_few_and_without_codes(monkeypatch):
     assert "\x1b" not in "".join(lines)
 
 
+def test_images_of_an_unknown_number_have_no_share_and_no_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    plain, bar = create_progress(console=console(False)), create_progress(console=console(True))
+    for progress in (plain, bar):
+        progress.start(0, 0)
+    now[0] = 31.0
+    for progress in (plain, bar):
+        progress.step("300 images", 300, None, 10.0)
+        progress.note("a :smile: in a name")
+        progress.close()
+    assert plain.console.file.getvalue() == "300 images  10 images/s\na :smile: in a name\n"
+    assert "a :smile: in a name" in bar.console.file.getvalue()
+    assert "%" not in bar.console.file.getvalue()
+
+
 def test_an_epoch_without_validation_part():
     plain = create_progress(console=console(False))
     plain.epoch({**ROW, "val_loss": None, "val_top1": None}, 2)

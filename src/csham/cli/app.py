@@ -14,6 +14,7 @@ from csham.cli.compare import compare
 from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
 from csham.cli.list import list_names
+from csham.cli.predict import predict
 from csham.cli.prepare import prepare
 from csham.cli.profile import profile
 from csham.cli.report import report
@@ -35,6 +36,7 @@ app.command("list")(list_names)
 app.command("prepare")(prepare)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("predict")(predict)
 app.command("share")(share)
 app.command("compare")(compare)
 app.command("profile")(profile)

@@ -201,12 +201,14 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 def reason(path: str, err: Exception) -> str:
     """Say in plain words why a file could not be decoded: what :func:`decode` raised."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # a NUL in a path is a ValueError
         if Path(path).stat().st_size == 0:
             return "empty file (0 bytes)"
     for kind, words in _REASONS.items():
         if isinstance(err, kind):
             return words
+    if isinstance(err, OSError) and err.strerror:
+        return f"cannot be read ({err.strerror})"
     words = " ".join(str(err).split())
     if "truncated" in words.lower():
         return "truncated"

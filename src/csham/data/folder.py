@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from csham.data.decode import image_suffixes, open_image
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 
-__all__ = ["Listing", "default_image_size", "scan"]
+__all__ = ["Listing", "default_image_size", "image_files", "scan"]
 
 _EXPECTED = "An image folder holds train/<class>/* with test/<class>/* or val/<class>/*, or <class>/* alone."
 _PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
@@ -67,6 +67,20 @@ def scan(root: Path) -> Listing:
         return _scan(root)
     except OSError as err:
         raise UserError(f"cannot read {err.filename or root}: {err.strerror}. Check its permissions.") from err
+
+
+def image_files(folder: str) -> Iterator[str]:
+    """List the image files anywhere below a folder, sorted by path, while holding the names of few folders at a time.
+
+    A file counts by its name; links are followed. A folder that cannot be listed is given in place of its files.
+    """
+    unlisted: list[str] = []
+    for entry in _walk(folder, (), unlisted.append):
+        yield from unlisted
+        unlisted.clear()
+        if _is_image(entry.name):
+            yield entry.path
+    yield from unlisted
 
 
 def default_image_size(paths: Sequence[str]) -> int:
@@ -197,20 +211,39 @@ def _images_below(root: Path, folder: Path) -> tuple[list[_File], int]:
     return sorted(images), skipped
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[os.DirEntry[str]]:
-    """Files below a folder; a link back to a folder that is being walked is not followed again."""
-    status = os.stat(folder)  # noqa: PTH116 - the walk is over strings
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
+def _walk(
+    folder: str, above: tuple[tuple[int, int], ...], unlisted: Callable[[str], None] | None = None
+) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder, sorted by path; a link back to a folder that is being walked is not followed again.
+
+    A folder that cannot be listed is told to ``unlisted``; without it that is an error.
+    """
+    try:
+        status = os.stat(folder)  # noqa: PTH116 - the walk is over strings
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not _silent(entry.name)), key=_path_order)
+    except OSError:
+        if unlisted is None:
+            raise
+        unlisted(folder)
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _silent(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, (*above, identity))
-            elif entry.is_file() or _broken_link(entry):
-                yield entry  # not pipes and sockets: opening one could wait for ever
+    for entry in entries:
+        if _is_folder(entry):
+            yield from _walk(entry.path, (*above, identity), unlisted)
+        elif _broken_link(entry) or entry.is_file():
+            yield entry  # not pipes and sockets: opening one could wait for ever
+
+
+def _path_order(entry: os.DirEntry[str]) -> str:
+    """Key that sorts a folder's entries as their paths, and those below them, sort."""
+    return entry.name + os.sep if _is_folder(entry) else entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return not _broken_link(entry) and entry.is_dir()  # asking a link to itself is an error
 
 
 def _stat(entry: os.DirEntry[str], path: str) -> _File:

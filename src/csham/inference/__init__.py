@@ -1,8 +1,8 @@
 """A trained network, ready for images: what every command after training starts from.
 
 :func:`load` gives it back from a run folder, a shared folder or a file of weights, as a :class:`Trained`: network,
-classes and the :class:`ImageTransform` that makes of any image what the network was trained on. Start with
-:func:`load`.
+classes and the :class:`ImageTransform` that makes of any image what the network was trained on. :func:`predict` asks it
+about any number of files. Start with :func:`load`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ from typing import TYPE_CHECKING
 from csham._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from csham.inference.image_files import ImageFiles
     from csham.inference.load import load
+    from csham.inference.prediction import Prediction, predict
     from csham.inference.trained import Trained
-    from csham.inference.transform import ImageTransform
+    from csham.inference.transform import ImageTransform, UnreadableImageError
 
-__all__ = ["ImageTransform", "Trained", "load"]
+__all__ = ["ImageFiles", "ImageTransform", "Prediction", "Trained", "UnreadableImageError", "load", "predict"]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "ImageFiles": "csham.inference.image_files",
         "ImageTransform": "csham.inference.transform",
+        "Prediction": "csham.inference.prediction",
         "Trained": "csham.inference.trained",
+        "UnreadableImageError": "csham.inference.transform",
         "load": "csham.inference.load",
+        "predict": "csham.inference.prediction",
     },
 )

@@ -14,12 +14,24 @@ from torch import Tensor
 
 from csham.data.batches import scale_and_shift
 from csham.data.dataset import stored_side
-from csham.data.decode import open_image, reason, square_pixels
+from csham.data.decode import BadFile, open_image, reason, square_pixels
 from csham.errors import UserError
 
-__all__ = ["ImageLike", "ImageTransform"]
+__all__ = ["ImageLike", "ImageTransform", "UnreadableImageError"]
 
 ImageLike = str | Path | Image.Image | np.ndarray
+
+
+class UnreadableImageError(UserError):
+    """A file that cannot be decoded.
+
+    Attributes:
+        file: Which file, and why.
+    """
+
+    def __init__(self, file: BadFile) -> None:
+        super().__init__(f"{file.path}: {file.reason}.")
+        self.file = file
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,8 @@ class ImageTransform:
             image: A file, an image of Pillow (left as it is), or an array, (H, W), (H, W, 3) or (H, W, 4) uint8.
 
         Raises:
-            UserError: The file cannot be decoded, or the array is no image.
+            UnreadableImageError: The file cannot be decoded.
+            UserError: The array is no image.
         """
         side = stored_side(self.image_size)
         square = _decode(image, side) if isinstance(image, str | Path) else square_pixels(_as_image(image), side)
@@ -83,7 +96,7 @@ def _decode(path: str | Path, side: int) -> np.ndarray:
         with open_image(path) as image:
             return square_pixels(image, side)
     except Exception as err:  # Pillow's plugins raise anything from SyntaxError to struct.error
-        raise UserError(f"{path}: {reason(str(path), err)}.") from err
+        raise UnreadableImageError(BadFile(str(path), reason(str(path), err))) from err
 
 
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:

@@ -23,7 +23,7 @@ from csham.training.network import NetworkInfo, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
-__all__ = ["Evaluation", "evaluate", "load_network", "predict"]
+__all__ = ["Evaluation", "autocast", "evaluate", "load_network", "on_this_machine", "predict"]
 
 _TOP = 5
 _PARTS = ("test", "validation", "train", "all")
@@ -84,7 +84,7 @@ def evaluate(
     )
     order = _match_classes(dataset, info)
     indices = _part(dataset, config, part)
-    config = _on_this_machine(config, device)
+    config = on_this_machine(config, device)
     network = network.to(config.device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -98,9 +98,7 @@ def evaluate(
         augment=False,
         device=config.device,
     )
-    with torch.autocast(
-        torch.device(config.device).type, _DTYPES.get(config.precision), enabled=config.precision in _DTYPES
-    ):
+    with autocast(config.device, config.precision):
         predictions = predict(network, batches.in_order())
     predictions = Predictions(predictions.indices, order[predictions.labels], predictions.top, predictions.losses)
     summary = {
@@ -172,6 +170,24 @@ def predict(
     return Predictions(indices[real], labels[real], top[real], losses[real])
 
 
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Compute in ``"bf16"`` or ``"fp16"`` where torch considers it safe; ``"fp32"`` changes nothing."""
+    return torch.autocast(torch.device(device).type, _DTYPES.get(precision), enabled=precision in _DTYPES)
+
+
+def on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
+    """Choose device and memory format for evaluating, and keep the run's precision on the same kind of device.
+
+    Args:
+        config: The run's settings.
+        device: None takes what this machine has.
+    """
+    asked = replace(config, device=device or "auto", precision="auto", compile=False, channels_last="auto")
+    chosen = choose(asked, 0).config
+    same_kind = chosen.device.partition(":")[0] == config.device.partition(":")[0]
+    return replace(chosen, precision=config.precision) if same_kind else chosen
+
+
 def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = batch.count
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
@@ -203,11 +219,3 @@ def _part(dataset: PackedDataset, config: TrainConfig, part: str) -> np.ndarray:
     if not len(indices):
         raise UserError(f"the {part} part of {dataset.source} has no images.")
     return indices
-
-
-def _on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
-    """Choose the device anew, and keep the run's precision if it is of the same kind."""
-    asked = replace(config, device=device or "auto", precision="auto", compile=False, channels_last="auto")
-    chosen = choose(asked, 0).config
-    same_kind = chosen.device.partition(":")[0] == config.device.partition(":")[0]
-    return replace(chosen, precision=config.precision) if same_kind else chosen

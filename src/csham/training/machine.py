@@ -13,7 +13,7 @@ import torch
 from csham.errors import UserError
 from csham.training.config import TrainConfig
 
-__all__ = ["Choices", "choose", "choose_device", "cpu_multiplies_bf16", "missing_compiler"]
+__all__ = ["Choices", "choose", "choose_device", "choose_precision", "cpu_multiplies_bf16", "missing_compiler"]
 
 # Compiling a ResNet-20 takes about a minute on two cores: worth it where many minutes of training follow.
 _IMAGES_WORTH_COMPILING = 150_000
@@ -43,7 +43,7 @@ def choose(config: TrainConfig, train_images: int) -> Choices:
     """
     device = choose_device(config.device)
     kind = device.partition(":")[0]
-    precision, precision_reason = _precision(config.precision, kind)
+    precision, precision_reason = choose_precision(config.precision, kind)
     channels_last = kind in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last
     compiled, compile_reason = _compile(config, kind, train_images)
     reasons = (
@@ -77,7 +77,8 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def _precision(asked: str, kind: str) -> tuple[str, str]:
+def choose_precision(asked: str, kind: str) -> tuple[str, str]:
+    """Replace ``auto`` by the precision that this kind of device is fastest in, and say why; refuse what it lacks."""
     if asked == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs CUDA, this run is on {kind}. Use bf16 or fp32.")
     if asked != "auto":

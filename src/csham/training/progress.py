@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 __all__ = ["BarProgress", "PlainProgress", "QuietProgress", "create_progress"]
 
@@ -21,10 +21,10 @@ class QuietProgress:
         """Say one line."""
 
     def start(self, done: int, total: int) -> None:
-        """Begin a run of ``total`` images, ``done`` of which an earlier process trained on."""
+        """Begin with ``total`` images (0: not known), ``done`` of which an earlier process has done."""
 
     def step(self, where: str, done: int, loss: float | None, images_per_s: float) -> None:
-        """Tell that ``done`` images of the whole run have been trained on."""
+        """Tell that ``done`` images of all are done: trained on, or asked about, which has no loss."""
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """Tell the row of metrics.csv that an epoch just got."""
@@ -46,7 +46,7 @@ class PlainProgress(QuietProgress):
 
     def note(self, text: str) -> None:
         """Say one line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         self._last_line = time.monotonic()
 
     def start(self, done: int, total: int) -> None:
@@ -56,9 +56,15 @@ class PlainProgress(QuietProgress):
     def step(self, where: str, done: int, loss: float | None, images_per_s: float) -> None:
         """Say how far the run is, if nothing was said for half a minute."""
         if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            left = _duration((self._total - done) / images_per_s) if images_per_s else "?"
-            shown = f"  loss {loss:.3f}" if loss is not None else ""
-            self.note(f"{where}  {done / self._total:.0%}{shown}  {images_per_s:.0f} images/s  {left} left")
+            parts = [where]
+            if self._total:
+                parts.append(f"{done / self._total:.0%}")
+            if loss is not None:
+                parts.append(f"loss {loss:.3f}")
+            parts.append(f"{images_per_s:.0f} images/s")
+            if self._total:
+                parts.append(f"{_duration((self._total - done) / images_per_s) if images_per_s else '?'} left")
+            self.note("  ".join(parts))
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """Say the epoch's numbers."""
@@ -113,7 +119,7 @@ class BarProgress(PlainProgress):
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
+                TaskProgressColumn(),
                 TextColumn("{task.fields[detail]}", markup=False),
                 TimeRemainingColumn(),
             )

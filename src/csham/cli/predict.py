@@ -1,0 +1,186 @@
+"""``csham predict``: the most probable classes of any number of images."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import csham
+import csham.inference
+from csham.cli.common import MACHINE, OUTPUT, DebugOption, DeviceOption, QuietOption
+from csham.cli.predict_lines import Lines, as_bytes, csv_lines, json_lines, printable, table_lines
+from csham.data.decode import BadFile
+from csham.errors import UserError, unknown_name
+from csham.files import write_atomically
+from csham.inference.image_files import ImageFiles
+from csham.memory import retain_memory
+from csham.training.progress import BarProgress, QuietProgress, create_progress
+from csham.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from csham.inference import Prediction
+
+__all__ = ["predict"]
+
+_WEIGHTS = ("best", "last")
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_BAD_FILES_LISTED = 1000  # and the rest counted, so that memory stays constant
+_SECONDS_BETWEEN_STEPS = 0.1
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a file model.safetensors.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders (searched to the bottom), or - for paths on standard input, one a line.",
+            show_default=False,
+        ),
+    ],
+    *,
+    top_k: Annotated[int, typer.Option(help="Classes for each image.")] = 5,
+    weights: Annotated[
+        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
+    ] = "best",
+    null: Annotated[
+        bool, typer.Option("--null", help="Paths on standard input end with NUL, as find -print0 writes them.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 64,
+    device: DeviceOption = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="the run's", rich_help_panel=MACHINE)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An object of JSON for each image, one a line.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A row of CSV for each image.", rich_help_panel=OUTPUT)] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write to this file, which appears complete.", show_default="standard output", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """The most probable classes of images; unreadable files are listed at the end and stop nothing."""
+    if as_json and as_csv:
+        raise UserError("predict: --json and --csv exclude each other. Give one of them.")
+    _check_values({"--top-k": top_k, "--batch-size": batch_size}, weights, precision)
+    if not run.exists():
+        RunFolder(run).check_run()
+    _check_output(output)
+    files = ImageFiles(images, null=null)
+    files.check()
+
+    progress = create_progress(quiet=quiet)
+    try:
+        progress.preparing(0, 0, f"loading {run}")
+        retain_memory()
+        trained = csham.load(run, weights=weights, device=device)
+        results = csham.inference.predict(trained, files, top_k=top_k, batch_size=batch_size, precision=precision)
+        if as_json:
+            lines = json_lines()
+        else:
+            lines = csv_lines(min(top_k, len(trained.classes))) if as_csv else table_lines(trained.classes)
+        told = _told(results, progress, None if quiet else files.count())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
+            _write(told, lines, output, progress)
+    finally:
+        progress.close()
+
+
+def _check_values(counts: dict[str, int], weights: str, precision: str | None) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")
+    if weights not in _WEIGHTS:
+        raise unknown_name("weights", weights, _WEIGHTS)
+    if precision is not None and precision not in _PRECISIONS:
+        raise unknown_name("precision", precision, _PRECISIONS)
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a file that could not be written in the end."""
+    if output is None:
+        return
+    if output.exists() and not output.is_file():
+        raise UserError(f"--output {output} is not a file. Name one; without --output, answers go to standard output.")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--output {output}: there is no folder {folder}. Make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: {folder} is not writable. Name a file elsewhere.")
+
+
+def _told(
+    results: Iterable[Prediction | BadFile], progress: QuietProgress, total: int | None
+) -> Iterator[Prediction | BadFile]:
+    """Pass results through and tell of them; at the end, list what could not be read.
+
+    Raises:
+        UserError: None could.
+    """
+    start = time.monotonic()
+    progress.start(0, total or 0)
+    last_step, done, bad_count = start, 0, 0
+    bad: list[BadFile] = []
+    of_all = f" of {total:,}" if total else ""
+    for done, result in enumerate(results, 1):
+        yield result
+        if isinstance(result, BadFile):
+            bad_count += 1
+            bad += [result] if len(bad) < _BAD_FILES_LISTED else []
+        if (now := time.monotonic()) - last_step >= _SECONDS_BETWEEN_STEPS:
+            progress.step(f"{done:,}{of_all} images", done, None, done / (now - start))
+            last_step = now
+    progress.close()
+    _list_bad(bad, bad_count, done)
+    if done == bad_count:
+        raise UserError("none of the images could be read." if done else "standard input named no images.")
+    seconds = time.monotonic() - start
+    rate = done / seconds
+    progress.note(f"{_images(done - bad_count)} in {seconds:.1f} s, {rate:.{0 if rate >= 10 else 1}f} images/s")
+
+
+def _list_bad(bad: list[BadFile], count: int, of: int) -> None:
+    if bad:
+        print(f"{count:,} of {_images(of)} could not be read:", file=sys.stderr)
+    for path, reason in bad:
+        print(f"  {printable(path)}: {reason}", file=sys.stderr)
+    if count > len(bad):
+        print(f"  and {count - len(bad):,} more", file=sys.stderr)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _write(results: Iterable[Prediction | BadFile], lines: Lines, output: Path | None, progress: QuietProgress) -> None:
+    """Write each result where it belongs, as soon as it is known."""
+    if output is not None:
+        write_atomically(output, lambda file: _each(results, lines, lambda text: file.write(as_bytes(text))))
+    elif isinstance(progress, BarProgress) and sys.stdout.isatty():
+        _each(results, lines, lambda text: progress.note(text.removesuffix("\n")))  # above the bar
+    else:
+        _each(results, lines, _to_pipe)
+
+
+def _each(results: Iterable[Prediction | BadFile], lines: Lines, write: Callable[[str], object]) -> None:
+    head = lines.head
+    for result in results:
+        write(head + lines.of(result))
+        head = ""
+
+
+def _to_pipe(text: str) -> None:
+    sys.stdout.buffer.write(as_bytes(text))
+    sys.stdout.buffer.flush()

@@ -1,0 +1,243 @@
+"""Image files through a trained network: read ahead in threads, asked a batch at a time, answered in order."""
+
+from __future__ import annotations
+
+import os
+import queue
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csham.data.decode import BadFile, image_formats, reason
+from csham.errors import UserError, unknown_name
+from csham.inference.trained import Trained
+from csham.inference.transform import ImageTransform, UnreadableImageError
+from csham.training.evaluation import autocast, on_this_machine
+from csham.training.machine import choose_precision
+from csham.training.run_folder import RunFolder
+
+__all__ = ["Prediction", "predict"]
+
+# A source of paths that is silent for so long gets its answers without the batch being full.
+_PAUSE_SECONDS = 0.1
+_MOST_THREADS = 8
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of one image.
+
+    Attributes:
+        path: The image, as it was named.
+        classes: Names of the classes, the most probable first.
+        probabilities: Of each of them, 0 to 1.
+    """
+
+    path: str
+    classes: list[str]
+    probabilities: list[float]
+
+
+def predict(
+    trained: Trained,
+    paths: Iterable[str | Path],
+    *,
+    top_k: int = 5,
+    batch_size: int = 64,
+    precision: str | None = None,
+) -> Iterator[Prediction | BadFile]:
+    """Ask a trained network about any number of image files, in constant memory.
+
+    The next batch is decoded in threads while the network works on one; ``paths`` is consumed in a thread of its own,
+    at most ``2 * batch_size + 17`` images ahead of what was taken. Where it pauses, as a pipe may, the images so far
+    are answered at once. On CPU and CUDA the network's weights are laid out channels_last, as for evaluation.
+
+    Args:
+        trained: What :func:`csham.load` returned.
+        paths: Image files, whatever they are called.
+        top_k: Classes for each image; all where there are fewer.
+        batch_size: Images the network gets at a time.
+        precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``, what the device is fastest in. By default that of
+            the run, as :func:`csham.training.evaluate` takes it, and ``"fp32"`` for weights without a run.
+
+    Returns:
+        For each path in order its answer, or :class:`csham.data.BadFile` with the reason why it cannot be read.
+
+    Raises:
+        UserError: Settings that cannot work, too little memory for a batch, or an answer that is not finite.
+
+    Example:
+        >>> for result in predict(csham.load("runs/..."), Path("photos").rglob("*.jpg")):
+        ...     print(result.path, result.classes[0] if isinstance(result, Prediction) else result.reason)
+    """
+    if isinstance(paths, str | Path):
+        raise UserError(f"predict takes several paths, got one: [{str(paths)!r}] is a list of one.")
+    for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")
+    precision = _precision(trained, precision)
+    network = trained.network.eval()
+    if trained.device.type in ("cpu", "cuda"):
+        network.to(memory_format=torch.channels_last)
+    return _predict(trained, paths, min(top_k, len(trained.classes)), batch_size, precision)
+
+
+def _predict(
+    trained: Trained, paths: Iterable[str | Path], top_k: int, batch_size: int, precision: str
+) -> Iterator[Prediction | BadFile]:
+    reader = _Reader(paths, trained.transform, batch_size)
+    try:
+        for batch in reader.batches():
+            yield from _answers(trained, batch, top_k, precision)
+    finally:
+        reader.close()
+
+
+def _precision(trained: Trained, asked: str | None) -> str:
+    known = ("auto", "fp32", "bf16", "fp16")
+    if asked is not None and asked not in known:
+        raise unknown_name("precision", asked, known)
+    if asked is not None:
+        return choose_precision(asked, trained.device.type)[0]
+    run = RunFolder(trained.path)
+    if not run.config_file.is_file():
+        return "fp32"
+    return on_this_machine(run.read_config(), str(trained.device)).precision
+
+
+class _Read(NamedTuple):
+    """A file that was read: its pixels, (S, S, 3) uint8, or why there are none."""
+
+    path: str
+    pixels: np.ndarray | None
+    bad: BadFile | None
+
+
+def _answers(trained: Trained, batch: list[_Read], top_k: int, precision: str) -> list[Prediction | BadFile]:
+    """Answer a batch: one result for each file, in order."""
+    pixels = [read.pixels for read in batch if read.pixels is not None]
+    answers = iter(_most_probable(trained, pixels, top_k, precision) if pixels else ())
+    names = trained.classes
+    results: list[Prediction | BadFile] = []
+    for path, _, bad in batch:
+        if bad is not None:
+            results.append(bad)
+        else:
+            indices, probabilities = next(answers)
+            results.append(Prediction(path, [names[index] for index in indices], probabilities))
+    return results
+
+
+def _most_probable(
+    trained: Trained, pixels: list[np.ndarray], top_k: int, precision: str
+) -> list[tuple[list[int], list[float]]]:
+    """Return class numbers and probabilities for each of B images, the most probable class first."""
+    try:
+        logits = _logits(trained, pixels, precision)
+    except torch.OutOfMemoryError as err:
+        cause = str(err).splitlines()[0]
+        raise UserError(
+            f"{trained.device} ran out of memory with batches of {len(pixels)} images. Choose a batch size of "
+            f"{max(len(pixels) // 2, 1)}. ({cause})"
+        ) from err
+    if not logits.isfinite().all():
+        raise UserError(
+            f"{trained.path} answers with numbers that are not finite, in {precision}. Either its {trained.weights} "
+            "weights are damaged or the precision does not suffice: try fp32."
+        )
+    indices = logits.topk(top_k, dim=1).indices  # of the logits, which differ where probabilities are both 0
+    return list(zip(indices.tolist(), logits.softmax(1).gather(1, indices).tolist(), strict=True))
+
+
+@torch.no_grad()
+def _logits(trained: Trained, pixels: list[np.ndarray], precision: str) -> Tensor:
+    """Ask the network about B images: (B, classes) float32, on the CPU."""
+    images = trained.transform.normalise(torch.from_numpy(np.stack(pixels)).to(trained.device))
+    with autocast(str(trained.device), precision):
+        logits = trained.network(images)
+    return logits.float().cpu()
+
+
+class _End(NamedTuple):
+    """The source of paths has ended, or failed."""
+
+    error: BaseException | None = None
+
+
+class _Reader:
+    """Decodes files in threads and hands them out in order, reading a bounded number of them ahead.
+
+    Threads suffice: Pillow releases the interpreter while it decodes and resizes.
+    """
+
+    def __init__(self, paths: Iterable[str | Path], transform: ImageTransform, batch_size: int) -> None:
+        image_formats()  # loads Pillow's plugins here, not in several threads at a time
+        self._transform, self._batch_size = transform, batch_size
+        threads = min(_MOST_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="csham-decode")
+        self._files: queue.Queue[Future[_Read] | _End] = queue.Queue(max(batch_size, 2 * threads))
+        self._closed = threading.Event()
+        # A daemon, since a source that waits for a pipe cannot be stopped.
+        threading.Thread(target=self._feed, args=(paths,), name="csham-paths", daemon=True).start()
+
+    def batches(self) -> Iterator[list[_Read]]:
+        """Batches of files: full ones but for the last, and but for where the source pauses."""
+        end = None
+        while end is None:
+            batch, end = self._collect()
+            if batch:
+                yield [file.result() for file in batch]
+        if end.error is not None:
+            raise end.error
+
+    def close(self) -> None:
+        """Stop reading; does not wait for a source that does not answer."""
+        self._closed.set()
+        while not self._files.empty():
+            self._files.get_nowait()  # wakes the source's thread where it waits for room
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _collect(self) -> tuple[list[Future[_Read]], _End | None]:
+        batch: list[Future[_Read]] = []
+        while len(batch) < self._batch_size:
+            try:
+                file = self._files.get(timeout=_PAUSE_SECONDS if batch else None)
+            except queue.Empty:
+                break
+            if isinstance(file, _End):
+                return batch, file
+            batch.append(file)
+        return batch, None
+
+    def _feed(self, paths: Iterable[str | Path]) -> None:
+        end = _End()
+        try:
+            for path in paths:
+                self._files.put(self._pool.submit(self._read, os.fspath(path)))
+                if self._closed.is_set():
+                    return
+        except BaseException as err:  # raised again where the answers are taken
+            end = _End(err)
+        self._files.put(end)
+
+    def _read(self, path: str) -> _Read:
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - Path is slow
+                return _Read(path, None, BadFile(path, _irregular(path)))
+            return _Read(path, self._transform.pixels(path), None)
+        except UnreadableImageError as err:
+            return _Read(path, None, err.file)
+        except Exception as err:  # a path that cannot be: too long, or with a NUL in it
+            return _Read(path, None, BadFile(path, reason(path, err)))
+
+
+def _irregular(path: str) -> str:
+    if not os.path.isdir(path):  # noqa: PTH112
+        return "not a file but a device or a pipe"
+    return "a folder, no image" if os.access(path, os.R_OK | os.X_OK) else "a folder, and no permission to list it"
