@@ -1,5 +1,6 @@
 """The documentation does what it says: its Python runs, its commands end well."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -73,6 +74,29 @@ def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeyp
     assert "photos/2.png bee" in capsys.readouterr().out
     assert names["probabilities"].shape == (2, 3)
     assert names["logits"].shape == (1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_from_zero_to_a_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^```python\n(.*?)^```|^    \$ csham ([^\n]*)$", page, flags=re.M | re.S)
+    assert len(steps) == 10
+    for code, command in steps:
+        if code:
+            exec(compile(code, "docs/tutorial.md", "exec"), {})
+        else:
+            assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "533 images of 32x32 pixels in 3 classes" in out
+    assert re.search(r"^eight +\d+\.\d\d%  shapes/test/eight/", out, flags=re.M)
+    with Path("answers.csv").open(encoding="utf-8", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert len(answers) == sum(1 for _ in Path("shapes/test").rglob("*.png"))
+    assert [row["path"] for row in answers] == sorted(row["path"] for row in answers)
+    assert "cannot tell yet" in out
+    assert Path("studies/one/report/index.html").is_file()
 
 
 @pytest.mark.slow
