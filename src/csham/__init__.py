@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
     from csham.backbones import create_model
     from csham.cost import Cost, cost
+    from csham.explain import Explanation, explain
     from csham.inference import Trained, load
     from csham.keras import load_keras_weights
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
@@ -31,6 +32,7 @@ __all__ = [
     "AttachedPoint",
     "ChannelAttention",
     "Cost",
+    "Explanation",
     "SpatialAttention",
     "Trained",
     "accelerate",
@@ -40,6 +42,7 @@ __all__ = [
     "create_attention",
     "create_model",
     "detach",
+    "explain",
     "load",
     "load_keras_weights",
     "retain_memory",
@@ -61,6 +64,8 @@ __getattr__ = lazy_names(
         "Cost": "csham.cost",
         "cost": "csham.cost",
         "create_model": "csham.backbones",
+        "Explanation": "csham.explain",
+        "explain": "csham.explain",
         "Trained": "csham.inference",
         "load": "csham.inference",
         "load_keras_weights": "csham.keras",

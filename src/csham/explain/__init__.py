@@ -1,1 +1,39 @@
-"""Pictures and numbers of where and what a trained network attends to."""
+"""Pictures and numbers of where and what a trained network attends to.
+
+``gradcam`` finds the layer and computes Grad-CAM, ``explanation`` puts it together with what every attention weighs,
+``overlay`` and ``picture`` show it, ``faithfulness`` measures how much of it is true. Imports ``inference`` and what
+lies below. Start with :func:`explain`, which calling this package does too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csham._lazy import lazy_names, make_callable
+
+if TYPE_CHECKING:
+    from csham.explain.explanation import Explanation, StageMaps, explain, explain_together
+    from csham.explain.gradcam import GradCam
+    from csham.explain.overlay import overlay
+
+__all__ = [
+    "Explanation",
+    "GradCam",
+    "StageMaps",
+    "explain",
+    "explain_together",
+    "overlay",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Explanation": "csham.explain.explanation",
+        "GradCam": "csham.explain.gradcam",
+        "StageMaps": "csham.explain.explanation",
+        "explain": "csham.explain.explanation",
+        "explain_together": "csham.explain.explanation",
+        "overlay": "csham.explain.overlay",
+    },
+)
+make_callable(__name__)
