@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from csham.explain.explanation import Explanation, StageMaps, explain, explain_together
     from csham.explain.gradcam import GradCam
     from csham.explain.overlay import overlay
+    from csham.explain.picture import draw, picture_bytes
 
 __all__ = [
     "Explanation",
     "GradCam",
     "StageMaps",
+    "draw",
     "explain",
     "explain_together",
     "overlay",
+    "picture_bytes",
 ]
 
 __getattr__ = lazy_names(
@@ -33,7 +36,9 @@ __getattr__ = lazy_names(
         "StageMaps": "csham.explain.explanation",
         "explain": "csham.explain.explanation",
         "explain_together": "csham.explain.explanation",
+        "draw": "csham.explain.picture",
         "overlay": "csham.explain.overlay",
+        "picture_bytes": "csham.explain.picture",
     },
 )
 make_callable(__name__)
