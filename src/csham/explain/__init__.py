@@ -1,8 +1,8 @@
 """Pictures and numbers of where and what a trained network attends to.
 
 ``gradcam`` finds the layer and computes Grad-CAM, ``explanation`` puts it together with what every attention weighs,
-``overlay`` and ``picture`` show it, ``faithfulness`` measures how much of it is true. Imports ``inference`` and what
-lies below. Start with :func:`explain`, which calling this package does too.
+``overlay`` and ``picture`` show it, ``faithfulness`` measures on ``samples`` how much of it is true. Imports
+``inference`` and what lies below. Start with :func:`explain`, which calling this package does too.
 """
 
 from __future__ import annotations
@@ -13,32 +13,42 @@ from csham._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
     from csham.explain.explanation import Explanation, StageMaps, explain, explain_together
+    from csham.explain.faithfulness import Faithfulness, MapScores, measure_faithfulness
     from csham.explain.gradcam import GradCam
     from csham.explain.overlay import overlay
     from csham.explain.picture import draw, picture_bytes
+    from csham.explain.samples import sample_test_images
 
 __all__ = [
     "Explanation",
+    "Faithfulness",
     "GradCam",
+    "MapScores",
     "StageMaps",
     "draw",
     "explain",
     "explain_together",
+    "measure_faithfulness",
     "overlay",
     "picture_bytes",
+    "sample_test_images",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "Explanation": "csham.explain.explanation",
+        "Faithfulness": "csham.explain.faithfulness",
         "GradCam": "csham.explain.gradcam",
+        "MapScores": "csham.explain.faithfulness",
         "StageMaps": "csham.explain.explanation",
         "explain": "csham.explain.explanation",
         "explain_together": "csham.explain.explanation",
         "draw": "csham.explain.picture",
+        "measure_faithfulness": "csham.explain.faithfulness",
         "overlay": "csham.explain.overlay",
         "picture_bytes": "csham.explain.picture",
+        "sample_test_images": "csham.explain.samples",
     },
 )
 make_callable(__name__)

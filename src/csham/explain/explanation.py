@@ -244,6 +244,11 @@ class _Explainer:
         with recording as maps, _shapes(network) as shapes:
             gradcam, logits = self.gradcam(images, targets)
         points = {name: _to_numpy(maps.get(name, {})) for name in shapes}
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{self.trained.path} answers with numbers that are not finite; its {self.trained.weights} weights are "
+                "damaged."
+            )
         probabilities = logits.softmax(1).cpu().numpy()
         gradcams = gradcam.cpu().numpy()
         return [
