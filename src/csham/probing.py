@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["blank_image", "evaluating"]
+__all__ = ["blank_image", "eagerly", "evaluating"]
 
 
 def blank_image(model: nn.Module, size: Sequence[int]) -> Tensor:
@@ -33,3 +35,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def eagerly() -> Any:
+    """Return a context in which compiled networks run without their compiled code."""
+    # Only a compiled network has imported the compiler, which takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo.eval_frame" in sys.modules else nullcontext()

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from csham.attach.install import attached_modules
 from csham.errors import UserError
 from csham.layers.recording import record_weights
+from csham.probing import eagerly
 
 __all__ = ["attention_maps"]
 
@@ -46,7 +46,7 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
     found: dict[str, dict[str, Tensor]] = {}
     undo = [_record(point, found) for point in points]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with eagerly():
             yield found
     finally:
         for stop in undo:

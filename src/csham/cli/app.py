@@ -13,6 +13,7 @@ from csham import __version__
 from csham.cli.compare import compare
 from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
+from csham.cli.explain import explain
 from csham.cli.list import list_names
 from csham.cli.predict import predict
 from csham.cli.prepare import prepare
@@ -38,6 +39,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("share")(share)
+app.command("explain")(explain)
 app.command("compare")(compare)
 app.command("profile")(profile)
 app.command("report")(report)

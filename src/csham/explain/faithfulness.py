@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from csham.errors import UserError
 from csham.explain.explanation import Explanation, explain_together
-from csham.explain.gradcam import eagerly, uncompiled
+from csham.explain.gradcam import uncompiled
 from csham.explain.overlay import upsampled
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
-from csham.probing import evaluating
+from csham.probing import eagerly, evaluating
 
 __all__ = ["CENTRE", "RANDOM", "Faithfulness", "Interval", "MapScores", "areas", "measure_faithfulness", "pixel_ranks"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from csham.attach.positions import last_map, stage_ends, works_on_tokens
 from csham.attach.trace import trace
 from csham.attach.values import Trace
 from csham.errors import UserError, unknown_name
-from csham.probing import evaluating
+from csham.probing import eagerly, evaluating
 
-__all__ = ["GradCam", "eagerly", "find_layer", "uncompiled"]
+__all__ = ["GradCam", "find_layer", "uncompiled"]
 
 
 class GradCam:
@@ -118,17 +118,9 @@ def find_layer(model: nn.Module, input_size: Sequence[int], layer: str | None = 
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """Return the network that torch.compile or DDP was given."""
-    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-        if not _is_wrapper(model):
-            break
-        model = inner
+    while _is_wrapper(model):
+        model = getattr(model, "_orig_mod", None) or model.module  # type: ignore[assignment]
     return model
-
-
-def eagerly() -> Any:
-    """Return a context in which compiled networks run without their compiled code."""
-    # Only a compiled network has imported the compiler, which takes seconds.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo.eval_frame" in sys.modules else nullcontext()
 
 
 def _is_wrapper(model: nn.Module) -> bool:

@@ -297,7 +297,7 @@ def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *
     def fits(candidate: str) -> bool:
         return bool(measure.get_text_width_height_descent(candidate, font, ismath=False)[0] <= 72 * width)
 
-    text = " ".join(text.split())
+    text = " ".join(text.encode("utf-8", "replace").decode().split())  # file names may hold bytes of no encoding
     if fits(text):
         return text
     cut = range(1, len(text))
