@@ -36,7 +36,7 @@ class StageMaps:
     """What the attention at the points of one stage weighs, for one image.
 
     Attributes:
-        label: The module that holds the points, such as ``"layer1"``.
+        label: The module that holds the points and no other stage's, such as ``"layer1"``, or else the last point.
         channels: C, of every point's feature map.
         points: For the name of each point, in the order in which the network reaches them: ``"channel"``, (C,),
             ``"spatial"``, (H, W), and ``"full"``, (C, H, W), float32, as far as it has them; as
@@ -307,13 +307,12 @@ def _stages(
     shapes: Mapping[str, tuple[int, ...]], points: Mapping[str, Mapping[str, np.ndarray]], row: int
 ) -> dict[str, StageMaps]:
     """Group the points by stage, a run of points with the same number of channels."""
-    stages: dict[str, StageMaps] = {}
-    for channels, group in groupby(shapes, key=lambda name: shapes[name][1]):
-        names = list(group)
-        label = common_path(names) or f"stage {len(stages)}"
-        if label in stages:
-            label = f"{label} ({channels} channels, stage {len(stages)})"
+    runs = [list(group) for _, group in groupby(shapes, key=lambda name: shapes[name][1])]
+    held = [common_path(names) for names in runs]
+    stages = {}
+    for names, path in zip(runs, held, strict=True):
+        label = path if path and held.count(path) == 1 else names[-1]
         # Copied, so that one kept explanation does not keep its whole batch.
         maps = {name: {kind: values[row].copy() for kind, values in points[name].items()} for name in names}
-        stages[label] = StageMaps(label, channels, maps)
+        stages[label] = StageMaps(label, shapes[names[0]][1], maps)
     return stages

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csham.attach.attached import Attached
 from csham.attach.hosts import outputs_at
 from csham.attach.positions import last_map, stage_ends, works_on_tokens
 from csham.attach.trace import trace
@@ -113,7 +114,7 @@ def find_layer(model: nn.Module, input_size: Sequence[int], layer: str | None = 
     found = _last_map(run)
     if found is None:
         raise UserError(f"Grad-CAM: {kind} has no feature map of more than one place at {height}x{width} pixels.")
-    return found
+    return _outside_attention(model, found)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -154,6 +155,16 @@ def _check_layer(model: nn.Module, run: Trace, layer: str) -> str:
         got = "no single tensor" if value is None else " x ".join(map(str, value.shape))
         raise UserError(f"Grad-CAM: {layer} ({kind}) puts out {got}, not a feature map (B, C, H, W).")
     return layer
+
+
+def _outside_attention(model: nn.Module, layer: str) -> str:
+    """Name, instead of an attached attention or a part of it, which kernels do not call, the module it is attached to.
+
+    Both put out the same.
+    """
+    path = layer.split(".")
+    modules = (model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path) + 1))
+    return next((str(module.name) for module in modules if isinstance(module, Attached)), layer)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -54,11 +55,12 @@ def draw(explanations: Explanation | Sequence[Explanation]) -> Figure:
     height = sum(block.height for block in blocks)
     page = _Page(Figure(figsize=(width, height), facecolor="white"), width, height)
     top = 0.0
-    for number, block in enumerate(blocks):
-        if number:
-            page.line(top)
-        block.draw(page, top)
-        top += block.height
+    with _any_script():
+        for number, block in enumerate(blocks):
+            if number:
+                page.line(top)
+            block.draw(page, top)
+            top += block.height
     return page.figure
 
 
@@ -72,8 +74,7 @@ def picture_bytes(figure: Figure, format: str = "png") -> bytes:
         raise unknown_name("format", format, FORMATS)
     metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that no font here has
+    with _any_script():
         figure.savefig(content, format=format, dpi=200, metadata=metadata)
     return content.getvalue()
 
@@ -194,13 +195,15 @@ class _Block:
             page.title(left, top, name, f"{size}, {_number(weights.min())} to {_number(weights.max())}")
             page.panel(left, top + _TITLE, overlay(self.explanation.pixels, weights, self.limits, side=_PIXELS))
         else:
-            page.title(left, top, stage.label, "no spatial weights")
+            page.title(left, top, stage.channel[0] if stage.channel else stage.label, "no spatial weights")
             if self.maps:
                 _draw_words(page, left, top + _TITLE, "weighs channels only")
         if stage.channel:
             height = _PLOT if self.maps else _PANEL
             axes = page.axes(left + _TICKS, plot, _PANEL - _TICKS, height)
-            _draw_channels(axes, *stage.channel, _limits(self.channels))
+            name, channels = stage.channel
+            other = name if stage.spatial and stage.spatial[0] != name else None
+            _draw_channels(axes, other, channels, _limits(self.channels))
 
 
 def _draw_answers(page: _Page, left: float, top: float, width: float, explanation: Explanation) -> None:
@@ -220,8 +223,8 @@ def _draw_answers(page: _Page, left: float, top: float, width: float, explanatio
         axes.spines[side].set_visible(False)
 
 
-def _draw_channels(axes: Axes, name: str, weights: np.ndarray, limits: tuple[float, float]) -> None:
-    """Draw the weights of a stage's channels from the largest to the smallest."""
+def _draw_channels(axes: Axes, name: str | None, weights: np.ndarray, limits: tuple[float, float]) -> None:
+    """Draw the weights of a stage's channels from the largest to the smallest; say the point's name if there is one."""
     low, high = limits
     places = np.arange(len(weights) + 1)
     steps = np.append(ordered := np.sort(weights)[::-1], ordered[-1])
@@ -230,9 +233,8 @@ def _draw_channels(axes: Axes, name: str, weights: np.ndarray, limits: tuple[flo
     margin = 0.08 * (high - low)
     axes.set(xlim=(0, len(weights)), ylim=(low - margin, high + margin), xticks=[], yticks=[low, high])
     axes.set_yticklabels([_number(low), _number(high)])
-    axes.set_xlabel(
-        fitted(f"{len(weights)} channels of {name}", _PANEL - _TICKS, 7), fontsize=7, color=_MUTED, labelpad=3
-    ).set_parse_math(False)
+    text = fitted(f"{len(weights)} channels" + (f" of {name}" if name else ""), _PANEL - _TICKS, 7)
+    axes.set_xlabel(text, fontsize=7, color=_MUTED, labelpad=3).set_parse_math(False)
 
 
 def _draw_colour_bar(page: _Page, left: float, top: float, limits: tuple[float, float], label: str) -> None:
@@ -271,7 +273,7 @@ def _limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
     """Return the least and the largest value of all, a little apart where they are the same."""
     values = [float(value) for one in maps for value in (one.min(), one.max())]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    apart = max(1e-3, 1e-3 * abs(high))
+    apart = 0.02 * max(1.0, abs(high))
     return (low, high) if high - low > apart else ((low + high - apart) / 2, (low + high + apart) / 2)
 
 
@@ -305,6 +307,14 @@ def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *
         return next((text[:-letters] + "…" for letters in cut if fits(text[:-letters] + "…")), "…")
     folders = (text[place + 1 :] for place, letter in enumerate(text) if letter in "/\\")
     return next(filter(fits, [*folders, *("…" + text[letters:] for letters in cut)]), "…")
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Draw letters that no font here has as boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 @cache
