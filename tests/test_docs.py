@@ -5,7 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from csham.backbones import BACKBONES
 from csham.cli import main
@@ -122,3 +124,21 @@ def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatc
     names = run_python("docs/share.md")
     assert names["trained"].label == "lenet5"
     assert names["logits"].shape == (1, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_command_of_the_explain_page_runs(tmp_path, monkeypatch, capsys):
+    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/explain.md").read_text(encoding="utf-8"), flags=re.M)
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    (tmp_path / "photos/more").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    for name in ("cat.jpg", "more/dog.png"):
+        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+    assert main(shlex.split("explain runs/seen photos/cat.jpg photos/more --compare runs/plain")) == 0
+    assert sorted(path.name for path in Path("explanations").iterdir()) == ["cat.png", "dog.png"]
+    assert main(shlex.split("explain runs/seen photos/cat.jpg --npz")) == 0
+    assert run_python("docs/explain.md")["content"].startswith(b"\x89PNG")

@@ -16,7 +16,7 @@ LAYERS = {
     "own-nested": "groups.deep.2",
     "timm-resnet10t": "layer4.0",
     "timm-mobilenetv2_050": "bn2",
-    "timm-mobilenetv3_large_100": "blocks.6.0",  # what follows is pooled already
+    "timm-mobilenetv3_large_100": "blocks.6.0.bn1",  # what follows is pooled already
     "timm-efficientnet_b0": "bn2",
     "timm-convnext_atto": "stages.3.blocks.1",
     "timm-densenet121": "features.norm5",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -302,11 +303,13 @@ def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *
     text = " ".join(text.encode("utf-8", "replace").decode().split())  # file names may hold bytes of no encoding
     if fits(text):
         return text
-    cut = range(1, len(text))
+    letters = range(len(text))
     if keep == "start":
-        return next((text[:-letters] + "…" for letters in cut if fits(text[:-letters] + "…")), "…")
+        # The first that is too long, by bisection: each further letter makes a text wider.
+        return text[: max(bisect_left(letters, True, key=lambda count: not fits(text[:count] + "…")) - 1, 0)] + "…"
     folders = (text[place + 1 :] for place, letter in enumerate(text) if letter in "/\\")
-    return next(filter(fits, [*folders, *("…" + text[letters:] for letters in cut)]), "…")
+    whole = next(filter(fits, folders), None)
+    return whole or "…" + text[bisect_left(letters, True, key=lambda start: fits("…" + text[start:])) :]
 
 
 @contextmanager

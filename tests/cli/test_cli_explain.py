@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.usefixtures("reference")
+
+
+def test_pictures_and_arrays_of_two_runs(csham, attended, finished, images, tmp_path):
+    files = [images / "ant" / "1.png", images / "bee" / "1.png"]
+    (tmp_path / "1.png").write_bytes(b"junk")
+    folder = tmp_path / "out"
+    words = ["explain", attended, *files, tmp_path / "1.png", "--compare", finished, "--output", folder, "--npz"]
+    code, out, err = csham(*words, "--format", "svg", "--device", "cpu")
+    assert code == 0, err
+    # Two files are called 1: the second gets its folder's name.
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["1.svg", "1.1.npz", "1.2.npz", "bee-1.svg", "bee-1.1.npz", "bee-1.2.npz"]
+    )
+    assert f"{files[0]}: resnet20 + csham (transfer): " in out
+    assert f"2 pictures in {folder}" in out
+    assert "resnet20: no attention attached; its pictures show Grad-CAM alone" in err
+    assert "1 of 3 images could not be read:" in err
+    assert "not an image" in err
+    with np.load(folder / "bee-1.1.npz", allow_pickle=False) as content:
+        assert content["layer1.1.bn2/spatial"].shape == (16, 16)
+
+
+def test_json_has_answers_files_and_scores(csham, attended, images, tmp_path):
+    folder = tmp_path / "out"
+    words = ["explain", attended, images / "cow" / "0.png", "--output", folder, "--samples", "2", "--json", "--quiet"]
+    code, out, err = csham(*words, "--target", "ant", "--layer", "layer2", "--top-k", "2", "--device", "cpu")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    (image,) = found["images"]
+    assert Image.open(image["picture"]).format == "PNG"
+    (network,) = image["networks"]
+    assert (network["target"], network["gradcam_layer"], len(network["predictions"])) == ("ant", "layer2", 2)
+    assert [row["map"] for row in found["faithfulness"][0]["maps"]][:4] == ["layer1", "layer2", "layer3", "Grad-CAM"]
+    assert found["unreadable"] == []
+
+
+def test_scores_alone(csham, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = csham("explain", finished, "--samples", "2", "--device", "cpu", "--quiet")
+    assert code == 0
+    for word in ("resnet20: how faithful each map is, 2 test images", "Grad-CAM", "random order", "lower is more"):
+        assert word in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, write_images, tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", count=1)
+    monkeypatch.chdir(tmp_path / "photos")
+    for _ in range(2):
+        code, out, _ = csham("explain", finished, ".", "--device", "cpu", "--quiet")
+        assert code == 0
+        assert "3 pictures in explanations" in out
+    assert sorted(path.name for path in (tmp_path / "photos/explanations").iterdir()) == [
+        "0.png", "bee-0.png", "cow-0.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to explain. Name images or folders, or --samples N"),
+        (["nowhere.png"], "there is no file or folder nowhere.png"),
+        (["PLACE"], "no file below the folder"),
+        (["BAD"], "none of the 1 images could be read"),
+        (["IMAGE", "--target", "cowl"], "unknown class of resnet20 'cowl'. Did you mean 'cow'"),
+        (["IMAGE", "--layer", "layer4"], "unknown layer 'layer4'. Did you mean 'layer"),
+        (["IMAGE", "--format", "jpg"], "unknown format 'jpg'"),
+        (["IMAGE", "--weights", "lost"], "unknown weights 'lost'"),
+        (["IMAGE", "--samples", "0"], "--samples must be at least 1"),
+        (["IMAGE", "--output", "BAD"], "is not a folder"),
+        (["IMAGE", "--compare", "gone"], "there is no run folder gone"),
+    ],
+)
+def test_what_cannot_work_is_told_and_leaves_nothing(csham, finished, images, tmp_path, monkeypatch, words, message):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    known = {"IMAGE": images / "cow" / "0.png", "PLACE": tmp_path / "place", "BAD": tmp_path / "bad.png"}
+    monkeypatch.chdir(tmp_path)
+    code, _, err = csham("explain", finished, *(known.get(word, word) for word in words), "--device", "cpu")
+    assert code == 2
+    assert message in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.png", "place"]
