@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from csham.backbones import create_model
     from csham.cost import Cost, cost
     from csham.explain import Explanation, explain
+    from csham.export import export
     from csham.inference import Trained, load
     from csham.keras import load_keras_weights
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
@@ -43,6 +44,7 @@ __all__ = [
     "create_model",
     "detach",
     "explain",
+    "export",
     "load",
     "load_keras_weights",
     "retain_memory",
@@ -67,6 +69,7 @@ __getattr__ = lazy_names(
         "Explanation": "csham.explain",
         "explain": "csham.explain",
         "Trained": "csham.inference",
+        "export": "csham.export",
         "load": "csham.inference",
         "load_keras_weights": "csham.keras",
         "retain_memory": "csham.memory",

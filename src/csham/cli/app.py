@@ -14,6 +14,7 @@ from csham.cli.compare import compare
 from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
 from csham.cli.explain import explain
+from csham.cli.export import export
 from csham.cli.list import list_names
 from csham.cli.predict import predict
 from csham.cli.prepare import prepare
@@ -40,6 +41,7 @@ app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("share")(share)
 app.command("explain")(explain)
+app.command("export")(export)
 app.command("compare")(compare)
 app.command("profile")(profile)
 app.command("report")(report)

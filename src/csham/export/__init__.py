@@ -1,1 +1,35 @@
-"""A trained network as one file for deployment, its outputs checked against the network."""
+"""A trained network as one file for deployment, its outputs checked against the network.
+
+``exporting`` does it all: ``program`` captures the network, with its preprocessing if wanted, for images of any size
+where it can; ``onnx_file`` and ``pt2_file`` write it and run what they wrote; ``parity`` compares that with the
+network, on ``real_images``; ``metadata`` is what a file says of itself; ``draft`` lets it appear when it is done.
+``quantization`` makes an 8-bit file of an ONNX one and measures both. Start with :func:`export`, which calling this
+package does too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csham._lazy import lazy_names, make_callable
+
+if TYPE_CHECKING:
+    from csham.export.exporting import Exported, export
+    from csham.export.quantization import Quantized, quantize
+    from csham.export.real_images import LabelledImages, folder_images, run_images
+
+__all__ = ["Exported", "LabelledImages", "Quantized", "export", "folder_images", "quantize", "run_images"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Exported": "csham.export.exporting",
+        "LabelledImages": "csham.export.real_images",
+        "Quantized": "csham.export.quantization",
+        "export": "csham.export.exporting",
+        "folder_images": "csham.export.real_images",
+        "quantize": "csham.export.quantization",
+        "run_images": "csham.export.real_images",
+    },
+)
+make_callable(__name__)

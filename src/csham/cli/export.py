@@ -1,0 +1,211 @@
+"""``csham export``: a trained run as one file for deployment."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+import csham
+from csham.cli.common import OUTPUT, DebugOption, JsonOption, QuietOption, print_json, print_table
+from csham.errors import UserError, unknown_name
+from csham.export.draft import check_free
+from csham.export.formats import FORMATS, check_format
+from csham.training.progress import QuietProgress, create_progress
+
+if TYPE_CHECKING:
+    from csham.export import Exported, LabelledImages, Quantized
+    from csham.inference import Trained
+
+__all__ = ["export"]
+
+QUANTIZATION = "Quantization"
+
+# What quantizing may cost without a word, in points of top-1.
+_LOST = 1.0
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The run folder, or its model.safetensors.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="The run's dataset, if it lies elsewhere now.", show_default="the run's"),
+    ] = None,
+    *,
+    file_format: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
+    weights: Annotated[
+        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
+    ] = "best",
+    preprocessing: Annotated[
+        bool, typer.Option("--preprocessing", help="Let the file take bytes and normalise them itself.")
+    ] = False,
+    dynamic_size: Annotated[
+        bool | None,
+        typer.Option(
+            "--dynamic-size/--no-dynamic-size", help="Any height and width.", show_default="where the network can"
+        ),
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.", show_default="newest")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file.", show_default="RUN/export/model.*", rich_help_panel=OUTPUT)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.", rich_help_panel=OUTPUT)] = False,
+    samples: Annotated[int, typer.Option(help="Test images to check on; 0 for all.")] = 1000,
+    images: Annotated[
+        Path | None, typer.Option(help="Check on the images of this folder.", show_default="the run's test images")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="How far logits may be off, beyond 1 as a part of the largest.")
+    ] = 1e-4,
+    quantize: Annotated[
+        bool, typer.Option("--quantize", help="Write one in 8-bit integers too.", rich_help_panel=QUANTIZATION)
+    ] = False,
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images to find ranges on.", rich_help_panel=QUANTIZATION)
+    ] = 256,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """One file for deployment, its answers checked against the network's on real images."""
+    if weights not in ("last", "best"):
+        raise unknown_name("weights", weights, ("last", "best"))
+    check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
+    _check_numbers(samples, tolerance, calibration_images)
+    _check_quantize(quantize, file_format, images)
+    path = output or (run if run.is_dir() else run.parent) / "export" / f"model{FORMATS[file_format]}"
+    small = path.with_name(f"{path.stem}-int8{path.suffix}")
+    for target in [path, small] if quantize else [path]:
+        check_free(target, force)
+    progress = create_progress(quiet=quiet)
+    try:
+        trained = csham.load(run, weights=weights)
+        exported, quantized = _export(
+            trained,
+            path,
+            small if quantize else None,
+            _Material(trained, data, images, samples or None, calibration_images, progress),
+            file_format,
+            preprocessing=preprocessing,
+            dynamic_size="auto" if dynamic_size is None else dynamic_size,
+            tolerance=tolerance,
+            opset=opset,
+            force=force,
+            verbose=debug,
+        )
+    finally:
+        progress.close()
+    if as_json:
+        print_json({**_record(exported), "quantized": quantized and _record(quantized)})
+        return
+    _show(trained.label, exported)
+    if quantized is not None:
+        _show_quantized(quantized)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """Where images come from."""
+
+    trained: Trained
+    data: str | None
+    folder: Path | None
+    samples: int | None
+    calibration_images: int
+    progress: QuietProgress
+
+    def part(self, name: str, count: int | None) -> LabelledImages:
+        from csham.export import run_images  # noqa: PLC0415  imports torch
+
+        return run_images(self.trained, name, count, data=self.data, progress=self.progress)
+
+    def test(self) -> LabelledImages:
+        from csham.export import LabelledImages, folder_images  # noqa: PLC0415  imports torch
+
+        if self.folder is None:
+            return self.part("test", self.samples)
+        pixels = folder_images(self.trained, self.folder, self.samples)
+        return LabelledImages(pixels, np.full(len(pixels), -1))
+
+
+def _export(
+    trained: Trained, path: Path, small: Path | None, material: _Material, file_format: str, **options: Any
+) -> tuple[Exported, Quantized | None]:
+    from csham.export import export as export_file  # noqa: PLC0415  imports torch
+    from csham.export import quantize  # noqa: PLC0415
+
+    test = material.test()
+    exported = export_file(trained, path, file_format, images=test.pixels, progress=material.progress, **options)
+    if small is None:
+        return exported, None
+    return exported, quantize(
+        trained,
+        path,
+        small,
+        calibration=material.part("train", material.calibration_images).pixels,
+        test=test,
+        force=options["force"],
+        verbose=options["verbose"],
+        progress=material.progress,
+    )
+
+
+def _check_numbers(samples: int, tolerance: float, calibration_images: int) -> None:
+    if samples < 0:
+        raise UserError(f"--samples must be at least 1, or 0 for all, got {samples}.")
+    if calibration_images < 1:
+        raise UserError(f"--calibration-images must be at least 1, got {calibration_images}.")
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance must be a number of 0 or more, got {tolerance}.")
+
+
+def _check_quantize(quantize: bool, file_format: str, images: Path | None) -> None:
+    if quantize and file_format != "onnx":
+        raise UserError(f"--quantize is for --format onnx, got {file_format}.")
+    if quantize and images is not None:
+        raise UserError(
+            "--quantize measures the accuracy, for which it needs the run's test images: leave --images out."
+        )
+
+
+def _record(found: Exported | Quantized) -> dict[str, Any]:
+    return {**asdict(found), "path": str(found.path)}
+
+
+def _show(label: str, exported: Exported) -> None:
+    print(f"{exported.path}: {label}, {exported.bytes / 1e6:.2f} MB")
+    if exported.dynamic:
+        any_size = ", of any height and width" if "height" in exported.dynamic else ""
+        print(f"takes any number of images{any_size}")
+    for note in exported.notes:
+        print(note)
+    sizes = ", ".join(f"{height} x {width}" for height, width in exported.sizes)
+    print(
+        f"logits differ from the network's by at most {exported.max_error:.2g} (the largest is "
+        f"{exported.largest_logit:.3g}), at {sizes} pixels\n"
+        f"top-1 agrees on {exported.top1_agreement:.2f}% of {exported.images:,} images"
+    )
+
+
+def _show_quantized(quantized: Quantized) -> None:
+    before, after = quantized.before, quantized.after
+    print(f"\n{quantized.path}: 8-bit integers, calibrated on {quantized.calibration_images:,} training images\n")
+    print_table(
+        "",
+        ["", "MB", *(f"ms, batch {batch}" for batch in before.latency_ms), f"top-1 of {quantized.images:,} images"],
+        [
+            [name, each.bytes / 1e6, *each.latency_ms.values(), each.top1]
+            for name, each in (("float32", before), ("int8", after))
+        ],
+    )
+    if quantized.lost > _LOST:
+        print(
+            f"warning: quantizing cost {quantized.lost:.2f} points of top-1. More --calibration-images may help; the "
+            "float32 file is unchanged.",
+            file=sys.stderr,
+        )

@@ -1,0 +1,268 @@
+"""A trained network to one file, which is checked before anybody sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from csham import ops
+from csham.errors import UserError
+from csham.export.draft import check_free, draft_of
+from csham.export.formats import FORMATS, check_format
+from csham.export.metadata import describe
+from csham.export.onnx_file import open_onnx, write_onnx
+from csham.export.parity import Parity, Runner, compare, reference_logits, resized
+from csham.export.program import Deployed, capture, is_dynamic, quietly
+from csham.export.pt2_file import open_pt2, write_pt2
+from csham.export.real_images import as_pixels, run_images
+from csham.inference import Trained, load
+from csham.inference.transform import ImageLike
+from csham.training.network import write_weights
+from csham.training.progress import QuietProgress
+
+__all__ = ["Exported", "export"]
+
+_TOLERANCE = 1e-4
+_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that :func:`export` wrote.
+
+    Attributes:
+        path: The file.
+        format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
+        bytes: Its size.
+        images: How many real images were compared, at the size that the network was trained on.
+        max_error: The largest difference between its logits and the network's, at all sizes compared.
+        largest_logit: Of the network's logits, by magnitude.
+        top1_agreement: Of those images, how many have the same class, in percent.
+        dynamic: The axes of its input that may have any extent, of ``"batch"``, ``"height"`` and ``"width"``.
+        sizes: Heights and widths at which it was compared, in pixels.
+        notes: Sentences for the user about what was found.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    images: int
+    max_error: float
+    largest_logit: float
+    top1_agreement: float
+    dynamic: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...]
+
+
+def export(
+    trained: Trained,
+    path: Path | str,
+    format: str | None = None,
+    *,
+    preprocessing: bool = False,
+    dynamic_size: bool | str = "auto",
+    images: Iterable[ImageLike] | np.ndarray | None = None,
+    tolerance: float = _TOLERANCE,
+    opset: int | None = None,
+    force: bool = False,
+    verbose: bool = False,
+    progress: QuietProgress | None = None,
+) -> Exported:
+    """Write a trained network as one file for deployment, after comparing it with the network on real images.
+
+    - ``"onnx"``: a graph of plain operations, from ``images`` to ``logits``, with class names and preprocessing in its
+      metadata;
+    - ``"pt2"``: the same as a program of torch.export;
+    - ``"safetensors"``: the weights, from which :func:`csham.load` builds the network again.
+
+    The file takes any number of images. It appears under its name only once its answers, given by onnxruntime, by the
+    loaded program or by the loaded weights, have been found to be the network's.
+
+    Args:
+        trained: What :func:`csham.load` returned.
+        path: The file; its folder is made.
+        format: None goes by the ending of ``path``.
+        preprocessing: Let the file take bytes, (B, H, W, 3) uint8 RGB, and scale and normalise them itself. Images are
+            cut and resized outside either way.
+        dynamic_size: Whether it takes images of any height and width: True, False, or ``"auto"``, where that works,
+            which is found out by trying.
+        images: What to compare on: files, Pillow's or arrays, or all as one array of (n, S, S, 3) uint8, as the network
+            sees them; None takes 1000 test images of the run's dataset.
+        tolerance: How far the logits may be off: absolutely up to 1, beyond that as a part of the largest logit.
+        opset: Version of ONNX's operators; None takes the converter's own.
+        force: Replace a file that exists.
+        verbose: Let torch's exporter talk.
+        progress: Told what is going on.
+
+    Raises:
+        UserError: The file exists, there are no images to compare on, the network cannot be exported, or what came out
+            answers differently; no file is left then.
+
+    Example:
+        >>> trained = csham.load("runs/digits-resnet20-csham")
+        >>> csham.export(trained, "digits.onnx").max_error
+    """
+    path = Path(path)
+    if dynamic_size not in (True, False, "auto"):
+        raise UserError(f"dynamic_size is True, False or 'auto', got {dynamic_size!r}.")
+    format = format or next((name for name, ending in FORMATS.items() if ending == path.suffix), path.suffix)
+    check_format(format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
+    check_free(path, force)
+    progress = progress or QuietProgress()
+    pixels = (
+        run_images(trained, count=_SAMPLES, progress=progress).pixels if images is None else as_pixels(trained, images)
+    )
+    task = _Task(trained, Deployed(trained, preprocessing), format, opset, tolerance, pixels, progress)
+    with draft_of(path, force) as draft, quietly(verbose), ops.use_kernels("reference"):
+        found = task.write_weights(draft) if format == "safetensors" else task.write_graph(draft, dynamic_size)
+        _judge(found, tolerance, format)
+    own, everything = found.own, found.everything
+    return Exported(
+        path=path,
+        format=format,
+        bytes=path.stat().st_size,
+        images=own.images,
+        max_error=everything.max_error,
+        largest_logit=everything.largest_logit,
+        top1_agreement=own.top1_agreement,
+        dynamic=found.dynamic,
+        sizes=found.sizes,
+        notes=found.notes,
+    )
+
+
+class _Found(NamedTuple):
+    """What was written and how it compares: at the network's own size, and at all sizes."""
+
+    own: Parity
+    everything: Parity
+    dynamic: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class _FixedSizeError(Exception):
+    """The file would take images of one size only; says why."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    trained: Trained
+    deployed: Deployed
+    format: str
+    opset: int | None
+    tolerance: float
+    pixels: np.ndarray
+    progress: QuietProgress
+
+    def write_weights(self, draft: Path) -> _Found:
+        self.progress.note("writing the weights")
+        write_weights(draft, self.trained.network.state_dict(), self.trained.info)
+        network = load(draft).network
+        with torch.no_grad():
+            parity = compare(self.deployed, network, self.pixels)
+        return _Found(parity, parity, sizes=(self.pixels.shape[1:3],))
+
+    def write_graph(self, draft: Path, dynamic_size: bool | str) -> _Found:
+        """Write a graph for images of any size if that is wanted and works, else of the network's own."""
+        if dynamic_size is False:
+            return self._fixed(draft)
+        try:
+            return self._any_size(draft)
+        except UserError:
+            raise
+        except Exception as err:
+            reason = str(err) if isinstance(err, _FixedSizeError) else _said(err)
+            if dynamic_size is True:
+                raise UserError(f"{self.trained.label} cannot be exported for images of any size: {reason}.") from err
+        S = self.deployed.image_size
+        found = self._fixed(draft)
+        return found._replace(notes=(f"takes images of {S} x {S} pixels only: {reason}", *found.notes))
+
+    def _fixed(self, draft: Path) -> _Found:
+        self.progress.note(f"exporting to {self.format}")
+        try:
+            own = self._compare(self._written(draft, dynamic_size=False), self.pixels)
+        except UserError:
+            raise
+        except Exception as err:
+            raise UserError(f"{self.trained.label} cannot be exported to {self.format}: {_said(err)}.") from err
+        return _Found(own, own, ("batch",), (self.pixels.shape[1:3],))
+
+    def _any_size(self, draft: Path) -> _Found:
+        S = self.deployed.image_size
+        larger, smaller = _other_sizes(S)
+        self._ask_network(larger)
+        self.progress.note(f"exporting to {self.format}")
+        run = self._written(draft, dynamic_size=True)
+        own = self._compare(run, self.pixels)
+        everything, sizes, notes = own, [(S, S)], []
+        for height, width in (larger, smaller):
+            try:
+                parity = self._compare(run, resized(self.pixels[:3], height, width))
+            except Exception as err:
+                # Below some size the deepest maps of a network vanish, whatever the format.
+                if (height, width) == larger:
+                    raise _FixedSizeError(f"at {height} x {width} the file says: {_said(err)}") from err
+                notes.append(f"takes no images as small as {height} x {width} pixels")
+                continue
+            if not parity.within(self.tolerance):
+                raise _FixedSizeError(f"at {height} x {width} its logits are off by {parity.max_error:.2g}")
+            everything += parity
+            sizes.append((height, width))
+        return _Found(own, everything, ("batch", "height", "width"), tuple(sizes), tuple(notes))
+
+    def _ask_network(self, size: tuple[int, int]) -> None:
+        try:
+            reference_logits(self.deployed, torch.zeros(1, *size, 3, dtype=torch.uint8))
+        except Exception as err:
+            raise _FixedSizeError(f"the network takes no other size ({_said(err)})") from err
+
+    def _written(self, draft: Path, *, dynamic_size: bool) -> Runner:
+        """Write the file, and return what runs it."""
+        deployed = self.deployed
+        program = capture(deployed, dynamic_size=dynamic_size)
+        axes = {"batch": 0} | (dict(zip(("height", "width"), deployed.side_axes, strict=True)) if dynamic_size else {})
+        for name, axis in axes.items():
+            if not is_dynamic(program, axis):
+                raise _FixedSizeError(f"torch.export fixes the {name} of its input")
+        metadata = describe(self.trained, preprocessing=deployed.preprocessing, dynamic_size=dynamic_size)
+        if self.format == "pt2":
+            write_pt2(program, draft, metadata)
+            return open_pt2(draft)
+        write_onnx(program, draft, metadata, side_axes=deployed.side_axes, opset=self.opset)
+        return open_onnx(draft)
+
+    def _compare(self, run: Runner, pixels: np.ndarray) -> Parity:
+        count, height, width = pixels.shape[:3]
+        self.progress.note(f"checking on {count:,} images of {height} x {width} pixels")
+        return compare(self.deployed, run, pixels)
+
+
+def _judge(found: _Found, tolerance: float, format: str) -> None:
+    parity = found.everything
+    if not parity.within(tolerance):
+        raise UserError(
+            f"the {format} file does not answer as the network does: its logits are off by up to "
+            f"{parity.max_error:.3g}, where the largest is {parity.largest_logit:.3g} and the tolerance {tolerance:g}; "
+            f"top-1 agrees on {found.own.top1_agreement:.2f}% of {found.own.images:,} images. The file was not kept. "
+            "--tolerance allows more."
+        )
+
+
+def _other_sizes(S: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return a larger and a smaller size to try, heights and widths, odd ones among them."""
+    return (S + S // 4 + 1, S + S // 2 + 1), (S - S // 4, S - S // 8 - 1)
+
+
+def _said(err: Exception) -> str:
+    """Return the first line of what went wrong."""
+    lines = str(err).strip().splitlines() or [type(err).__name__]
+    return shorten(lines[0], 200, placeholder=" ...").rstrip(".:")

@@ -1,0 +1,24 @@
+"""PT2: the program that torch.export captured, for PyTorch without csham and for what compiles such programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from csham.export.parity import Runner
+
+__all__ = ["open_pt2", "write_pt2"]
+
+
+def write_pt2(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a captured program, each value of ``metadata`` as a file of the archive."""
+    torch.export.save(program, path, extra_files=dict(metadata))
+
+
+def open_pt2(path: Path) -> Runner:
+    """Return a function that runs a file that this process wrote; :func:`torch.export.load` unpickles."""
+    run: Runner = torch.export.load(path).module()
+    return run

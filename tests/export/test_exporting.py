@@ -1,0 +1,222 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import csham
+from csham.errors import UserError
+from csham.export.exporting import export
+from csham.export.onnx_file import session
+from csham.export.quantization import quantize
+from csham.export.real_images import LabelledImages, folder_images, run_images
+
+
+def graph_of(path):
+    return onnx.load(path).graph
+
+
+def test_an_onnx_file_of_any_size_answers_as_the_network(tiny, tiny_onnx):
+    assert tiny_onnx.dynamic == ("batch", "height", "width")
+    assert tiny_onnx.sizes == ((16, 16), (21, 25), (12, 13))
+    assert 0 < tiny_onnx.max_error < 1e-5
+    assert (tiny_onnx.top1_agreement, tiny_onnx.images, tiny_onnx.notes) == (100, 7, ())
+    assert tiny_onnx.bytes == tiny_onnx.path.stat().st_size
+    opened = session(tiny_onnx.path)
+    (given,), (answer,) = opened.get_inputs(), opened.get_outputs()
+    assert (given.name, given.shape) == ("images", ["batch", 3, "height", "width"])
+    assert (answer.name, answer.shape) == ("logits", ["batch", 3])
+    for shape in ((1, 3, 16, 16), (5, 3, 33, 18), (2, 3, 6, 9)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = tiny.network(x).numpy()
+        np.testing.assert_allclose(opened.run(None, {"images": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_graph_is_of_plain_operations_without_traces_of_this_machine(tiny_onnx):
+    graph = graph_of(tiny_onnx.path)
+    assert {node.domain for node in graph.node} == {""}
+    assert not {"GatherND", "BatchNormalization"} & {node.op_type for node in graph.node}
+    assert b"site-packages" not in tiny_onnx.path.read_bytes()
+    assert [item.name for item in tiny_onnx.path.parent.iterdir()] == ["tiny.onnx"]
+
+
+def test_the_file_says_what_it_is(tiny, tiny_onnx):
+    found = session(tiny_onnx.path).get_modelmeta().custom_metadata_map
+    assert json.loads(found["classes"]) == tiny.classes
+    assert (found["image_size"], found["resize_to"]) == ("16", "16")
+    assert (json.loads(found["mean"]), json.loads(found["std"])) == (tiny.info.mean, tiny.info.std)
+    assert found["input"] == "images: (batch, 3, height, width) float32, RGB, normalised"
+    assert "16 x 16 pixels, bicubic" in json.loads(found["preprocessing"])[1]
+    assert json.loads(found["network"])["backbone"] == "tiny"
+    assert (found["csham_version"], found["weights"]) == (csham.__version__, "best")
+
+
+def test_preprocessing_in_the_graph_takes_bytes(tiny, pixels, tmp_path):
+    found = export(tiny, tmp_path / "bytes.onnx", images=pixels, preprocessing=True, dynamic_size=False)
+    assert found.dynamic == ("batch",)
+    assert found.sizes == ((16, 16),)
+    opened = session(found.path)
+    assert opened.get_inputs()[0].type == "tensor(uint8)"
+    assert opened.get_inputs()[0].shape == ["batch", 16, 16, 3]
+    with torch.no_grad():
+        expected = tiny.network(tiny.transform.normalise(torch.from_numpy(pixels))).numpy()
+    np.testing.assert_allclose(opened.run(None, {"images": pixels})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pt2_file_is_loaded_by_pytorch_alone_and_holds_no_pickle(tiny, pixels, tmp_path):
+    found = export(tiny, tmp_path / "tiny.pt2", images=pixels)
+    assert found.max_error < 1e-6
+    more = {"classes": "", "mean": ""}
+    program = torch.export.load(found.path, extra_files=more)
+    assert json.loads(more["classes"]) == tiny.classes
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), tiny.network(x))
+    assert b'"use_pickle": true' not in found.path.read_bytes().lower()
+    assert b"csham::" not in found.path.read_bytes()
+
+
+def test_fixed_by_the_network(as_trained, pixels, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
+    trained = as_trained(network)
+    found = export(trained, tmp_path / "fixed.onnx", images=pixels)
+    assert found.dynamic == ("batch",)
+    (note,) = found.notes
+    assert note.startswith("takes images of 16 x 16 pixels only: the network takes no other size (")
+    assert "shapes cannot be multiplied" in note
+    with pytest.raises(UserError, match="cannot be exported for images of any size: the network takes no other"):
+        export(trained, tmp_path / "any.onnx", images=pixels, dynamic_size=True)
+    assert [item.name for item in tmp_path.iterdir()] == ["fixed.onnx"]
+
+
+class Random(nn.Module):
+    """A fault: no two passes agree."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = x.mean((2, 3))
+        return self.head(y + torch.rand_like(y))
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_other_answers_leave_no_file(ending, as_trained, pixels, tmp_path):
+    with pytest.raises(UserError, match=r"does not answer as the network does: .* tolerance 0\.0001; top-1 agrees on"):
+        export(as_trained(Random()), tmp_path / "new" / f"random.{ending}", images=pixels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_kept_when_the_new_one_fails(as_trained, pixels, tmp_path):
+    path = tmp_path / "old.onnx"
+    path.write_text("old")
+    with pytest.raises(UserError, match=r"exists already.*force"):
+        export(as_trained(Random()), path, images=pixels)
+    with pytest.raises(UserError, match="does not answer"):
+        export(as_trained(Random()), path, images=pixels, force=True)
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["old.onnx"]
+
+
+class Broken(nn.Module):
+    """Looks at values, which no graph can."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.head(x.mean((2, 3)))
+        return y if y.sum().item() > 0 else y * 2
+
+
+def test_networks_that_are_no_graph_are_refused(as_trained, pixels, tmp_path):
+    with pytest.raises(UserError, match=r"tiny cannot be exported to pt2: "):
+        export(as_trained(Broken()), tmp_path / "broken.pt2", images=pixels)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("x.tflite", {}, r"unknown format '.tflite'.*Known: onnx"),
+        ("x.safetensors", {"preprocessing": True}, "holds weights, no graph"),
+        ("x.pt2", {"opset": 18}, "opset is a version of ONNX"),
+        ("x.onnx", {"dynamic_size": "yes"}, "dynamic_size is True, False or 'auto'"),
+        ("x.onnx", {"images": []}, "no images to check"),
+        ("x.onnx", {}, r"belongs to no run folder.*--images FOLDER"),
+    ],
+)
+def test_what_cannot_work_is_said(name, settings, message, tiny, tmp_path):
+    with pytest.raises(UserError, match=message):
+        export(tiny, tmp_path / name, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(tiny, pixels, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r'needs onnxruntime\. Install them: pip install "csham\[export\]"'):
+        export(tiny, tmp_path / "x.onnx", images=pixels)
+
+
+def test_weights_travel(attended, images, tmp_path):
+    trained = csham.load(attended)
+    found = export(trained, tmp_path / "weights.safetensors")
+    assert (found.max_error, found.top1_agreement, found.images) == (0, 100, 12)
+    again = csham.load(found.path)
+    assert again.info == trained.info
+    with pytest.raises(UserError, match="belongs to no run folder"):
+        run_images(again)
+
+
+def test_images_of_a_run_are_the_same_every_time(attended, images):
+    trained = csham.load(attended)
+    few = run_images(trained, "test", 5)
+    assert few.pixels.shape == (5, 16, 16, 3)
+    assert np.array_equal(few.pixels, run_images(trained, "test", 5).pixels)
+    assert sorted(np.bincount(run_images(trained).labels)) == [4, 4, 4]
+    # the loader's own answer about files is the reference: same order of classes, same pixels
+    assert np.isin(
+        folder_images(trained, images).sum((1, 2, 3)), run_images(trained, "train").pixels.sum((1, 2, 3))
+    ).any()
+
+
+def test_folders_of_images(tiny, tmp_path):
+    with pytest.raises(UserError, match="no folder of images"):
+        folder_images(tiny, tmp_path / "nothing")
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(UserError, match="no image that can be read"):
+        folder_images(tiny, tmp_path)
+    for number in range(3):
+        Image.new("RGB", (30, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert folder_images(tiny, tmp_path, 2)[:, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_quantizing_makes_a_smaller_file_and_measures_both(tiny, tiny_onnx, pixels, tmp_path):
+    with torch.no_grad():
+        labels = tiny.network(tiny.transform.normalise(torch.from_numpy(pixels))).argmax(1).numpy()
+    labels[0] = (labels[0] + 1) % 3
+    found = quantize(
+        tiny, tiny_onnx.path, tmp_path / "int8.onnx", calibration=pixels, test=LabelledImages(pixels, labels)
+    )
+    assert found.before.top1 == pytest.approx(100 * 6 / 7)
+    assert found.before.bytes == tiny_onnx.bytes
+    assert set(found.after.latency_ms) == {1, 32}
+    assert min(*found.before.latency_ms.values(), *found.after.latency_ms.values()) > 0
+    kinds = [node.op_type for node in graph_of(found.path).node]
+    assert "DequantizeLinear" in kinds
+    initializers = {tensor.data_type for tensor in graph_of(found.path).initializer}
+    assert onnx.TensorProto.INT8 in initializers
+    before, after = (session(path) for path in (tiny_onnx.path, found.path))
+    assert after.get_modelmeta().custom_metadata_map == before.get_modelmeta().custom_metadata_map
+    given = {"images": tiny.transform.normalise(torch.from_numpy(pixels)).numpy()}
+    exact, rounded = before.run(None, given)[0], after.run(None, given)[0]
+    assert 0 < np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
+    with pytest.raises(UserError, match="needs images to calibrate on"):
+        quantize(tiny, tiny_onnx.path, tmp_path / "b", calibration=pixels[:0], test=LabelledImages(pixels, labels))
+    assert [item.name for item in tmp_path.iterdir()] == ["int8.onnx"]
