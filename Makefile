@@ -5,7 +5,7 @@ READY := .venv/ready
 # Test processes side by side.
 WORKERS ?= auto
 
-.PHONY: demo test test-long test-quick test-networks sanitize lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-networks test-exports sanitize lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -19,6 +19,11 @@ test: $(READY)
 test-networks: $(READY)
 	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py \
 		tests/attach/test_acceleration.py tests/backbones/test_create.py
+
+# Every backbone under every strategy, and every attention, through ONNX and PT2: hours on two cores.
+# EXPORTS takes a part of them: make test-exports EXPORTS="resnet18 and onnx".
+test-exports: $(READY)
+	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/export/test_every_network.py -k "$(EXPORTS)"
 
 # What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
 test-long: $(READY)

@@ -1,0 +1,64 @@
+"""Every backbone under every strategy, and every attention, comes out of ONNX and PT2 answering as it went in."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import csham
+from csham.attach.names import STRATEGIES
+from csham.backbones import BACKBONES
+from csham.errors import UserError
+from csham.export.exporting import export
+from csham.layers.names import ATTENTIONS
+
+# `make test-exports` does them all, which takes hours on two cores; -k takes a part, such as -k "resnet18 and onnx".
+ALL = bool(os.environ.get("CSHAM_ALL_NETWORKS"))
+FEW = {
+    ("lenet5", "csham", "sequential"),
+    ("resnet14", "csham", "reapply"),
+    ("vgg11_bn", "csham", "transfer"),
+    ("mobilenetv2_100", "csham", "alternate"),
+    ("googlenet", "csham", "parallel"),
+}
+CASES = [
+    *((backbone, "csham", strategy) for backbone in BACKBONES for strategy in STRATEGIES),
+    *(("resnet18", attention, "sequential") for attention in ATTENTIONS if attention != "csham"),
+]
+# These are made for images of one size: their heads are linear layers over positions.
+FIXED = {"lenet5"}
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("file_format", ["onnx", "pt2"])
+@pytest.mark.parametrize(("backbone", "attention", "strategy"), CASES, ids="-".join)
+def test_exports(backbone, attention, strategy, file_format, images, as_trained, tmp_path):
+    if not ALL and (backbone, attention, strategy) not in FEW:
+        pytest.skip("a few are exported; CSHAM_ALL_NETWORKS=1 exports them all")
+    torch.manual_seed(0)
+    settings = {"attention": attention, "strategy": strategy}
+    try:
+        network = csham.create_model(backbone, num_classes=5, image_size=SIDE, **settings)
+    except UserError as err:
+        if not STRATEGIES[strategy].needs_pairs:
+            raise
+        pytest.skip(f"there are no two points in a stage: {err}")
+    trained = as_trained(network, side=SIDE, classes=5, backbone=backbone, **settings)
+    found = export(trained, tmp_path / f"model.{file_format}", images=images)
+    print(found)
+    assert found.top1_agreement == 100
+    if backbone in FIXED:
+        assert found.dynamic == ("batch",)
+        assert "the network takes no other size" in found.notes[0]
+    elif file_format == "onnx":
+        assert found.dynamic == ("batch", "height", "width"), found.notes
+    else:
+        assert found.dynamic[0] == "batch"
