@@ -142,3 +142,17 @@ def test_every_command_of_the_explain_page_runs(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in Path("explanations").iterdir()) == ["cat.png", "dog.png"]
     assert main(shlex.split("explain runs/seen photos/cat.jpg --npz")) == 0
     assert run_python("docs/explain.md")["content"].startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_command_of_the_export_page_runs(tmp_path, monkeypatch, capsys):
+    commands = re.findall(r"^    csham (.*?)(?: +#.*)?$", (ROOT / "docs/export.md").read_text("utf-8"), flags=re.M)
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    train = "train digits --backbone lenet5 --recipe quick --epochs 1 --run runs/digits --no-compile --quiet"
+    for command in [train, *commands[:3], f"{commands[3]} --force"]:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert {path.name for path in Path("runs/digits/export").iterdir()} == {
+        "model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"
+    }  # fmt: skip

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -53,6 +55,23 @@ def test_the_file_says_what_it_is(tiny, tiny_onnx):
     assert "16 x 16 pixels, bicubic" in json.loads(found["preprocessing"])[1]
     assert json.loads(found["network"])["backbone"] == "tiny"
     assert (found["csham_version"], found["weights"]) == (csham.__version__, "best")
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (16, 16)), ("RGB", (400, 301)), ("L", (9, 30))])
+def test_the_file_alone_suffices(mode, size, tiny, tiny_onnx, tmp_path, monkeypatch, capsys):
+    """The page's program, with onnxruntime, numpy and Pillow, answers as csham does."""
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    noise = np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    Image.fromarray(noise).convert(mode).save(tmp_path / "image.jpg")
+    (tmp_path / "model.onnx").write_bytes(tiny_onnx.path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(program, "docs/export.md", "exec"), names)
+    with torch.no_grad():
+        expected = tiny.network(tiny.batch(["image.jpg"]))
+    np.testing.assert_allclose(names["logits"], expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert capsys.readouterr().out.strip() == tiny.classes[int(expected.argmax())]
 
 
 def test_preprocessing_in_the_graph_takes_bytes(tiny, pixels, tmp_path):
