@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from csham import __version__
+from csham.cli.app_page import app_page
 from csham.cli.compare import compare
 from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
@@ -45,6 +46,7 @@ app.command("export")(export)
 app.command("compare")(compare)
 app.command("profile")(profile)
 app.command("report")(report)
+app.command("app")(app_page)
 app.command("doctor")(doctor)
 
 

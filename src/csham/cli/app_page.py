@@ -1,0 +1,49 @@
+"""``csham app``: ask a trained network in the browser."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csham.cli.common import DebugOption, DeviceOption, QuietOption
+from csham.errors import UserError
+
+__all__ = ["app_page"]
+
+
+def app_page(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one that csham share wrote.")],
+    *,
+    compare: Annotated[
+        Path | None, typer.Option(help="A second run, shown beside it: say, the plain network.", show_default="none")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Where to listen on this machine.", show_default="the first free from 7860 on")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
+    ] = "best",
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """A page in the browser: drop an image, see the answer and the attention of each stage. For this machine alone."""
+    if port is not None and not 1 <= port <= 65535:
+        raise UserError(f"--port must be from 1 to 65535, got {port}.")
+    from csham.app.serve import check_packages, serve  # noqa: PLC0415  torch takes seconds to import
+    from csham.inference import load  # noqa: PLC0415
+
+    check_packages()
+    trained = load(run, weights=weights, device=device)
+    other = None if compare is None else load(compare, weights=weights, device=device)
+    with serve(trained, other, port=port) as address:
+        print(address, flush=True)
+        if not quiet:
+            typer.echo("Open it in a browser of this machine. Ctrl-C ends it.", err=True)
+        with suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)

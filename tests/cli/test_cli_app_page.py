@@ -1,0 +1,35 @@
+"""``csham app``: faults are said before anything is served, and Ctrl-C ends it."""
+
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+
+def test_a_port_that_is_none(csham, tmp_path):
+    code, out, err = csham("app", tmp_path, "--port", "70000")
+    assert (code, out) == (2, "")
+    assert err == "error: --port must be from 1 to 65535, got 70000.\n"
+
+
+def test_no_run(csham, tmp_path):
+    code, out, err = csham("app", tmp_path / "nothing")
+    assert (code, out) == (2, "")
+    assert "there is no run folder" in err
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_serves_until_interrupted(finished):
+    words = [sys.executable, "-m", "csham", "app", str(finished)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        assert "csham: resnet20" in urllib.request.urlopen(address).read().decode()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Ctrl-C ends it" in err
+    assert "Traceback" not in err
