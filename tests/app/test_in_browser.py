@@ -47,7 +47,7 @@ def drop(page, path):
 
 
 def test_click_through(page, address, networks, images):
-    page.get_by_role("heading", name="resnet20 + csham (transfer), 3 classes and resnet20, 3 classes").wait_for()
+    page.get_by_role("heading", name="resnet20 + csham (transfer) and resnet20").wait_for()
     path = images / "bee" / "3.png"
     drop(page, path)
     attended, plain = page.locator("#network-0"), page.locator("#network-1")
@@ -59,7 +59,6 @@ def test_click_through(page, address, networks, images):
         assert side.locator("h2").inner_text() == answer
         assert f"{float(probabilities.max()):.0%}" in side.inner_text()
     first = attended.locator(".overlay img").get_attribute("src")
-    assert attended.get_by_text("Channel weights at").or_(attended.locator(".matplotlib img")).first.is_visible()
 
     page.get_by_role("radio", name="Grad-CAM").click()
     for side in (attended, plain):

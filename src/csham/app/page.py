@@ -37,7 +37,8 @@ def build_page(trained: Trained, other: Trained | None = None) -> gr.Blocks:
     shown = choices(networks)
     # What people upload is deleted an hour later, or when the page closes.
     with gr.Blocks(title=f"csham: {trained.label}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
-        gr.Markdown("# " + " and ".join(f"{network.label}, {len(network.classes)} classes" for network in networks))
+        names = _names(networks)
+        gr.Markdown("# " + " and ".join(names))
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 image = gr.Image(
@@ -49,7 +50,7 @@ def build_page(trained: Trained, other: Trained | None = None) -> gr.Blocks:
                     elem_id="image",
                 )
                 choice = gr.Radio(shown, value=shown[min(1, len(shown) - 1)], label="Show", elem_id="show")
-            sides = [_side(network, number) for number, network in enumerate(networks)]
+            sides = [_side(name, number) for number, name in enumerate(names)]
         explained = gr.State(time_to_live=_HOUR)
         pictures = [part for side in sides for part in side[1:]]
         answers = [side[0] for side in sides]
@@ -63,20 +64,28 @@ def build_page(trained: Trained, other: Trained | None = None) -> gr.Blocks:
     return page
 
 
-def _side(network: Trained, number: int) -> list[gr.components.Component]:
+def _names(networks: Sequence[Trained]) -> list[str]:
+    """Return a name for each network; where they are of the same kind, with its folder's."""
+    labels = [network.label for network in networks]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{network.label} in {network.path.absolute().name}" for network in networks]
+
+
+def _side(name: str, number: int) -> list[gr.components.Component]:
     """Lay out what is said of one network: answer, picture, caption, channel weights."""
     with gr.Column(scale=1, min_width=260, elem_id=f"network-{number}"):
         return [
-            gr.Label(num_top_classes=_TOP, label=network.label),
+            gr.Label(num_top_classes=_TOP, label=name),
             gr.Image(
-                label=f"Where {network.label} looks",
+                label=f"Where {name} looks",
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],
                 elem_classes="overlay",
             ),
             gr.Markdown(),
-            gr.Plot(label="Channel weights", visible=False),
+            gr.Plot(show_label=False, visible=False),
         ]
 
 

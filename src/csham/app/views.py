@@ -63,7 +63,10 @@ def show(explanation: Explanation, choice: str) -> View:
     channel = stage.channel if stage else None
     if spatial is None:
         picture = enlarged(explanation.pixels, _SIDE)
-        caption = explanation.no_maps or f"`{choice}` has no spatial weights."
+        reason = f"{explanation.no_maps}, so Grad-CAM alone can be shown" if explanation.no_maps else None
+        caption = (
+            f"No spatial weights here: {reason or f'`{choice}` weighs channels alone, or is not in this network'}."
+        )
     else:
         point, weights = spatial
         limits = float(weights.min()), float(weights.max())
