@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from csham._lazy import lazy_names
-
-__version__ = "0.1.0.dev0"
+from csham._version import __version__
 
 if TYPE_CHECKING:
     from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
@@ -36,6 +35,7 @@ __all__ = [
     "Explanation",
     "SpatialAttention",
     "Trained",
+    "__version__",
     "accelerate",
     "attach",
     "attention_maps",

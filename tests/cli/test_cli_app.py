@@ -1,195 +1,35 @@
-"""Every exception becomes a sentence and an exit code; one row for each bad input."""
+"""``csham app``: faults are said before anything is served, and Ctrl-C ends it."""
 
-import errno
-import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-
-from csham import __version__
-from csham.cli.app import main
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:1000])
-
-
-class Hostile:
-    def __reduce__(self):
-        return exec, ("open('was-run', 'w').close()",)
-
-
-@pytest.fixture
-def place(tmp_path, finished, monkeypatch):
-    """A working folder with everything that the rows below name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    (tmp_path / "file").write_text("text")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thing").write_text("")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    (tmp_path / "typo.yaml").write_text("epoch: 1\n")
-    (tmp_path / "text.yaml").write_text("epochs: many\n")
-    shutil.copytree(finished, tmp_path / "done")
-    for name in ("hostile", "truncated", "lost", "edited"):
-        shutil.copytree(finished, tmp_path / name)
-        (tmp_path / name / "summary.json").unlink()
-    torch.save({"format": 1, "model": Hostile()}, tmp_path / "hostile" / "checkpoints" / "last.ckpt")
-    truncate(tmp_path / "truncated" / "checkpoints" / "last.ckpt")
-    truncate(tmp_path / "truncated" / "model.safetensors")
-    (tmp_path / "lost" / "checkpoints" / "last.ckpt").unlink()
-    config = tmp_path / "edited" / "config.yaml"
-    config.write_text(config.read_text().replace("resnet20", "resnet32"))
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    for name in ("one-class/ant", "strangers/dog", "strangers/eel"):
-        (tmp_path / name).mkdir(parents=True)
-        for index in range(10):
-            Image.fromarray(pixels + 5 * index).save(tmp_path / name / f"{index}.png")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        # names
-        ("train digits --backbone resnet19", "unknown backbone 'resnet19'. Did you mean 'resnet"),
-        ("train digits --attention cshan", "unknown attention 'cshan'. Did you mean 'csham'"),
-        ("train digits --strategy transfr", "unknown strategy 'transfr'. Did you mean 'transfer'"),
-        ("train digits --position middle", "unknown position 'middle'"),
-        ("train digits --recipe papr", "unknown recipe 'papr'. Did you mean 'paper'"),
-        ("train digits --attention se --strategy transfer", "needs an attention with a channel part"),
-        ("train digit", "'digit' is neither a dataset's name nor a folder"),
-        ("prepare digit", "'digit' is neither a dataset's name nor a folder"),
-        ("list backbone", "unknown kind 'backbone'. Did you mean 'backbones'"),
-        ("evaluate done --weights worst", "unknown weights 'worst'"),
-        ("evaluate done --part tset", "unknown part 'tset'. Did you mean 'test'"),
-        # settings
-        ("train", "no data: name a dataset"),
-        ("train digits --epochs 0", "--epochs must be at least 1, got 0"),
-        ("train digits --lr nan", "--lr must be a finite number"),
-        ("train digits --lr -1", "--lr must be above 0"),
-        ("train digits --batch-size 1", "--batch-size must be at least 2"),
-        ("train digits --validation 1", "--validation must be from 0 to below 1"),
-        ("train digits --device gpu", "unknown device 'gpu'"),
-        ("train digits --precision half", "unknown precision 'half'"),
-        ("train digits --compile --device cpu --backbone resnet20", "no no-such-compiler"),
-        ("train digits --batch-size 5000 --backbone resnet20", "--batch-size"),
-        ("train --config nowhere.yaml", "nowhere.yaml: No such file"),
-        ("train digits --config list.yaml", "list.yaml should hold settings"),
-        ("train digits --config typo.yaml", "unknown setting 'epoch'. Did you mean 'epochs'"),
-        ("train digits --config text.yaml", "--epochs must be a whole number, got 'many'"),
-        ("evaluate done --batch-size 0", "--batch-size must be at least 1"),
-        # run folders
-        ("train digits --run done", "exists already. csham train --resume done"),
-        ("train digits --run full", "is not an empty folder"),
-        ("train digits --run file", "is not an empty folder"),
-        ("train digits --run file/run", "is a file"),
-        ("train digits --runs-dir file", "is a file"),
-        ("train --resume nowhere", "there is no run folder nowhere"),
-        ("train --resume full", "is not a run folder: it has no config.yaml"),
-        ("train --resume done --lr 0.1 --seed 3", "leave out --lr, --seed"),
-        ("train digits --resume done", "leave out DATA"),
-        ("train --resume hostile", "nothing in it was run"),
-        ("train --resume truncated", "truncated or not a checkpoint"),
-        ("train --resume lost", "there is no checkpoint"),
-        ("train --resume edited", "backbone is 'resnet20' there and 'resnet32'"),
-        ("evaluate nowhere", "there is no run folder nowhere"),
-        ("evaluate hostile", "nothing in it was run"),
-        ("evaluate truncated", "truncated or not a checkpoint"),
-        ("evaluate truncated --weights best", "is damaged or not a safetensors file"),
-        # data
-        ("train empty", "empty"),
-        ("train one-class", "one-class"),
-        ("prepare file", "file"),
-        ("evaluate done strangers", "lacks 'ant', 'bee', 'cow' and has the unknown 'dog', 'eel'"),
-    ],
-)
-def test_bad_input(place, csham, command, message):
-    before = sorted(place.rglob("*"))
-    code, out, err = csham(*command.split())
-    assert message in err
+def test_a_port_that_is_none(csham, tmp_path):
+    code, out, err = csham("app", tmp_path, "--port", "70000")
     assert (code, out) == (2, "")
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert "Traceback" not in err
-    assert not (place / "was-run").exists()
-    new = [path for path in sorted(place.rglob("*")) if path not in before and path.name != ".lock"]
-    assert not [path for path in new if path.name == "config.yaml" or path.suffix == ".tmp"]
+    assert err == "error: --port must be from 1 to 65535, got 70000.\n"
 
 
-def test_a_loss_that_is_not_finite(place, csham, small):
-    code, out, err = csham(*small[:-1], "1e9", "--run", "diverged")
+def test_no_run(csham, tmp_path):
+    code, out, err = csham("app", tmp_path / "nothing")
     assert (code, out) == (2, "")
-    assert "the loss became" in err
-    assert "lower --lr" in err
-
-
-@pytest.mark.parametrize("command", ["train digits --no-such-option", "trian", "train digits --epochs many"])
-def test_usage_errors(csham, command):
-    assert csham(*command.split())[0] == 2
-
-
-@pytest.mark.parametrize(
-    "command", ["--help", "train --help", "compare --help", "evaluate --help", "list --help", "prepare -h"]
-)
-def test_help(csham, command):
-    code, out, _ = csham(*command.split())
-    assert code == 0
-    assert "Usage: csham" in out
-
-
-def test_version(csham):
-    code, out, _ = csham("--version")
-    assert (code, out.strip()) == (0, __version__)
-
-
-def raising(error):
-    def prepare(*args, **kwargs):
-        raise error
-
-    return prepare
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device", "/runs/last.ckpt"), 2, "/runs/last.ckpt: No space left"),
-        (PermissionError(errno.EACCES, "Permission denied", "/runs"), 2, "/runs: Permission denied"),
-        (OSError(errno.EROFS, "Read-only file system"), 2, "Read-only file system"),
-        (KeyError("oops"), 1, "KeyError: 'oops'. --debug shows the traceback"),
-    ],
-)
-def test_other_errors(csham, monkeypatch, error, code, message):
-    monkeypatch.setattr("csham.data.prepare", raising(error), raising=False)
-    found, _, err = csham("prepare", "digits")
-    assert (found, "Traceback" in err) == (code, False)
-    assert message in err
-
-
-def test_debug_shows_the_traceback(csham):
-    code, _, err = csham("prepare", "digit", "--debug")
-    assert code == 2
-    assert "Traceback" in err
-
-
-def test_ctrl_c_before_a_run(csham, monkeypatch):
-    monkeypatch.setattr("csham.data.prepare", raising(KeyboardInterrupt()), raising=False)
-    assert csham("prepare", "digits")[0] == 130
+    assert "there is no run folder" in err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["--help", "list recipes", "train digits --backbone resnet19", "train nowhere"])
-def test_quick_answers_import_no_torch(command):
-    program = f"import sys; from csham.cli import main; main({command.split()!r}); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_main_takes_the_processs_own_words(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["csham", "--version"])
-    assert main() == 0
-    assert capsys.readouterr().out.strip() == __version__
+@pytest.mark.long
+def test_serves_until_interrupted(finished):
+    words = [sys.executable, "-m", "csham", "app", str(finished)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        assert "csham: resnet20" in urllib.request.urlopen(address).read().decode()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Ctrl-C ends it" in err
+    assert "Traceback" not in err

@@ -6,6 +6,6 @@ what was given cannot work, 130 Ctrl-C. Nothing here imports PyTorch before name
 
 from __future__ import annotations
 
-from csham.cli.app import main
+from csham.cli.commands import main
 
 __all__ = ["main"]

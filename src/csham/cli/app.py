@@ -1,101 +1,49 @@
-"""The command line as a whole: its commands, and what becomes of their exceptions."""
+"""``csham app``: ask a trained network in the browser."""
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Sequence
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from csham import __version__
-from csham.cli.app_page import app_page
-from csham.cli.compare import compare
-from csham.cli.doctor import doctor
-from csham.cli.evaluate import evaluate
-from csham.cli.explain import explain
-from csham.cli.export import export
-from csham.cli.list import list_names
-from csham.cli.predict import predict
-from csham.cli.prepare import prepare
-from csham.cli.profile import profile
-from csham.cli.report import report
-from csham.cli.share import share
-from csham.cli.train import train
+from csham.cli.common import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption, check_trained
 from csham.errors import UserError
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="csham",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # main() says what went wrong
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("list")(list_names)
-app.command("prepare")(prepare)
-app.command("train")(train)
-app.command("evaluate")(evaluate)
-app.command("predict")(predict)
-app.command("share")(share)
-app.command("explain")(explain)
-app.command("export")(export)
-app.command("compare")(compare)
-app.command("profile")(profile)
-app.command("report")(report)
-app.command("app")(app_page)
-app.command("doctor")(doctor)
+__all__ = ["app_page"]
 
 
-@app.callback()
-def _csham(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+def app_page(
+    run: TrainedArgument,
+    *,
+    compare: Annotated[
+        Path | None, typer.Option(help="A second run, shown beside it: say, the plain network.", show_default="none")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Where to listen on this machine.", show_default="the first free from 7860 on")
+    ] = None,
+    weights: WeightsOption = "best",
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
 ) -> None:
-    """Channel-spatial attention for convolutional networks: train, measure, compare."""
+    """A page in the browser: drop an image, see the answer and the attention of each stage. For this machine alone."""
+    if port is not None and not 1 <= port <= 65535:
+        raise UserError(f"--port must be from 1 to 65535, got {port}.")
+    for one in filter(None, (run, compare)):
+        check_trained(one, weights)
+    from csham.app.serve import check_packages, serve  # noqa: PLC0415  torch takes seconds to import
+    from csham.inference import load  # noqa: PLC0415
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: The words after ``csham``; None takes the process's own.
-
-    Returns:
-        The exit code.
-    """
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words == ["--version"]:
-        print(__version__)
-        return 0
-    try:
-        app(args=words, prog_name="csham", obj=words)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as err:
-        return _explain(err, debug="--debug" in words)
-    return 0
-
-
-def _explain(err: Exception, *, debug: bool) -> int:
-    """Say what went wrong on standard error, and choose the exit code."""
-    if debug:
-        traceback.print_exception(err)
-    if isinstance(err, UserError):
-        message, code = str(err), 2
-    elif isinstance(err, OSError) and (err.filename or err.errno):
-        message, code = _system_error(err), 2
-    else:
-        hint = "" if debug else " --debug shows the traceback."
-        message, code = f"{type(err).__name__}: {err}.{hint} This is a fault of csham, please report it.", 1
-    print(f"error: {message}", file=sys.stderr)
-    return code
-
-
-def _system_error(err: OSError) -> str:
-    what = err.strerror or str(err)
-    return f"{err.filename}: {what}." if err.filename else f"{what}."
+    check_packages()
+    trained = load(run, weights=weights, device=device)
+    other = None if compare is None else load(compare, weights=weights, device=device)
+    with serve(trained, other, port=port) as address:
+        print(address, flush=True)
+        if not quiet:
+            typer.echo("Open it in a browser of this machine. Ctrl-C ends it.", err=True)
+        with suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,14 +14,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from csham.errors import UserError
+from csham.errors import UserError, unknown_name
+from csham.training.run_folder import RunFolder
 
 __all__ = [
     "DebugOption",
     "DeviceOption",
     "JsonOption",
     "QuietOption",
+    "TrainedArgument",
+    "WeightsOption",
     "check_report_packages",
+    "check_trained",
     "metrics_table",
     "print_json",
     "print_markdown",
@@ -41,6 +46,26 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE),
 ]
+
+TrainedArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
+    ),
+]
+WeightsOption = Annotated[str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")]
+
+
+def check_trained(path: Path, weights: str) -> None:
+    """Refuse, before torch is imported, what :func:`csham.load` would refuse after.
+
+    Raises:
+        UserError: Nothing is there, or there are no such weights.
+    """
+    if weights not in ("best", "last"):
+        raise unknown_name("weights", weights, ("best", "last"))
+    if not str(path).startswith("hf:") and not path.exists():
+        RunFolder(path).check_run()
 
 
 def check_report_packages() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from csham import __version__
+from csham._version import __version__
 from csham.cli.common import DebugOption, JsonOption, print_json, print_table
 from csham.errors import UserError
 from csham.memory import retain_memory

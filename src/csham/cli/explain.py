@@ -19,13 +19,16 @@ from csham.cli.common import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    TrainedArgument,
+    WeightsOption,
+    check_trained,
     print_json,
     print_table,
 )
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
+from csham.inference.image_files import ImageFiles
 from csham.training.progress import QuietProgress, create_progress
-from csham.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from csham.explain import Explanation, Faithfulness
@@ -38,7 +41,7 @@ _LONGEST_STEM = 180  # bytes; file systems take names of 255, and a temporary na
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a file model.safetensors.", show_default=False)],
+    run: TrainedArgument,
     images: Annotated[
         list[str] | None, typer.Argument(help="Image files and folders (searched to the bottom).", show_default=False)
     ] = None,
@@ -53,9 +56,7 @@ def explain(
         str | None, typer.Option(help="Module whose output Grad-CAM looks at.", show_default="the last feature map")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Predictions shown.")] = 3,
-    weights: Annotated[
-        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
-    ] = "best",
+    weights: WeightsOption = "best",
     samples: Annotated[
         int | None,
         typer.Option(help="Measure how faithful each map is on this many test images.", show_default="none"),
@@ -75,15 +76,14 @@ def explain(
     debug: DebugOption = False,
 ) -> None:
     """A picture for each image: attention of each stage, Grad-CAM, the answers; and how faithful the maps are."""
-    _check_values({"--top-k": top_k, "--batch-size": batch_size, "--samples": samples}, weights, picture_format)
+    _check_values({"--top-k": top_k, "--batch-size": batch_size, "--samples": samples}, picture_format)
     if not images and samples is None:
         raise UserError("there is nothing to explain. Name images or folders, or --samples N for a table of scores.")
     paths = list(_image_paths(images or [], output))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is not a folder. Name another.")
     for one in filter(None, (run, compare)):
-        if not one.exists():
-            RunFolder(one).check_run()
+        check_trained(one, weights)
     from csham.explain import explain_together  # noqa: PLC0415  torch takes seconds
 
     progress = create_progress(quiet=quiet)
@@ -266,33 +266,20 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _check_values(counts: dict[str, int | None], weights: str, picture_format: str) -> None:
+def _check_values(counts: dict[str, int | None], picture_format: str) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
-    if weights not in ("best", "last"):
-        raise unknown_name("weights", weights, ("best", "last"))
     if picture_format not in _FORMATS:
         raise unknown_name("format", picture_format, _FORMATS)
 
 
 def _image_paths(names: Sequence[str], output: Path) -> Iterator[str]:
     """List files, and the images below folders but for the pictures that this command wrote there."""
-    from csham.data.decode import image_suffixes  # noqa: PLC0415  Pillow takes a moment
-
-    for name in names:
-        path = Path(name)
-        if not path.exists():
-            raise UserError(f"there is no file or folder {name}.")
-        if not path.is_dir():
-            yield name
-            continue
-        below = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in image_suffixes() and one.is_file()]
-        own = output.resolve()
-        below = [one for one in below if not one.resolve().is_relative_to(own)]
-        if not below:
-            raise UserError(f"no file below the folder {name} is an image by its name.")
-        yield from map(str, below)
+    own = output.resolve()
+    files = ImageFiles(names)
+    files.check()
+    return (path for path in files if path in names or not Path(path).resolve().is_relative_to(own))
 
 
 def _printable(text: str) -> str:

@@ -12,8 +12,18 @@ import numpy as np
 import typer
 
 import csham
-from csham.cli.common import OUTPUT, DebugOption, JsonOption, QuietOption, print_json, print_table
-from csham.errors import UserError, unknown_name
+from csham.cli.common import (
+    OUTPUT,
+    DebugOption,
+    JsonOption,
+    QuietOption,
+    TrainedArgument,
+    WeightsOption,
+    check_trained,
+    print_json,
+    print_table,
+)
+from csham.errors import UserError
 from csham.export.draft import check_free
 from csham.export.formats import FORMATS, check_format
 from csham.training.progress import QuietProgress, create_progress
@@ -31,16 +41,14 @@ _LOST = 1.0
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run folder, or its model.safetensors.")],
+    run: TrainedArgument,
     data: Annotated[
         str | None,
         typer.Argument(help="The run's dataset, if it lies elsewhere now.", show_default="the run's"),
     ] = None,
     *,
     file_format: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
-    weights: Annotated[
-        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
-    ] = "best",
+    weights: WeightsOption = "best",
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Let the file take bytes and normalise them itself.")
     ] = False,
@@ -73,8 +81,7 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """One file for deployment, its answers checked against the network's on real images."""
-    if weights not in ("last", "best"):
-        raise unknown_name("weights", weights, ("last", "best"))
+    check_trained(run, weights)
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     _check_numbers(samples, tolerance, calibration_images)
     _check_quantize(quantize, file_format, images)

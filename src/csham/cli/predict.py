@@ -14,7 +14,16 @@ import typer
 
 import csham
 import csham.inference
-from csham.cli.common import MACHINE, OUTPUT, DebugOption, DeviceOption, QuietOption
+from csham.cli.common import (
+    MACHINE,
+    OUTPUT,
+    DebugOption,
+    DeviceOption,
+    QuietOption,
+    TrainedArgument,
+    WeightsOption,
+    check_trained,
+)
 from csham.cli.predict_lines import Lines, as_bytes, csv_lines, json_lines, printable, table_lines
 from csham.data.decode import BadFile
 from csham.errors import UserError, unknown_name
@@ -22,21 +31,19 @@ from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
 from csham.training.progress import BarProgress, QuietProgress, create_progress
-from csham.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from csham.inference import Prediction
 
 __all__ = ["predict"]
 
-_WEIGHTS = ("best", "last")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _BAD_FILES_LISTED = 1000  # and the rest counted, so that memory stays constant
 _SECONDS_BETWEEN_STEPS = 0.1
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a file model.safetensors.", show_default=False)],
+    run: TrainedArgument,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -46,9 +53,7 @@ def predict(
     ],
     *,
     top_k: Annotated[int, typer.Option(help="Classes for each image.")] = 5,
-    weights: Annotated[
-        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
-    ] = "best",
+    weights: WeightsOption = "best",
     null: Annotated[
         bool, typer.Option("--null", help="Paths on standard input end with NUL, as find -print0 writes them.")
     ] = False,
@@ -73,9 +78,8 @@ def predict(
     """The most probable classes of images; unreadable files are listed at the end and stop nothing."""
     if as_json and as_csv:
         raise UserError("predict: --json and --csv exclude each other. Give one of them.")
-    _check_values({"--top-k": top_k, "--batch-size": batch_size}, weights, precision)
-    if not run.exists():
-        RunFolder(run).check_run()
+    _check_values({"--top-k": top_k, "--batch-size": batch_size}, precision)
+    check_trained(run, weights)
     _check_output(output)
     files = ImageFiles(images, null=null)
     files.check()
@@ -98,12 +102,10 @@ def predict(
         progress.close()
 
 
-def _check_values(counts: dict[str, int], weights: str, precision: str | None) -> None:
+def _check_values(counts: dict[str, int], precision: str | None) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
-    if weights not in _WEIGHTS:
-        raise unknown_name("weights", weights, _WEIGHTS)
     if precision is not None and precision not in _PRECISIONS:
         raise unknown_name("precision", precision, _PRECISIONS)
 

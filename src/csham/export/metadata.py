@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import csham
+from csham._version import __version__
 from csham.data.dataset import stored_side
 from csham.inference import Trained
 
@@ -36,7 +36,7 @@ def describe(trained: Trained, *, preprocessing: bool, dynamic_size: bool) -> di
         "network": network,
         "weights": trained.weights,
         "name": trained.label,
-        "csham_version": csham.__version__,
+        "csham_version": __version__,
     }
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in values.items()

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from csham import __version__
+from csham._version import __version__
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.files import parse_json

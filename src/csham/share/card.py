@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from csham import __version__
+from csham._version import __version__
 from csham.backbones.lookup import find_backbone
 from csham.data.dataset import stored_side
 from csham.errors import UserError

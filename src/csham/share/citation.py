@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csham import __version__
+from csham._version import __version__
 
 __all__ = ["PAPER", "SOFTWARE"]
 

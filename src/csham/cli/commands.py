@@ -1,0 +1,101 @@
+"""The command line as a whole: its commands, and what becomes of their exceptions."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from csham._version import __version__
+from csham.cli.app import app_page
+from csham.cli.compare import compare
+from csham.cli.doctor import doctor
+from csham.cli.evaluate import evaluate
+from csham.cli.explain import explain
+from csham.cli.export import export
+from csham.cli.list import list_names
+from csham.cli.predict import predict
+from csham.cli.prepare import prepare
+from csham.cli.profile import profile
+from csham.cli.report import report
+from csham.cli.share import share
+from csham.cli.train import train
+from csham.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="csham",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # main() says what went wrong
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list")(list_names)
+app.command("prepare")(prepare)
+app.command("train")(train)
+app.command("evaluate")(evaluate)
+app.command("compare")(compare)
+app.command("report")(report)
+app.command("profile")(profile)
+app.command("predict")(predict)
+app.command("explain")(explain)
+app.command("app")(app_page)
+app.command("export")(export)
+app.command("share")(share)
+app.command("doctor")(doctor)
+
+
+@app.callback()
+def _csham(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Channel-spatial attention for convolutional networks: train, measure, compare, use."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after ``csham``; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    try:
+        app(args=words, prog_name="csham", obj=words)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as err:
+        return _explain(err, debug="--debug" in words)
+    return 0
+
+
+def _explain(err: Exception, *, debug: bool) -> int:
+    """Say what went wrong on standard error, and choose the exit code."""
+    if debug:
+        traceback.print_exception(err)
+    if isinstance(err, UserError):
+        message, code = str(err), 2
+    elif isinstance(err, OSError) and (err.filename or err.errno):
+        message, code = _system_error(err), 2
+    else:
+        hint = "" if debug else " --debug shows the traceback."
+        message, code = f"{type(err).__name__}: {err}.{hint} This is a fault of csham, please report it.", 1
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _system_error(err: OSError) -> str:
+    what = err.strerror or str(err)
+    return f"{err.filename}: {what}." if err.filename else f"{what}."
