@@ -89,10 +89,12 @@ def test_csv_says_the_same(csham, finished, photos):
     assert list(rows[5].values()) == [f"{photos}/text.png", *[""] * 6, "not an image that Pillow can read"]
 
 
-def test_weights_alone_suffice_and_best_is_the_default(csham, finished, photos):
+def test_weights_alone_or_shared_suffice_and_best_is_the_default(csham, finished, photos, tmp_path):
     one = photos / "0.png"
     best = csham("predict", finished, one, "--json")[1]
     assert csham("predict", finished / "model.safetensors", one, "--json")[1] == best
+    assert csham("share", finished, tmp_path / "shared")[0] == 0
+    assert csham("predict", tmp_path / "shared", one, "--json")[1] == best
     assert csham("predict", finished, one, "--json", "--precision", "fp32", "--device", "cpu")[1] == best
 
 
