@@ -66,8 +66,9 @@ def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, 
     ("words", "message"),
     [
         ([], "nothing to explain. Name images or folders, or --samples N"),
-        (["nowhere.png"], "there is no file or folder nowhere.png"),
+        (["nowhere.png"], "there is no file or folder 'nowhere.png'"),
         (["PLACE"], "no file below the folder"),
+        (["IMAGES", "--output", "IMAGES"], "no images but those in"),
         (["BAD"], "none of the 1 images could be read"),
         (["IMAGE", "--target", "cowl"], "unknown class of resnet20 'cowl'. Did you mean 'cow'"),
         (["IMAGE", "--layer", "layer4"], "unknown layer 'layer4'. Did you mean 'layer"),
@@ -81,7 +82,12 @@ def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, 
 def test_what_cannot_work_is_told_and_leaves_nothing(csham, finished, images, tmp_path, monkeypatch, words, message):
     (tmp_path / "place").mkdir()
     (tmp_path / "bad.png").write_bytes(b"junk")
-    known = {"IMAGE": images / "cow" / "0.png", "PLACE": tmp_path / "place", "BAD": tmp_path / "bad.png"}
+    known = {
+        "IMAGES": images,
+        "IMAGE": images / "cow" / "0.png",
+        "PLACE": tmp_path / "place",
+        "BAD": tmp_path / "bad.png",
+    }
     monkeypatch.chdir(tmp_path)
     code, _, err = csham("explain", finished, *(known.get(word, word) for word in words), "--device", "cpu")
     assert code == 2

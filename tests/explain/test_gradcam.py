@@ -145,6 +145,7 @@ def test_where_no_module_puts_the_last_map_out_it_is_the_last_before_it():
     assert find_layer(FunctionalNet(), (3, 32, 32)) == "down"
 
 
+@pytest.mark.usefixtures("reference")
 def test_fused_blocks_show_the_same_as_blocks_that_are_not():
     x, maps = torch.randn(2, 3, 16, 16), []
     for fuse in (True, False):

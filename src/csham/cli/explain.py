@@ -43,7 +43,11 @@ _LONGEST_STEM = 180  # bytes; file systems take names of 255, and a temporary na
 def explain(
     run: TrainedArgument,
     images: Annotated[
-        list[str] | None, typer.Argument(help="Image files and folders (searched to the bottom).", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="Image files, folders (searched to the bottom), or - for paths on standard input, one a line.",
+            show_default=False,
+        ),
     ] = None,
     *,
     compare: Annotated[
@@ -79,7 +83,7 @@ def explain(
     _check_values({"--top-k": top_k, "--batch-size": batch_size, "--samples": samples}, picture_format)
     if not images and samples is None:
         raise UserError("there is nothing to explain. Name images or folders, or --samples N for a table of scores.")
-    paths = list(_image_paths(images or [], output))
+    paths = _image_paths(images or [], output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is not a folder. Name another.")
     for one in filter(None, (run, compare)):
@@ -274,12 +278,15 @@ def _check_values(counts: dict[str, int | None], picture_format: str) -> None:
         raise unknown_name("format", picture_format, _FORMATS)
 
 
-def _image_paths(names: Sequence[str], output: Path) -> Iterator[str]:
-    """List files, and the images below folders but for the pictures that this command wrote there."""
-    own = output.resolve()
+def _image_paths(names: Sequence[str], output: Path) -> list[str]:
+    """List the images that were named, but for the pictures that this command wrote below a folder among them."""
     files = ImageFiles(names)
     files.check()
-    return (path for path in files if path in names or not Path(path).resolve().is_relative_to(own))
+    own = output.resolve()
+    paths = [path for path in files if path in names or not Path(path).resolve().is_relative_to(own)]
+    if names and not paths:
+        raise UserError(f"there are no images but those in {output}, where the pictures go. Name another --output.")
+    return paths
 
 
 def _printable(text: str) -> str:
