@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from csham._lazy import lazy_names
-from csham._version import __version__
+from csham._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
@@ -35,7 +35,6 @@ __all__ = [
     "Explanation",
     "SpatialAttention",
     "Trained",
-    "__version__",
     "accelerate",
     "attach",
     "attention_maps",
