@@ -179,7 +179,9 @@ class _Task:
         except UserError:
             raise
         except Exception as err:
-            reason = str(err) if isinstance(err, _FixedSizeError) else _said(err)
+            reason = (
+                str(err) if isinstance(err, _FixedSizeError) else f"as a graph for any size it fails ({_said(err)})"
+            )
             if dynamic_size is True:
                 raise UserError(f"{self.trained.label} cannot be exported for images of any size: {reason}.") from err
         S = self.deployed.image_size

@@ -64,7 +64,7 @@ def session(path: Path) -> Any:
     import onnxruntime  # noqa: PLC0415  an extra
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; they are raised too
+    options.log_severity_level = 4  # errors are raised; they need not be written to the terminal too
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
