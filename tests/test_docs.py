@@ -52,6 +52,7 @@ def test_the_backbones_pages_python_does_what_it_says(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
     commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/training.md").read_text(encoding="utf-8"), flags=re.M)
     assert len(commands) == 5

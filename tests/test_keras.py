@@ -121,7 +121,7 @@ def kind_of(file):
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("file", CHANNEL + SPATIAL, ids=lambda f: f.stem)
-def test_a_layer_gives_the_authors_outputs(file, write, tmp_path):
+def test_a_layer_gives_the_authors_outputs(file, write, tmp_path, reference):
     golden = arrays(file)
     build, act = kind_of(file)
     sublayers = channel_layers(golden) if build is ChannelAttention else spatial_layers(golden)

@@ -137,10 +137,7 @@ def test_two_networks_see_the_same_image_each_in_its_own_way(network, files):
 
 @pytest.mark.parametrize(
     "attention",
-    [
-        pytest.param(a, marks=[] if a in ("a2", "cbam", "simam") else [pytest.mark.slow, pytest.mark.long])
-        for a in ATTENTIONS
-    ],
+    [pytest.param(a, marks=[] if a in ("a2", "simam") else [pytest.mark.slow, pytest.mark.long]) for a in ATTENTIONS],
 )
 def test_every_attention_shows_what_it_has(attention):
     trained = untrained(attention, "resnet20")

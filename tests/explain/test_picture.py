@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from csham.explain.explanation import Explanation, StageMaps
-from csham.explain.overlay import colours_between, enlarged, overlay, upsampled
+from csham.explain.overlays import colours_between, enlarged, overlay, upsampled
 from csham.explain.picture import draw, fitted, picture_bytes
 
 NAMES = ["a $class_{of}$ with a long name that goes on and on and on and on, and on", "日本語", "W" * 90]
@@ -57,6 +57,8 @@ def texts(figure):
     return [(text.get_text(), text.get_window_extent(renderer)) for text in found if text.get_text()]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_reaches_into_another_or_off_the_page(case):

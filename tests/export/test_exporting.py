@@ -74,6 +74,8 @@ def test_the_file_alone_suffices(mode, size, tiny, tiny_onnx, tmp_path, monkeypa
     assert capsys.readouterr().out.strip() == tiny.classes[int(expected.argmax())]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_preprocessing_in_the_graph_takes_bytes(tiny, pixels, tmp_path):
     found = export(tiny, tmp_path / "bytes.onnx", images=pixels, preprocessing=True, dynamic_size=False)
     assert found.dynamic == ("batch",)
@@ -99,6 +101,8 @@ def test_a_pt2_file_is_loaded_by_pytorch_alone_and_holds_no_pickle(tiny, pixels,
     assert b"csham::" not in found.path.read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_fixed_by_the_network(as_trained, pixels, tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
     trained = as_trained(network)

@@ -108,6 +108,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_in_mid_epoch_and_resume_gives_the_same_bits(settings, tmp_path):
     """The run that is killed is a process of its own; attention, gates and dropout-like draws included."""
     given = {**settings, "attention": "csham", "strategy": "transfer", "epochs": 3, "checkpoint_steps": 1}

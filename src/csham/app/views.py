@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csham.explain import Explanation, explain, overlay
-from csham.explain.overlay import enlarged
+from csham.explain.overlays import enlarged
 from csham.inference import Trained
 
 if TYPE_CHECKING:

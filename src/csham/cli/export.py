@@ -81,7 +81,6 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """One file for deployment, its answers checked against the network's on real images."""
-    check_trained(run, weights)
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     _check_numbers(samples, tolerance, calibration_images)
     _check_quantize(quantize, file_format, images)
@@ -89,6 +88,7 @@ def export(
     small = path.with_name(f"{path.stem}-int8{path.suffix}")
     for target in [path, small] if quantize else [path]:
         check_free(target, force)
+    check_trained(run, weights)
     progress = create_progress(quiet=quiet)
     try:
         trained = csham.load(run, weights=weights)

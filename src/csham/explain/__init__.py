@@ -1,7 +1,7 @@
 """Pictures and numbers of where and what a trained network attends to.
 
 ``gradcam`` finds the layer and computes Grad-CAM, ``explanation`` puts it together with what every attention weighs,
-``overlay`` and ``picture`` show it, ``faithfulness`` measures on ``samples`` how much of it is true. Imports
+``overlays`` and ``picture`` show it, ``faithfulness`` measures on ``samples`` how much of it is true. Imports
 ``inference`` and what lies below. Start with :func:`explain`, which calling this package does too.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from csham.explain.explanation import Explanation, StageMaps, explain, explain_together
     from csham.explain.faithfulness import Faithfulness, MapScores, measure_faithfulness
     from csham.explain.gradcam import GradCam
-    from csham.explain.overlay import overlay
+    from csham.explain.overlays import overlay
     from csham.explain.picture import draw, picture_bytes
     from csham.explain.samples import sample_test_images
 
@@ -46,7 +46,7 @@ __getattr__ = lazy_names(
         "explain_together": "csham.explain.explanation",
         "draw": "csham.explain.picture",
         "measure_faithfulness": "csham.explain.faithfulness",
-        "overlay": "csham.explain.overlay",
+        "overlay": "csham.explain.overlays",
         "picture_bytes": "csham.explain.picture",
         "sample_test_images": "csham.explain.samples",
     },

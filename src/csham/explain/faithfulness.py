@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from csham.errors import UserError
 from csham.explain.explanation import Explanation, explain_together
 from csham.explain.gradcam import uncompiled
-from csham.explain.overlay import upsampled
+from csham.explain.overlays import upsampled
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
 from csham.probing import eagerly, evaluating

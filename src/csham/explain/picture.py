@@ -19,7 +19,7 @@ import numpy as np
 
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
-from csham.explain.overlay import COLOUR_MAP, OPACITY, enlarged, overlay
+from csham.explain.overlays import COLOUR_MAP, OPACITY, enlarged, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
