@@ -21,6 +21,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_library_half_needs_only_torch_numpy_and_timm():
     done = run(

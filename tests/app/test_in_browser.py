@@ -12,7 +12,7 @@ from csham.app.serve import MAX_UPLOAD, serve
 from csham.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,6 @@ def test_click_through(page, address, networks, images):
     assert all(url.split("://")[-1].startswith(origin) or url.startswith(("data:", "blob:")) for url in page.asked)
 
 
-@pytest.mark.long
 def test_what_cannot_be_read_is_said_and_the_page_goes_on(page, images, tmp_path):
     bad, large = tmp_path / "bad.png", tmp_path / "large.png"
     shutil.copy(images / "bee" / "3.png", bad)

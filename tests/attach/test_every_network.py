@@ -47,8 +47,8 @@ def test_points_are_the_architectures(network):
 
 @pytest.mark.slow
 def test_nothing_of_the_network_is_lost_and_all_of_the_attention_trains(network):
-    if network.heavy and not ALL:
-        pytest.skip("takes long; CSHAM_ALL_NETWORKS=1 runs it")
+    if (network.heavy or NETWORKS.index(network) % 3) and not ALL:
+        pytest.skip("every third of those that take a second is trained; CSHAM_ALL_NETWORKS=1 trains them all")
     model = wake(network.build()).eval()
     keys = list(model.state_dict())
     plain = copy.deepcopy(model)

@@ -86,7 +86,8 @@ def test_a_pickled_network_computes_the_same():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_to_one_graph(backend):
     model = network()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)

@@ -77,8 +77,9 @@ LARGE = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "googlenet"]
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "image_size"), [*((n, 32) for n in BACKBONES), *((n, 224) for n in LARGE)])
 def test_attention_finds_its_points_in_every_backbone(name, image_size):
-    if name in LONG and not os.environ.get("CSHAM_ALL_NETWORKS"):
-        pytest.skip("takes long; CSHAM_ALL_NETWORKS=1 runs it")
+    few = list(BACKBONES)[::3]
+    if (name in LONG or (image_size == 32 and name not in few)) and not os.environ.get("CSHAM_ALL_NETWORKS"):
+        pytest.skip("every third is built; CSHAM_ALL_NETWORKS=1 builds them all")
     with torch.device("meta"):
         model = csham.create_model(name, num_classes=10, image_size=image_size, attention="csham")
         assert sum(type(module).__name__ == "Attached" for module in model.modules()) == POINTS[name]

@@ -66,6 +66,7 @@ def test_a_signal_leaves_a_resumable_run_and_says_how(csham, small, tmp_path, si
     assert not (run / "summary.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ctrl_c_on_a_process_of_its_own(small, tmp_path):
     run = tmp_path / "run"

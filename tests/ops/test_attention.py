@@ -293,6 +293,7 @@ def test_hooks_on_the_parts_of_a_layer_are_called(cpu_kernels, kind):
     assert seen == [(2, 4, 8, 8)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_less_capable_processors_compute_the_same(cpu_kernels, capability):

@@ -211,6 +211,7 @@ def process(sources, **environment):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_many_processes_one_builds(sources, compiler):
     calls = compiler("sleep 1")
