@@ -38,6 +38,7 @@ def images():
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # a hundred layers and their sizes as formulas: minutes on a slow core
 @pytest.mark.parametrize("file_format", ["onnx", "pt2"])
 @pytest.mark.parametrize(("backbone", "attention", "strategy"), CASES, ids=["-".join(case) for case in CASES])
 def test_exports(backbone, attention, strategy, file_format, images, as_trained, tmp_path):
