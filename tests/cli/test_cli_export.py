@@ -1,8 +1,10 @@
 import json
+import signal
 import sys
 
 import pytest
 
+from csham.export import exporting
 from csham.export.onnx_file import session
 from csham.inference import load
 
@@ -83,6 +85,21 @@ def test_no_run_and_missing_packages(csham, tmp_path, monkeypatch):
     code, _, err = csham("export", tmp_path / "no-run")
     assert code == 2
     assert 'needs onnxscript. Install them: pip install "csham[export]"' in err
+
+
+@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_behind(csham, finished, tmp_path, monkeypatch, signum, expected):
+    folder = tmp_path / "out"
+    seen = []
+
+    def compare(*_):
+        seen.extend(folder.iterdir())
+        signal.raise_signal(signum)
+
+    monkeypatch.setattr(exporting, "compare", compare)
+    assert csham("export", finished, "--format", "safetensors", "--output", folder / "w.safetensors")[0] == expected
+    assert len(seen) == 1
+    assert not folder.exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Layouts that are understood, and those that are refused with a sentence that helps."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_images_without_class_folders(tmp_path, fill):
 
 def test_only_one_class(tmp_path, fill):
     refused(fill(tmp_path / "data", {"cat": 3}), "only one class, 'cat'", "At least two")
+
+
+@pytest.mark.parametrize("name", [b"c\x07t", b"line\nbreak", b"\xff\xfe"])
+@pytest.mark.parametrize("part", [".", "train"])
+def test_a_class_that_cannot_be_shown(tmp_path, fill, name, part):
+    root = fill(tmp_path / "data", {f"{part}/dog": 2})
+    name = os.fsdecode(name)
+    shutil.copytree(root / part / "dog", root / part / name)
+    refused(root, repr(name)[1:-1], "class folder", "Rename")
 
 
 def test_one_folder_too_high(tmp_path, fill):

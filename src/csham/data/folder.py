@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import statistics
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from csham.data.decode import image_suffixes, open_image
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 
-__all__ = ["Listing", "default_image_size", "image_files", "scan"]
+__all__ = ["Listing", "default_image_size", "image_files", "is_class_name", "scan"]
 
 _EXPECTED = "An image folder holds train/<class>/* with test/<class>/* or val/<class>/*, or <class>/* alone."
 _PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
 _SILENT = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave behind
+_LONGEST_NAME = 255  # characters, where file systems allow as many bytes
 _SIZES = (32, 64, 96, 128, 160, 224)
 
 
@@ -157,6 +159,14 @@ def _check_classes(root: Path, folders: dict[int, Path], found: dict[int, list[s
     train = found[TRAIN]
     if not train:
         raise UserError(_no_class_folders(folders[TRAIN]))
+    unnamed = next(
+        (folders[part] / name for part, names in found.items() for name in names if not is_class_name(name)), None
+    )
+    if unnamed is not None:
+        raise UserError(
+            f"{os.fspath(unnamed)!r}: the name of a class folder is the name of its class, and this one holds control "
+            "characters or bytes that are no UTF-8, which cannot be shown. Rename the folder."
+        )
     for part, names in found.items():
         missing = [f"{folders[part].name}/{name}" for name in train if name not in set(names)]
         extra = [f"{folders[TRAIN].name}/{name}" for name in names if name not in set(train)]
@@ -169,6 +179,13 @@ def _check_classes(root: Path, folders: dict[int, Path], found: dict[int, list[s
         inner = folders[TRAIN] / train[0]
         hint = f" Did you mean {inner}?" if len(_subfolders(inner)) > 1 else " At least two are needed."
         raise UserError(f"{folders[TRAIN]} holds only one class, {train[0]!r}.{hint}")
+
+
+def is_class_name(value: object) -> bool:
+    """Return whether something is a name that a class folder may have: text that can be printed, without ``/``."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or value in (".", "..") or "/" in value:
+        return False
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
 
 
 def _no_class_folders(folder: Path) -> str:

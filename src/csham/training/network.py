@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -25,6 +24,7 @@ from torch.nn.modules.module import (
 from csham.attach.checks import check_position, check_strategy
 from csham.attach.names import STRATEGIES
 from csham.backbones import check_backbone, create_model
+from csham.data.folder import is_class_name
 from csham.errors import UserError, unknown_name
 from csham.files import parse_json, write_atomically
 from csham.training.checkpoints import check_weights
@@ -279,7 +279,7 @@ def _described(file: Any, path: Path) -> NetworkInfo:
 # Names of weights take a tenth of a megabyte in large networks, those of 21,000 classes half of one.
 _LONGEST_HEADER = 2**24
 
-# Of names, in characters; file systems allow 255 bytes.
+# Of names, in characters.
 _LONGEST_NAME = 255
 
 
@@ -294,13 +294,6 @@ def _is_backbone(value: object) -> bool:
 
 # timm/resnet50.a1_in1k, resnet20@width=1.25,depth=26
 _BACKBONE = re.compile(r"\w[\w/-]*(\.[\w-]+)?(@[\w.,=+-]+)?", re.ASCII)
-
-
-def _is_class(value: object) -> bool:
-    """Whether it could be the name of a class folder, and can be printed."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or value in (".", "..") or "/" in value:
-        return False
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
 
 
 def _is_count(value: object, least: int, most: int) -> bool:
@@ -324,7 +317,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_classes": (lambda v: _is_count(v, 1, 2**24), "a whole number of at least 1"),
     "image_size": (lambda v: _is_count(v, 8, 1024), "a whole number from 8 to 1024"),
     "classes": (
-        lambda v: _is_list(v, _is_class, 2**24) and len(set(v)) == len(v),
+        lambda v: _is_list(v, is_class_name, 2**24) and len(set(v)) == len(v),
         "a list of distinct names as folders have them, without / and control characters",
     ),
     "mean": (lambda v: _is_list(v, _is_fraction) and len(v) == 3, "three numbers from 0 to 1"),
