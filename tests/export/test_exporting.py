@@ -7,9 +7,12 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from timm.layers import CecaModule, EcaModule, EffectiveSEModule, SqueezeExcite
+from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
 import csham
+from csham.attach.epilogue import is_fused
 from csham.errors import UserError
 from csham.export.exporting import export
 from csham.export.onnx_file import session
@@ -94,11 +97,56 @@ def test_a_pt2_file_is_loaded_by_pytorch_alone_and_holds_no_pickle(tiny, pixels,
     more = {"classes": "", "mean": ""}
     program = torch.export.load(found.path, extra_files=more)
     assert json.loads(more["classes"]) == tiny.classes
-    x = torch.randn(3, 3, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(x), tiny.network(x))
+    for shape in ((3, 3, 16, 16), (1, 3, 8, 8)):  # in the second the neighbourhood is one position
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(x), tiny.network(x))
+    with pytest.raises(Exception, match=r"to be >= \d+, but got 1"):
+        program.module()(torch.randn(1, 3, 1, 1))
     assert b'"use_pickle": true' not in found.path.read_bytes().lower()
     assert b"csham::" not in found.path.read_bytes()
+
+
+class WithTimms(nn.Module):
+    """Attention of timm's own, which csham.accelerate lets run on csham's kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        kinds = (SqueezeExcite, EffectiveSEModule, EcaModule, CecaModule, CbamModule, LightCbamModule)
+        self.body = nn.Sequential(*(layer for kind in kinds for layer in (kind(16), nn.Conv2d(16, 16, 1))))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("file_format", ["onnx", "pt2"])
+def test_accelerated_modules(as_trained, pixels, tmp_path, file_format):
+    network = WithTimms()
+    assert len(csham.accelerate(network)) == 6
+    found = export(as_trained(network), tmp_path / f"model.{file_format}", images=pixels)
+    assert found.dynamic == ("batch", "height", "width")
+    assert found.max_error < 1e-6
+    assert b"csham::" not in found.path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("file_format", ["onnx", "pt2"])
+def test_gates_and_block_ends_that_are_one_call(as_trained, pixels, tmp_path, file_format):
+    names = {"backbone": "resnet14", "attention": "csham", "strategy": "transfer"}
+    network = csham.create_model(names.pop("backbone"), num_classes=3, image_size=16, gated=True, **names)
+    assert is_fused(network.layer1[0])
+    with torch.no_grad():  # half open
+        for name, parameter in network.named_parameters():
+            if name.endswith(".gate"):
+                parameter.fill_(0.5)
+    found = export(as_trained(network), tmp_path / f"model.{file_format}", images=pixels)
+    assert found.dynamic == ("batch", "height", "width")
+    assert found.top1_agreement == 100
 
 
 @pytest.mark.slow
