@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from csham.data.batches import scale_and_shift
 from csham.inference import Trained
@@ -80,7 +81,9 @@ def capture(deployed: Deployed, *, dynamic_size: bool) -> ExportedProgram:
     sides = (max(2 * side, 128), max(2 * side, 128) + 32) if dynamic_size else (side, side)
     example = deployed.input(torch.zeros(2, *sides, 3, dtype=torch.uint8))
     axes = (0, *deployed.side_axes) if dynamic_size else (0,)
-    with torch.no_grad():
+    # Without this sizes at which some map has one position would be refused, for how its values lie in memory alone.
+    oblivious: Any = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), oblivious:
         return torch.export.export(deployed, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
 
 

@@ -15,8 +15,8 @@ __all__ = ["open_pt2", "write_pt2"]
 
 def write_pt2(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a captured program, each value of ``metadata`` as a file of the archive."""
-    # The input it was traced with is as large as a small network, and makes torch refuse inputs whose tensors would only
-    # lie otherwise in memory: maps of one position. That the program holds at other sizes is found by asking it.
+    # The input it was traced with is as large as a small network, and lets torch refuse inputs whose tensors only lie
+    # otherwise in memory, such as maps of one position. That the program holds at other sizes is found by asking it.
     program.example_inputs = None
     torch.export.save(program, path, extra_files=dict(metadata))
 
