@@ -54,7 +54,7 @@ def test_the_file_says_what_it_is(tiny, tiny_onnx):
     assert json.loads(found["classes"]) == tiny.classes
     assert (found["image_size"], found["resize_to"]) == ("16", "16")
     assert (json.loads(found["mean"]), json.loads(found["std"])) == (tiny.info.mean, tiny.info.std)
-    assert found["input"] == "images: (batch, 3, height, width) float32, RGB, normalised"
+    assert found["input"] == "images: (batch, 3, height, width) float32, RGB, normalised; sides from 3 pixels on"
     assert "16 x 16 pixels, bicubic" in json.loads(found["preprocessing"])[1]
     assert json.loads(found["network"])["backbone"] == "tiny"
     assert (found["csham_version"], found["weights"]) == (csham.__version__, "best")
@@ -162,6 +162,35 @@ def test_fixed_by_the_network(as_trained, pixels, tmp_path):
     with pytest.raises(UserError, match="cannot be exported for images of any size: the network takes no other"):
         export(trained, tmp_path / "any.onnx", images=pixels, dynamic_size=True)
     assert [item.name for item in tmp_path.iterdir()] == ["fixed.onnx"]
+
+
+class Windows(nn.Module):
+    """Goes one of two ways, by the size of its map; where the map is small, ONNX would answer as if it were large."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(nn.functional.avg_pool2d(x, (min(7, x.shape[2]), min(7, x.shape[3]))).amax((2, 3)))
+
+
+def test_a_graph_for_larger_images_than_the_networks_own_is_not_taken(as_trained, pixels, tmp_path):
+    found = export(as_trained(Windows()), tmp_path / "windows.onnx", images=pixels)
+    assert found.dynamic == ("batch",)
+    assert found.notes == ("takes images of 16 x 16 pixels only: its graph for other sizes holds from 25 pixels on",)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_smaller_images_than_the_graph_is_for_are_not_promised(as_trained, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    found = export(as_trained(Windows(), side=32), tmp_path / "windows.onnx", images=images)
+    assert found.sizes == ((32, 32), (41, 49))
+    assert found.notes == ("takes no images smaller than 25 x 25 pixels",)
+    assert "sides from 25 pixels on" in session(found.path).get_modelmeta().custom_metadata_map["input"]
 
 
 class Random(nn.Module):

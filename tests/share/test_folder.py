@@ -56,8 +56,8 @@ def test_the_card_has_the_numbers_of_its_weights_and_no_others(finished, weights
     page = text.split("---", 2)[2]
     which = "the last epoch, 2" if weights == "last" else r"epoch \d of 2, chosen by validation top-1"
     assert re.search(f"On the 12 test images of animals. These are the weights of {which}; no test image", page)
-    assert f"| top-1 accuracy, % | {base} |" in page
-    assert f"| cross-entropy | {base + 3} |" in page
+    assert f"| top-1 accuracy, % | {base:.4f} |" in page
+    assert f"| cross-entropy | {base + 3:.4f} |" in page
     assert not [index for index in range(4) if str(other + index) in text]
 
 

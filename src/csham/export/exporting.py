@@ -18,7 +18,7 @@ from csham.export.formats import FORMATS, check_format
 from csham.export.metadata import describe
 from csham.export.onnx_file import open_onnx, write_onnx
 from csham.export.parity import Parity, Runner, compare, reference_logits, resized
-from csham.export.program import Deployed, capture, is_dynamic, quietly
+from csham.export.program import Deployed, capture, is_dynamic, quietly, smallest
 from csham.export.pt2_file import open_pt2, write_pt2
 from csham.export.real_images import as_pixels, run_images
 from csham.inference import Trained, load
@@ -191,7 +191,7 @@ class _Task:
     def _fixed(self, draft: Path) -> _Found:
         self.progress.note(f"exporting to {self.format}")
         try:
-            own = self._compare(self._written(draft, dynamic_size=False), self.pixels)
+            own = self._compare(self._written(draft, dynamic_size=False)[0], self.pixels)
         except UserError:
             raise
         except Exception as err:
@@ -203,10 +203,13 @@ class _Task:
         larger, smaller = _other_sizes(S)
         self._ask_network(larger)
         self.progress.note(f"exporting to {self.format}")
-        run = self._written(draft, dynamic_size=True)
+        run, least = self._written(draft, dynamic_size=True)
         own = self._compare(run, self.pixels)
         everything, sizes, notes = own, [(S, S)], []
         for height, width in (larger, smaller):
+            if min(height, width) < least:
+                notes.append(f"takes no images smaller than {least} x {least} pixels")
+                continue
             try:
                 parity = self._compare(run, resized(self.pixels[:3], height, width))
             except Exception as err:
@@ -227,20 +230,23 @@ class _Task:
         except Exception as err:
             raise _FixedSizeError(f"the network takes no other size ({_said(err)})") from err
 
-    def _written(self, draft: Path, *, dynamic_size: bool) -> Runner:
-        """Write the file, and return what runs it."""
+    def _written(self, draft: Path, *, dynamic_size: bool) -> tuple[Runner, int]:
+        """Write the file, and return what runs it, and the smallest side, in pixels, for which its graph was made."""
         deployed = self.deployed
         program = capture(deployed, dynamic_size=dynamic_size)
         axes = {"batch": 0} | (dict(zip(("height", "width"), deployed.side_axes, strict=True)) if dynamic_size else {})
         for name, axis in axes.items():
             if not is_dynamic(program, axis):
                 raise _FixedSizeError(f"torch.export fixes the {name} of its input")
-        metadata = describe(self.trained, preprocessing=deployed.preprocessing, dynamic_size=dynamic_size)
+        least = max(smallest(program, axis) for axis in deployed.side_axes)
+        if dynamic_size and least > deployed.image_size:
+            raise _FixedSizeError(f"its graph for other sizes holds from {least} pixels on")
+        about = describe(self.trained, preprocessing=deployed.preprocessing, least=least if dynamic_size else None)
         if self.format == "pt2":
-            write_pt2(program, draft, metadata)
-            return open_pt2(draft)
-        write_onnx(program, draft, metadata, side_axes=deployed.side_axes, opset=self.opset)
-        return open_onnx(draft)
+            write_pt2(program, draft, about)
+            return open_pt2(draft), least
+        write_onnx(program, draft, about, side_axes=deployed.side_axes, opset=self.opset)
+        return open_onnx(draft), least
 
     def _compare(self, run: Runner, pixels: np.ndarray) -> Parity:
         count, height, width = pixels.shape[:3]

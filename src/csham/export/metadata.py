@@ -12,7 +12,7 @@ from csham.inference import Trained
 __all__ = ["describe"]
 
 
-def describe(trained: Trained, *, preprocessing: bool, dynamic_size: bool) -> dict[str, str]:
+def describe(trained: Trained, *, preprocessing: bool, least: int | None) -> dict[str, str]:
     """Return names and values, as texts: what ONNX keeps as the model's ``metadata_props``.
 
     Lists and mappings are JSON.
@@ -20,7 +20,7 @@ def describe(trained: Trained, *, preprocessing: bool, dynamic_size: bool) -> di
     Args:
         trained: The network and its preprocessing.
         preprocessing: Whether the graph takes bytes.
-        dynamic_size: Whether it takes images of any size.
+        least: The smallest side of the images it takes, in pixels; None if it takes one size only.
     """
     info = trained.info
     network = {key: value for key, value in info.to_dict().items() if key not in ("classes", "mean", "std")}
@@ -30,7 +30,7 @@ def describe(trained: Trained, *, preprocessing: bool, dynamic_size: bool) -> di
         "resize_to": stored_side(info.image_size),
         "mean": info.mean,
         "std": info.std,
-        "input": _input(preprocessing, info.image_size, dynamic_size),
+        "input": _input(preprocessing, info.image_size, least),
         "output": f"logits: (batch, {len(info.classes)}) float32, in the order of classes; softmax gives probabilities",
         "preprocessing": _steps(info.image_size, preprocessing),
         "network": network,
@@ -43,11 +43,12 @@ def describe(trained: Trained, *, preprocessing: bool, dynamic_size: bool) -> di
     }
 
 
-def _input(preprocessing: bool, image_size: int, dynamic_size: bool) -> str:
-    sides = "height, width" if dynamic_size else f"{image_size}, {image_size}"
+def _input(preprocessing: bool, image_size: int, least: int | None) -> str:
+    sides = f"{image_size}, {image_size}" if least is None else "height, width"
+    limit = "" if least is None else f"; sides from {least} pixels on"
     if preprocessing:
-        return f"images: (batch, {sides}, 3) uint8, RGB"
-    return f"images: (batch, 3, {sides}) float32, RGB, normalised"
+        return f"images: (batch, {sides}, 3) uint8, RGB{limit}"
+    return f"images: (batch, 3, {sides}) float32, RGB, normalised{limit}"
 
 
 def _steps(image_size: int, preprocessing: bool) -> list[str]:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from csham.data.batches import scale_and_shift
 from csham.inference import Trained
 
-__all__ = ["Deployed", "capture", "is_dynamic", "quietly"]
+__all__ = ["Deployed", "capture", "is_dynamic", "quietly", "smallest"]
 
 
 class Deployed(nn.Module):
@@ -89,9 +90,22 @@ def capture(deployed: Deployed, *, dynamic_size: bool) -> ExportedProgram:
 
 def is_dynamic(program: ExportedProgram, axis: int) -> bool:
     """Whether the captured graph takes any extent along an axis of its input; torch.export may have fixed it."""
+    return not isinstance(_extent(program, axis), int)
+
+
+def smallest(program: ExportedProgram, axis: int) -> int:
+    """Return the smallest extent along an axis of its input for which the captured graph holds.
+
+    Below it the network would have gone another way. PT2 files refuse such inputs, ONNX files may answer them wrongly.
+    """
+    extent = _extent(program, axis)
+    return extent if isinstance(extent, int) else int(bound_sympy(extent.node.expr, program.range_constraints).lower)
+
+
+def _extent(program: ExportedProgram, axis: int) -> Any:
     (name,) = program.graph_signature.user_inputs
     node = next(node for node in program.graph.nodes if node.name == name)
-    return not isinstance(node.meta["val"].shape[axis], int)
+    return node.meta["val"].shape[axis]
 
 
 @contextmanager

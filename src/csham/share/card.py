@@ -202,7 +202,8 @@ def _measured(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping
         f"On the {measured['images']} test images of {_text(_data_name(config))}. These are the weights of {which}; "
         "no test image had a part in that choice."
     )
-    return opening + "\n\n" + _table(("", "value"), rows)
+    numbers = [(name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}") for name, value in rows]
+    return opening + "\n\n" + _table(("", "value"), numbers)
 
 
 def _limits(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
