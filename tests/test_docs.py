@@ -24,6 +24,18 @@ def run_python(page):
     return names
 
 
+def run(command, capsys):
+    assert main(shlex.split(command)) == 0, capsys.readouterr().err
+
+
+def run_commands(page, number, capsys):
+    """Run the lines of a page that are marked with $, of which there are so many."""
+    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / page).read_text(encoding="utf-8"), flags=re.M)
+    assert len(commands) == number
+    for command in commands:
+        run(command, capsys)
+
+
 @pytest.mark.slow
 def test_the_readmes_python_runs():
     names = run_python("README.md")
@@ -54,11 +66,8 @@ def test_the_backbones_pages_python_does_what_it_says(capsys):
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
-    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/training.md").read_text(encoding="utf-8"), flags=re.M)
-    assert len(commands) == 5
     monkeypatch.chdir(tmp_path)
-    for command in commands:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    run_commands("docs/training.md", 5, capsys)
     assert "finished" in capsys.readouterr().err
 
 
@@ -67,11 +76,7 @@ def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeyp
     Path("runs").mkdir()
     Path("runs/first").symlink_to(finished)
     Path("photos").symlink_to(images / "bee")
-    page = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    \$ csham (.*)$", page, flags=re.M)
-    assert len(commands) == 3
-    for command in commands:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    run_commands("docs/predict.md", 3, capsys)
     assert len(Path("answers.csv").read_text(encoding="utf-8").splitlines()) == 21
     names = run_python("docs/predict.md")
     assert "photos/2.png bee" in capsys.readouterr().out
@@ -90,7 +95,7 @@ def test_from_zero_to_a_verdict(tmp_path, monkeypatch, capsys):
         if code:
             exec(compile(code, "docs/tutorial.md", "exec"), {})
         else:
-            assert main(shlex.split(command)) == 0, capsys.readouterr().err
+            run(command, capsys)
     out = capsys.readouterr().out
     assert "533 images of 32x32 pixels in 3 classes" in out
     assert re.search(r"^eight +\d+\.\d\d%  shapes/test/eight/", out, flags=re.M)
@@ -105,11 +110,8 @@ def test_from_zero_to_a_verdict(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys):
-    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/comparing.md").read_text(encoding="utf-8"), flags=re.M)
-    assert len(commands) == 3
     monkeypatch.chdir(tmp_path)
-    for command in commands:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    run_commands("docs/comparing.md", 3, capsys)
     assert "3/3" in capsys.readouterr().out
     assert Path("studies/digits-quick-1epochs/report/index.html").is_file()
 
@@ -117,11 +119,8 @@ def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatch, capsys):
-    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/share.md").read_text(encoding="utf-8"), flags=re.M)
-    assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
-    for command in commands:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    run_commands("docs/share.md", 2, capsys)
     names = run_python("docs/share.md")
     assert names["trained"].label == "lenet5"
     assert names["logits"].shape == (1, 10)
@@ -130,18 +129,15 @@ def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_command_of_the_explain_page_runs(tmp_path, monkeypatch, capsys):
-    commands = re.findall(r"^    \$ csham (.*)$", (ROOT / "docs/explain.md").read_text(encoding="utf-8"), flags=re.M)
-    assert len(commands) == 3
     monkeypatch.chdir(tmp_path)
-    for command in commands:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    run_commands("docs/explain.md", 3, capsys)
     (tmp_path / "photos/more").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
     for name in ("cat.jpg", "more/dog.png"):
         Image.fromarray(pixels).save(tmp_path / "photos" / name)
-    assert main(shlex.split("explain runs/seen photos/cat.jpg photos/more --compare runs/plain")) == 0
+    run("explain runs/seen photos/cat.jpg photos/more --compare runs/plain", capsys)
     assert sorted(path.name for path in Path("explanations").iterdir()) == ["cat.png", "dog.png"]
-    assert main(shlex.split("explain runs/seen photos/cat.jpg --npz")) == 0
+    run("explain runs/seen photos/cat.jpg --npz", capsys)
     assert run_python("docs/explain.md")["content"].startswith(b"\x89PNG")
 
 
@@ -153,7 +149,7 @@ def test_every_command_of_the_export_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train = "train digits --backbone lenet5 --recipe quick --epochs 1 --run runs/digits --no-compile --quiet"
     for command in [train, *commands[:3], f"{commands[3]} --force"]:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+        run(command, capsys)
     assert {path.name for path in Path("runs/digits/export").iterdir()} == {
         "model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"
     }  # fmt: skip
