@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from csham.training import progress as module
@@ -52,6 +53,13 @@ def test_images_of_an_unknown_number_have_no_share_and_no_time_left(monkeypatch)
     assert plain.console.file.getvalue() == "300 images  10 images/s\na :smile: in a name\n"
     assert "a :smile: in a name" in bar.console.file.getvalue()
     assert "%" not in bar.console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(0.0573, "0.057"), (0, "0"), (1.26, "1.3"), (9.94, "9.9"), (10, "10"), (1417.4, "1417")]
+)
+def test_slow_work_has_a_rate_too(rate, shown):
+    assert module.speed(rate) == f"{shown} images/s"
 
 
 def test_an_epoch_without_validation_part():

@@ -30,7 +30,7 @@ from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
-from csham.training.progress import BarProgress, QuietProgress, create_progress
+from csham.training.progress import BarProgress, QuietProgress, create_progress, speed
 
 if TYPE_CHECKING:
     from csham.inference import Prediction
@@ -149,8 +149,7 @@ def _told(
     if done == bad_count:
         raise UserError("none of the images could be read." if done else "standard input named no images.")
     seconds = time.monotonic() - start
-    rate = done / seconds
-    progress.note(f"{_images(done - bad_count)} in {seconds:.1f} s, {rate:.{0 if rate >= 10 else 1}f} images/s")
+    progress.note(f"{_images(done - bad_count)} in {seconds:.1f} s, {speed(done / seconds)}")
 
 
 def _list_bad(bad: list[BadFile], count: int, of: int) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from csham.training.progress import speed
+
 __all__ = ["BarStudyProgress", "PlainStudyProgress", "StudyProgress", "create_study_progress"]
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -79,7 +81,7 @@ class PlainStudyProgress(StudyProgress):
     def cell(self, job: int, label: str, where: str, fraction: float, images_per_s: float) -> None:
         """Say how far a cell is, if nothing was said for half a minute."""
         if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            rate = f"  {images_per_s:.0f} images/s" if images_per_s else ""
+            rate = f"  {speed(images_per_s)}" if images_per_s else ""
             self._print(f"{self._count()} {label}: {where}  {fraction:.0%}{rate}")
 
     def ended(self, job: int | None, record: Mapping[str, Any]) -> None:

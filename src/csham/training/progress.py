@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["BarProgress", "PlainProgress", "QuietProgress", "create_progress"]
+__all__ = ["BarProgress", "PlainProgress", "QuietProgress", "create_progress", "speed"]
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -61,7 +61,7 @@ class PlainProgress(QuietProgress):
                 parts.append(f"{done / self._total:.0%}")
             if loss is not None:
                 parts.append(f"loss {loss:.3f}")
-            parts.append(f"{images_per_s:.0f} images/s")
+            parts.append(speed(images_per_s))
             if self._total:
                 parts.append(f"{_duration((self._total - done) / images_per_s) if images_per_s else '?'} left")
             self.note("  ".join(parts))
@@ -75,7 +75,7 @@ class PlainProgress(QuietProgress):
         ]
         if row.get("val_top1") is not None:
             parts.append(f"validation loss {row['val_loss']:.3f} top-1 {row['val_top1']:.1f}")
-        parts += [f"lr {row['lr']:.2g}", f"{row['images_per_s']:.0f} images/s", f"{row['seconds']:.0f} s"]
+        parts += [f"lr {row['lr']:.2g}", speed(row["images_per_s"]), f"{row['seconds']:.0f} s"]
         self.note("  ".join(parts))
 
     def preparing(self, done: int, total: int, what: str) -> None:
@@ -99,7 +99,7 @@ class BarProgress(PlainProgress):
 
     def step(self, where: str, done: int, loss: float | None, images_per_s: float) -> None:
         """Move the bar."""
-        detail = f"{images_per_s:.0f} images/s" + (f"  loss {loss:.3f}" if loss is not None else "")
+        detail = speed(images_per_s) + (f"  loss {loss:.3f}" if loss is not None else "")
         self._show(where, done, self._total, detail)
 
     def preparing(self, done: int, total: int, what: str) -> None:
@@ -135,6 +135,11 @@ def create_progress(*, quiet: bool = False, console: Console | None = None) -> Q
     if quiet:
         return QuietProgress()
     return BarProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def speed(images_per_s: float) -> str:
+    """Write a rate: whole images a second, or two digits that count where that says too little."""
+    return f"{images_per_s:.{'0f' if images_per_s >= 10 else '2g'}} images/s"
 
 
 def _duration(seconds: float) -> str:
