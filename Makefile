@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 # Test processes side by side.
 WORKERS ?= auto
-# Where this is set, every process would compile PyTorch's sources anew: twelve seconds for an import that takes seven.
+# Where this is set every process compiles PyTorch and timm anew: 19 seconds for an import that takes 7.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long test-quick test-networks test-exports sanitize lint bench bench-kernels setup clean

@@ -137,8 +137,8 @@ def test_accelerated_modules(as_trained, pixels, tmp_path, file_format):
 @pytest.mark.long
 @pytest.mark.parametrize("file_format", ["onnx", "pt2"])
 def test_gates_and_block_ends_that_are_one_call(as_trained, pixels, tmp_path, file_format):
-    names = {"backbone": "resnet14", "attention": "csham", "strategy": "transfer"}
-    network = csham.create_model(names.pop("backbone"), num_classes=3, image_size=16, gated=True, **names)
+    settings = {"attention": "csham", "strategy": "transfer", "gated": True}
+    network = csham.create_model("resnet14", num_classes=3, image_size=16, **settings)
     assert is_fused(network.layer1[0])
     with torch.no_grad():  # half open
         for name, parameter in network.named_parameters():
