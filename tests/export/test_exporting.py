@@ -26,7 +26,7 @@ def graph_of(path):
 
 def test_an_onnx_file_of_any_size_answers_as_the_network(tiny, tiny_onnx):
     assert tiny_onnx.dynamic == ("batch", "height", "width")
-    assert tiny_onnx.sizes == ((16, 16), (21, 25), (12, 13))
+    assert (tiny_onnx.smallest_side, tiny_onnx.sizes) == (3, ((16, 16), (21, 25), (12, 13)))
     assert 0 < tiny_onnx.max_error < 1e-5
     assert (tiny_onnx.top1_agreement, tiny_onnx.images, tiny_onnx.notes) == (100, 7, ())
     assert tiny_onnx.bytes == tiny_onnx.path.stat().st_size
@@ -179,7 +179,7 @@ class Windows(nn.Module):
 
 def test_a_graph_for_larger_images_than_the_networks_own_is_not_taken(as_trained, pixels, tmp_path):
     found = export(as_trained(Windows()), tmp_path / "windows.onnx", images=pixels)
-    assert found.dynamic == ("batch",)
+    assert (found.dynamic, found.smallest_side) == (("batch",), None)
     assert found.notes == ("takes images of 16 x 16 pixels only: its graph for other sizes holds from 25 pixels on",)
 
 
@@ -189,7 +189,7 @@ def test_smaller_images_than_the_graph_is_for_are_not_promised(as_trained, tmp_p
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     found = export(as_trained(Windows(), side=32), tmp_path / "windows.onnx", images=images)
     assert found.sizes == ((32, 32), (41, 49))
-    assert found.notes == ("takes no images smaller than 25 x 25 pixels",)
+    assert (found.smallest_side, found.notes) == (25, ())
     assert "sides from 25 pixels on" in session(found.path).get_modelmeta().custom_metadata_map["input"]
 
 

@@ -187,7 +187,8 @@ def _record(found: Exported | Quantized) -> dict[str, Any]:
 def _show(label: str, exported: Exported) -> None:
     print(f"{exported.path}: {label}, {exported.bytes / 1e6:.2f} MB")
     if exported.dynamic:
-        any_size = ", of any height and width" if "height" in exported.dynamic else ""
+        least = exported.smallest_side
+        any_size = "" if least is None else f", of any height and width from {least} pixels on"
         print(f"takes any number of images{any_size}")
     for note in exported.notes:
         print(note)

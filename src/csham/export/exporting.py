@@ -45,6 +45,7 @@ class Exported:
         largest_logit: Of the network's logits, by magnitude.
         top1_agreement: Of those images, how many have the same class, in percent.
         dynamic: The axes of its input that may have any extent, of ``"batch"``, ``"height"`` and ``"width"``.
+        smallest_side: The smallest height and width that its graph is for, in pixels; None if it takes one size only.
         sizes: Heights and widths at which it was compared, in pixels.
         notes: Sentences for the user about what was found.
     """
@@ -57,6 +58,7 @@ class Exported:
     largest_logit: float
     top1_agreement: float
     dynamic: tuple[str, ...]
+    smallest_side: int | None
     sizes: tuple[tuple[int, int], ...]
     notes: tuple[str, ...]
 
@@ -133,6 +135,7 @@ def export(
         largest_logit=everything.largest_logit,
         top1_agreement=own.top1_agreement,
         dynamic=found.dynamic,
+        smallest_side=found.smallest_side,
         sizes=found.sizes,
         notes=found.notes,
     )
@@ -144,6 +147,7 @@ class _Found(NamedTuple):
     own: Parity
     everything: Parity
     dynamic: tuple[str, ...] = ()
+    smallest_side: int | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -196,7 +200,7 @@ class _Task:
             raise
         except Exception as err:
             raise UserError(f"{self.trained.label} cannot be exported to {self.format}: {_said(err)}.") from err
-        return _Found(own, own, ("batch",), (self.pixels.shape[1:3],))
+        return _Found(own, own, ("batch",), sizes=(self.pixels.shape[1:3],))
 
     def _any_size(self, draft: Path) -> _Found:
         S = self.deployed.image_size
@@ -208,7 +212,6 @@ class _Task:
         everything, sizes, notes = own, [(S, S)], []
         for height, width in (larger, smaller):
             if min(height, width) < least:
-                notes.append(f"takes no images smaller than {least} x {least} pixels")
                 continue
             try:
                 parity = self._compare(run, resized(self.pixels[:3], height, width))
@@ -222,7 +225,7 @@ class _Task:
                 raise _FixedSizeError(f"at {height} x {width} its logits are off by {parity.max_error:.2g}")
             everything += parity
             sizes.append((height, width))
-        return _Found(own, everything, ("batch", "height", "width"), tuple(sizes), tuple(notes))
+        return _Found(own, everything, ("batch", "height", "width"), least, tuple(sizes), tuple(notes))
 
     def _ask_network(self, size: tuple[int, int]) -> None:
         try:
