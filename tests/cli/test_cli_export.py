@@ -16,7 +16,7 @@ def test_a_run_with_attention_to_onnx(csham, attended):
     assert code == 0, err
     path = attended / "export" / "model.onnx"
     assert f"{path}: resnet20 + csham (transfer)" in out
-    assert "takes any number of images, of any height and width from 5 pixels on" in out  # where maps of one position have no neighbours
+    assert "takes any number of images, of any height and width from 5 pixels on" in out
     assert "top-1 agrees on 100.00% of 12 images" in out
     # nothing of torch's exporter on the terminal
     assert err.splitlines() == [

@@ -51,7 +51,7 @@ def plan(points: Sequence[Point], strategy: str, period: int | None = None) -> l
     if STRATEGIES[strategy].needs_pairs and all(len(stage) == 1 for stage in stages):
         raise UserError(
             f"strategy {strategy!r} needs a stage with two attachment points or more; here every stage has one. "
-            "Use strategy 'sequential'."
+            "Use strategy 'sequential', or name more modules with points=."
         )
     return [step for stage in stages for step in _plan_stage(stage, strategy, period or _DEFAULT_PERIOD)]
 
