@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BatchNorm2d", "GroupNorm", "GroupNorm1"]
+__all__ = ["BatchNorm2d", "GroupNorm"]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -34,10 +32,3 @@ class GroupNorm(nn.GroupNorm):
         """Normalise ``x``, (B, C, ...)."""
         # The function under F.group_norm, which computes a single value without complaint.
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
-
-
-class GroupNorm1(GroupNorm):
-    """Group norm with one group, as timm's layers ask for it."""
-
-    def __init__(self, channels: int, **settings: Any) -> None:
-        super().__init__(1, channels, **settings)

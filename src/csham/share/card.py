@@ -273,7 +273,7 @@ def _citation(config: TrainConfig) -> str:
         entries.insert(0, PAPER)
         words = "If you use the network, please cite the paper of its attention and the software"
     elif config.attention != "none":
-        words += f", and the attention's authors: {_text(ATTENTIONS[config.attention].source)}"
+        words += f", and the attention's authors: {_text(ATTENTIONS[config.attention].source.removeprefix('after '))}"
     return f"{words}.\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
 
 
