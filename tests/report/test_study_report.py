@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 
 import openpyxl
 import pytest
@@ -54,6 +55,15 @@ def test_csv_and_xlsx_hold_the_results(report):
     with (tables / "per_class.csv").open(encoding="utf-8", newline="") as file:
         classes = {row["class"] for row in csv.DictReader(file)}
     assert {"'=cmd()", "'@sum", "<script>alert(1)</script>", "a\nb"} <= classes
+
+
+def test_without_openpyxl_only_the_spreadsheet_is_missing(study, report, tmp_path, monkeypatch):
+    monkeypatch.setattr("csham.report.study_pictures.png_bytes", lambda figure: b"")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    found = write_report(study, tmp_path / "again")
+    assert set(listing(report.page.parent)) - set(listing(found.page.parent)) == {"tables/study.xlsx"}
+    assert [note for note in found.warnings if 'openpyxl: pip install "csham[report]"' in note]
+    assert "study.xlsx" not in found.page.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def check_report_packages() -> None:
     Raises:
         UserError: A package of the extra ``csham[report]`` is not installed.
     """
-    missing = [name for name in ("jinja2", "matplotlib", "openpyxl", "scipy") if find_spec(name) is None]
+    missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
     if missing:
         raise UserError(f'the report of a study needs {", ".join(missing)}. Install them: pip install "csham[report]".')
 
