@@ -72,14 +72,18 @@ def test_every_public_name_is_there():
 
 def test_the_command_line_without_its_packages_names_the_extra():
     done = run(
-        "import sys; sys.modules['typer'] = None; sys.argv = ['csham', '--help']\nimport csham.cli; sys.exit(csham.cli.main())"
+        "import sys; sys.modules['typer'] = None; sys.argv = ['csham', '--help']\n"
+        "import csham.cli; sys.exit(csham.cli.main())"
     )
     assert done.returncode == 2
     assert done.stderr == 'error: the command line needs typer. Install it: pip install "csham[train]".\n'
 
 
 def test_what_a_name_needs_is_named_with_its_extra():
-    code = "import sys; sys.modules.update(yaml=None); import csham\ntry:\n    csham.load\nexcept ImportError as err:\n    print(err.name, err)"
+    code = (
+        "import sys; sys.modules.update(yaml=None); import csham\n"
+        "try:\n    csham.load\nexcept ImportError as err:\n    print(err.name, err)"
+    )
     assert run(code).stdout == 'yaml csham.load needs yaml. Install it: pip install "csham[train]".\n'
 
 

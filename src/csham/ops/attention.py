@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from csham.errors import UserError
 from csham.ops import functions, reference
@@ -234,9 +235,9 @@ def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
 
 def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
     """Name the kernels that run for a map, None for the reference."""
-    # An exported graph is of plain operations, and a transform (vmap, jvp) must see them.
+    # An exported graph is of plain operations, and a transform (vmap, jvp) or a tangent must see them.
     tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if tracing or torch._C._are_functorch_transforms_active():
+    if tracing or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
     if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):
         return None
@@ -277,7 +278,8 @@ def _identity(x: Tensor) -> Tensor:
 def _laid_out(x: Tensor) -> Tensor:
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
-    return x.contiguous()
+    dense = x.clone()  # in the order of its strides
+    return dense if dense.is_contiguous(memory_format=torch.channels_last) else dense.contiguous()
 
 
 def _filters(parameters: ChannelParameters) -> tuple[Tensor, ...]:
