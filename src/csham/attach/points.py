@@ -14,7 +14,7 @@ from csham.attach.checks import check_position
 from csham.attach.hosts import Ends
 from csham.attach.positions import block_ends, last_map, residual_ends, stage_ends, works_on_tokens
 from csham.attach.values import Trace
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, nearest_names
 
 __all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
 
@@ -144,8 +144,7 @@ def _matching(pattern: object, modules: dict[str, nn.Module], model: nn.Module, 
     names = [name for name in modules if name and fnmatchcase(name, pattern)]
     if names:
         return names
-    problem = str(unknown_name("module", pattern, [name for name in modules if name]))
-    hint = problem[problem.index("Did you mean") : problem.index("Known:")] if "Did you mean" in problem else ""
+    hint = nearest_names(pattern, filter(None, modules))
     blocks = block_ends(trace)[0]
     stages = f"Its stages: {_describe(_staged(trace, blocks))}. " if blocks else ""
     raise UserError(
