@@ -57,6 +57,17 @@ def test_csv_and_xlsx_hold_the_results(report):
     assert {"'=cmd()", "'@sum", "<script>alert(1)</script>", "a\nb"} <= classes
 
 
+def test_top5_is_shown_where_runs_have_it(report, tmp_path, no_pictures):
+    networks = [network(), network(attention="se")]
+    few = write_report(write_study(tmp_path / "few", networks=networks, classes=["a", "b"]))
+    for found, there in ((report, True), (few, False)):
+        assert ("top-5" in found.page.read_text(encoding="utf-8")) is there
+        for table in ("networks", "runs"):
+            text = (found.page.parent / f"tables/{table}.csv").read_text(encoding="utf-8")
+            assert ("top5" in text) is there, table
+            assert ("top-5" in (found.page.parent / f"tables/{table}.md").read_text(encoding="utf-8")) is there
+
+
 def test_without_openpyxl_only_the_spreadsheet_is_missing(study, report, tmp_path, monkeypatch):
     monkeypatch.setattr("csham.report.study_pictures.png_bytes", lambda figure: b"")
     monkeypatch.setitem(sys.modules, "openpyxl", None)

@@ -139,10 +139,12 @@ def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[An
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of one or more sets of weights, a row each."""
+    titles = {"top1": "top-1", "macro_top1": "macro top-1", "top5": "top-5", "f1": "F1"}
     names = ("top1", "macro_top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
-    header = ["", "top-1", "macro top-1", "top-5", "precision", "recall", "F1", "kappa", "loss", "images"]
-    # A run that finished before macro_top1 was reported is still shown.
-    print_table(title, header, ([name, *(values.get(key) for key in names)] for name, values in measured.items()))
+    # Few classes have no top-5 accuracy, and older runs lack what is measured since.
+    known = [name for name in names if any(name in values for values in measured.values())]
+    header = ["", *(titles.get(name, name) for name in known)]
+    print_table(title, header, ([row, *(values.get(name) for name in known)] for row, values in measured.items()))
 
 
 _UNBOUND = 10_000
