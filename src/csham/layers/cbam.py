@@ -213,7 +213,7 @@ class CBAM(CBAMSteps):
     """Convolutional block attention module: the channel step, then the spatial step.
 
     timm's ``CbamModule``: its parameters, state_dict keys and outputs. A map of one pixel in a batch of one, which timm
-    refuses in training, is normalised by the running statistics.
+    refuses in training, is normalised by the running statistics, and these are unbiased from the first batch on.
 
     Args:
         channels: Channels of the feature map.

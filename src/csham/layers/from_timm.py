@@ -27,7 +27,7 @@ from csham.layers.accelerated import (
 )
 from csham.layers.cbam import CBAM, LightCBAM
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
-from csham.layers.norm import GroupNorm1
+from csham.layers.norm import BatchNorm2d, GroupNorm1
 
 __all__ = ["FROM_TIMM"]
 
@@ -190,6 +190,9 @@ class CoordinateAttention(_FromTimm, CoordAttn):
     """``y = a_h ⊙ a_w ⊙ x``, from the means of rows and of columns. Source: Hou et al., arXiv:2103.02907."""
 
     gate_kind = "full"
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(channels, **{"norm_layer": BatchNorm2d, **settings})
 
 
 class SimpleCoordinateAttention(_FromTimm, SimpleCoordAttn):

@@ -24,6 +24,7 @@ __all__ = [
     "SpatialParameters",
     "channel_attention",
     "finish",
+    "follow",
     "has_kernels",
     "hybrid_attention",
     "pool_channels",
@@ -349,10 +350,14 @@ def _spatial_weights(
         _is_relu(act),
     )
     if training:
-        _update(norm, gate.norm_mean, gate.norm_var, mean.numel())
+        follow(norm, gate.norm_mean, _unbiased(gate.norm_var, mean.numel()))
     if neighbor_training and neighbors is not None:
-        _update(neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel())
+        follow(neighbor_norm, gate.neighbor_mean, _unbiased(gate.neighbor_var, neighbors.numel()))
     return gate.s
+
+
+def _unbiased(var: Tensor, count: int) -> Tensor:
+    return var * (count / (count - 1))
 
 
 def _is_plain(norm: Any) -> bool:
@@ -376,9 +381,18 @@ def _affine(norm: Any) -> tuple[Tensor | None, Tensor | None]:
     return None if norm.weight is None else norm.weight.float(), None if norm.bias is None else norm.bias.float()
 
 
-def _update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move a norm's running statistics, as torch's batch norm does, which keeps the unbiased variance."""
-    running = norm.running_mean, norm.running_var
+def follow(norm: Any, mean: Tensor, var: Tensor) -> None:
+    """Count a batch and move a norm's running statistics towards the batch's.
+
+    Args:
+        norm: A batch norm; one with ``averaging_rate`` says how far, any other does what torch's does.
+        mean: Of each channel, (C,).
+        var: Of each channel, (C,), unbiased.
+    """
     norm.num_batches_tracked.add_(1)
     with torch.no_grad():
-        torch._foreach_lerp_(running, (mean, var * (count / (count - 1))), norm.momentum)
+        rate = norm.averaging_rate() if hasattr(norm, "averaging_rate") else norm.momentum
+        if rate is None:
+            rate = 1 / norm.num_batches_tracked
+        for running, batch in ((norm.running_mean, mean), (norm.running_var, var)):
+            running.lerp_(batch.to(running.dtype), rate.to(running.dtype) if isinstance(rate, Tensor) else rate)
