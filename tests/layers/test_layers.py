@@ -293,6 +293,18 @@ def test_running_statistics_of_every_attention_are_unbiased_from_the_first_batch
         torch.testing.assert_close(norm.running_var, x.var((0, 2, 3)))
 
 
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("name", list(ATTENTIONS))
+def test_every_parameter_gets_a_gradient_on_the_smallest_maps(name, kernels, cpu_kernels):
+    # DistributedDataParallel waits for it.
+    for side in (1, 2, 3):
+        layer = csham.create_attention(name, 32)
+        with csham.ops.use_kernels(kernels):
+            layer(torch.randn(4, 32, 1, side, requires_grad=True)).sum().backward()
+        without = [key for key, parameter in layer.named_parameters() if parameter.grad is None]
+        assert not without, side
+
+
 def test_a_single_value_is_normalised_by_the_running_statistics():
     layer = csham.SpatialAttention(3)
     x = torch.randn(1, 3, 1, 1)

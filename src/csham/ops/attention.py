@@ -142,7 +142,7 @@ def spatial_attention(
     x = _laid_out(x)
     w = None if channel_weights is None else channel_weights.float()
     mean, maximum, neighbors, carry = functions.position_pool(chosen, x, w, _neighbor_weight(x, parameters))
-    s = _spatial_weights(chosen, mean, maximum, neighbors, parameters)
+    s = _csham_spatial_weights(chosen, mean, maximum, neighbors, parameters)
     return _scale(chosen, x, carry, shortcut, w, s, position_w=w, position_max=maximum)
 
 
@@ -173,7 +173,7 @@ def hybrid_attention(
     pooled = functions.hybrid_pool(
         chosen, x, _filters(channel), _is_relu(channel.act), True, weighted, _neighbor_weight(x, spatial)
     )
-    s = _spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
+    s = _csham_spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
     w = pooled.w * pooled.w if connection == "reapply" else pooled.w
     position_w = pooled.w if weighted else None
     return _scale(chosen, x, pooled.carry, shortcut, w, s, position_w=position_w, position_max=pooled.max)
@@ -318,6 +318,15 @@ def _hybrid_reference(x: Tensor, channel: ChannelParameters, spatial: SpatialPar
     weighted = reference.scale(x, w)
     y = reference.scale(weighted, reference.spatial_weights(weighted, *spatial))
     return reference.scale(y, w) if connection == "reapply" else y
+
+
+def _csham_spatial_weights(
+    chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: SpatialParameters
+) -> Tensor:
+    s = _spatial_weights(chosen, mean, maximum, neighbors, parameters)
+    if neighbors is not None:
+        return s
+    return reference.with_zero_gradients(s, parameters.neighbor_weight, parameters.neighbor_norm)
 
 
 def _spatial_weights(
