@@ -65,7 +65,10 @@ WeightsFileOption = Annotated[
 ]
 RecipeOption = Annotated[str | None, option("quick, fast or paper.", TRAINING, "fast")]
 EpochsOption = Annotated[int | None, option("Passes over the training images.", TRAINING, _RECIPE)]
-BatchSizeOption = Annotated[int | None, option("Images per step, over all devices.", TRAINING, _RECIPE)]
+BatchSizeOption = Annotated[
+    int | None,
+    option("Images per step, over all devices.", TRAINING, "the recipe's, smaller for few images"),
+]
 LrOption = Annotated[float | None, option("Highest learning rate.", TRAINING, _RECIPE)]
 WeightDecayOption = Annotated[float | None, option("Weight decay.", TRAINING, _RECIPE)]
 LabelSmoothingOption = Annotated[float | None, option("Of the training loss.", TRAINING, "0")]

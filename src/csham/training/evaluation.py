@@ -91,7 +91,7 @@ def evaluate(
     batches = Batches(
         dataset,
         indices,
-        batch_size=min(batch_size or config.batch_size, len(indices)),
+        batch_size=min(batch_size or config.images_per_step, len(indices)),
         seed=config.seed,
         mean=info.mean,
         std=info.std,
