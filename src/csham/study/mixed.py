@@ -17,7 +17,7 @@ _NOT_SHARED = frozenset(
     {
         "backbone", "attention", "strategy", "period", "position", "points", "stages", "gated", "seed",
         "device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad",
-        "data", "weights_file", "recipe",
+        "allow_leaks",        "data", "weights_file", "recipe",
     }
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csham.data import PackedDataset, prepare
+from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
@@ -207,7 +208,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
     )
     steps = steps_notes(config, _train_images(config, dataset))
-    return Setup(store, study, dataset, (*_added(added), *steps))
+    return Setup(store, study, dataset, (*_added(added), *steps, *_leaks(request, study, dataset)))
 
 
 def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
@@ -228,11 +229,17 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
         extended = replace(extended, worthwhile=request.worthwhile)
     if len(extended.cells()) > len(study.cells()) and request.command:
         extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
-    return Setup(store, extended, dataset, _added(added))
+    leaks = [] if dataset is None else _leaks(request, extended, dataset)
+    return Setup(store, extended, dataset, (*_added(added), *leaks))
 
 
 def _added(backbones: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name} without attention is added: the others are compared with it" for name in backbones)
+
+
+def _leaks(request: Request, study: Study, dataset: PackedDataset) -> list[str]:
+    parts = dataset.split(study.seeds[0], study.settings["validation"])
+    return check_leaks(dataset, parts, allow=request.machine.get("allow_leaks", False))
 
 
 def _networks(request: Request, backbones: Sequence[str], attentions: Sequence[str]) -> list[Network]:

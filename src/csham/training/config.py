@@ -67,6 +67,7 @@ class TrainConfig:
         validation: Fraction of the training images held out to choose the best checkpoint.
         track_test: Measure the test part after every epoch too (never to choose by).
         max_bad: Unreadable image files to skip before giving up.
+        allow_leaks: Train although most test images are training images.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         compile: Use torch.compile; ``"auto"`` does where it pays.
@@ -105,6 +106,7 @@ class TrainConfig:
     validation: float = 0.1
     track_test: bool = False
     max_bad: int = 10
+    allow_leaks: bool = False
     device: str = "auto"
     precision: str = "auto"
     compile: bool | Auto = "auto"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from csham.cost import count_flops
+from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.metrics import Predictions
@@ -64,6 +65,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
     flops = count_flops(session.network, (3, session.info.image_size, session.info.image_size))
     seconds = sum(row["seconds"] for row in history)
     validated = history[-1]["val_top1"] is not None
+    same = find_duplicates(session.dataset)
     summary = {
         "run": str(session.folder.path),
         **{name: getattr(config, name) for name in names},
@@ -84,6 +86,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
         "train_images": len(session.parts.train),
         "validation_images": len(session.parts.validation),
         "bad_files": len(session.dataset.bad_files),
+        "test_images_trained_with": len(same.also_in(session.parts.test, session.parts.train)),
         # Apart from the metrics, one of which is called precision too.
         "machine": {name: getattr(config, name) for name in ("device", "precision", "compile")},
     }

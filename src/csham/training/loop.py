@@ -23,6 +23,7 @@ from torch import Tensor
 
 from csham.data import PackedDataset, prepare
 from csham.data.batches import Batch
+from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
@@ -76,9 +77,10 @@ def train(
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
+    leaks = check_leaks(dataset, dataset.split(config.seed, config.validation), allow=config.allow_leaks)
     session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
-    for note in steps_notes(session.config, len(session.parts.train)):
+    for note in [*steps_notes(session.config, len(session.parts.train)), *leaks]:
         session.note(note)
     state = session.new_state()
     start = session.checkpoint(state)

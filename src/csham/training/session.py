@@ -45,6 +45,7 @@ MACHINE_SETTINGS = (
     "checkpoint_seconds",
     "checkpoint_steps",
     "max_bad",
+    "allow_leaks",
 )
 _PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn")
 
