@@ -56,6 +56,7 @@ from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, is_main_process
+from csham.training.run_weights import RunWeights
 
 __all__ = ["train"]
 
@@ -129,8 +130,10 @@ def train(
         print_json(summary)
         return
     chosen = summary["validation_chosen"]
-    rows = {"last epoch": summary, f"chosen (epoch {chosen['epoch']})": chosen}
-    metrics_table(f"{folder.path}: test part", rows)
+    last, best = RunWeights("last", summary["epochs"]), RunWeights("best", chosen["epoch"])
+    metrics_table(f"{folder.path}: test part", {str(last): summary, str(best): chosen})
+    if not quiet and chosen["epoch"] != summary["epochs"]:
+        print("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
 
 
 def _start(

@@ -15,6 +15,7 @@ from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.metrics import Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import RunWeights
 from csham.training.session import Session, State
 
 __all__ = ["finish"]
@@ -33,13 +34,14 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
     """
     classes, folder = session.info.classes, session.folder
     last = predict("test")
+    if session.is_main:
+        write_weights(folder.weights, session.network.state_dict(), session.info, RunWeights("last", state.epoch))
     chosen = last
     if state.best["epoch"] != state.epoch:
         _load_best(session)
         chosen = predict("test")
     summary = _summary(session, state, last.summary(classes), chosen.summary(classes))
     if session.is_main:
-        write_weights(folder.weights, session.network.state_dict(), session.info)
         folder.write_confusion(classes, last.confusion(classes).tolist())
         _draw_curves(folder, state.history)
         folder.write_json("summary.json", summary)

@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The chosen weights, for others to load."""
+        """Weights for others to load: those of the last epoch, in runs of before the file said so the chosen ones."""
         return self.path / "model.safetensors"
 
     @property
