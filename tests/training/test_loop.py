@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
         train(resolve({**settings, "track_test": True}), run=run, progress=Stopping(8, signum))
     assert caught.value.signum == signum
     content = load_checkpoint(RunFolder(run).last)
-    assert (content["epoch"], content["step"]) == (1, 3)
+    assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
 
@@ -206,7 +206,7 @@ def test_without_validation_part_the_last_epoch_is_the_chosen_one(settings, tmp_
 
 def test_infinite_loss_stops_and_keeps_the_good_checkpoint(settings, tmp_path):
     with pytest.raises(
-        DivergedError, match=r"at epoch 1, step \d of 5. Start again with a lower --lr \(it was 1e\+09\)"
+        DivergedError, match=r"at epoch 1, step \d of 6. Start again with a lower --lr \(it was 1e\+09\)"
     ):
         train(resolve({**settings, "lr": 1e9}), run=tmp_path / "run")
     assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
