@@ -4,7 +4,7 @@ import json
 def test_tables(csham, finished):
     code, out, _ = csham("evaluate", finished, "--quiet")
     assert code == 0
-    for word in ("test part of", "last weights", "macro top-1", "each class", "confusion", "ant", "kappa"):
+    for word in ("test part of", "last epoch (1)", "macro top-1", "each class", "confusion", "ant", "kappa"):
         assert word in out
     assert "no images here" not in out
     assert "top-5" not in out  # of three classes

@@ -89,13 +89,14 @@ def test_csv_says_the_same(csham, finished, photos):
     assert list(rows[5].values()) == [f"{photos}/text.png", *[""] * 6, "not an image that Pillow can read"]
 
 
-def test_weights_alone_or_shared_suffice_and_best_is_the_default(csham, finished, photos, tmp_path):
+def test_weights_alone_or_shared_suffice(csham, finished, photos, tmp_path):
     one = photos / "0.png"
-    best = csham("predict", finished, one, "--json")[1]
-    assert csham("predict", finished / "model.safetensors", one, "--json")[1] == best
+    _, last, err = csham("predict", finished, one, "--json")
+    assert "resnet20, last epoch (1)" in err
+    assert csham("predict", finished / "model.safetensors", one, "--json")[1] == last
     assert csham("share", finished, tmp_path / "shared")[0] == 0
-    assert csham("predict", tmp_path / "shared", one, "--json")[1] == best
-    assert csham("predict", finished, one, "--json", "--precision", "fp32", "--device", "cpu")[1] == best
+    assert csham("predict", tmp_path / "shared", one, "--json")[1] == last
+    assert csham("predict", finished, one, "--json", "--precision", "fp32", "--device", "cpu")[1] == last
 
 
 def test_output_appears_whole_or_not_at_all(csham, finished, photos, tmp_path):

@@ -85,13 +85,15 @@ def test_upright_image_of_pillow_is_left_as_it_is(finished, tmp_path):
 
 
 def test_last_weights_differ_and_a_file_is_enough(finished):
-    best, last = csham.load(finished), csham.load(finished, weights="last")
+    best, last = csham.load(finished, weights="best"), csham.load(finished)
     alone = csham.load(finished / "model.safetensors")
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(best.network(x), alone.network(x))
-    assert best.weights, last.weights == ("best", "last")
-    with pytest.raises(UserError, match="one set of weights"):
-        csham.load(finished / "model.safetensors", weights="last")
+    assert torch.equal(last.network(x), alone.network(x))
+    assert (best.weights, last.weights, alone.weights) == ("best", "last", "last")
+    assert last.epoch == alone.epoch == 2
+    assert last.described == "resnet20, last epoch (2)"
+    with pytest.raises(UserError, match="holds the last weights of its run, no others"):
+        csham.load(finished / "model.safetensors", weights="best")
     with pytest.raises(UserError, match="best"):
         csham.load(finished, weights="bset")
 

@@ -94,6 +94,13 @@ def test_the_bootstrap_interval_is_scipys_bca(differences):
     assert found == one(differences).bootstrap_interval
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_the_bootstrap_interval_is_there_from_five_seeds_on(n):
+    found = one(DIFFERENCES[:n])
+    assert found.t_interval is not None
+    assert (found.bootstrap_interval is not None) == (n >= FEW)
+
+
 def test_bca_is_not_the_percentile_interval():
     skewed = [0.1, 5.0, 0.2, 0.15, 0.1, 0.3, 0.2]
     percentile = stats.bootstrap((skewed,), np.mean, n_resamples=50_000, method="percentile", rng=7)

@@ -42,7 +42,7 @@ def runs(images, tmp_path_factory):
 
 
 def stop_after(words, run, steps):
-    """Begin a run that stops in its second epoch of five steps."""
+    """Begin a run that stops in its second epoch of six steps."""
     from csham.training.progress import QuietProgress
 
     def step(self, *_):
@@ -54,7 +54,7 @@ def stop_after(words, run, steps):
         patch.setattr(QuietProgress, "left", steps, raising=False)
         patch.setattr(QuietProgress, "step", step)
         assert main([*words, "--run", str(run)]) == 130
-    assert load_checkpoint(run / "checkpoints/last.ckpt")["step"] == steps - 5
+    assert load_checkpoint(run / "checkpoints/last.ckpt")["step"] == steps - 6
 
 
 def launch(folder):

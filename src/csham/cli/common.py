@@ -15,8 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import DEFAULT, check_choice
 
 __all__ = [
     "DebugOption",
@@ -55,17 +56,22 @@ TrainedArgument = Annotated[
         help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
     ),
 ]
-WeightsOption = Annotated[str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="last: of the last epoch; best: chosen by the validation part.",
+        show_default=f"{DEFAULT}, or what a file or a shared folder holds",
+    ),
+]
 
 
-def check_trained(path: Path, weights: str) -> None:
+def check_trained(path: Path, weights: str | None) -> None:
     """Refuse, before torch is imported, what :func:`csham.load` would refuse after.
 
     Raises:
         UserError: Nothing is there, or there are no such weights.
     """
-    if weights not in ("best", "last"):
-        raise unknown_name("weights", weights, ("best", "last"))
+    check_choice(weights)
     if not str(path).startswith("hf:") and not path.exists():
         RunFolder(path).check_run()
 

@@ -61,7 +61,7 @@ def explain(
         str | None, typer.Option(help="Module whose output Grad-CAM looks at.", show_default="the last feature map")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Predictions shown.")] = 3,
-    weights: WeightsOption = "best",
+    weights: WeightsOption = None,
     samples: Annotated[
         int | None,
         typer.Option(help="Measure how faithful each map is on this many test images.", show_default="none"),
@@ -104,6 +104,8 @@ def explain(
     try:
         progress.preparing(0, 0, f"loading {run}")
         networks = [csham.load(one, weights=weights, device=device) for one in (run, compare) if one is not None]
+        for network in networks:
+            progress.note(network.described)
         drawn = _Drawn(folder, picture_format, npz)
         if paths:
             together = explain_together(
@@ -125,6 +127,7 @@ def explain(
         faithfulness = [{"network": one.network, "images": one.images, "maps": one.rows()} for one in scores]
         print_json(
             {
+                "networks": [{"network": one.label, **one.run_weights.to_dict()} for one in networks],
                 "images": drawn.images,
                 "unreadable": [{"image": _printable(name), "reason": reason} for name, reason in drawn.unreadable],
                 "faithfulness": faithfulness,

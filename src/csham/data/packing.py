@@ -60,6 +60,10 @@ def prepare(
     if dataset is None:
         dataset = _build_alone(source, path, root, max_bad, progress or _silent)
     _check_bad(dataset.bad_files, max_bad)
+    if source.listing is not None:
+        bad = {file.path for file in dataset.bad_files}
+        pairs = zip(source.listing.files, source.listing.paths(), strict=True)
+        dataset.files = [file for file, path in pairs if path not in bad]
     return dataset
 
 

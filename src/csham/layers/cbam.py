@@ -213,8 +213,9 @@ class CBAM(CBAMSteps):
     """Convolutional block attention module: the channel step, then the spatial step.
 
     timm's ``CbamModule``: its parameters, state_dict keys and outputs. A map of one pixel in a batch of one, which timm
-    refuses in training, is normalised by the running statistics. The paper's formulas have no norm
-    (``spatial_norm=False``); the code that its authors released has one, and biases (``mlp_bias=True``).
+    refuses in training, is normalised by the running statistics, and these are unbiased from the first batch on. The
+    paper's formulas have no norm (``spatial_norm=False``); the code that its authors released has one, and biases
+    (``mlp_bias=True``).
 
     Args:
         channels: Channels of the feature map.

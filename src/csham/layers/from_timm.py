@@ -28,7 +28,7 @@ from csham.layers.accelerated import (
 )
 from csham.layers.cbam import CBAM, LightCBAM
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
-from csham.layers.norm import GroupNorm
+from csham.layers.norm import BatchNorm2d, GroupNorm
 
 __all__ = ["FROM_TIMM"]
 
@@ -215,7 +215,7 @@ class CoordinateAttention(_FromTimm, CoordAttn):
             check_count(type(self).__name__, "reduction", reduction)
             check_channels(type(self).__name__, channels)
             settings = {"rd_channels": max(8, channels // reduction), **settings}
-        super().__init__(channels, **settings)
+        super().__init__(channels, **{"norm_layer": BatchNorm2d, **settings})
 
 
 class SimpleCoordinateAttention(_FromTimm, SimpleCoordAttn):

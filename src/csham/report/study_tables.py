@@ -12,8 +12,18 @@ from csham.report.study_figures import Curve
 from csham.report.study_material import Material
 from csham.report.tables import Cell, Column, Table
 from csham.study.results import ClassDifference, Comparison, NetworkRow, Spread
+from csham.study.statistics import FEW
 
-__all__ = ["budget_table", "class_table", "curve", "curve_table", "network_table", "run_table", "verdict_table"]
+__all__ = [
+    "bootstrap_words",
+    "budget_table",
+    "class_table",
+    "curve",
+    "curve_table",
+    "network_table",
+    "run_table",
+    "verdict_table",
+]
 
 MARKS = {"helps": "helps", "hurts": "hurts", "no difference worth having": "same", "cannot tell yet": "open"}
 
@@ -28,7 +38,7 @@ def verdict_table(material: Material) -> Table:
         ),
         Column("difference", help="Test top-1 minus the plain network's, mean over paired seeds, percentage points."),
         Column("95%, t", help="Student's t interval of the mean difference."),
-        Column("95%, BCa", help="Bootstrap interval of the mean difference; too narrow with few seeds."),
+        Column("95%, BCa", help=f"Bootstrap interval of the mean difference; too narrow with fewer than {FEW} seeds."),
         Column("seeds", help="That both networks have finished."),
         Column("p, t-test", help="Paired, two-sided."),
         Column("p, sign flip", help="Permutation test, two-sided."),
@@ -209,6 +219,11 @@ def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
     return Table("per_class", "Share of each class named right, in percent, against the plain network.", [], [], raw)
 
 
+def bootstrap_words(one: Comparison) -> str:
+    """Write the bootstrap's interval, or from when on there is one."""
+    return f"from {FEW} seeds on" if one.t_interval is not None and one.n < FEW else interval(one.bootstrap_interval)
+
+
 def _verdict_cells(one: Comparison) -> list[Cell]:
     seeds_needed = DASH if one.verdict != "cannot tell yet" else str(one.seeds_needed or "over 1000")
     return [
@@ -216,7 +231,7 @@ def _verdict_cells(one: Comparison) -> list[Cell]:
         Cell(one.verdict, one.verdict, MARKS[one.verdict]),
         Cell(signed(one.mean), one.mean),
         Cell(interval(one.t_interval), one.t_interval and one.t_interval[0]),
-        Cell(interval(one.bootstrap_interval), one.bootstrap_interval and one.bootstrap_interval[0]),
+        Cell(bootstrap_words(one), one.bootstrap_interval and one.bootstrap_interval[0]),
         Cell(str(one.n), one.n),
         Cell(p_value(one.p_t), one.p_t),
         Cell(p_value(one.p_sign_flip), one.p_sign_flip),

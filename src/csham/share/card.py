@@ -223,6 +223,8 @@ def _limits(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[s
         )
     if measured.get("absent_classes"):
         points.append(f"{measured['absent_classes']} classes have no test images; macro averages leave them out.")
+    if summary.get("test_images_trained_with"):
+        points.append(f"{summary['test_images_trained_with']} of the test images are training images too.")
     if summary.get("bad_files"):
         points.append(f"{summary['bad_files']} files of the data could not be read and were left out.")
     return "\n".join(f"- {point}" for point in points)

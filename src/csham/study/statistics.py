@@ -44,6 +44,7 @@ __all__ = [
     "Judgement",
     "Verdict",
     "binomial_se",
+    "bootstrap_interval",
     "compare",
     "holm",
     "judge",
@@ -103,7 +104,8 @@ class Difference(Judgement):
     """A judgement with what takes longer to find: the bootstrap's interval, and what more seeds would give.
 
     Attributes:
-        bootstrap_interval: BCa bootstrap 95% interval of the mean; None where there is no ``t_interval``.
+        bootstrap_interval: :func:`bootstrap_interval`; None with fewer than ``FEW`` pairs, where it would hold the true
+            difference far less often than it says.
         level: What this comparison's own p must be below: ``ALPHA`` over the comparisons that Holm's correction has not
             rejected besides it.
         smallest_detectable: The true difference that so many seeds show with ``POWER``, if the spread is as observed;
@@ -209,6 +211,27 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float | None:
         sums = np.concatenate([sums + value, sums - value])
     tie = 1e-9 * np.abs(values).sum()  # sums that are equal on paper
     return float(np.mean(np.abs(sums) >= values.sum() - tie))
+
+
+def bootstrap_interval(differences: Sequence[float] | np.ndarray) -> Interval | None:
+    """Return the BCa bootstrap 95% interval of the mean; None with fewer than two differences, or without spread.
+
+    Always the same for the same differences, in any order.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2 or not _spread(values):
+        return None
+    sign = 1.0 if _sum(values) >= 0 else -1.0  # so that the negated differences give the negated interval
+    found = stats.bootstrap(
+        (np.sort(sign * values),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=1 - ALPHA,
+        method="BCa",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    low, high = sorted((sign * float(found.low), sign * float(found.high)))
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def binomial_se(top1: float, images: int) -> float:
@@ -325,28 +348,12 @@ def _complete(
     seeds = outlook.seeds_needed()
     return Difference(
         **vars(found),
-        bootstrap_interval=_bootstrap(values),
+        bootstrap_interval=bootstrap_interval(values) if found.n >= FEW else None,
         level=level,
         smallest_detectable=outlook.smallest_detectable(),
         seeds_needed=seeds,
         sentence=_sentence(found, seeds, worthwhile, tests),
     )
-
-
-def _bootstrap(values: np.ndarray) -> Interval | None:
-    if len(values) < 2 or not _spread(values):
-        return None
-    sign = 1.0 if _sum(values) >= 0 else -1.0  # so that the negated differences give the negated interval
-    found = stats.bootstrap(
-        (np.sort(sign * values),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=1 - ALPHA,
-        method="BCa",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    low, high = sorted((sign * float(found.low), sign * float(found.high)))
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from csham.data import PackedDataset, prepare
 from csham.data.batches import Batch
+from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
@@ -35,6 +36,7 @@ from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.schedule import learning_rate
 from csham.training.session import MACHINE_SETTINGS, Session, State, environment, start_session
+from csham.training.steps import steps_notes
 from csham.training.tensorboard import EventWriter
 
 __all__ = ["DivergedError", "resume", "train"]
@@ -75,8 +77,11 @@ def train(
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
+    leaks = check_leaks(dataset, dataset.split(config.seed, config.validation), allow=config.allow_leaks)
     session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
+    for note in [*steps_notes(session.config, len(session.parts.train)), *leaks]:
+        session.note(note)
     state = session.new_state()
     start = session.checkpoint(state)
     if session.is_main:
@@ -321,17 +326,17 @@ class Loop:
         session, state = self.session, self.state
         if not session.is_main:
             return
-        done = state.step * session.config.batch_size
+        done = state.step * session.config.images_per_step
         seconds = time.monotonic() - self._started_at
         loss = float(state.sums[0] / state.sums[3])
         where = f"epoch {state.epoch + 1}/{session.config.epochs}"
         session.progress.step(where, self._images_done(), loss, done / seconds if seconds else 0.0)
 
     def _images_per_epoch(self) -> int:
-        return len(self.session.train_batches) * self.session.config.batch_size
+        return len(self.session.train_batches) * self.session.config.images_per_step
 
     def _images_done(self) -> int:
-        return self.state.epoch * self._images_per_epoch() + self.state.step * self.session.config.batch_size
+        return self.state.epoch * self._images_per_epoch() + self.state.step * self.session.config.images_per_step
 
     def _warm_up(self) -> None:
         """Compile before the clock starts; where that fails and was not asked for, go on without."""
@@ -424,7 +429,7 @@ def _note_threads(session: Session, folder: RunFolder) -> None:
 
 
 def _out_of_memory(session: Session, err: Exception) -> UserError:
-    batch, cause = session.config.batch_size, str(err).splitlines()[0]
+    batch, cause = session.config.images_per_step, str(err).splitlines()[0]
     return UserError(
         f"{session.config.device} ran out of memory with --batch-size {batch}. Try --batch-size "
         f"{max(batch // 2, 2)}, with a --lr as much smaller, in a new run. ({cause})"
