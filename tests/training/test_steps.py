@@ -55,6 +55,10 @@ def test_what_a_run_says_of_its_steps():
     assert steps_notes(config_of(batch_size=16), 226) == [
         "226 training images in 15 batches of 16: 450 steps in 30 epochs"
     ]
+    dropping = config_of(batch_size=128, last_batch="drop")
+    assert (
+        "in 1 batch of 128, 98 of them left out of each epoch: 30 steps in 30 epochs" in steps_notes(dropping, 226)[0]
+    )
     said, warning = steps_notes(config_of(batch_size=128), 226)
     assert said == "226 training images in 2 batches of 128: 60 steps in 30 epochs"
     assert "--epochs 50 makes enough, or a --batch-size below 128" in warning

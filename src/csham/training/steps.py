@@ -56,7 +56,11 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
     steps, batch = number_of_steps(config, train_images), config.images_per_step
     batches = _many(steps // config.epochs, "batch", "batches")
     epochs = _many(config.epochs, "epoch", "epochs")
-    notes = [f"{train_images:,} training images in {batches} of {batch}: {_many(steps, 'step', 'steps')} in {epochs}"]
+    left = train_images % batch if config.last_batch == "drop" else 0
+    out = f", {left} of them left out of each epoch" if left else ""
+    notes = [
+        f"{train_images:,} training images in {batches} of {batch}{out}: {_many(steps, 'step', 'steps')} in {epochs}"
+    ]
     if steps < FEW_STEPS:
         enough = -(-FEW_STEPS * config.epochs // max(steps, 1))
         smaller = f", or a --batch-size below {batch}" if batch > SMALLEST_BATCH else ""
