@@ -61,9 +61,10 @@ def test_what_a_run_says_of_its_steps():
     )
     said, warning = steps_notes(config_of(batch_size=128), 226)
     assert said == "226 training images in 2 batches of 128: 60 steps in 30 epochs"
-    assert "--epochs 50 makes enough, or a --batch-size below 128" in warning
+    assert "60 steps are few" in warning
+    assert "--epochs 150 makes 300, or a --batch-size below 128" in warning
     _, warning = steps_notes(config_of("quick", batch_size=8, epochs=1), 8)
-    assert warning.endswith("makes enough")
+    assert warning.endswith("makes 300")
 
 
 @pytest.mark.parametrize("train_images", [8, 60, 226])
