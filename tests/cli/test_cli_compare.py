@@ -124,7 +124,7 @@ def test_the_batch_fits_the_images_once_for_all_runs_and_the_steps_are_said(comp
     code, _, err = compare(*words)
     assert code == 0, err
     assert "42 training images in 6 batches of 8: 6 steps in 1 epoch" in err
-    assert err.count("warning: in so few steps") == 1
+    assert err.count("warning: 6 steps are few") == 1
     study = read_study(STUDY)
     assert (study.settings["batch_size"], study.settings["last_batch"]) == (8, "fill")
     assert compare(*words)[0] == 0

@@ -287,7 +287,7 @@ def test_a_small_folder_gets_a_batch_that_fits_and_a_word_on_its_steps(settings,
     said = Listening()
     train(resolve({**small, "backbone": "lenet5", "recipe": "quick"}), run=tmp_path / "run", progress=said)
     assert "42 training images in 6 batches of 8: 30 steps in 5 epochs" in said.notes
-    assert any(note.startswith("warning: in so few steps") and "--epochs 34" in note for note in said.notes)
+    assert any(note.startswith("warning: 30 steps are few") and "--epochs 50" in note for note in said.notes)
     config = RunFolder(tmp_path / "run").read_config()
     assert (config.batch_size, config.last_batch) == (8, "fill")
     again = tmp_path / "again"

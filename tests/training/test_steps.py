@@ -55,11 +55,16 @@ def test_what_a_run_says_of_its_steps():
     assert steps_notes(config_of(batch_size=16), 226) == [
         "226 training images in 15 batches of 16: 450 steps in 30 epochs"
     ]
+    dropping = config_of(batch_size=128, last_batch="drop")
+    assert (
+        "in 1 batch of 128, 98 of them left out of each epoch: 30 steps in 30 epochs" in steps_notes(dropping, 226)[0]
+    )
     said, warning = steps_notes(config_of(batch_size=128), 226)
     assert said == "226 training images in 2 batches of 128: 60 steps in 30 epochs"
-    assert "--epochs 100 makes enough, or a --batch-size below 128" in warning
+    assert "60 steps are few" in warning
+    assert "--epochs 150 makes 300, or a --batch-size below 128" in warning
     _, warning = steps_notes(config_of("quick", batch_size=8, epochs=1), 8)
-    assert warning.endswith("makes enough")
+    assert warning.endswith("makes 300")
 
 
 @pytest.mark.parametrize("train_images", [8, 60, 226])

@@ -77,7 +77,8 @@ def _duplicate_lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"{_images(len(same[kind]))} {where}: {'; '.join(named)}{more}"
     if same["repeated"]:
         drawn = "; by the seed, one may train and the other test" if not found["parts"]["test"] else ""
-        yield f"{_images(same['repeated'])} in all the same as an earlier one{drawn}"
+        are = "is the copy" if same["repeated"] == 1 else "are copies"
+        yield f"{same['repeated']:,} of all {found['images']:,} {are} of another{drawn}"
 
 
 def _images(count: int) -> str:

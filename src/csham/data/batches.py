@@ -163,7 +163,7 @@ class Batches:
         if len(self.indices) < self.batch_size:
             raise UserError(
                 f"{len(self.indices)} training images are fewer than one batch of {self.batch_size}. "
-                f"Choose --batch-size {max(1, len(self.indices))} or less."
+                f"Choose --batch-size {max(1, len(self.indices))} or less, or leave it out."
             )
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -115,4 +115,4 @@ def check_leaks(dataset: PackedDataset, parts: Split, *, allow: bool = False) ->
 
 def _named(dataset: PackedDataset, pairs: list[tuple[int, int]]) -> str:
     named = [" = ".join(map(dataset.name_of, pair)) for pair in pairs[:_NAMED]]
-    return "; ".join([*named, "..."] if len(pairs) > _NAMED else named)
+    return "; ".join(named) + (f" and {len(pairs) - _NAMED:,} more" if len(pairs) > _NAMED else "")

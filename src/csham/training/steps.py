@@ -15,7 +15,10 @@ __all__ = ["FEW_STEPS", "fit_batch", "number_of_steps", "steps_notes"]
 
 STEPS_PER_EPOCH = 12  # what a batch that is not given is made small for
 SMALLEST_BATCH = 8  # the statistics of batch norms over fewer images say little
-FEW_STEPS = 200
+
+# A ResNet-14 knows 65% of the digits after 42 steps, and 98.6% after 105. Of four classes of Caltech-101 it knows half
+# after 60 steps, hardly more after 120 and 210, and 72% after 450, as with batches of 16 of 225 images.
+FEW_STEPS = 300
 
 
 def fit_batch(config: TrainConfig, train_images: int) -> TrainConfig:
@@ -54,13 +57,17 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
     steps, batch = number_of_steps(config, train_images), config.images_per_step
     batches = _many(steps // config.epochs, "batch", "batches")
     epochs = _many(config.epochs, "epoch", "epochs")
-    notes = [f"{train_images:,} training images in {batches} of {batch}: {_many(steps, 'step', 'steps')} in {epochs}"]
+    left = train_images % batch if config.last_batch == "drop" else 0
+    out = f", {left} of them left out of each epoch" if left else ""
+    notes = [
+        f"{train_images:,} training images in {batches} of {batch}{out}: {_many(steps, 'step', 'steps')} in {epochs}"
+    ]
     if steps < FEW_STEPS:
         enough = -(-FEW_STEPS * config.epochs // max(steps, 1))
         smaller = f", or a --batch-size below {batch}" if batch > SMALLEST_BATCH else ""
         notes.append(
-            f"warning: in so few steps (fewer than {FEW_STEPS}) most networks learn little. --epochs {enough} makes "
-            f"enough{smaller}"
+            f"warning: {_many(steps, 'step is', 'steps are')} few: digits take a hundred, photographs several hundred. "
+            f"--epochs {enough} makes {FEW_STEPS}{smaller}"
         )
     return notes
 
