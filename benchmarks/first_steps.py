@@ -42,7 +42,7 @@ def shrink_branches(factor: float) -> Start:
     def shrink(network: nn.Module) -> None:
         for name, module in network.named_modules():
             if name.endswith(".bn2"):
-                module.weight *= factor  # type: ignore[operator]
+                module.weight *= factor
 
     return shrink
 
@@ -50,9 +50,12 @@ def shrink_branches(factor: float) -> Start:
 @torch.no_grad()
 def open_gates(network: nn.Module) -> None:
     """Let every gate of SE and CSHAM start near 1."""
-    for module in network.modules():
+    modules: list[Any] = list(network.modules())
+    for module in modules:
         if isinstance(module, ChannelAttention):
-            module.operands().fuse_bias.fill_(4.0)  # type: ignore[union-attr]
+            bias = module.operands().fuse_bias
+            assert bias is not None
+            bias.fill_(4.0)
         elif isinstance(module, SpatialAttention):
             module.main_bn.bias.fill_(4.0)
         elif hasattr(module, "fc2") and hasattr(module, "gate"):

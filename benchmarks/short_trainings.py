@@ -50,9 +50,9 @@ def both_averages() -> Iterator[None]:
 
     def followed(norm: Any, mean: Tensor, var: Tensor) -> None:
         follow(norm, mean, var)
-        if isinstance(norm, BatchNorm2d):
-            norm.forgetful_mean.lerp_(mean.detach().float(), norm.momentum or 0.0)
-            norm.forgetful_var.lerp_(var.detach().float(), norm.momentum or 0.0)
+        if hasattr(norm, "forgetful_mean"):
+            norm.forgetful_mean.lerp_(mean.detach().float(), norm.momentum)
+            norm.forgetful_var.lerp_(var.detach().float(), norm.momentum)
 
     places = (ops, ops.attention)
     with ExitStack() as stack:
@@ -69,13 +69,13 @@ def measure_run(config: TrainConfig, dataset: PackedDataset) -> dict[str, float]
         top1 = {"debiased": float(train(config, run=run.path, dataset=dataset)["top1"])}
         config = run.read_config()
         network, info = load_network(run, "last")
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    norms: list[Any] = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
     for norm in norms:
         norm.running_mean, norm.running_var = norm.forgetful_mean, norm.forgetful_var
     test = Batches(dataset, dataset.split(config.seed, config.validation).test, augment=False, **_given(config, info))
-    top1["momentum"] = predict(network, test.in_order()).accuracies()["top1"]
+    top1["momentum"] = predict(network, test.in_order()).accuracies(len(info.classes))["top1"]
     average_anew(network, norms, info, config, dataset)
-    top1["anew"] = predict(network, test.in_order()).accuracies()["top1"]
+    top1["anew"] = predict(network, test.in_order()).accuracies(len(info.classes))["top1"]
     return top1
 
 
