@@ -302,10 +302,10 @@ def test_costs_are_measured_once_at_the_end(compare):
 
 
 def test_without_the_packages_of_the_report_nothing_begins(compare, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     code, _, err = compare(*SMALL)
     assert code == 2
-    assert 'needs openpyxl. Install them: pip install "csham[report]"' in err
+    assert 'needs jinja2. Install them: pip install "csham[report]"' in err
     assert list(Path().iterdir()) == []
 
 

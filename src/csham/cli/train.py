@@ -60,6 +60,7 @@ from csham.training.run_weights import RunWeights
 
 __all__ = ["train"]
 
+_OF_ATTENTION = ("strategy", "period", "position", "points", "stages", "gated")
 _ON_RESUME = {"device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps"}
 
 
@@ -142,6 +143,12 @@ def _start(
     """Check everything that can be checked at once, then train."""
     settings = resolve(given, read_settings(file) if file is not None else None)
     settings.check_names()
+    idle = [f"--{name}" for name in _OF_ATTENTION if given.get(name)] if settings.attention == "none" else []
+    if idle:
+        raise UserError(
+            f"{', '.join(idle)}: there is no attention to attach. Name one with --attention (csham list attentions), "
+            f"or leave {'it' if len(idle) == 1 else 'them'} out."
+        )
     folder = RunFolder(run if run is not None else runs_dir / settings.default_name())
     folder.check_free()
     dataset = _open(settings, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, signed, thousands
@@ -114,13 +115,14 @@ def network_table(material: Material) -> Table:
         Column("train memory, MiB", help="Most memory of a training step, measured side by side."),
     ]
     rows = [(row, material.costs.rows.get(row.label, {})) for row in material.results.networks]
-    return Table(
+    table = Table(
         "networks",
         "What each network reached on the test part, mean over seeds ± standard deviation, and what it costs.",
         columns,
         [_network_cells(row, cost) for row, cost in rows],
         [_network_row(row, cost) for row, cost in rows],
     )
+    return _with_top5_where_there_is_one(table)
 
 
 def run_table(material: Material) -> Table:
@@ -141,7 +143,18 @@ def run_table(material: Material) -> Table:
         Column("run folder or error", numeric=False),
     ]
     caption = f"All {len(rows)} runs of the study." if len(rows) != 1 else "The one run of the study."
-    return Table("runs", caption, columns, [_run_cells(row) for row in rows], rows)
+    return _with_top5_where_there_is_one(Table("runs", caption, columns, [_run_cells(row) for row in rows], rows))
+
+
+def _with_top5_where_there_is_one(table: Table) -> Table:
+    """Leave the column out where no network has a value, as of five classes and fewer."""
+    place = [column.title for column in table.columns].index("top-5, %")
+    if any(row[place].value is not None for row in table.rows):
+        return table
+    columns = [*table.columns[:place], *table.columns[place + 1 :]]
+    rows = [[*row[:place], *row[place + 1 :]] for row in table.rows]
+    raw = [{name: value for name, value in row.items() if not name.startswith("top5")} for row in table.raw]
+    return replace(table, columns=columns, rows=rows, raw=raw)
 
 
 def curve(material: Material, label: str, measure: str) -> Curve | None:

@@ -244,12 +244,14 @@ def binomial_se(top1: float, images: int) -> float:
 
 def points(value: float) -> str:
     """Write a number of percentage points: two decimals, or two digits of something small."""
-    return f"{value:.2g}" if 0 < abs(value) < 0.095 else f"{value:.2f}"
+    if abs(value) <= NO_SPREAD:
+        return "0.00"
+    return f"{value:.2g}" if abs(value) < 0.095 else f"{value:.2f}"
 
 
 def with_sign(value: float) -> str:
     """Write a difference in percentage points, as :func:`points` does, with its sign."""
-    return f"{'+' if value > 0 else ''}{points(value)}"
+    return f"{'+' if value > NO_SPREAD else ''}{points(value)}"
 
 
 @dataclass(frozen=True)

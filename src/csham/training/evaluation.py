@@ -18,7 +18,7 @@ from csham.errors import UserError, unknown_name
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.config import TrainConfig
 from csham.training.machine import choose
-from csham.training.metrics import Predictions
+from csham.training.metrics import TOP, Predictions
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
@@ -26,7 +26,6 @@ from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weight
 
 __all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]
 
-_TOP = 5
 _PARTS = ("test", "validation", "train", "all")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -213,7 +212,7 @@ def on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
 def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = batch.count
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
-    top = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices
+    top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
     return torch.from_numpy(batch.indices)[:count], batch.labels[:count], top[:count], losses[:count]
 
 

@@ -31,7 +31,7 @@ from csham.training.config import TrainConfig
 from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
-from csham.training.metrics import Predictions
+from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.schedule import learning_rate
@@ -253,12 +253,9 @@ class Loop:
     def _row(self) -> dict[str, Any]:
         session, state = self.session, self.state
         loss, top1, top5, images = session.over_processes(state.sums).tolist()
-        row: dict[str, Any] = {
-            "epoch": state.epoch + 1,
-            "train_loss": loss / images,
-            "train_top1": 100 * top1 / images,
-            "train_top5": 100 * top5 / images,
-        }
+        measured = {"loss": loss / images, "top1": 100 * top1 / images, "top5": 100 * top5 / images}
+        row: dict[str, Any] = {"epoch": state.epoch + 1}
+        row |= {f"train_{name}": measured[name] for name in accuracy_names(len(session.info.classes))}
         started = time.monotonic()
         row |= self._measure("validation", "val")
         if session.config.track_test:
@@ -269,9 +266,10 @@ class Loop:
         return row
 
     def _measure(self, part: str, prefix: str) -> dict[str, float | None]:
+        classes = len(self.session.info.classes)
         if not len(getattr(self.session.parts, part)):
-            return dict.fromkeys((f"{prefix}_loss", f"{prefix}_top1", f"{prefix}_top5"))
-        return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies().items()}
+            return dict.fromkeys(f"{prefix}_{name}" for name in accuracy_names(classes))
+        return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies(classes).items()}
 
     def _predict(self, part: str) -> Predictions:
         """Let the network answer a part of the data, on all processes."""
