@@ -36,7 +36,7 @@ class Residual(nn.Module):
 class UNet(nn.Module):
     """The usual one: blocks in lists, skip connections by concatenation, transposed convolutions on the way up."""
 
-    def __init__(self, block=DoubleConv, widths=(8, 16, 32, 64)):
+    def __init__(self, block=DoubleConv, up_block=DoubleConv, widths=(8, 16, 32, 64)):
         super().__init__()
         self.downs, self.ups, self.up_blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for before, width in zip((3, *widths), widths[:-1], strict=False):
@@ -44,7 +44,7 @@ class UNet(nn.Module):
         self.bottleneck = block(*widths[-2:])
         for deep, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
             self.ups.append(nn.ConvTranspose2d(deep, width, 2, stride=2))
-            self.up_blocks.append(block(2 * width, width))
+            self.up_blocks.append(up_block(2 * width, width))
         self.head = nn.Conv2d(widths[0], 2, 1)
 
     def forward(self, x):
@@ -169,6 +169,25 @@ class Gated(UNet):
         return self.head(x)
 
 
+class Nested(nn.Module):
+    """U-Net++: between its two ways are more blocks, each of which joins all of its resolution before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.down0, self.down1, self.down2 = DoubleConv(3, 8), DoubleConv(8, 16), DoubleConv(16, 32)
+        self.mid0_1, self.mid1_1, self.mid0_2 = DoubleConv(24, 8), DoubleConv(48, 16), DoubleConv(32, 8)
+        self.head = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        up = lambda x: F.interpolate(x, scale_factor=2.0)  # noqa: E731
+        x0 = self.down0(x)
+        x1 = self.down1(F.max_pool2d(x0, 2))
+        x0_1 = self.mid0_1(torch.cat([x0, up(x1)], 1))
+        x2 = self.down2(F.max_pool2d(x1, 2))
+        x1_1 = self.mid1_1(torch.cat([x1, up(x2)], 1))
+        return self.head(self.mid0_2(torch.cat([x0, x0_1, up(x1_1)], 1)))
+
+
 LISTS = [*(f"downs.{i}" for i in range(3)), "bottleneck", *(f"up_blocks.{i}" for i in range(3))]
 UNETS = {
     "lists": (UNet, LISTS),
@@ -180,7 +199,11 @@ UNETS = {
          "decoder.0", "decoder.1"],
     ),
     "flat": (Flat, [f"{name}_bn" for name in ("down1", "down2", "deep", "up2", "up1")]),
-    "residual": (lambda: UNet(Residual), [f"{name}.layers.4" for name in LISTS]),
+    "nested": (
+        Nested, ["down0", "down1", "mid0_1", "down2", "mid1_1", "mid0_2"],
+    ),
+    "residual": (lambda: UNet(Residual, Residual), [f"{name}.layers.4" for name in LISTS]),
+    "residual encoder": (lambda: UNet(Residual), [f"{name}.layers.4" for name in LISTS[:4]] + LISTS[4:]),
 }  # fmt: skip
 
 
