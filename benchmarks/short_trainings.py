@@ -33,6 +33,7 @@ from csham.training.evaluation import load_network, predict
 from csham.training.loop import train
 from csham.training.network import NetworkInfo
 from csham.training.run_folder import RunFolder
+from csham.training.steps import fit_batch
 from record import append_rows
 
 KINDS = ("momentum", "debiased", "anew")
@@ -67,7 +68,6 @@ def measure_run(config: TrainConfig, dataset: PackedDataset) -> dict[str, float]
     with tempfile.TemporaryDirectory() as folder, both_averages():
         run = RunFolder(Path(folder) / "run")
         top1 = {"debiased": float(train(config, run=run.path, dataset=dataset)["top1"])}
-        config = run.read_config()
         network, info = load_network(run, "last")
     norms: list[Any] = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
     for norm in norms:
@@ -112,7 +112,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             given = {"data": args.data, "backbone": args.backbone, "image_size": args.image_size, "recipe": args.recipe}
             given |= {"attention": attention, "strategy": strategy or "sequential", "seed": seed, "compile": False}
             given |= {name: getattr(args, name) for name in ("epochs", "batch_size", "lr") if getattr(args, name)}
-            config = resolve({**given, "precision": args.precision, "device": "cpu"})
+            images = len(dataset.split(seed, resolve(given).validation).train)
+            config = fit_batch(resolve({**given, "precision": args.precision, "device": "cpu"}), images)
             found.append(measure_run(config, dataset))
             run = {"data": Path(args.data).name, "backbone": args.backbone, "attention": label, "seed": seed}
             run |= {
