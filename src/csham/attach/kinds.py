@@ -86,7 +86,7 @@ def _of_dimension(kind: str, dimension: int, name: str) -> str:
 
 def _can_be_named(names: Iterable[str]) -> str:
     words = ", ".join(names)
-    return f" Those of these modules are, and can be named with points=: {words}." if words else ""
+    return f" These of its modules put such maps out and can be named with points=: {words}." if words else ""
 
 
 def _mixes_by_convolution(trace: Trace) -> bool:
