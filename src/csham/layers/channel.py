@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from csham import ops
 from csham.layers.activation import create_activation
 from csham.layers.checks import check_channels, check_input, check_odd
+from csham.layers.opaque import Opaque
 from csham.layers.recording import is_recorded
 
 __all__ = ["ChannelAttention", "in_todays_names"]
@@ -21,7 +22,7 @@ Value = TypeVar("Value")
 _FORMER = "fuse"
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(Opaque, nn.Module):
     """Scale each channel by a weight computed from its average, its maximum and those of its neighbours.
 
     ``y = w ⊙ x`` with ``w`` of :func:`csham.ops.channel_weights`. ``4 * kernel_size + 3`` parameters, whatever the
