@@ -3,8 +3,8 @@ import safetensors.torch
 import torch
 
 from csham.errors import UserError
-from csham.training.config import resolve
 from csham.training.checkpoints import load_weights
+from csham.training.config import resolve
 from csham.training.network import NetworkInfo, read_network, read_weights, write_weights
 
 

@@ -36,16 +36,18 @@ class Opaque(Unscriptable):
         if forward is not None and not hasattr(forward, _MARK):
             cls.forward = _or_node(forward)  # type: ignore[attr-defined]
 
-    def as_node(self, x: Proxy) -> Proxy:
+    def as_node(self, x: Proxy, *args: Any, **kwargs: Any) -> Proxy:
         """Write a call of this module into the graph that torch.fx is tracing, and return what stands for its result.
 
         Args:
             x: What stands for the module's input.
+            *args: What else the module is called with.
+            **kwargs: As ``args``.
 
         Raises:
             UserError: The module is not a part of what is traced.
         """
-        return x.tracer.create_proxy("call_module", self._traced_path(x), (x,), {})
+        return x.tracer.create_proxy("call_module", self._traced_path(x), (x, *args), kwargs)
 
     def _traced_path(self, x: Proxy) -> str:
         try:
@@ -56,13 +58,14 @@ class Opaque(Unscriptable):
             raise UserError(f"torch.fx takes {type(self).__name__} as a whole: trace a network that holds it.")
         return str(path)
 
+
 _MARK = "_csham_one_node"
 
 
 def _or_node(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def called(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.as_node(x) if isinstance(x, Proxy) else forward(self, x, *args, **kwargs)
+        return self.as_node(x, *args, **kwargs) if isinstance(x, Proxy) else forward(self, x, *args, **kwargs)
 
     setattr(called, _MARK, True)
     return called
