@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from csham.attach.epilogue import End, Epilogue, can_bypass, can_fuse, can_open
+from csham.attach.epilogue import End, Epilogue, can_bypass, can_open
 from csham.attach.forward_graph import ForwardGraph, forward_graph
+from csham.attach.subclass import can_subclass
 from csham.attach.values import ADDITIONS, Trace
 
 __all__ = ["find_epilogues"]
@@ -67,7 +68,7 @@ def _epilogue(
     prefix = f"{name}." if name else ""
     opened = sorted({path for host in hosts for path in _above(host.removeprefix(prefix))})
     inside = [block.get_submodule(path) for path in opened]
-    if not all(map(can_fuse, [block, *inside])) or not all(map(can_open, inside)):
+    if not all(map(can_subclass, [block, *inside])) or not all(map(can_open, inside)):
         return None
     if any(prefix + path in attached for path in opened):
         return None
@@ -185,8 +186,11 @@ def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _module(block: nn.Module, node: Node) -> nn.Module:
-    return block.get_submodule(str(node.target))
+def _module(block: nn.Module, node: Node) -> nn.Module | None:
+    try:
+        return block.get_submodule(str(node.target))
+    except AttributeError:  # the attention of another end, which is not there yet
+        return None
 
 
 def _is_addition(node: Node, branch: Node) -> bool:
