@@ -83,11 +83,11 @@ def test_folding_the_norms_of_a_traced_network_leaves_attention(build, choice):
     check_same(fuse(model)(x), model, x)
 
 
-@pytest.mark.parametrize("create", [create_feature_extractor, timm.layers.create_feature_extractor])
 @pytest.mark.parametrize(("build", "choice"), CASES)
-def test_feature_extractors_attend(create, build, choice):
+def test_feature_extractors_attend(build, choice):
     model, x = network(BUILDS[build], **choice), images()
     head = HEADS[build]
+    create = timm.layers.create_feature_extractor if "timm" in build else create_feature_extractor
     extractor = create(model, [head])
     check_same(extractor.eval()(x)[head], model, x)
     check_same(copy.deepcopy(extractor).eval()(x)[head], model, x)
