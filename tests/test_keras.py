@@ -26,7 +26,8 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def arrays(file):
-    return dict(np.load(file, allow_pickle=False).items())
+    # The arrays are older than the name of the convolution of both.
+    return {key.replace("w.fuse.", "w.join."): value for key, value in np.load(file, allow_pickle=False).items()}
 
 
 def in_keras_order(weight):
@@ -36,7 +37,7 @@ def in_keras_order(weight):
 
 def channel_layers(golden, names=("conv1d", "conv1d_1", "conv1d_2")):
     """A list of the authors' sublayers: name, and its weights by Keras' names."""
-    parts = ("avg", "max", "fuse")
+    parts = ("avg", "max", "join")
     return [
         (name, {"kernel": in_keras_order(golden[f"w.{part}.weight"]), "bias": golden[f"w.{part}.bias"]})
         for part, name in zip(parts, names, strict=True)
@@ -214,13 +215,13 @@ def test_a_functional_network_has_its_convolutions_at_the_top(tmp_path):
 
 def test_names_say_which_is_the_maximum_and_which_is_which(tmp_path):
     channel, spatial = both()
-    average, maximum, fuse = channel_layers(channel, ("conv_avg", "conv_max", "conv_all"))
-    write_keras2(tmp_path / "x.h5", [("a", [maximum, average, fuse])])
+    average, maximum, join = channel_layers(channel, ("conv_avg", "conv_max", "conv_all"))
+    write_keras2(tmp_path / "x.h5", [("a", [maximum, average, join])])
     layer = csham.ChannelAttention(16)
     assert csham.load_keras_weights(layer, tmp_path / "x.h5")["avg.bias"].endswith("conv_avg/bias:0")
     check_equal(layer, channel)
-    average, maximum, fuse = channel_layers(channel, ("p", "q", "r"))
-    write_keras2(tmp_path / "y.h5", [("a", [maximum, average, fuse])])
+    average, maximum, join = channel_layers(channel, ("p", "q", "r"))
+    write_keras2(tmp_path / "y.h5", [("a", [maximum, average, join])])
     csham.load_keras_weights(layer, tmp_path / "y.h5", names={"avg": "a/a/p"})
     check_equal(layer, channel)
     main, main_bn, neighbor, neighbor_bn = spatial_layers(spatial, ("a", "b", "c", "d"))
@@ -261,8 +262,8 @@ def test_depthwise_convolutions_and_batch_norms_of_the_backbone_are_no_attention
 def test_names_in_several_attributes(tmp_path):
     """Keras divides a list of names that would pass 64 KiB."""
     channel, _ = both()
-    average, maximum, fuse = channel_layers(channel, ("z", "y", "x"))
-    write_keras2(tmp_path / "x.h5", [(name, [(name, weights)]) for name, weights in (average, maximum, fuse)])
+    average, maximum, join = channel_layers(channel, ("z", "y", "x"))
+    write_keras2(tmp_path / "x.h5", [(name, [(name, weights)]) for name, weights in (average, maximum, join)])
     with h5py.File(tmp_path / "x.h5", "r+") as file:
         del file.attrs["layer_names"]
         file.attrs["layer_names0"], file.attrs["layer_names1"] = [b"z", b"y"], [b"x"]

@@ -62,7 +62,7 @@ class _Slot:
 
 _WORDS = {
     "pool": "convolution of the average or the maximum, (k, 1, 1) with bias",
-    "fuse": "convolution of both, (k, 2, 1) with bias",
+    "join": "convolution of both, (k, 2, 1) with bias",
     "main": "7x7 convolution, (7, 7, 2, 1) without bias",
     "neighbor": "3x3 convolution, (3, 3, C, 1) without bias",
     "norm": "batch norm of one channel",
@@ -132,7 +132,7 @@ def _slots(module: nn.Module) -> list[_Slot]:
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(part, ChannelAttention):
-            slots += [_slot(f"{prefix}{n}", "fuse" if n == "fuse" else "pool", getattr(part, n)) for n in _CHANNEL]
+            slots += [_slot(f"{prefix}{n}", "join" if n == "join" else "pool", getattr(part, n)) for n in _CHANNEL]
         elif isinstance(part, SpatialAttention):
             slots += [_slot(f"{prefix}{n}", n.partition("_")[0], getattr(part, n)) for n in ("main", "neighbor")]
             slots += [_slot(f"{prefix}{n}", "norm", getattr(part, n)) for n in ("main_bn", "neighbor_bn")]
@@ -143,7 +143,7 @@ def _slots(module: nn.Module) -> list[_Slot]:
     return slots
 
 
-_CHANNEL = ("avg", "max", "fuse")
+_CHANNEL = ("avg", "max", "join")
 
 
 def _slot(name: str, kind: str, layer: Any) -> _Slot:
@@ -192,7 +192,7 @@ def _kind(variables: list[_Variable], words: list[str]) -> str | None:
     if any("depthwise" in word for word in words) or "depthwise" in variables[0].path:
         return None
     if len(shapes) == 2 and len(first) == 3 and first[2] == 1 and shapes[1] == (1,):
-        return {1: "pool", 2: "fuse"}.get(first[1])
+        return {1: "pool", 2: "join"}.get(first[1])
     if shapes == [(7, 7, 2, 1)]:
         return "main"
     if len(shapes) == 1 and len(first) == 4 and first[:2] == (3, 3) and first[3] == 1:

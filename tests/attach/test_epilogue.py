@@ -586,7 +586,7 @@ CHANGES = {  # and the blocks that stay fused
     change_nothing: 2, watch_the_activation: 1, watch_before_the_activation: 1, watch_gradients_of_the_activation: 1,
     watch_the_host: 1, watch_before_the_host: 1, watch_gradients_of_the_host: 1, watch_around_the_host: 1,
     watch_the_attention: 1, watch_an_identity: 1, replace_the_activation: 1, replace_an_identity: 1,
-    replace_a_layer: 2, replace_the_host: 1, convert_norms: 0, widen_the_type: 2, override: 2,
+    replace_a_layer: 2, replace_the_host: 2, convert_norms: 2, widen_the_type: 2, override: 2,
 }  # fmt: skip
 
 

@@ -3,8 +3,9 @@ import safetensors.torch
 import torch
 
 from csham.errors import UserError
+from csham.training.checkpoints import load_weights
 from csham.training.config import resolve
-from csham.training.network import NetworkInfo, read_weights, write_weights
+from csham.training.network import NetworkInfo, read_network, read_weights, write_weights
 
 
 def info(**given):
@@ -22,6 +23,19 @@ def test_weights_and_description_round_trip(tmp_path):
     again.load_state_dict(weights)
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_file_with_the_former_names_of_weights_is_read(tmp_path):
+    described = info(attention="csham", strategy="transfer")
+    network = described.build()
+    former = {name.replace(".join.", ".fuse."): value for name, value in network.state_dict().items()}
+    assert former.keys() != network.state_dict().keys()
+    write_weights(tmp_path / "model.safetensors", former, described)
+    again, other = read_network(tmp_path / "model.safetensors")[0], described.build()
+    load_weights(other, former, "the file")
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value, other.state_dict()[name]), name
 
 
 def test_the_backbone_is_the_same_under_every_attention():

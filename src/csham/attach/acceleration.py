@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from csham.attach.host_class import with_plain_class
 from csham.errors import UserError
 
 __all__ = ["AcceleratedModule", "accelerate"]
@@ -58,7 +59,7 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
     _check_model(model)
     from csham.layers.accelerated import accelerate_layer  # noqa: PLC0415  timm takes seconds to import
 
-    changed = {name: accelerate_layer(module) for name, module in model.named_modules()}
+    changed = {name: with_plain_class(module, accelerate_layer) for name, module in model.named_modules()}
     told = {name: attention for name, attention in changed.items() if attention is not None}
     # A part is not told beside its whole.
     return [

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from csham import ops
+from csham.attach.trace import CONTAINERS
 from csham.attach.transfer import ChannelWeightTransfer
 from csham.layers.hybrid import connect
+from csham.layers.opaque import Opaque
 from csham.layers.recording import has_hooks
 
-__all__ = ["Attached", "attend", "attends"]
+__all__ = ["Attached", "attend", "attends", "hang", "place_below"]
+
+_CHILD = "attached"
 
 # Where the parts are connected otherwise than by the attention's authors.
 _CONNECTED = ("reversed", "parallel", "reapply")
 
 
-class Attached(nn.Module):
+class Attached(Opaque, nn.Module):
     """An attention at one point of a network, with its connection, its gate and its part in the transfer of weights.
 
     Without a gate ``y = attention(x)``; with one ``y = (1 - θ) attention(x) + θ x``, ``θ`` starting at 1, so that the
@@ -57,14 +63,18 @@ class Attached(nn.Module):
         self.on_borrowed: Callable[[Tensor], None] | None = None
         self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, inplace: bool = False) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, inplace: bool = False, weights: Any = None) -> Any:
         """Attend to ``x``, (B, C, H, W); with a shortcut return ``relu(y + shortcut)``, the end of a residual block.
 
         Args:
             x: The feature map.
             shortcut: What a block adds to it; as in the block itself, of any shape and type that can be added.
             inplace: Whether the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
+            weights: In graphs of torch.fx, which have no stages: the channel weights that are lent to this point, or
+                True for a point that lends, and the result is ``(y, weights)``.
         """
+        if weights is not None:
+            return self._attend_alone(x, weights)
         # The kernels add a shortcut that is like the map; torch adds any other.
         fused = shortcut is not None and (shortcut.shape, shortcut.dtype) == (x.shape, x.dtype) and self.gate is None
         y = self._attend(x, shortcut if fused else None)
@@ -72,6 +82,24 @@ class Attached(nn.Module):
             gate = self.gate.to(x.dtype)
             y = (1 - gate) * y + gate * x
         return y if fused or shortcut is None else self._finish(y, shortcut, inplace)
+
+    def as_node(self, x: Proxy, *args: Any, **kwargs: Any) -> Proxy:
+        """Write attention into the graph that torch.fx is tracing, where the weights that are lent are values too."""
+        if args or kwargs:  # a graph is traced again
+            return super().as_node(x, *args, **kwargs)
+        if self.borrows is not None:
+            return super().as_node(x, weights=self.borrows.traced(x.tracer, self.name, str(self.lender)))
+        if self.lends is None:
+            return super().as_node(x)
+        node: Any = super().as_node(x, weights=True)
+        self.lends.trace(x.tracer, node[1])
+        return node[0]
+
+    def _attend_alone(self, x: Tensor, weights: Any) -> Any:
+        if self.lends is not None:
+            return self.lends.alone(partial(self.forward, x))
+        assert self.borrows is not None
+        return self.borrows.alone(partial(self.forward, x), weights)[0]
 
     def _finish(self, y: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
         total = y.add_(shortcut) if inplace else y + shortcut
@@ -125,7 +153,23 @@ class Attached(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def hang(attached: Attached, host: nn.Module, path: str, levels: int = 0) -> None:
+    """Let a host attend to what it puts out, before the hooks of others, which are to see what comes out.
+
+    Args:
+        attached: The attention.
+        host: The module whose output is attended to.
+        path: Where below the host the attention lives, or is to live.
+        levels: How many of the modules around the host put out what it does.
+    """
+    parent, _, name = path.rpartition(".")
+    home = host.get_submodule(parent)
+    if home._modules.get(name) is not attached:
+        home.add_module(name, attached)
+    host.register_forward_hook(partial(attend, path, levels=levels), prepend=True)
+
+
+def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor, *, levels: int = 0) -> Tensor:
     """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
     # The module is looked up, not bound, so that a deep copy of the network uses its own.
     return host.get_submodule(path)(output)
@@ -134,3 +178,19 @@ def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor) ->
 def attends(hook: Any) -> bool:
     """Whether a hook is :func:`attend`."""
     return isinstance(hook, partial) and hook.func is attend
+
+
+def place_below(host: nn.Module) -> str:
+    """Say where below a host its attention is to live: in it, or in a layer of it if it would run a new child."""
+    path: list[str] = []
+    module = host
+    while isinstance(module, CONTAINERS):
+        name, module = list(module.named_children())[-1]
+        path.append(name)
+    child = next(name for name in _child_names() if not hasattr(module, name))
+    return ".".join([*path, child])
+
+
+def _child_names() -> Iterator[str]:
+    yield _CHILD
+    yield from (f"{_CHILD}_{number}" for number in count(2))

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from csham.attach.epilogue import End, Epilogue, can_bypass, can_fuse, can_open
+from csham.attach.epilogue import End, Epilogue, can_bypass, can_open
 from csham.attach.forward_graph import ForwardGraph, forward_graph
+from csham.attach.subclass import can_subclass
 from csham.attach.values import ADDITIONS, Trace
 
 __all__ = ["find_epilogues"]
@@ -68,10 +69,10 @@ def _epilogue(
 
     def readable(path: str) -> bool:
         inside = block.get_submodule(path)
-        return can_fuse(inside) and can_open(inside) and prefix + path not in attached
+        return can_subclass(inside) and can_open(inside) and prefix + path not in attached
 
     hosts = [host for host in hosts if all(map(readable, _above(host.removeprefix(prefix))))]
-    if not hosts or not can_fuse(block):
+    if not hosts or not can_subclass(block):
         return None
     opened = sorted({path for host in hosts for path in _above(host.removeprefix(prefix))})
     paths = {host.removeprefix(prefix): path for host, path in attached.items() if host.startswith(prefix)}

@@ -18,9 +18,12 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from csham.attach.attached import attends
 from csham.attach.forward_graph import Setting
+from csham.attach.host_class import unmark_host
+from csham.attach.keeping import watches
+from csham.attach.subclass import subclass
 from csham.attach.transfer import ChannelWeightTransfer
 
-__all__ = ["End", "Epilogue", "can_bypass", "can_fuse", "can_open", "fuse_block", "is_fused", "unfuse_block"]
+__all__ = ["End", "Epilogue", "can_bypass", "can_open", "fuse_block", "is_fused", "unfuse_block"]
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,6 @@ class Epilogue:
             return False
 
 
-def can_fuse(module: nn.Module) -> bool:
-    """Whether a module's class may be subclassed and its instances still be copied and pickled."""
-    kind = type(module)
-    custom = ("__reduce__", "__reduce_ex__", "__deepcopy__", "__init_subclass__")
-    peculiar = any(name in vars(base) for base in kind.__mro__[:-1] for name in custom)
-    return not (peculiar or "forward" in vars(module))
-
-
 def can_open(module: nn.Module) -> bool:
     """Whether nothing but a module's forward happens when it is called."""
     return not (_is_watched(module) or _attends(module) or "forward" in vars(module))
@@ -92,6 +87,7 @@ def can_bypass(block: nn.Module, end: End) -> bool:
 
 def fuse_block(block: nn.Module, epilogue: Epilogue) -> None:
     """Give a block its epilogue."""
+    unmark_host(block)
     kind: Any = type(block)
     block.__class__ = _fused(kind, epilogue)
 
@@ -120,17 +116,7 @@ def _fused(kind: Any, epilogue: Epilogue) -> Any:
             return run(self, *args)
         return kind.forward(self, *args, **kwargs)
 
-    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        _, _, *state = kind.__reduce_ex__(self, protocol)
-        return _restore, (kind, epilogue), *state
-
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind)(kind.__name__, (kind,), {**names, "forward": forward, "__reduce_ex__": reduce, _MARK: epilogue})
-
-
-def _restore(kind: Any, epilogue: Epilogue) -> nn.Module:
-    fused = _fused(kind, epilogue)
-    return fused.__new__(fused)
+    return subclass(kind, _fused, epilogue, forward=forward, **{_MARK: epilogue})
 
 
 def _compiled(source: str) -> Callable[..., Any]:
@@ -164,10 +150,11 @@ def _attends(module: nn.Module) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of a module is more than its forward, its attention and the lending of weights around it."""
+    """Whether a call of a module is more than its forward, its attention and what attaching put around it."""
     # The transfer's hooks are there for calls of this module alone, by activation checkpointing.
     hooks = (module._forward_hooks, module._forward_pre_hooks)
-    strange = any(not (attends(h) or ChannelWeightTransfer.owns(h)) for some in hooks for h in some.values())
+    ours = (attends, watches, ChannelWeightTransfer.owns)
+    strange = any(not any(owns(hook) for owns in ours) for some in hooks for hook in some.values())
     return bool(strange or module._backward_hooks or module._backward_pre_hooks or module._compiled_call_impl)
 
 

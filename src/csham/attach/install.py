@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 
-from csham.attach.attached import Attached, attend, attends
+from csham.attach.attached import Attached, attends, hang, place_below
 from csham.attach.checks import check_position, check_strategy
 from csham.attach.endings import find_epilogues
 from csham.attach.epilogue import Epilogue, fuse_block, unfuse_block
+from csham.attach.host_class import unmark_host
+from csham.attach.keeping import watch, watches
 from csham.attach.points import PointChoice, common_path, find_points, in_stages
 from csham.attach.strategies import Step, plan
-from csham.attach.trace import CONTAINERS, trace
+from csham.attach.trace import trace
 from csham.attach.transfer import ChannelWeightTransfer
 from csham.attach.values import Trace
 from csham.errors import UserError
@@ -27,8 +28,6 @@ from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
-
-_CHILD = "attached"
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,9 @@ def attach(
     """Put an attention into a network, in place.
 
     The points and their channels are found by running the network once. Its own ``state_dict`` keys stay as they are: a
-    checkpoint of the plain network loads before and after. Nothing is changed when an error is raised. The
-    order is: convert to ``SyncBatchNorm``, attach, wrap in DDP, compile.
+    checkpoint of the plain network loads before and after. Nothing is changed when an error is raised.
+    The order is: attach, wrap in DDP, compile. Attention stays where modules are replaced later, as by
+    ``SyncBatchNorm``'s conversion or timm's ``freeze``; where it cannot, the next forward pass raises.
 
     Args:
         model: An unmodified convolutional network: timm's, torchvision's or your own.
@@ -115,7 +115,7 @@ def attach(
     steps = plan(chosen, strategy, period)
     transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
     names = [step.point.name for step in steps]
-    places = {name: _place(model.get_submodule(name)) for name in names if fuse}
+    places = {name: place_below(model.get_submodule(name)) for name in names if fuse}
     epilogues = find_epilogues(model, run, places)
     if dry_run:  # without memory, and without drawing random numbers
         settings = {**settings, "device": torch.device("meta")}
@@ -140,12 +140,13 @@ def detach(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         unfuse_block(module)
+        unmark_host(module)
         for name, child in list(module.named_children()):
             if isinstance(child, Attached):
                 delattr(module, name)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for number, hook in list(hooks.items()):
-                if attends(hook) or ChannelWeightTransfer.owns(hook):
+                if attends(hook) or watches(hook) or ChannelWeightTransfer.owns(hook):
                     del hooks[number]
                     module._forward_hooks_always_called.pop(number, None)
     return model
@@ -250,12 +251,11 @@ def _install(
     try:
         for step, attached in zip(steps, built, strict=True):
             host = model.get_submodule(step.point.name)
-            path = _place(host)
-            host.get_submodule(path.rpartition(".")[0]).add_module(path.rpartition(".")[2], attached)
-            # Before the hooks of others, which are to see what comes out.
-            host.register_forward_hook(partial(attend, path), prepend=True)
+            hang(attached, host, place_below(host), _levels(run, step.point.name))
         for stage, transfer in transfers.items():
             _surround(model, run, [s.point.name for s in steps if s.point.stage == stage], transfer)
+        # Last, so that what the transfer's hooks open is closed when one of these raises.
+        watch(model, [step.point.name for step in steps], {call.name for call in run.calls})
         sides = _check_runs(model, built, run.values[0].shape[1:])
         return _fuse(model, epilogues, sides)
     except BaseException:
@@ -277,20 +277,12 @@ def _fuse(model: nn.Module, epilogues: dict[str, Epilogue], sides: Sequence[int]
     return epilogues
 
 
-def _place(host: nn.Module) -> str:
-    """Say where below the host its attention lives: in it, or in a layer of it if it would run a new child itself."""
-    path: list[str] = []
-    module = host
-    while isinstance(module, CONTAINERS):
-        name, module = list(module.named_children())[-1]
-        path.append(name)
-    child = next(name for name in _child_names() if not hasattr(module, name))
-    return ".".join([*path, child])
-
-
-def _child_names() -> Iterator[str]:
-    yield _CHILD
-    yield from (f"{_CHILD}_{number}" for number in count(2))
+def _levels(run: Trace, host: str) -> int:
+    """Count the modules around a host that put out what it does, and nothing else."""
+    levels, outputs = 0, run.outputs_of(host)
+    while (host := host.rpartition(".")[0]) and run.outputs_of(host) == outputs:
+        levels += 1
+    return levels
 
 
 def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]) -> Sequence[int]:

@@ -9,14 +9,18 @@ block are remembered, weakly, with the weights that belonged to them.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["ChannelWeightTransfer"]
+
+_TRACED = "_csham_lent"
 
 
 class ChannelWeightTransfer:
@@ -51,6 +55,36 @@ class ChannelWeightTransfer:
                 "begin at a block, or checkpoint whole stages."
             )
         return stack[-1]
+
+    def alone(self, run: Callable[[], Tensor], weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Call what lends or borrows as if a stage held nothing else.
+
+        Args:
+            run: What is called.
+            weights: Those that are lent to it.
+
+        Returns:
+            What it returns, and the weights that it lent.
+        """
+        self._stack = (*self._stack, weights)
+        try:
+            return run(), self._stack[-1]
+        finally:
+            self._stack = self._stack[:-1]
+
+    def trace(self, tracer: Any, weights: Proxy) -> None:
+        """Do as :meth:`lend` where torch.fx traces: it calls the modules of a stage, but not always the stage."""
+        vars(tracer).setdefault(_TRACED, {})[self] = weights
+
+    def traced(self, tracer: Any, borrower: str, lender: str) -> Proxy:
+        """Do as :meth:`borrow` where torch.fx traces."""
+        weights = vars(tracer).get(_TRACED, {}).get(self)
+        if weights is None:
+            raise RuntimeError(
+                f"{borrower} applies the channel weights of {lender}, which are not at hand: this tracer of torch.fx "
+                f"did not look into {lender}. Leave it out of the tracer's leaf modules."
+            )
+        return weights
 
     @staticmethod
     def owns(hook: Any) -> bool:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from csham.layers.checks import check_channels, check_count, check_input
+from csham.layers.opaque import Opaque
 
 __all__ = ["DoubleAttention"]
 
 
-class DoubleAttention(nn.Module):
+class DoubleAttention(Opaque, nn.Module):
     """Double attention block: ``y = x + conv1x1(Z)``, ``Z = [φ(x) softmax(θ(x))ᵀ] softmax(ρ(x))``.
 
     φ, θ and ρ are 1x1 convolutions to M channels. The first softmax runs over the positions, so that each of M

@@ -26,6 +26,7 @@ from torchvision.ops import misc as torchvision_misc
 
 from csham import ops
 from csham.layers.cbam import CBAMChannel, CBAMSpatial, CBAMSteps, LightCBAMChannel, LightCBAMSpatial
+from csham.layers.opaque import Unscriptable
 from csham.layers.recording import has_hooks
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class ChannelScaling:
+class ChannelScaling(Unscriptable):
     """What is put before a layer of somebody else's: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
 
     Attributes:

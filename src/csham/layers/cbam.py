@@ -18,12 +18,13 @@ from csham import ops
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.hybrid import connect
 from csham.layers.norm import BatchNorm2d
+from csham.layers.opaque import Opaque, Unscriptable
 from csham.layers.recording import has_hooks, is_recorded
 
 __all__ = ["CBAM", "CBAMChannel", "CBAMSpatial", "CBAMSteps", "LightCBAM", "LightCBAMChannel", "LightCBAMSpatial"]
 
 
-class CBAMChannel(ChannelAttn):
+class CBAMChannel(Unscriptable, ChannelAttn):
     """Scale the channels: ``w = σ(MLP(mean_hw x) + MLP(max_hw x))``."""
 
     def weights(self, x: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class LightCBAMChannel(CBAMChannel, LightChannelAttn):
         return self.fc2(self.act(self.fc1(joined[:, :, None, None]))).sigmoid()[:, :, 0, 0]
 
 
-class _Spatial(nn.Module):
+class _Spatial(Unscriptable, nn.Module):
     """What the spatial steps have in common; put before one of timm's.
 
     Attributes:
@@ -152,7 +153,7 @@ class LightCBAMSpatial(_Spatial, LightSpatialAttn):
         return 0.5 * weight.expand(1, 2, -1, -1)
 
 
-class CBAMSteps(nn.Module):
+class CBAMSteps(Unscriptable, nn.Module):
     """A channel step, then a spatial step, in two passes over the map and one that scales it.
 
     Attributes:
@@ -209,7 +210,7 @@ _CHANNEL_STEPS = (CBAMChannel, LightCBAMChannel)
 _SPATIAL_STEPS = (CBAMSpatial, LightCBAMSpatial)
 
 
-class CBAM(CBAMSteps):
+class CBAM(Opaque, CBAMSteps):
     """Convolutional block attention module: the channel step, then the spatial step.
 
     timm's ``CbamModule``: its parameters, state_dict keys and outputs. A map of one pixel in a batch of one, which timm
@@ -263,7 +264,7 @@ class CBAM(CBAMSteps):
         self.spatial.conv.bn = BatchNorm2d(1, device=device, dtype=dtype) if spatial_norm else nn.Identity()
 
 
-class LightCBAM(CBAMSteps):
+class LightCBAM(Opaque, CBAMSteps):
     """timm's light variant of CBAM, which adds the average and the maximum up before each step's layers.
 
     Settings, shape and errors as in :class:`CBAM`, without ``gate_layer``, which timm's ignores, and

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from csham import ops
 from csham.layers.activation import create_activation
 from csham.layers.checks import check_channels, check_input, check_odd
+from csham.layers.opaque import Opaque
 from csham.layers.recording import is_recorded
 
-__all__ = ["ChannelAttention"]
+__all__ = ["ChannelAttention", "in_todays_names"]
+
+Value = TypeVar("Value")
+
+# What was ``join`` was called so; timm takes a module's ``fuse`` for the method that folds it.
+_FORMER = "fuse"
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(Opaque, nn.Module):
     """Scale each channel by a weight computed from its average, its maximum and those of its neighbours.
 
     ``y = w ⊙ x`` with ``w`` of :func:`csham.ops.channel_weights`. ``4 * kernel_size + 3`` parameters, whatever the
@@ -53,13 +62,13 @@ class ChannelAttention(nn.Module):
         padding = kernel_size // 2
         self.avg = nn.Conv1d(1, 1, kernel_size, padding=padding, device=device, dtype=dtype)
         self.max = nn.Conv1d(1, 1, kernel_size, padding=padding, device=device, dtype=dtype)
-        self.fuse = nn.Conv1d(2, 1, kernel_size, padding=padding, device=device, dtype=dtype)
+        self.join = nn.Conv1d(2, 1, kernel_size, padding=padding, device=device, dtype=dtype)
         self.act = create_activation(act)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw new filters as torch does; positive ones where ReLU follows."""
-        for conv in (self.avg, self.max, self.fuse):
+        for conv in (self.avg, self.max, self.join):
             conv.reset_parameters()
             if isinstance(self.act, nn.ReLU):
                 for parameter in conv.parameters():
@@ -67,9 +76,9 @@ class ChannelAttention(nn.Module):
 
     def operands(self) -> ops.ChannelParameters:
         """Return what the functions of :mod:`csham.ops` take."""
-        avg, maximum, fuse = self.avg, self.max, self.fuse
+        avg, maximum, join = self.avg, self.max, self.join
         return ops.ChannelParameters(
-            avg.weight, avg.bias, maximum.weight, maximum.bias, fuse.weight, fuse.bias, self.act
+            avg.weight, avg.bias, maximum.weight, maximum.bias, join.weight, join.bias, self.act
         )
 
     def weights(self, x: Tensor) -> Tensor:
@@ -104,3 +113,28 @@ class ChannelAttention(nn.Module):
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""
         return f"channels={self.channels}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for part in ("weight", "bias"):
+            former, today = f"{prefix}{_FORMER}.{part}", f"{prefix}join.{part}"
+            if former in state_dict and today not in state_dict:
+                state_dict[today] = state_dict.pop(former)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        modules = {"join" if name == _FORMER else name: module for name, module in state["_modules"].items()}
+        super().__setstate__({**state, "_modules": modules})
+
+
+def in_todays_names(network: nn.Module, weights: Mapping[str, Value]) -> dict[str, Value]:
+    """Name the weights of a file that may be older as a network names them.
+
+    ``load_state_dict`` needs none of it; it is for who compares names before.
+
+    Args:
+        network: The network.
+        weights: Weights, or what is known of them, by their names in the file.
+    """
+    names = {f"{name}." if name else "" for name, part in network.named_modules() if isinstance(part, ChannelAttention)}
+    today = {f"{prefix}{_FORMER}.{part}": f"{prefix}join.{part}" for prefix in names for part in ("weight", "bias")}
+    return {name if today.get(name, name) in weights else today[name]: value for name, value in weights.items()}

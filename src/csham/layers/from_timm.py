@@ -29,11 +29,12 @@ from csham.layers.accelerated import (
 from csham.layers.cbam import CBAM, LightCBAM
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.norm import BatchNorm2d, GroupNorm
+from csham.layers.opaque import Opaque
 
 __all__ = ["FROM_TIMM"]
 
 
-class _FromTimm:
+class _FromTimm(Opaque):
     """What is put before a layer of timm's.
 
     Attributes:

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from csham import ops
 from csham.layers.checks import check_channels, check_input
+from csham.layers.opaque import Opaque
 
 __all__ = ["Gate"]
 
 
-class Gate(nn.Module):
+class Gate(Opaque, nn.Module):
     """Base of attentions that scale a map: ``y = weights(x) ⊙ x``.
 
     A subclass computes :meth:`weights`; :meth:`forward` calls it through the instance, so that

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from csham import ops
 from csham.layers.channel import ChannelAttention
 from csham.layers.checks import check_input
+from csham.layers.opaque import Opaque
 from csham.layers.recording import has_hooks, is_recorded
 from csham.layers.spatial import SpatialAttention
 
 __all__ = ["CSHAM", "connect"]
 
 
-class CSHAM(nn.Module):
+class CSHAM(Opaque, nn.Module):
     """Channel-spatial hybrid attention module: the channel step, then the spatial step.
 
     ``y = s(w ⊙ x) ⊙ w ⊙ x``. The other orders, and weights that one module lends to another, are strategies of

@@ -10,12 +10,13 @@ from csham.errors import UserError
 from csham.layers.activation import create_activation
 from csham.layers.checks import check_channels, check_input
 from csham.layers.norm import BatchNorm2d
+from csham.layers.opaque import Opaque
 from csham.layers.recording import is_recorded
 
 __all__ = ["SpatialAttention"]
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(Opaque, nn.Module):
     """Scale each position by a weight computed from its own statistics and from a coarser view of its surroundings.
 
     ``y = s ⊙ x`` with ``s`` of :func:`csham.ops.spatial_weights`. ``9 * channels + 102`` parameters.

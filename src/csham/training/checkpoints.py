@@ -13,6 +13,7 @@ from torch import nn
 
 from csham.errors import UserError
 from csham.files import write_atomically
+from csham.layers.channel import in_todays_names
 
 __all__ = ["FORMAT", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint"]
 
@@ -102,6 +103,7 @@ def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str
         UserError: They belong to another architecture; names the first difference.
     """
     own = network.state_dict()
+    shapes = in_todays_names(network, shapes)
     for name in own:
         if name not in shapes:
             raise UserError(f"{what}: other architecture, it has no weight {name!r}.")

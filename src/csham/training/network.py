@@ -27,6 +27,7 @@ from csham.backbones import check_backbone, create_model
 from csham.data.folder import is_class_name
 from csham.errors import UserError, unknown_name
 from csham.files import parse_json, write_atomically
+from csham.layers.channel import in_todays_names
 from csham.training.checkpoints import check_weights
 from csham.training.config import TrainConfig
 from csham.training.run_weights import RunWeights
@@ -207,7 +208,7 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
             info = own
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         network = build_for(info, {name: tuple(part.get_shape()) for name, part in slices.items()}, str(path))
-        weights = {name: file.get_tensor(name) for name in slices}
+        weights = in_todays_names(network, {name: file.get_tensor(name) for name in slices})
     for name, own_weight in network.state_dict().items():
         if weights[name].is_floating_point() != own_weight.is_floating_point():
             raise UserError(f"{path}: {name!r} holds numbers of {weights[name].dtype}, not {own_weight.dtype}.")

@@ -1,8 +1,8 @@
 """Batch norms over the batch of all processes, so that a run on many is the run that one process would do.
 
-torch's ``SyncBatchNorm.convert_sync_batchnorm`` puts new modules in the place of the old ones, which loses the hooks
-that attention hangs on and the activation in timm's ``BatchNormAct2d``, and the result refuses tensors on the CPU. Here
-a norm stays the same object, hooks, parameters and buffers included, and gets a subclass of its class.
+torch's ``SyncBatchNorm.convert_sync_batchnorm`` puts new modules in the place of the old ones, which loses their hooks
+and the activation in timm's ``BatchNormAct2d``, and the result refuses tensors on the CPU. Here a norm stays the same
+object, hooks, parameters and buffers included, and gets a subclass of its class.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from csham import ops
+from csham.attach.host_class import plain_class
 from csham.layers.norm import BatchNorm2d
 
 __all__ = ["share_batch_norms"]
@@ -38,7 +39,7 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> list[str]:
     for name, module in network.named_modules():
         if not isinstance(module, _BatchNorm) or isinstance(module, nn.SyncBatchNorm):
             continue
-        kind: Any = type(module)
+        kind = plain_class(module)
         if _is_known(kind):
             # torch's keeps running statistics as torch's batch norm does, and attention's norms do otherwise.
             module.__class__ = _shared_class(kind, device.type != "cuda" or kind is BatchNorm2d)

@@ -1,0 +1,71 @@
+"""What tools that read a network's code make of an attention: torch.fx one node, TorchScript a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch.fx import Proxy
+
+from csham.errors import UserError
+
+__all__ = ["Opaque", "Unscriptable"]
+
+
+class Unscriptable:
+    """What is put before a module that ``torch.jit.script`` cannot read."""
+
+    def __prepare_scriptable__(self) -> None:
+        raise UserError(
+            f"torch.jit.script cannot read {type(self).__name__}. Use torch.export.export, `csham export`, or "
+            "torch.jit.trace."
+        )
+
+
+class Opaque(Unscriptable):
+    """What is put before a module whose forward looks at its input, or calls what is not written in Python.
+
+    For torch.fx, and with it timm's ``feature_cls="fx"`` and torchvision's ``create_feature_extractor``, the module is
+    one node.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        forward = getattr(cls, "forward", None)
+        if forward is not None and not hasattr(forward, _MARK):
+            cls.forward = _or_node(forward)  # type: ignore[attr-defined]
+
+    def as_node(self, x: Proxy, *args: Any, **kwargs: Any) -> Proxy:
+        """Write a call of this module into the graph that torch.fx is tracing, and return what stands for its result.
+
+        Args:
+            x: What stands for the module's input.
+            *args: What else the module is called with.
+            **kwargs: As ``args``.
+
+        Raises:
+            UserError: The module is not a part of what is traced.
+        """
+        return x.tracer.create_proxy("call_module", self._traced_path(x), (x, *args), kwargs)
+
+    def _traced_path(self, x: Proxy) -> str:
+        try:
+            path = x.tracer.path_of_module(self)  # type: ignore[attr-defined]
+        except NameError:
+            path = ""
+        if not path:
+            raise UserError(f"torch.fx takes {type(self).__name__} as a whole: trace a network that holds it.")
+        return str(path)
+
+
+_MARK = "_csham_one_node"
+
+
+def _or_node(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def called(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.as_node(x, *args, **kwargs) if isinstance(x, Proxy) else forward(self, x, *args, **kwargs)
+
+    setattr(called, _MARK, True)
+    return called
