@@ -12,6 +12,7 @@ from csham.cli.predict_lines import csv_lines, json_lines, table_lines
 from csham.data import BadFile
 from csham.inference import Prediction
 from csham.training.progress import BarProgress
+from csham.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -90,12 +91,16 @@ def test_csv_says_the_same(csham, finished, photos):
 
 
 def test_weights_alone_or_shared_suffice_and_best_is_the_default(csham, finished, photos, tmp_path):
-    one = photos / "0.png"
-    best = csham("predict", finished, one, "--json")[1]
-    assert csham("predict", finished / "model.safetensors", one, "--json")[1] == best
+    def answer(source, *words):
+        return csham("predict", source, photos / "0.png", "--json", "--device", "cpu", *words)[1]
+
+    best = answer(finished, "--weights", "best", "--precision", "fp32")
     assert csham("share", finished, tmp_path / "shared")[0] == 0
-    assert csham("predict", tmp_path / "shared", one, "--json")[1] == best
-    assert csham("predict", finished, one, "--json", "--precision", "fp32", "--device", "cpu")[1] == best
+    # Weights without a run are asked in float32, a run in its own precision.
+    assert answer(finished / "model.safetensors") == answer(tmp_path / "shared") == best
+    own = RunFolder(finished).read_config().precision
+    assert answer(finished) == answer(finished, "--precision", own)
+    assert answer(finished, "--precision", "fp32") == best
 
 
 def test_output_appears_whole_or_not_at_all(csham, finished, photos, tmp_path):

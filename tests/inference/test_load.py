@@ -20,7 +20,7 @@ def test_answers_as_evaluation_does(finished, images):
     answers = trained.network(trained.batch(files)).argmax(1).tolist()
     truth = [trained.classes.index(path.parent.name) for path in files]
     right = sum(answer == true for answer, true in zip(answers, truth, strict=True))
-    assert found.summary["top1"] == pytest.approx(100 * right / len(files))
+    assert found.summary["top1"] == pytest.approx(100 * right / len(files), abs=1e-4)  # it has four decimals
     assert trained.classes == ["ant", "bee", "cow"]
     assert not trained.network.training
     assert trained.label == "resnet20"
