@@ -75,12 +75,12 @@ def can_fuse(module: nn.Module) -> bool:
     kind = type(module)
     custom = ("__reduce__", "__reduce_ex__", "__deepcopy__", "__init_subclass__")
     peculiar = any(name in vars(base) for base in kind.__mro__[:-1] for name in custom)
-    return not (peculiar or "forward" in vars(module))
+    return not (peculiar or "forward" in module.__dict__)
 
 
 def can_open(module: nn.Module) -> bool:
     """Whether nothing but a module's forward happens when it is called."""
-    return not (_is_watched(module) or _attends(module) or "forward" in vars(module))
+    return not (_is_watched(module) or _attends(module) or "forward" in module.__dict__)
 
 
 def can_bypass(block: nn.Module, end: End) -> bool:

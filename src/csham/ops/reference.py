@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csham.ops.tracing import exporting
+
 __all__ = ["channel_weights", "scale", "spatial_weights", "spatial_weights_of"]
 
 Activation = Callable[[Tensor], Tensor]
@@ -161,7 +163,7 @@ def _upsample_nearest(x: Tensor, height: int, width: int) -> Tensor:
         (2 * torch.arange(target, device=x.device) + 1) * source // (2 * target)
         for source, target in zip(x.shape[-2:], (height, width), strict=True)
     )
-    if torch.compiler.is_exporting():
+    if exporting():
         # Two Gather of ONNX, which every runtime has; the other would be GatherND on transposed maps.
         return x.index_select(2, rows).index_select(3, columns)
     return x[:, :, rows[:, None], columns]
