@@ -21,7 +21,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# Everything about all 55 networks of tests/attach/networks.py: a quarter of an hour on two cores.
+# Everything about all 57 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
 	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py \
 		tests/attach/test_acceleration.py tests/backbones/test_create.py

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from csham.cli.common import print_markdown
-from csham.study.statistics import WORTHWHILE, Judgement, compare, judge
+from csham.study.statistics import WORTHWHILE, Judgement, bootstrap_interval, judge
 from record import append_rows
 
 ATTENTIONS = 5
@@ -122,10 +122,10 @@ def coverage(studies: int) -> Iterator[dict[str, Any]]:
     for noise in (NORMAL, SKEWED):
         for seeds in (3, 5, 10, 20):
             tables = differences(noise, studies, seeds)[:, 0, :]
-            found = [compare([table.tolist()])[0] for table in tables]
+            found = [judge([table.tolist()])[0] for table in tables]
             for name, intervals in (
                 ("Student-t", [c.t_interval for c in found]),
-                ("BCa", [c.bootstrap_interval for c in found]),
+                ("BCa", [bootstrap_interval(table) for table in tables]),
             ):
                 held = [low <= 0 <= high for low, high in filter(None, intervals)]
                 yield row(noise, str(seeds), 100 * float(np.mean(held)), how=name)

@@ -138,7 +138,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def settings(images):
-    """What makes a run of 42 training images, 5 steps an epoch."""
+    """What makes a run of 42 training images, 6 steps an epoch."""
     return {
         "data": str(images),
         "backbone": "resnet20",

@@ -19,7 +19,7 @@ def test_the_table_is_what_the_command_prints(capsys):
 
 def test_the_python_runs_and_prints_what_it_says(capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(compile(block, "docs/attentions.md", "exec"), names)

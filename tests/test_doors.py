@@ -1,12 +1,17 @@
 """What may import what, what an import costs, and what the package says of itself."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import csham
+from csham._extras import EXTRAS
+
+ROOT = Path(__file__).parent.parent
 
 # Everything that only training and reporting need; an import of any of them must fail in the test below.
 NOT_NEEDED = [
@@ -48,7 +53,7 @@ def test_importing_csham_and_its_name_tables_is_instant():
 def test_doors_hold():
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -63,3 +68,41 @@ def test_every_public_name_is_there():
     assert set(csham.__all__) <= set(dir(csham))
     with pytest.raises(AttributeError, match="no attribute 'CSHAMM'"):
         _ = csham.CSHAMM
+
+
+def test_the_command_line_without_its_packages_names_the_extra():
+    done = run(
+        "import sys; sys.modules['typer'] = None; sys.argv = ['csham', '--help']\n"
+        "import csham.cli; sys.exit(csham.cli.main())"
+    )
+    assert done.returncode == 2
+    assert done.stderr == 'error: the command line needs typer. Install it: pip install "csham[train]".\n'
+
+
+def test_what_a_name_needs_is_named_with_its_extra():
+    code = (
+        "import sys; sys.modules.update(yaml=None); import csham\n"
+        "try:\n    csham.load\nexcept ImportError as err:\n    print(err.name, err)"
+    )
+    assert run(code).stdout == 'yaml csham.load needs yaml. Install it: pip install "csham[train]".\n'
+
+
+def test_rooms_are_attributes_of_the_package():
+    # attach, cost, explain and export are functions too, of which test_every_public_name_is_there asks.
+    rooms = "ops layers backbones data training inference study share report keras errors"
+    done = run(
+        f"import csham, types\nfor room in {rooms!r}.split():\n"
+        "    assert isinstance(getattr(csham, room), types.ModuleType), room\n"
+        "csham.layers.Gate, csham.ops.choice.use_kernels, csham.training.config.TrainConfig\nprint('done')"
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_the_table_of_extras_is_pyproject():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imported = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+    for extra, packages in EXTRAS.items():
+        names = {re.split(r"[>=<\[]", line)[0] for line in declared[extra]}
+        names = {imported.get(name, name) for name in names if name != "csham"}
+        assert set(packages) <= names
+        assert names <= {*packages, *EXTRAS["train"]}

@@ -5,7 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "unknown_name"]
+__all__ = ["UserError", "known_names", "nearest_names", "unknown_name"]
+
+_FEW = 5  # that many names are read faster than they are listed
+_LISTED = {
+    "attention": "attentions",
+    "backbone": "backbones",
+    "dataset": "datasets",
+    "position": "positions",
+    "recipe": "recipes",
+    "strategy": "strategies",
+}
 
 
 class UserError(ValueError):
@@ -18,7 +28,7 @@ class UserError(ValueError):
 def unknown_name(
     kind: str, name: object, choices: Iterable[str], *, unlisted: Iterable[str] = (), hint: str = ""
 ) -> UserError:
-    """Build the error for a name that is none of ``choices``, with the nearest ones first.
+    """Build the error for a name that is none of ``choices``.
 
     Args:
         kind: What was being named, such as ``"backbone"``.
@@ -27,8 +37,23 @@ def unknown_name(
         unlisted: More of these, too many to list; the nearest are still offered.
         hint: A sentence on them, put last.
     """
+    return UserError(f"unknown {kind} {str(name)!r}. {known_names(kind, name, choices, unlisted)} {hint}".rstrip())
+
+
+def known_names(kind: str, name: object, choices: Iterable[str], unlisted: Iterable[str] = ()) -> str:
+    """Say which names would have been accepted: the nearest, and where all are, or all where they are few."""
+    choices = list(choices)
+    near = nearest_names(name, choices, unlisted)
+    if len(choices) > _FEW and kind in _LISTED:
+        return f"{near}csham list {_LISTED[kind]} shows all."
+    if len(choices) > _FEW and near:
+        return near.rstrip()
+    return f"{near}Known: {', '.join(choices)}."
+
+
+def nearest_names(name: object, choices: Iterable[str], unlisted: Iterable[str] = ()) -> str:
+    """Ask whether one of the nearest three was meant, with a space behind; nothing where none is near."""
     choices = list(choices)
     near = difflib.get_close_matches(str(name).lower(), [*choices, *unlisted], n=3, cutoff=0.5)
     near.sort(key=lambda other: other not in choices)  # a listed one is what most mean
-    offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return UserError(f"unknown {kind} {str(name)!r}. {offer}Known: {', '.join(choices)}. {hint}".rstrip())
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

@@ -155,6 +155,8 @@ NETWORKS = [
     _timm("edgenext_xx_small", 9, "2 + 2 + 6 + 2 blocks; 3 of them end in a module that they call twice"),
     _timm("dpn48b", 16, "3 + 4 + 6 + 3"),
     _timm("ese_vovnet19b_dw", 4, "no additions: 4 one-shot aggregations"),
+    _timm("hgnet_tiny", 5, "1 + 1 + 2 + 1 aggregations, of which one adds"),
+    _timm("lcnetv2_small", 11, "2 + 2 + 4 + 2 blocks, of which one adds, and the stem's"),
     _torchvision("resnet18", 8, "2 + 2 + 2 + 2"),
     _torchvision("resnext50_32x4d", 16, "3 + 4 + 6 + 3", heavy=True),
     _torchvision("mobilenet_v2", 10, "17 blocks less the 7 that change shape"),

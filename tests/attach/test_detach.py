@@ -6,7 +6,9 @@ import pickle
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import csham
 from csham.attach.names import POSITIONS, STRATEGIES
@@ -132,6 +134,12 @@ class Runs(nn.Module):
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), {}, "has lazy layers without shapes yet"),
         (lambda: torch.compile(CifarResNet(14), backend="eager"), {}, "Attach, then compile"),
         (
+            lambda: nn.DataParallel(CifarResNet(14)),
+            {},
+            "wrapped in DataParallel. Attach to the network within, its .module",
+        ),
+        (lambda: nn.Sequential(nn.DataParallel(CifarResNet(14))), {}, "wrapped in DataParallel"),
+        (
             lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))),
             {},
             "a scripted network can be neither",
@@ -150,6 +158,40 @@ def test_a_failed_attach_leaves_the_network_as_it_was(build, choice, message):
         csham.attach(model, **choice)
     assert message in str(caught.value)
     assert shape_of(model) == before
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_is_wrapped_for_several_processes_is_refused():
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    for wrap in (nn.parallel.DistributedDataParallel, lambda model: fully_shard(model, mesh=mesh)):
+        with pytest.raises(ValueError, match=r"would not see the new parameters\. Attach, then wrap"):
+            csham.attach(wrap(CifarResNet(8)))
+
+
+def test_copies_as_data_parallel_makes_them_attend_with_their_own_weights():
+    """Its replicas, which need several GPUs, share the hooks of the network and get other parameters."""
+    model = CifarResNet(14).eval()
+    csham.attach(model, strategy="transfer")
+    replicas = {name: module._replicate_for_data_parallel() for name, module in model.named_modules()}
+    for name, module in model.named_modules():
+        for key in module._modules:
+            replicas[name]._modules[key] = replicas[f"{name}.{key}".lstrip(".")]
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                replicas[name]._parameters[key] = None
+            else:
+                setattr(replicas[name], key, parameter * (2 if ".attached" in name else 1))
+    for name, parameter in model.named_parameters():
+        parameter.data *= 2 if ".attached" in name else 1
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(replicas[""](x), model(x))
 
 
 def test_attaching_twice_names_detach():

@@ -119,6 +119,41 @@ class Nested(Block):
         return self.relu(self.second(self.first(x)) + x)
 
 
+class SeveralEnds(nn.Module):
+    """A whole network in one forward: ends by a shared activation, by functions, in place, and one that is no ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.single = nn.Conv2d(8, 8, 3, padding=1)
+        self.layers = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.other = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Identity())
+        self.last = Pair()
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        x = self.relu(x + self.single(x))
+        x = F.relu(self.layers(x) + x)
+        x = F.gelu(x + self.other(x))
+        y = self.last(x)
+        y += x
+        return self.head(self.relu(y).mean((2, 3)))
+
+
+class TwoEnds(nn.Module):
+    """Two ends in each of several blocks, of one class."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Pair(), Pair()
+
+    def forward(self, x):
+        x = F.relu(x + self.first(x))
+        return F.relu(self.second(x) + x, inplace=True)
+
+
 def small_resnet(block=Bottleneck, layers=(1, 1, 1, 1), **settings):
     return ResNet(block, layers, num_classes=5, channels=(8, 16, 24, 32), **settings)
 
@@ -139,6 +174,8 @@ FUSED = {
     "torchvision basic": (lambda: torchvision.models.resnet18(num_classes=5), 8),
     "torchvision regnet": (lambda: torchvision.models.regnet_x_400mf(num_classes=5), 22),
     "functional": (FunctionalNet, 1),  # the other multiplies before it adds
+    "several ends": (SeveralEnds, 3),
+    "two ends in each block": (lambda: Net(TwoEnds(), TwoEnds()), 4),
 } | {
     kind.__name__: (lambda kind=kind: Net(kind(), kind()), 2)
     for kind in (Block, AddsInPlace, ShortcutFirst, AddsByFunction, AddsByMethod, GoesOn, WithIdentities, Nested)
@@ -238,7 +275,7 @@ def test_computes_to_the_bit_what_the_network_computes_without(build, number, fi
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "transfer"}, {"strategy": "reapply", "gated": True}], ids=str)
-@pytest.mark.parametrize("name", ["own", "regnet", "Nested"])
+@pytest.mark.parametrize("name", ["own", "regnet", "Nested", "several ends", "two ends in each block"])
 def test_strategies_and_gates(name, choice, finished):
     build, number = FUSED[name]
     fused, plain, points = both(build, **choice)
@@ -456,6 +493,13 @@ def test_a_block_that_is_out_of_the_ordinary_is_left_alone(kind, finished):
     assert not finished
 
 
+def test_an_end_that_cannot_be_fused_leaves_the_others_of_its_block():
+    model = Net(TwoEnds(), TwoEnds())
+    model.blocks[0].first.register_forward_hook(lambda m, a, y: 2 * y)  # what happens there is in no forward
+    points = csham.attach(model, "se")
+    assert [point.fused for point in points] == [False, True, True, True]
+
+
 def test_hooks_that_were_there_keep_a_block_as_it_is():
     model = Net(AddsInPlace(), AddsInPlace())
     seen = []
@@ -612,22 +656,23 @@ def test_hooks_of_every_module_see_every_module(finished):
     assert calls.count("ReLU") == 2
 
 
-def test_copies_and_pickles_are_fused_and_on_their_own(finished):
-    fused, _, points = both(lambda: create_model("resnet20", num_classes=5), strategy="transfer")
+@pytest.mark.parametrize("name", ["own", "several ends"])
+def test_copies_and_pickles_are_fused_and_on_their_own(name, finished):
+    fused, _, points = both(FUSED[name][0], strategy="transfer")
+    kinds, own = ([type(module) for module in model.modules()] for model in (fused, FUSED[name][0]()))
     x = torch.randn(2, 3, 16, 16)
     expected = run(copy.deepcopy(fused), x)
     file = io.BytesIO()
     torch.save(fused, file)
     file.seek(0)
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), torch.load(file, weights_only=False)):
-        assert type(other.layer1[0]) is type(fused.layer1[0])
+        assert [type(module) for module in other.modules()] == kinds
         finished.clear()
         assert_same(run(other, x), expected)
-        assert sum(finished.values()) == len(points)
+        assert sum(finished.values()) == sum(point.fused for point in points)
         for parameter in other.parameters():
             parameter.data.zero_()
-        plain = csham.detach(other)
-        assert type(plain.layer1[0]) is type(CifarResNet(8).layer1[0])
+        assert [type(module) for module in csham.detach(other).modules()] == own
     assert_same(run(fused, x), expected)
 
 
@@ -771,7 +816,9 @@ def test_stand_ins_for_tensors_see_the_blocks_own_forward():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "training"), [("own", True), ("Nested", False)])
+@pytest.mark.parametrize(
+    ("name", "training"), [("own", True), ("Nested", False), ("several ends", True), ("two ends in each block", False)]
+)
 def test_compiles_to_one_graph(name, training, finished):
     torch.compiler.reset()
     fused, plain, _ = both(FUSED[name][0], strategy="transfer" if name == "own" else "sequential")

@@ -112,3 +112,39 @@ def test_points_within_points_under_transfer_hand_weights_on():
         ("layer2.1", "channel"), ("layer2", "spatial"),
     ]  # fmt: skip
     model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+class TwoStreams(nn.Module):
+    """Two long branches side by side, joined once: all of it is one block."""
+
+    def __init__(self):
+        super().__init__()
+        layer = lambda before: nn.Sequential(nn.Conv2d(before, 8, 3, 2, 1), nn.ReLU())  # noqa: E731
+        self.color = nn.Sequential(layer(3), layer(8), layer(8))
+        self.shape = nn.Sequential(layer(3), layer(8), layer(8))
+        self.fuse = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.fuse(torch.cat([self.color(x), self.shape(x)], 1)).mean((2, 3)))
+
+
+def test_a_single_point_says_what_else_could_be_named():
+    with pytest.warns(UserWarning, match=r"found only one point in TwoStreams, fuse\. Name modules") as caught:
+        points = csham.attach(TwoStreams(), "se", dry_run=True)
+    assert [point.name for point in points] == ["fuse"]
+    names = str(caught[0].message).partition("such as ")[2].rstrip(".").split(", ")
+    assert len(names) > 1
+    assert {point.name for point in csham.attach(TwoStreams(), "se", points=names, dry_run=True)} == set(names)
+
+
+@pytest.mark.parametrize("choice", [{"position": "last"}, {"points": "fuse"}])
+def test_a_single_point_that_was_asked_for_says_nothing(choice, recwarn):
+    assert len(csham.attach(TwoStreams(), "se", dry_run=True, **choice)) == 1
+    assert not recwarn.list
+
+
+def test_a_network_of_a_few_layers_has_one_point_without_a_word(recwarn):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert len(csham.attach(model, "se", dry_run=True)) == 1
+    assert not recwarn.list

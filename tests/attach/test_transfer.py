@@ -267,14 +267,16 @@ def test_exports_to_one_graph():
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_ddp_gives_the_gradients_of_one_process(tmp_path):
+@pytest.mark.parametrize("side", [16, 4])  # of 4 pixels the last stage has one position, and no neighbours to weigh
+def test_ddp_gives_the_gradients_of_one_process(tmp_path, side):
     script = Path(__file__).parent / "ddp_worker.py"
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    workers = [subprocess.Popen([sys.executable, script, rendezvous, str(rank), str(tmp_path)]) for rank in range(2)]
+    command = [sys.executable, script, rendezvous]
+    workers = [subprocess.Popen([*command, str(rank), str(tmp_path), str(side)]) for rank in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     got = torch.load(tmp_path / "gradients.pt", weights_only=True)
     model = network().eval()
-    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    x = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(7))
     expected = gradients(model, x)
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)

@@ -73,6 +73,14 @@ def test_one_seed_gives_the_librarys_outputs_on_larger_images(name, build):
     assert torch.equal(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize(("name", "small", "large"), [("vgg11_bn", [0.5, 0.5], [0, 0]), ("googlenet", [0.4], [0.2])])
+def test_small_images_get_the_collections_dropout_and_larger_ones_the_librarys(name, small, large):
+    for image_size, expected in [(32, small), (224, large)]:
+        with torch.device("meta"):
+            model = csham.create_model(name, image_size=image_size)
+        assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == expected
+
+
 def test_a_prefix_keeps_a_librarys_network_on_small_images_too():
     with torch.device("meta"):
         assert csham.create_model("timm/resnet18", image_size=32).conv1.kernel_size == (7, 7)

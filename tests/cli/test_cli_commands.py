@@ -45,6 +45,7 @@ def place(tmp_path, finished, monkeypatch):
     (tmp_path / "lost" / "checkpoints" / "last.ckpt").unlink()
     config = tmp_path / "edited" / "config.yaml"
     config.write_text(config.read_text().replace("resnet20", "resnet32"))
+    (tmp_path / "plain.yaml").write_text("attention: none\nstrategy: sequential\n")
     pixels = np.zeros((16, 16, 3), np.uint8)
     for name in ("one-class/ant", "strangers/dog", "strangers/eel"):
         (tmp_path / name).mkdir(parents=True)
@@ -63,6 +64,11 @@ def place(tmp_path, finished, monkeypatch):
         ("train digits --position middle", "unknown position 'middle'"),
         ("train digits --recipe papr", "unknown recipe 'papr'. Did you mean 'paper'"),
         ("train digits --attention se --strategy transfer", "needs an attention with a channel part"),
+        (
+            "train digits --strategy transfer --gated",
+            "--strategy, --gated: there is no attention to attach. Name one with",
+        ),
+        ("train digits --config plain.yaml --points layer1", "--points: there is no attention to attach"),
         ("train digit", "'digit' is neither a dataset's name nor a folder"),
         ("prepare digit", "'digit' is neither a dataset's name nor a folder"),
         ("list backbone", "unknown kind 'backbone'. Did you mean 'backbones'"),

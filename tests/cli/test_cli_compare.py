@@ -97,7 +97,7 @@ def test_more_seeds_and_attentions_run_only_what_is_new(compare):
         (["--precision", "bf16", "--study", STUDY], "precision is 'fp32' there and 'bf16' now"),
         (["--image-size", "16", "--study", STUDY], "image_size is 32 there and 16 now"),
         (["--recipe", "paper", "--study", STUDY], "recipe is 'fast' there and 'paper' now; epochs is 1 there and 200"),
-        (["--epochs", "1"], "batch_size is 8 there and 128 now"),  # the folder is the default one: all settings count
+        (["--epochs", "1", "--lr", "0.1"], "lr is 0.2 there and 0.1 now"),
     ],
 )
 def test_a_changed_setting_is_refused(compare, words, message):
@@ -109,6 +109,45 @@ def test_a_changed_setting_is_refused(compare, words, message):
     assert "--study OTHER" in err
     assert (STUDY / "study.yaml").read_text() == before
     assert compare.ran() == []
+
+
+def test_where_settings_led_to_the_study_all_of_them_count(compare):
+    compare(*SMALL, "--label-smoothing", "0.1", "--batch-size", "4")
+    code, _, err = compare(*SMALL[:-6], "--precision", "fp32")
+    assert code == 2
+    assert "batch_size is 4 there and 8 now; label_smoothing is 0.1 there and 0.0 now" in err
+
+
+def test_the_batch_fits_the_images_once_for_all_runs_and_the_steps_are_said(compare):
+    words = [*SMALL[:-6], "--image-size", "32", "--precision", "fp32"]
+    assert "--batch-size" not in words
+    code, _, err = compare(*words)
+    assert code == 0, err
+    assert "42 training images in 6 batches of 8: 6 steps in 1 epoch" in err
+    assert err.count("warning: 6 steps are few") == 1
+    study = read_study(STUDY)
+    assert (study.settings["batch_size"], study.settings["last_batch"]) == (8, "fill")
+    assert compare(*words)[0] == 0
+    assert compare.ran() == []
+
+
+def test_a_study_from_before_batches_were_fitted_goes_on_as_it_was(compare):
+    compare(*SMALL[:-4], "--batch-size", "128", "--image-size", "32", "--precision", "fp32")
+    text = (STUDY / "study.yaml").read_text()
+    (STUDY / "study.yaml").write_text(text.replace("  last_batch: fill\n", ""))
+    records = STUDY / "records.jsonl"
+    records.unlink()
+    keys = [cell.key for cell in read_study(STUDY).cells()]
+    code, _, err = compare(*SMALL[:-6], "--seeds", "3", "--image-size", "32", "--precision", "fp32")
+    assert code == 0, err
+    study = read_study(STUDY)
+    assert (study.settings["batch_size"], study.settings["last_batch"]) == (128, "drop")
+    assert [cell.key for cell in study.cells()][: len(keys)] == keys
+    again = compare("--config", STUDY / "study.yaml", "--study", "again", data=None)
+    assert again[0] == 0, again[2]
+    assert [cell.key for cell in read_study(Path("again")).cells()] == [cell.key for cell in study.cells()]
+    code, _, err = compare("--config", STUDY / "study.yaml", "--study", STUDY, data=None)
+    assert code == 0, err
 
 
 def test_what_does_not_change_results_may_differ(compare):
@@ -263,10 +302,10 @@ def test_costs_are_measured_once_at_the_end(compare):
 
 
 def test_without_the_packages_of_the_report_nothing_begins(compare, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     code, _, err = compare(*SMALL)
     assert code == 2
-    assert 'needs openpyxl. Install them: pip install "csham[report]"' in err
+    assert 'needs jinja2. Install them: pip install "csham[report]"' in err
     assert list(Path().iterdir()) == []
 
 

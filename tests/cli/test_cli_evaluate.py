@@ -4,9 +4,36 @@ import json
 def test_tables(csham, finished):
     code, out, _ = csham("evaluate", finished, "--quiet")
     assert code == 0
-    for word in ("test part of", "last weights", "macro top-1", "each class", "confusion", "ant", "kappa"):
+    for word in ("test part of", "last epoch (1)", "macro top-1", "each class", "confusion", "ant", "kappa"):
         assert word in out
     assert "no images here" not in out
+    assert "top-5" not in out  # of three classes
+
+
+def test_a_table_of_an_older_run_has_what_it_measured(capsys):
+    from csham.cli.common import metrics_table
+
+    older = {
+        "top1": 50.0,
+        "top5": 100.0,
+        "precision": 1.0,
+        "recall": 1.0,
+        "f1": 1.0,
+        "kappa": 0.0,
+        "loss": 0.5,
+        "images": 4,
+    }
+    metrics_table("", {"last": older})
+    assert capsys.readouterr().out.split()[:8] == [
+        "top-1",
+        "top-5",
+        "precision",
+        "recall",
+        "F1",
+        "kappa",
+        "loss",
+        "images",
+    ]
 
 
 def test_classes_without_images_are_mentioned(csham, finished, tmp_path, write_images):

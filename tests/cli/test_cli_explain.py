@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -48,6 +49,34 @@ def test_scores_alone(csham, finished, tmp_path, monkeypatch):
     for word in ("resnet20: how faithful each map is, 2 test images", "Grad-CAM", "random order", "lower is more"):
         assert word in out
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_go_where_output_says(csham, finished, attended, tmp_path):
+    folder = tmp_path / "a" / "b"
+    words = [
+        "explain",
+        finished,
+        "--compare",
+        attended,
+        "--samples",
+        "2",
+        "--output",
+        folder,
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    code, out, err = csham(*words)
+    assert (code, err) == (0, "")
+    assert f"scores in {folder / 'faithfulness.csv'}" in out
+    assert [path.name for path in folder.iterdir()] == ["faithfulness.csv"]
+    with (folder / "faithfulness.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["network"] for row in rows} == {"resnet20", "resnet20 + csham (transfer)"}
+    for row in rows:
+        assert float(row["deletion_low"]) <= float(row["deletion"]) <= float(row["deletion_high"])
+        assert (row["insertion_minus_random"] == "") == (row["verdict"] == "knows nothing of the image")
+    assert csham(*words, "--json")[0] == 0
 
 
 def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, write_images, tmp_path, monkeypatch):

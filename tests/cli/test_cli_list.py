@@ -65,3 +65,27 @@ def test_a_list_has_one_form(csham):
     code, _, err = csham("list", "--json", "--markdown")
     assert code == 2
     assert "--json and --markdown exclude each other" in err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_names_in_as_many_columns_as_there_are(csham, monkeypatch, kind):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = csham("list", kind)[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    first = [line.split()[0] for line in lines if line.startswith(" ") and line[1:2].strip()]
+    assert [word for word in first if word[0].isalnum()][1:] == [
+        row["name"] for row in json.loads(csham("list", kind, "--json")[1])
+    ]
+
+
+def test_nothing_is_lost_where_lines_are_short(csham, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = " ".join(csham("list", "attentions")[1].split())
+    assert "formula: 2CR + 100, R = r1(C / 16); params: 8,292; paper: spatial_norm=False; source: after Woo" in out
+
+
+def test_a_row_is_a_line_where_lines_may_be_long(csham, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = csham("list", "attentions")[1].splitlines()
+    for row in json.loads(csham("list", "attentions", "--json")[1]):
+        assert [line for line in lines if row["name"] in line.split() and row["source"] in line], row

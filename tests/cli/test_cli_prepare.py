@@ -1,4 +1,7 @@
 import json
+import shutil
+
+import pytest
 
 
 def test_what_was_found(csham, images):
@@ -26,3 +29,57 @@ def test_bad_files_are_listed_and_too_many_are_refused(csham, tmp_path, write_im
     code, _, err = csham("prepare", root)
     assert code == 2
     assert "--max-bad" in err
+
+
+@pytest.fixture
+def leaking(tmp_path, write_images):
+    """Most of the test images are training images, under other names, one of them of another class."""
+    root = tmp_path / "leaking"
+    write_images(root / "train")
+    write_images(root / "test", seed=7)
+    for number, file in enumerate(sorted((root / "train").rglob("*.png"))[::-1][:50]):
+        folder = "ant" if number == 0 else file.parent.name
+        shutil.copy(file, root / "test" / folder / f"copy{number}.png")
+    for file in sorted((root / "test").rglob("?.png")):
+        file.unlink()
+    return root
+
+
+def test_what_is_the_same_is_counted_and_named(csham, leaking):
+    code, out, _ = csham("prepare", leaking, "--image-size", "16")
+    assert code == 0
+    assert "50 images in the test and the training part: test/ant/copy0.png = train/cow/" in out
+    assert "and 47 more (--json lists all)" in out
+    assert "1 image under two classes: train/cow/" in out
+    found = json.loads(csham("prepare", leaking, "--image-size", "16", "--json")[1])["duplicates"]
+    assert len(found["test_and_training"]) == 50
+    assert found["repeated"] == 50
+
+
+def test_train_and_compare_refuse_a_test_part_of_training_images_unless_told(csham, leaking, tmp_path):
+    words = [leaking, "--image-size", "16", "--epochs", "1", "--batch-size", "8", "--no-compile"]
+    code, _, err = csham("train", *words, "--backbone", "lenet5", "--run", tmp_path / "run")
+    assert code == 2
+    assert "test images are training images too: test/" in err
+    assert "--allow-leaks" in err
+    assert not (tmp_path / "run").exists()
+    study = [
+        "--backbones",
+        "lenet5",
+        "--attentions",
+        "none",
+        "--seeds",
+        "1",
+        "--study",
+        tmp_path / "study",
+        "--no-costs",
+    ]
+    code, _, err = csham("compare", *words, *study)
+    assert code == 2
+    assert "--allow-leaks" in err
+    assert not (tmp_path / "study" / "study.yaml").exists()
+    words = [*words, "--backbone", "lenet5", "--allow-leaks", "--run", tmp_path / "run"]
+    code, out, err = csham("train", *words, "--json")
+    assert code == 0, err
+    assert "test images are training images too" in err
+    assert json.loads(out)["test_images_trained_with"] > 25

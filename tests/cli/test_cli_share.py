@@ -5,7 +5,7 @@ import shutil
 def test_a_folder_and_what_to_do_with_it(csham, finished, tmp_path):
     code, out, _ = csham("share", finished, tmp_path / "a", "--repo", "user/name")
     assert code == 0
-    for word in ("resnet20, best weights", "README.md", "no licence was given", "csham.load", "hf upload user/name"):
+    for word in ("resnet20, last epoch (1)", "README.md", "no licence was given", "csham.load", "hf upload user/name"):
         assert word in out
     code, out, _ = csham("share", finished, tmp_path / "b", "--licence", "mit", "--quiet")
     assert (code, "hf upload" in out) == (0, False)
@@ -26,7 +26,7 @@ def test_what_cannot_be_shared_ends_with_code_2(csham, finished, tmp_path):
         ((tmp_path / "nothing", tmp_path / "a"), "no run folder"),
         ((run, tmp_path / "a"), "has not finished"),
         ((finished, run), "not an empty folder"),
-        ((finished, tmp_path / "a", "--weights", "frist"), "Known: best, last"),
+        ((finished, tmp_path / "a", "--weights", "frist"), "Known: last, best"),
         ((finished, tmp_path / "a", "--license", "my own"), "--license takes"),
     ):
         code, out, err = csham("share", *words)

@@ -162,6 +162,32 @@ def test_an_epoch_shows_each_image_at_most_once(count, batch_size, seed, epoch):
     assert set(shown) <= set(indices)
 
 
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 40), seed=st.integers(0, 2**40))
+def test_a_filled_epoch_shows_every_image_and_none_twice_in_a_batch(count, batch_size, seed):
+    dataset = dataset_of(50, 8)
+    indices = np.random.default_rng(count).choice(50, count, replace=False)
+    settings = {"batch_size": batch_size, "seed": seed, "augment": False}
+    batches = batches_of(dataset, indices, last_batch="fill", **settings)
+    if count < batch_size:
+        with pytest.raises(UserError):
+            batches.epoch(0)
+        return
+    shown = [batch.indices for batch in batches.epoch(3)]
+    assert all(len(set(rows)) == len(rows) == batch_size for rows in shown)
+    assert set(np.concatenate(shown)) == set(indices)
+    assert len(batches) == len(shown) == -(-count // batch_size)
+    dropping = [batch.indices for batch in batches_of(dataset, indices, **settings).epoch(3)]
+    np.testing.assert_array_equal(dropping, shown[: len(dropping)])  # the batches before the last are the same
+
+
+def test_a_filled_batch_is_the_same_in_slices():
+    dataset = dataset_of(20, 16)
+    whole = batches_of(dataset, last_batch="fill").batch(1, 2)
+    parts = [batches_of(dataset, last_batch="fill", rank=rank, world_size=2).batch(1, 2) for rank in range(2)]
+    assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+    np.testing.assert_array_equal(whole.indices, np.concatenate([part.indices for part in parts]))
+
+
 def test_orders_differ_between_epochs_and_seeds():
     dataset = dataset_of(64, 8)
     orders = [

@@ -39,12 +39,27 @@ def refused(root, *words):
             {TRAIN: 5, VALIDATION: 2, TEST: 4},
         ),
         ({"Train/a": 2, "Train/b": 3, "Test/a": 1, "Test/b": 1}, {TRAIN: 5, TEST: 2}),
+        ({"train/a": 2, "train/b": 3, "valid/a": 1, "valid/b": 1}, {TRAIN: 5, TEST: 2}),
+        (
+            {"train/a": 2, "train/b": 3, "valid/a": 1, "valid/b": 1, "test/a": 2, "test/b": 2},
+            {TRAIN: 5, VALIDATION: 2, TEST: 4},
+        ),
+        (
+            {"train/a": 2, "train/b": 3, "Validation/a": 1, "Validation/b": 1, "test/a": 2, "test/b": 2},
+            {TRAIN: 5, VALIDATION: 2, TEST: 4},
+        ),
         ({"train": 4, "bus": 3}, {TRAIN: 7}),  # vehicles
         ({"a/deep/deeper": 2, "a": 1, "b/x": 3}, {TRAIN: 6}),
     ],
 )
 def test_layouts(tmp_path, fill, layout, expected):
     assert counts(scan(fill(tmp_path / "data", layout))) == expected
+
+
+@pytest.mark.parametrize("two", [("val", "valid"), ("valid", "validation"), ("Val", "val")])
+def test_two_validation_parts_are_refused_by_name(tmp_path, fill, two):
+    parts = {f"{part}/{name}": 1 for part in ("train", "test", *two) for name in "ab"}
+    refused(fill(tmp_path / "data", parts), *two, "Keep one of them")
 
 
 def test_order_labels_and_classes(tmp_path, fill):

@@ -1,5 +1,8 @@
 """A trained network back from disk: same answers as evaluation gives, from any kind of image."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,7 @@ def test_answers_as_evaluation_does(finished, images):
     answers = trained.network(trained.batch(files)).argmax(1).tolist()
     truth = [trained.classes.index(path.parent.name) for path in files]
     right = sum(answer == true for answer, true in zip(answers, truth, strict=True))
-    assert found.summary["top1"] == pytest.approx(100 * right / len(files), abs=1e-4)  # it has four decimals
+    assert found.summary["top1"] == pytest.approx(100 * right / len(files), abs=1e-4)  # rounded so
     assert trained.classes == ["ant", "bee", "cow"]
     assert not trained.network.training
     assert trained.label == "resnet20"
@@ -51,6 +54,25 @@ def test_any_kind_of_image(finished, tmp_path):
     assert transform(pixels[:, :, 0]).shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("size", [16, 96])  # read as it is, and with an edge cut off
+def test_pixels_of_an_image_of_pillow_can_be_written_to(size):
+    image = Image.fromarray(np.zeros((size, size, 3), np.uint8))
+    pixels = ImageTransform(size, (0.5,) * 3, (0.2,) * 3).pixels(image)
+    assert pixels.flags.writeable  # torch warns of those that cannot
+    assert pixels.flags.c_contiguous
+
+
+def test_without_the_packages_that_only_training_needs(finished):
+    blocked = ["accelerate", "joblib", "matplotlib", "rich", "sklearn", "tensorboard", "typer"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "import csham, numpy; trained = csham.load(sys.argv[1])\n"
+        "print(tuple(trained.probabilities([numpy.zeros((20, 24, 3), 'uint8')]).shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(finished)], capture_output=True, text=True, check=False)
+    assert done.stdout == "(1, 3)\n", done.stderr
+
+
 def test_upright_image_of_pillow_is_left_as_it_is(finished, tmp_path):
     transform = csham.load(finished).transform
     image = Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3))
@@ -63,13 +85,15 @@ def test_upright_image_of_pillow_is_left_as_it_is(finished, tmp_path):
 
 
 def test_last_weights_differ_and_a_file_is_enough(finished):
-    best, last = csham.load(finished), csham.load(finished, weights="last")
+    best, last = csham.load(finished, weights="best"), csham.load(finished)
     alone = csham.load(finished / "model.safetensors")
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(best.network(x), alone.network(x))
-    assert best.weights, last.weights == ("best", "last")
-    with pytest.raises(UserError, match="one set of weights"):
-        csham.load(finished / "model.safetensors", weights="last")
+    assert torch.equal(last.network(x), alone.network(x))
+    assert (best.weights, last.weights, alone.weights) == ("best", "last", "last")
+    assert last.epoch == alone.epoch == 2
+    assert last.described == "resnet20, last epoch (2)"
+    with pytest.raises(UserError, match="holds the last weights of its run, no others"):
+        csham.load(finished / "model.safetensors", weights="best")
     with pytest.raises(UserError, match="best"):
         csham.load(finished, weights="bset")
 

@@ -213,7 +213,7 @@ def test_answers_that_are_no_numbers_are_refused(finished, files):
     loaded = csham.load(finished)
     with torch.no_grad():
         next(loaded.network.parameters())[0] = float("nan")
-    with pytest.raises(UserError, match=r"not finite, in fp32.*best weights are damaged"):
+    with pytest.raises(UserError, match=r"not finite, in fp32.*last weights are damaged"):
         list(predict(loaded, files[:2]))
 
 

@@ -263,14 +263,46 @@ def test_csham_is_the_channel_step_then_the_spatial_step():
     torch.testing.assert_close(layer(x), layer.spatial(layer.channel(x)))
 
 
-def test_batch_norm_learns_as_tensorflows_does():
+def test_batch_norm_learns_as_tensorflows_does_after_its_beginning():
     layer = csham.SpatialAttention(4)
     x = torch.randn(8, 4, 8, 8)
-    layer(x)
     statistics = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
     position = nn.functional.conv2d(statistics, layer.main.weight, padding=3)
-    torch.testing.assert_close(layer.main_bn.running_mean, 0.01 * position.mean().reshape(1))
+    layer(x)
+    torch.testing.assert_close(layer.main_bn.running_mean, position.mean().reshape(1))
+    torch.testing.assert_close(layer.main_bn.running_var, position.var().reshape(1))
+    layer.main_bn.num_batches_tracked.fill_(10_000)
+    layer.main_bn.running_mean.fill_(5.0)
+    layer(x)
+    torch.testing.assert_close(layer.main_bn.running_mean, 0.99 * 5 + 0.01 * position.mean().reshape(1))
     assert layer.main_bn.eps == 1e-3
+
+
+@pytest.mark.parametrize("name", list(ATTENTIONS))
+def test_running_statistics_of_every_attention_are_unbiased_from_the_first_batch(name):
+    layer = csham.create_attention(name, 32)
+    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    inputs = {}
+    for norm in norms:
+        norm.register_forward_hook(lambda module, args, output: inputs.setdefault(module, args[0]))
+    with csham.ops.use_kernels("reference"):
+        layer(3 + 5 * torch.randn(4, 32, 8, 8))
+    for norm in norms:
+        x = inputs[norm]
+        torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, x.var((0, 2, 3)))
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("name", list(ATTENTIONS))
+def test_every_parameter_gets_a_gradient_on_the_smallest_maps(name, kernels, cpu_kernels):
+    # DistributedDataParallel waits for it.
+    for side in (1, 2, 3):
+        layer = csham.create_attention(name, 32)
+        with csham.ops.use_kernels(kernels):
+            layer(torch.randn(4, 32, 1, side, requires_grad=True)).sum().backward()
+        without = [key for key, parameter in layer.named_parameters() if parameter.grad is None]
+        assert not without, side
 
 
 def test_a_single_value_is_normalised_by_the_running_statistics():

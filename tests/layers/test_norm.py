@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from csham.layers.grouping import largest_divisor
-from csham.layers.norm import BatchNorm2d, GroupNorm, GroupNorm1
+from csham.layers.norm import BatchNorm2d, GroupNorm
 
 
 def test_batch_norm_is_torchs_but_for_a_single_value():
@@ -13,12 +15,59 @@ def test_batch_norm_is_torchs_but_for_a_single_value():
     for _ in range(2):
         x = torch.randn(2, 3, 4, 5)
         assert torch.equal(ours(x), theirs(x))
+    theirs.load_state_dict(ours.state_dict())
     before = ours.running_mean.clone()
     x = torch.randn(1, 3, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value"):
         theirs(x)
     assert torch.equal(ours(x), theirs.eval()(x))
     assert torch.equal(ours.running_mean, before)
+
+
+@given(st.floats(0.001, 0.9), st.integers(1, 40))
+def test_running_statistics_are_the_weighted_average_of_all_batches(momentum, batches):
+    norm = BatchNorm2d(2, momentum=momentum)
+    seen = [torch.randn(4, 2, 3, 3) * (5 + n) + n for n in range(batches)]
+    for x in seen:
+        norm(x)
+    weights = momentum * (1 - momentum) ** torch.arange(batches - 1, -1, -1, dtype=torch.float64)
+    weights /= weights.sum()
+    means = torch.stack([x.mean((0, 2, 3)) for x in seen]).double()
+    variances = torch.stack([x.var((0, 2, 3)) for x in seen]).double()
+    torch.testing.assert_close(norm.running_mean.double(), weights @ means, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.running_var.double(), weights @ variances, rtol=1e-4, atol=1e-4)
+
+
+def test_after_long_training_the_rate_is_the_momentum():
+    norm = BatchNorm2d(1, momentum=0.01)
+    norm.num_batches_tracked.fill_(5000)
+    assert float(norm.averaging_rate()) == pytest.approx(0.01, rel=1e-6)
+    theirs = nn.BatchNorm2d(1, momentum=0.01)
+    x = torch.randn(8, 1, 4, 4)
+    norm(x), theirs(x)
+    torch.testing.assert_close(norm.running_var, theirs.running_var)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0, None])
+def test_momentums_without_a_beginning_are_torchs(momentum):
+    ours, theirs = BatchNorm2d(2, momentum=momentum), nn.BatchNorm2d(2, momentum=momentum)
+    for _ in range(3):
+        x = torch.randn(4, 2, 3, 3)
+        ours(x), theirs(x)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, msg=key)
+
+
+def test_statistics_that_come_without_a_count_are_kept():
+    norm = BatchNorm2d(1, momentum=0.01)
+    trained = {"weight": torch.ones(1), "bias": torch.zeros(1), "running_mean": torch.tensor([7.0])}
+    norm.load_state_dict({**trained, "running_var": torch.tensor([3.0])}, strict=True)
+    norm(torch.randn(8, 1, 4, 4))
+    assert float(norm.running_mean) == pytest.approx(7 * 0.99, abs=0.01)
+    norm.reset_running_stats()
+    x = torch.randn(8, 1, 4, 4)
+    norm(x)
+    torch.testing.assert_close(norm.running_mean, x.mean().reshape(1))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -30,7 +79,6 @@ def test_group_norm_is_torchs_but_for_a_single_value(groups):
         nn.init.normal_(ours.bias)
         # x times 1 / sqrt(eps) = 316 is added and taken off again
         torch.testing.assert_close(ours(torch.randn(1, 6, 1, 1))[0, :, 0, 0], ours.bias, rtol=0, atol=1e-3)
-    assert torch.equal(GroupNorm1(6)(x), nn.GroupNorm(1, 6)(x))
 
 
 def test_the_largest_divisor():

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from kernel_cases import SHAPES, STEPS, Case, differences, run
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import csham
@@ -161,6 +162,16 @@ def test_the_memory_format_is_kept(cpu_kernels, channels_last):
     assert x.grad.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("name", ["csham", "csham_channel", "csham_spatial", "cbam", "se"])
+def test_the_memory_format_of_a_part_of_a_map_is_kept(cpu_kernels, name):
+    """As a pointwise operation keeps it: channels innermost where they were."""
+    x = torch.randn(2, 8, 12, 12).to(memory_format=torch.channels_last)
+    for part in (x[:, :, ::2, ::2], x[:, 2:6], x[1:, :, 1:9, 2:9], x.contiguous()[:, ::2]):
+        with ops.use_kernels("cpu"):
+            y = csham.create_attention(name, part.shape[1])(part)
+        assert y.stride() == (part * 1).stride()
+
+
 def kept_bytes(step, kernels):
     """Bytes that autograd keeps for the backward pass, beside the leaves."""
     x = torch.randn(8, 64, 32, 32, requires_grad=True)
@@ -221,13 +232,46 @@ def test_activation_checkpointing(cpu_kernels, reentrant):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_a_second_derivative_is_refused_clearly(cpu_kernels):
-    layer = csham.CSHAM(4)
-    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+@pytest.mark.parametrize("loss", [torch.sum, torch.linalg.norm], ids=["sum", "norm"])
+@pytest.mark.parametrize("name", ["csham", "cbam", "se"])
+def test_gradients_of_gradients_are_refused_and_the_error_says_what_to_do(cpu_kernels, name, loss):
+    layer = csham.create_attention(name, 8)
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
     with ops.use_kernels("cpu"):
-        (grad,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            grad.sum().backward()
+        grads = torch.autograd.grad(loss(layer(x)), [x, *layer.parameters()], create_graph=True)
+    penalty = x.square().sum() + grads[0].square().sum()  # which has a gradient without the second term, a wrong one
+    with pytest.raises(UserError, match=r"CSHAM_KERNELS=reference in the environment, or csham.ops.use_kernels"):
+        penalty.backward()
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("tangents_of", ["x", "parameters"])
+@pytest.mark.parametrize("name", ["csham", "csham_channel", "csham_spatial", "cbam", "se"])
+def test_tangents_are_kept(cpu_kernels, name, tangents_of, grad):
+    """In evaluation mode, whose running statistics the differences below do not move."""
+    torch.manual_seed(0)
+    layer = csham.create_attention(name, 8, dtype=torch.float64).eval()
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    values = {key: parameter.detach() for key, parameter in layer.named_parameters()} | {"x": x}
+    moved = {key for key in values if (key == "x") == (tangents_of == "x")}
+    directions = {key: torch.randn_like(values[key]) for key in moved}
+
+    def apply(given):
+        parameters = {key: value for key, value in given.items() if key != "x"}
+        return torch.func.functional_call(layer, parameters, (given["x"],))
+
+    def at(step):
+        return apply({key: value + step * directions.get(key, 0) for key, value in values.items()})
+
+    expected = (at(1e-6) - at(-1e-6)) / 2e-6
+    to = {key: value.float() for key, value in values.items()}
+    layer.float()
+    with ops.use_kernels("cpu"), torch.set_grad_enabled(grad), forward_ad.dual_level():
+        dual = {k: forward_ad.make_dual(v, directions[k].float()) if k in moved else v for k, v in to.items()}
+        tangent = forward_ad.unpack_dual(apply(dual)).tangent
+    torch.testing.assert_close(tangent.double(), expected.detach(), rtol=1e-3, atol=1e-3)
+    with ops.use_kernels("cpu"):
+        assert ops.has_kernels(x.float())  # again
 
 
 def test_a_second_derivative_by_the_reference():

@@ -1,6 +1,7 @@
 """What the figures of a study are made of: looks that can be told apart, the Pareto front, curves over seeds."""
 
 import random
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from csham.report.study_figures import (
 )
 from csham.report.study_material import read_material
 from csham.report.study_pictures import draw_difference_picture
-from csham.report.study_tables import curve
+from csham.report.study_tables import curve, verdict_table
 from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
 
 
@@ -113,19 +114,20 @@ def test_a_cost_that_spans_much_is_on_a_logarithmic_axis():
 @pytest.mark.usefixtures("no_pictures")
 def test_the_difference_picture_says_its_numbers(tmp_path):
     networks = [network(), network(attention="se")]
-    material = read_material(write_study(tmp_path / "study", networks=networks, seeds=(0, 1), costs=False))
+    material = read_material(write_study(tmp_path / "study", networks=networks, seeds=range(5), costs=False))
     [one] = material.results.comparisons
     picture = draw_difference_picture(material)
     words = ET.fromstring(picture.inline).find("desc").text
     for value in (one.mean, *one.t_interval, *one.bootstrap_interval):
         assert f"{abs(value):.2f}" in words
     assert one.verdict in words
+    assert "from 5 seeds on" not in words
     assert [cell.value for cell in picture.table.rows[0][1:]] == [*one.differences, one.mean]
 
 
 def test_an_endless_interval_does_not_flatten_the_rest(tmp_path):
     networks = [network(), network(attention="se")]
-    results = read_material(write_study(tmp_path / "study", networks=networks, costs=False)).results
+    results = read_material(write_study(tmp_path / "study", networks=networks, seeds=range(5), costs=False)).results
     [one] = results.comparisons
     looks = looks_of([one.label])
     with drawing():
@@ -136,3 +138,16 @@ def test_an_endless_interval_does_not_flatten_the_rest(tmp_path):
         low, high = draw_differences({"resnet20": [one]}, looks, 0.5).axes[0].get_xlim()
         assert low < min(*one.t_interval, *one.bootstrap_interval, -0.5)
         assert high > max(*one.t_interval, *one.bootstrap_interval, 0.5)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_too_few_seeds_for_the_bootstrap_are_said_where_its_interval_would_stand(tmp_path):
+    networks = [network(), network(attention="se")]
+    material = read_material(write_study(tmp_path / "study", networks=networks, seeds=(0, 1, 2), costs=False))
+    table = verdict_table(material)
+    shown = dict(zip([column.title for column in table.columns], table.rows[0], strict=True))
+    assert shown["95%, BCa"].text == "from 5 seeds on"
+    assert re.fullmatch(r"\S+ to \S+", shown["95%, t"].text)
+    assert table.raw[0]["bca_low"] is None
+    words = ET.fromstring(draw_difference_picture(material).inline).find("desc").text
+    assert "BCa interval from 5 seeds on" in words

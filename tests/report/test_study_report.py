@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 
 import openpyxl
 import pytest
@@ -54,6 +55,26 @@ def test_csv_and_xlsx_hold_the_results(report):
     with (tables / "per_class.csv").open(encoding="utf-8", newline="") as file:
         classes = {row["class"] for row in csv.DictReader(file)}
     assert {"'=cmd()", "'@sum", "<script>alert(1)</script>", "a\nb"} <= classes
+
+
+def test_top5_is_shown_where_runs_have_it(report, tmp_path, no_pictures):
+    networks = [network(), network(attention="se")]
+    few = write_report(write_study(tmp_path / "few", networks=networks, classes=["a", "b"]))
+    for found, there in ((report, True), (few, False)):
+        assert ("top-5" in found.page.read_text(encoding="utf-8")) is there
+        for table in ("networks", "runs"):
+            text = (found.page.parent / f"tables/{table}.csv").read_text(encoding="utf-8")
+            assert ("top5" in text) is there, table
+            assert ("top-5" in (found.page.parent / f"tables/{table}.md").read_text(encoding="utf-8")) is there
+
+
+def test_without_openpyxl_only_the_spreadsheet_is_missing(study, report, tmp_path, monkeypatch):
+    monkeypatch.setattr("csham.report.study_pictures.png_bytes", lambda figure: b"")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    found = write_report(study, tmp_path / "again")
+    assert set(listing(report.page.parent)) - set(listing(found.page.parent)) == {"tables/study.xlsx"}
+    assert [note for note in found.warnings if 'openpyxl: pip install "csham[report]"' in note]
+    assert "study.xlsx" not in found.page.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -39,6 +39,13 @@ def test_the_same_answers_without_the_run(attended, shared):
     assert sorted(path.name for path in shared.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_the_card_of_few_classes_has_no_top5(finished):
+    assert "top5" not in json.loads((finished / "summary.json").read_text())
+    text = model_card(RunFolder(finished), weights="last", license="mit")
+    assert set(metrics_of(ModelCard(text))) == {("accuracy", "top-1 accuracy, %"), ("f1", "F1, macro, %")}
+    assert "top-5" not in text
+
+
 @pytest.mark.parametrize("weights", ["best", "last"])
 def test_the_card_has_the_numbers_of_its_weights_and_no_others(finished, weights):
     summary = json.loads((finished / "summary.json").read_text())

@@ -37,7 +37,7 @@ class Notes(QuietProgress):
 
 @pytest.fixture(scope="module")
 def images_study(images, make_study):
-    """A study of 42 training images, 5 steps an epoch."""
+    """A study of 42 training images, 6 steps an epoch."""
     found = describe_data(prepare(str(images), image_size=32))
     study = make_study(None, [0, 1], data=str(images), epochs=2, batch_size=8, lr=0.05)
     data = Data(str(images), 3, found["images"], 32, found["fingerprint"])
@@ -123,7 +123,7 @@ def test_a_stopped_cell_goes_on_to_the_same_record(done, store):
     assert not store.is_claimed(cell.key)
     progress = Notes()
     record = CellRunner(store, MACHINE, progress).run(cell.key)
-    assert any("at epoch 2, step 3" in note for note in progress.notes)
+    assert any("at epoch 2, step 2" in note for note in progress.notes)
     assert timeless(record) == timeless(done[1])
     for name, value in weights(*done_cell(done)).items():
         assert torch.equal(value, weights(store, cell)[name])
@@ -230,7 +230,7 @@ def test_cells_go_on_where_the_images_moved_to(make_store, images, tmp_path, ima
         store.write_study(replace(store.study, data=replace(images_study.data, source=str(tmp_path / "moved"))))
     progress = Notes()
     assert CellRunner(store, MACHINE, progress).run(cell.key)["status"] == "done"
-    assert any("at epoch 2, step 3" in note for note in progress.notes)
+    assert any("at epoch 2, step 2" in note for note in progress.notes)
 
 
 def test_runs_trained_by_hand_are_adopted_by_settings_and_content(done, make_store, images, tmp_path):

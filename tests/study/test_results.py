@@ -304,6 +304,15 @@ def test_what_should_not_differ_is_warned_about(change, expected):
     assert any(w.startswith(expected) and "in 1 pair between" in w for w in warnings), warnings
 
 
+def test_a_run_from_before_a_setting_did_what_the_setting_says_since():
+    """An old study that is extended: its new runs say last_batch: drop."""
+    config = {"epochs": 5, "lr": 0.2}
+    for last_batch, warned in (("drop", 0), ("fill", 1)):
+        records = [*records_of(PLAIN, SE)[:-1], record(SE, 4, 71.0, config={**config, "last_batch": last_batch})]
+        warnings = assess(Study((PLAIN, SE)), records).warnings
+        assert len([w for w in warnings if w.startswith("The setting last_batch differs")]) == warned
+
+
 def test_another_processor_only_concerns_speed():
     records = [*records_of(PLAIN, SE)[:-1], record(SE, 4, 71.0)]
     records[-1]["environment"] = {**records[-1]["environment"], "processor": "y"}

@@ -94,6 +94,13 @@ def test_the_bootstrap_interval_is_scipys_bca(differences):
     assert found == one(differences).bootstrap_interval
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_the_bootstrap_interval_is_there_from_five_seeds_on(n):
+    found = one(DIFFERENCES[:n])
+    assert found.t_interval is not None
+    assert (found.bootstrap_interval is not None) == (n >= FEW)
+
+
 def test_bca_is_not_the_percentile_interval():
     skewed = [0.1, 5.0, 0.2, 0.15, 0.1, 0.3, 0.2]
     percentile = stats.bootstrap((skewed,), np.mean, n_resamples=50_000, method="percentile", rng=7)
@@ -367,6 +374,9 @@ def test_the_binomial_error_of_an_accuracy():
 def test_numbers_as_people_read_them():
     assert [points(x) for x in (0, 0.5, 12.345, 0.0123, 0.0999)] == ["0.00", "0.50", "12.35", "0.012", "0.10"]
     assert [with_sign(x) for x in (0.5, 0.0, -0.5)] == ["+0.50", "0.00", "-0.50"]
+    rounding = float(np.mean([0.1, 0.2, -0.3]))  # of differences that cancel on paper
+    assert rounding != 0
+    assert [with_sign(x) for x in (rounding, -rounding, -0.0)] == ["0.00"] * 3
 
 
 # How often the verdict is wrong: 1000 studies of 5 seeds and 5 attentions which all share the plain network's runs, so

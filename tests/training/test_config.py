@@ -4,10 +4,12 @@ import yaml
 from csham.errors import UserError
 from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.recipes import RECIPES
+from csham.training.steps import fit_batch
 
 
 def test_the_paper_recipe_is_the_published_one():
     config = resolve({"data": "cifar100", "recipe": "paper"})
+    config = fit_batch(config, 45_000)
     assert (config.epochs, config.batch_size, config.lr, config.momentum) == (200, 128, 0.1, 0.9)
     assert (config.weight_decay, config.warmup_epochs, config.decay) == (5e-4, 1.0, 0.2)
     assert [m * config.epochs for m in config.milestones] == pytest.approx([60, 120, 160])
@@ -29,6 +31,11 @@ def test_a_recipe_that_was_given_wins_over_the_whole_file():
     assert (config.epochs, config.seed) == (5, 5)
 
 
+def test_a_batch_that_a_file_gives_stays_under_another_recipe_of_the_file():
+    assert resolve({}, {"data": "digits", "recipe": "quick", "batch_size": 16}).batch_size == 16
+    assert resolve({"recipe": "quick"}, {"data": "digits", "batch_size": 16}).batch_size == "auto"
+
+
 def test_yaml_round_trip(tmp_path):
     config = resolve({"data": "digits", "recipe": "paper", "compile": False, "image_size": 32})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -43,6 +50,8 @@ def test_yaml_round_trip(tmp_path):
         ({"epochs": True}, "--epochs must be a whole number, got True"),
         ({"epochs": "3"}, "--epochs must be a whole number, got '3'"),
         ({"batch_size": 1}, "--batch-size must be at least 2"),
+        ({"batch_size": "small"}, "--batch-size must be a whole number or 'auto', got 'small'"),
+        ({"last_batch": "keep"}, "unknown last_batch 'keep'"),
         ({"lr": 0}, "--lr must be above 0"),
         ({"lr": float("nan")}, "--lr must be a finite number"),
         ({"lr": float("inf")}, "--lr must be a finite number"),

@@ -2,14 +2,18 @@ import json
 import shutil
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 
+import csham
 from csham.errors import UserError
-from csham.training.checkpoints import load_checkpoint
-from csham.training.evaluation import evaluate, load_network
+from csham.training.checkpoints import load_checkpoint, save_checkpoint
+from csham.training.evaluation import evaluate, find_weights, load_network
+from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder
 
-METRICS = ("top1", "macro_top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
+METRICS = ("top1", "macro_top1", "precision", "recall", "f1", "kappa", "loss", "images")
 
 
 def test_the_runs_own_numbers_come_out_again(finished):
@@ -18,6 +22,7 @@ def test_the_runs_own_numbers_come_out_again(finished):
     for name in METRICS:
         assert last[name] == pytest.approx(summary[name], rel=1e-5), name
         assert best[name] == pytest.approx(summary["validation_chosen"][name], rel=1e-5), name
+    assert "top5" not in {**summary, **summary["validation_chosen"], **last, **best}  # there are three classes
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 1000])
@@ -64,13 +69,64 @@ def test_what_cannot_be_asked_for(finished):
         evaluate(finished, weights="worst")
 
 
-def test_the_best_weights_need_only_the_safetensors_file(finished, tmp_path):
+def holds(network, checkpoint):
+    weights = load_checkpoint(checkpoint)["model"]
+    return all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+@pytest.fixture
+def two_epochs(finished, tmp_path):
+    """A finished run whose chosen epoch is not its last, with other weights in each."""
+    run = shutil.copytree(finished, tmp_path / "two")
+    content = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    content["model"] = {
+        name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()
+    }
+    save_checkpoint(run / "checkpoints" / "best.ckpt", content)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["validation_chosen"]["epoch"] = 1
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_the_last_weights_need_only_the_safetensors_file(two_epochs, tmp_path):
     run = tmp_path / "moved"
-    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoints"))
-    network, info = load_network(RunFolder(run), "best")
+    shutil.copytree(two_epochs, run, ignore=shutil.ignore_patterns("checkpoints"))
+    network, info = load_network(RunFolder(run), "last")
     assert info.classes == ["ant", "bee", "cow"]
-    best = load_checkpoint(finished / "checkpoints" / "best.ckpt")["model"]
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, best[name]), name
+    assert holds(network, two_epochs / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match="no checkpoint"):
-        load_network(RunFolder(run), "last")
+        load_network(RunFolder(run), "best")
+
+
+def test_the_weights_are_the_last_unless_asked_for_and_their_epoch_is_said(two_epochs):
+    folder = RunFolder(two_epochs)
+    for asked, name, epoch in ((None, "last", 2), ("last", "last", 2), ("best", "best", 1)):
+        found = find_weights(folder, asked)
+        assert (found.name, found.epoch) == (name, epoch)
+        assert holds(load_network(folder, found.name)[0], two_epochs / "checkpoints" / f"{name}.ckpt")
+        summary = evaluate(two_epochs, weights=asked).summary
+        assert (summary["weights"], summary["epoch"]) == (name, epoch)
+    assert [str(find_weights(folder, name)) for name in ("last", "best")] == ["last epoch (2)", "chosen (epoch 1)"]
+
+
+def test_a_run_from_before_the_file_said_whose_weights_it_holds(two_epochs):
+    """Its model.safetensors holds the chosen weights, and says nothing of it."""
+    folder = RunFolder(two_epochs)
+    best, info = load_network(folder, "best")
+    write_weights(folder.weights, best.state_dict(), info)
+    for name in ("last", "best"):
+        assert holds(load_network(folder, name)[0], two_epochs / "checkpoints" / f"{name}.ckpt")
+    assert find_weights(folder, None).name == "last"
+    shutil.rmtree(two_epochs / "checkpoints")
+    assert find_weights(folder, None).name == "best"
+
+
+@pytest.mark.parametrize("metadata", [{"weights": '"first"'}, {"epoch": '"3"'}, {"epoch": "-1"}, {"weights": "[1]"}])
+def test_a_file_that_says_what_cannot_be_of_its_weights(finished, tmp_path, metadata):
+    path = tmp_path / "model.safetensors"
+    with safetensors.safe_open(finished / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        safetensors.torch.save_file(tensors, path, {**file.metadata(), **metadata})
+    with pytest.raises(UserError, match="weights should be 'last' or 'best' of an epoch"):
+        csham.load(path)

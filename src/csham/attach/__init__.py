@@ -1,12 +1,12 @@
 """Attaching: put attention into a network that somebody else wrote.
 
 ``trace`` runs the network once, ``residuals``, ``hosts`` and ``positions`` read off it where branches and blocks end,
-``points`` chooses among them, ``strategies`` decides which step goes to which point and who lends weights to whom,
-``checks`` refuses what cannot work, ``attached`` is the module that sits at a point, ``transfer`` carries lent weights,
-``forward_graph`` reads what a block does, ``endings`` finds those whose end the attention can compute too, ``epilogue``
-lets it, ``install`` does it all and undoes it, ``maps`` records what the points weigh. ``acceleration`` lets the
-attentions that a network has of its own run on the kernels. Imports ``layers``; works on any ``nn.Module``. Start with
-:func:`attach`, which calling this package does too.
+``kinds`` says of other networks what they work on instead, ``points`` chooses among them, ``strategies`` decides which
+step goes to which point and who lends weights to whom, ``checks`` refuses what cannot work, ``attached`` is the module
+that sits at a point, ``transfer`` carries lent weights, ``forward_graph`` reads what a block does, ``endings`` finds
+those whose end the attention can compute too, ``epilogue`` lets it, ``install`` does it all and undoes it, ``maps``
+records what the points weigh. ``acceleration`` lets the attentions that a network has of its own run on the kernels.
+Imports ``layers``; works on any ``nn.Module``. Start with :func:`attach`, which calling this package does too.
 """
 
 from __future__ import annotations

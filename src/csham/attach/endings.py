@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,12 +65,15 @@ def _epilogue(
 ) -> Epilogue | None:
     block = model.get_submodule(name)
     prefix = f"{name}." if name else ""
+
+    def readable(path: str) -> bool:
+        inside = block.get_submodule(path)
+        return can_fuse(inside) and can_open(inside) and prefix + path not in attached
+
+    hosts = [host for host in hosts if all(map(readable, _above(host.removeprefix(prefix))))]
+    if not hosts or not can_fuse(block):
+        return None
     opened = sorted({path for host in hosts for path in _above(host.removeprefix(prefix))})
-    inside = [block.get_submodule(path) for path in opened]
-    if not all(map(can_fuse, [block, *inside])) or not all(map(can_open, inside)):
-        return None
-    if any(prefix + path in attached for path in opened):
-        return None
     paths = {host.removeprefix(prefix): path for host, path in attached.items() if host.startswith(prefix)}
     ends = {host.removeprefix(prefix): attached[host] for host in hosts}
     routes = []
@@ -113,18 +116,34 @@ def _route(
     graph = forward.graph
     if any(node.op == "placeholder" and (node.args or str(node.target).startswith("*")) for node in graph.nodes):
         return None  # an argument that may be left out
-    found = [_fuse_end(block, graph, host, path, points) for host, path in attached.items()]
-    ends = tuple(end for end in found if end is not None)
+    # All are found before one is rewritten: the graph then calls attentions that the block need not have yet.
+    found = [_find_end(block, graph, host, path, points) for host, path in attached.items()]
+    ends = [end for end in found if end is not None]
     if not ends:
         return None
+    for end, nodes in ends:
+        _rewrite(graph, end, nodes)
     for node in graph.nodes:
         node.type = None  # annotations of a module that is not imported here
     code = graph.python_code("self")
     known = Graph().python_code("self").globals
-    return None if code.globals.keys() - known.keys() else Epilogue(code.src, ends, tuple(opened), forward.settings)
+    if code.globals.keys() - known.keys():
+        return None
+    return Epilogue(code.src, tuple(end for end, _ in ends), tuple(opened), forward.settings)
 
 
-def _fuse_end(block: nn.Module, graph: Graph, host: str, attached: str, points: Sequence[str]) -> End | None:
+class _Nodes(NamedTuple):
+    """One end in a graph: the host's call, the end of the branch, its sum with the shortcut, and that activated."""
+
+    call: Node
+    branch: Node
+    total: Node
+    activated: Node
+
+
+def _find_end(
+    block: nn.Module, graph: Graph, host: str, attached: str, points: Sequence[str]
+) -> tuple[End, _Nodes] | None:
     calls = [n for n in graph.nodes if n.op == "call_module" and _module(block, n) is block.get_submodule(host)]
     if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
         return None
@@ -136,7 +155,6 @@ def _fuse_end(block: nn.Module, graph: Graph, host: str, attached: str, points: 
     activated = _only_user(_follow(block, total, identities))
     if activated is None or not _is_relu(block, activated) or _points_between(calls[0], activated, points):
         return None
-    shortcut = next(arg for arg in total.args if arg is not branch)
     end = End(
         host,
         f"{host}.{attached}",
@@ -146,20 +164,21 @@ def _fuse_end(block: nn.Module, graph: Graph, host: str, attached: str, points: 
     bypassed = {end.activation, *end.identities}
     if not can_open(block.get_submodule(host)) or not can_bypass(block, end) or not bypassed.isdisjoint(points):
         return None
-    _rewrite(graph, calls[0], total, activated, shortcut, end)
-    return end
+    return end, _Nodes(calls[0], branch, total, activated)
 
 
-def _rewrite(graph: Graph, call: Node, total: Node, activated: Node, shortcut: Any, end: End) -> None:
+def _rewrite(graph: Graph, end: End, nodes: _Nodes) -> None:
     # The host without its hook, which would attend to what it puts out.
-    with graph.inserting_before(call):
+    with graph.inserting_before(nodes.call):
         host = graph.get_attr(end.host)
-        output = graph.call_method("forward", (host, *call.args))
-    with graph.inserting_before(activated):
-        kwargs: dict[str, Any] = {"inplace": True} if total.target in _ADDS_IN_PLACE else {}
+        output = graph.call_method("forward", (host, *nodes.call.args))
+    # Asked for only now: the shortcut may be the end before, rewritten.
+    shortcut = next(arg for arg in nodes.total.args if arg is not nodes.branch)
+    with graph.inserting_before(nodes.activated):
+        kwargs: dict[str, Any] = {"inplace": True} if nodes.total.target in _ADDS_IN_PLACE else {}
         fused = graph.call_module(end.attached, (output, shortcut), kwargs)
-    activated.replace_all_uses_with(fused)
-    for node in _chain(activated, call):
+    nodes.activated.replace_all_uses_with(fused)
+    for node in _chain(nodes.activated, nodes.call):
         graph.erase_node(node)
 
 

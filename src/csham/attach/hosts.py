@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from csham.attach.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
 
-__all__ = ["Ends", "around_joins", "host_of", "outputs_at"]
+__all__ = ["Ends", "around_joins", "host_of", "outermost_at", "outputs_at", "within_call"]
 
 # Names of the modules whose output is attended to, in execution order; and of the modules that hold an addition or a
 # concatenation where no module's output is.
@@ -57,6 +57,27 @@ def host_of(trace: Trace, value: Value, wanted: set[int] | None = None) -> str |
     return next(layers, hosts[0] if hosts else None)
 
 
+def outermost_at(trace: Trace, end: int, ends: list[int]) -> str | None:
+    """Return the outermost module that puts out a value and holds no other of ``ends``."""
+    for name in reversed(trace.values[end].hosts):
+        number = next(number for number, call in enumerate(trace.calls) if call.name == name)
+        if _sees_only(trace, name) and len(within_call(trace, number, ends)) <= 1:
+            return name
+    return None
+
+
+def within_call(trace: Trace, number: int, values: list[int]) -> list[int]:
+    """Return those values that were computed within a module call."""
+    held = []
+    for value in values:
+        call = trace.values[value].call
+        while call > number:
+            call = trace.calls[call].parent
+        if call == number:
+            held.append(value)
+    return held
+
+
 def _as_computed(trace: Trace, value: Value) -> Iterator[Value]:
     """Go back from a value over what only rescales it; what drops parts of it at random in training comes last."""
     dropouts = []
@@ -86,7 +107,7 @@ def _module_around(trace: Trace, join: int, joins: list[int]) -> str | None:
     while number:
         call = trace.calls[number]
         # A module around the block that puts out the very same, such as a stage of one block, is not meant.
-        if call.output is None or (found and (call.output == output or len(_held(trace, number, joins)) > 1)):
+        if call.output is None or (found and (call.output == output or len(within_call(trace, number, joins)) > 1)):
             break
         if not _ends_block(trace, join, call.output):
             break
@@ -94,18 +115,6 @@ def _module_around(trace: Trace, join: int, joins: list[int]) -> str | None:
             found, output = call.name, call.output
         number = call.parent
     return found
-
-
-def _held(trace: Trace, number: int, joins: list[int]) -> list[int]:
-    """Return those of ``joins`` that were computed within a module call."""
-    held = []
-    for join in joins:
-        call = trace.values[join].call
-        while call > number:
-            call = trace.calls[call].parent
-        if call == number:
-            held.append(join)
-    return held
 
 
 def _module_after(trace: Trace, join: int) -> str | None:

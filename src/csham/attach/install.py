@@ -99,8 +99,8 @@ def attach(
         What was attached where, in execution order.
 
     Raises:
-        UserError: A name or setting that cannot work, a network without such points, a vision transformer, or one with
-            attention attached already.
+        UserError: A name or setting that cannot work; a network without such points, of tokens, signals or volumes
+            instead of feature maps, wrapped for training already, or with attention attached already.
 
     Example:
         >>> import csham, timm
@@ -172,8 +172,24 @@ def _check_model(model: nn.Module) -> None:
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(model, compiler.OptimizedModule):
         raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise UserError("attach: DistributedDataParallel would not see the new parameters. Attach, then wrap.")
+    _check_unwrapped(model)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    sharding = sys.modules.get("torch.distributed.fsdp")  # looked up, as the compiler is
+    kinds = [getattr(sharding, name, None) for name in ("FullyShardedDataParallel", "FSDPModule")]
+    sharded = tuple(kind for kind in kinds if kind is not None)
+    for module in model.modules():
+        if isinstance(module, (nn.parallel.DistributedDataParallel, *sharded)):
+            raise UserError(
+                f"attach: {type(module).__name__} shares its work with other processes, and would not see the new "
+                "parameters. Attach, then wrap."
+            )
+        if isinstance(module, nn.DataParallel):
+            raise UserError(
+                "attach: this network is wrapped in DataParallel. Attach to the network within, its .module: the "
+                "copies that DataParallel makes have its attention too."
+            )
 
 
 def _report(step: Step, attention: str, attached: Attached, fused: bool) -> AttachedPoint:

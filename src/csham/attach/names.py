@@ -63,7 +63,7 @@ STRATEGIES = table(
 
 POSITIONS = table(
     [
-        Named("auto", "residual where the network has residual branches, else post", "csham"),
+        Named("auto", "residual where the network is made of residual branches, else post", "csham"),
         Named("residual", "end of every residual branch, before the addition", _RELEASED),
         Named(
             "post",

@@ -12,20 +12,27 @@ from torch import nn
 
 from csham.attach.checks import check_position
 from csham.attach.hosts import Ends
-from csham.attach.positions import block_ends, last_map, residual_ends, stage_ends, works_on_tokens
+from csham.attach.kinds import map_modules, token_branches, works_otherwise
+from csham.attach.positions import auto_ends, block_ends, last_map, residual_ends, stage_ends
+from csham.attach.residuals import residual_branches
 from csham.attach.values import Trace
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, nearest_names
 
 __all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
 
 PointChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
 _FINDERS: dict[str, Callable[[Trace], Ends]] = {
+    "auto": auto_ends,
     "residual": residual_ends,
     "post": block_ends,
     "stage": stage_ends,
     "last": last_map,
 }
+
+
+# From so many convolutions on it is a surprise that there is a single point; and how many modules are then named.
+_MANY_LAYERS, _EXAMPLES = 4, 6
 
 
 @dataclass(frozen=True)
@@ -83,24 +90,49 @@ def in_stages(points: Sequence[Point], stages: Iterable[int] | int | None) -> li
 
 def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
     kind = type(model).__name__
-    if works_on_tokens(trace):
-        raise UserError(
-            f"attach: {kind} is a vision transformer or mixer: its residual branches carry tokens, not feature maps "
-            "(B, C, H, W), which is what channel and spatial attention rescale. Choose a convolutional network, or "
-            "name modules that put out feature maps with points=."
-        )
-    names, lost = _FINDERS["residual" if position == "auto" else position](trace)
-    if position == "auto" and not names:
-        names, lost = block_ends(trace)
-    if lost and names:
-        warnings.warn(
-            f"attach: {len(lost)} of {len(names) + len(lost)} points of {kind} are the output of no module of their "
-            f"own and were left out, in {', '.join(dict.fromkeys(name or kind for name in lost))}.",
-            stacklevel=4,
-        )
+    other = works_otherwise(kind, trace)
+    if other is not None:
+        raise UserError(f"attach: {other}")
+    names, lost = _FINDERS[position](trace)
     if not names:
         raise UserError(_no_points(kind, position, lost))
+    for doubt in (_lost(kind, names, lost), _mostly_tokens(kind, trace), _only_one(kind, trace, position, names)):
+        if doubt:
+            warnings.warn(f"attach: {doubt}", stacklevel=4)
     return names
+
+
+def _lost(kind: str, names: list[str], lost: list[str]) -> str:
+    if not lost:
+        return ""
+    return (
+        f"{len(lost)} of {len(names) + len(lost)} points of {kind} are the output of no module of their own and were "
+        f"left out, in {', '.join(dict.fromkeys(name or kind for name in lost))}."
+    )
+
+
+def _mostly_tokens(kind: str, trace: Trace) -> str:
+    tokens, maps = len(token_branches(trace)), len(residual_branches(trace))
+    if tokens <= maps:
+        return ""
+    return (
+        f"{tokens} of the {tokens + maps} residual branches of {kind} carry tokens, not feature maps (B, C, H, W), and "
+        "get no attention."
+    )
+
+
+def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
+    """Say what else could be chosen in a network of many layers where one point was found."""
+    if position != "auto" or len(names) > 1 or max(trace.depths) < _MANY_LAYERS:
+        return ""
+    found = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
+    more = " or ".join(f"position={other!r} ({number} points)" for other, number in found.items() if number > 1)
+    modules = [name for name in map_modules(trace, range(len(trace.values))) if name not in names]
+    choices = [f"Use {more}."] if more else []
+    if modules:
+        choices.append(f"Name modules with points=, such as {', '.join(modules[-_EXAMPLES:])}.")
+    # A layer that a network runs again and again leaves nothing to choose.
+    return f"found only one point in {kind}, {names[0]}. {' '.join(choices)}" if choices else ""
 
 
 def _no_points(kind: str, position: str, lost: list[str]) -> str:
@@ -144,8 +176,7 @@ def _matching(pattern: object, modules: dict[str, nn.Module], model: nn.Module, 
     names = [name for name in modules if name and fnmatchcase(name, pattern)]
     if names:
         return names
-    problem = str(unknown_name("module", pattern, [name for name in modules if name]))
-    hint = problem[problem.index("Did you mean") : problem.index("Known:")] if "Did you mean" in problem else ""
+    hint = nearest_names(pattern, filter(None, modules))
     blocks = block_ends(trace)[0]
     stages = f"Its stages: {_describe(_staged(trace, blocks))}. " if blocks else ""
     raise UserError(

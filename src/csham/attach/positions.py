@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import groupby, pairwise
 
-from csham.attach.hosts import Ends, around_joins, host_of, outputs_at
-from csham.attach.residuals import residual_additions
+from csham.attach.hosts import Ends, around_joins, host_of, outermost_at, outputs_at, within_call
+from csham.attach.residuals import Branch, residual_branches
 from csham.attach.values import ADDITIONS, Trace, Value
 
-__all__ = ["block_ends", "last_map", "residual_ends", "stage_ends", "works_on_tokens"]
+__all__ = ["auto_ends", "block_ends", "last_map", "residual_ends", "stage_ends"]
+
+# Least share of a network's layers that lie in its residual branches, or joined ones, where it is made of those. Blocks
+# that change the shape and do not add are more than two thirds of some MobileNets.
+_RESIDUAL, _JOINED = 0.15, 0.33
+
+
+def auto_ends(trace: Trace) -> Ends:
+    """Find the ends of residual branches where the network is made of those, else the ends of its blocks."""
+    branches = residual_branches(trace)
+    names, lost = residual_ends(trace) if _is_residual(trace, branches) else ([], [])
+    return (_with_decoder(trace, names, branches), lost) if names else block_ends(trace)
 
 
 def residual_ends(trace: Trace) -> Ends:
@@ -18,22 +31,29 @@ def residual_ends(trace: Trace) -> Ends:
     was computed from, or a projection of that. Additions within a branch, such as those that join parallel branches,
     feature groups (Res2Net) or resolutions (HRNet), are not.
     """
-    return outputs_at(trace, [branch for _, branch in residual_additions(trace)])
+    return outputs_at(trace, [branch.end for branch in residual_branches(trace).values()])
 
 
 def block_ends(trace: Trace) -> Ends:
     """Find the modules that put out a block's result: the addition with its activation, or what stands in its place.
 
     Where no block adds, a block is what joins parallel branches on the way from the images to the output (Inception,
-    Fire, dense block, shuffle unit); in a plain chain of layers it is a convolution with its norm and activation.
+    Fire, dense block, shuffle unit); in a plain chain of layers it is a convolution with its norm and activation. Where
+    none of these is most of the network, as in a U-Net, it is the smallest module of several layers on that way.
     """
-    additions = [addition for addition, _ in residual_additions(trace)]
-    if additions:
-        return around_joins(trace, additions)
-    trunk = trace.trunk()
-    joins = [i for before, i in pairwise(trunk) if trace.values[i].is_join and _has_layers(trace, before, i)]
-    names, lost = around_joins(trace, joins)
-    return (names, lost) if names else outputs_at(trace, [unit[-1] for unit in _conv_units(trace)])
+    branches, joins = residual_branches(trace), _joins(trace)
+    if _is_residual(trace, branches):
+        names, lost = around_joins(trace, list(branches))
+        return _with_decoder(trace, names, branches), lost
+    if _share(trace, joins.items()) >= _JOINED:
+        names, lost = around_joins(trace, list(joins))
+        if names:
+            return _with_decoder(trace, names, joins), lost
+    if joins or trace.skips.intersection(trace.trunk()):
+        names, lost = _module_ends(trace)
+        if names:
+            return names, lost
+    return outputs_at(trace, [unit[-1] for unit in _conv_units(trace)])
 
 
 def stage_ends(trace: Trace) -> Ends:
@@ -44,11 +64,12 @@ def stage_ends(trace: Trace) -> Ends:
     names, lost = block_ends(trace)
     ends = {trace.outputs_of(name)[-1] or 0: name for name in names}
     trunk = [trace.values[index] for index in trace.trunk() if trace.values[index].is_map]
+    beside = {trace.values[end].shape[2:] for end in ends.keys() - {value.index for value in trunk}}
     found: list[str] = []
     for resolution, group in groupby(trunk, key=lambda value: value.shape[2:]):
         values = list(group)
         blocks = [ends[value.index] for value in values if value.index in ends]
-        if not blocks and any(trace.values[end].shape[2:] == resolution for end in ends):
+        if not blocks and resolution in beside:
             blocks = [name for value in values if not value.is_pooled and (name := host_of(trace, value))]
         found += blocks[-1:]
     return found, lost
@@ -64,13 +85,97 @@ def last_map(trace: Trace) -> Ends:
     return [], []
 
 
-def works_on_tokens(trace: Trace) -> bool:
-    """Whether most residual branches carry tokens, (B, N, C) or (B, H, W, C), as a vision transformer's do."""
-    tokens = 0
-    for value in trace.values:
-        if value.op in ADDITIONS and [trace.values[p].shape for p in value.parents] == [value.shape] * 2:
-            tokens += len(value.shape) == 3 or (len(value.shape) == 4 and not value.is_map)
-    return tokens > len(residual_additions(trace))
+def _is_residual(trace: Trace, branches: Mapping[int, Branch]) -> bool:
+    """Whether residual branches are what a network is made of, rather than a few among blocks that join otherwise."""
+    share = _share(trace, [(branch.end, branch.start) for branch in branches.values()])
+    return share >= max(_RESIDUAL, _share(trace, _joins(trace).items()) / 2)
+
+
+def _joins(trace: Trace) -> dict[int, int]:
+    """Find what joins parallel branches, on the way to the output, and the value on that way before each."""
+    before = {join: start for start, join in pairwise(trace.trunk()) if trace.values[join].is_join}
+    maps = {join: start for join, start in before.items() if trace.values[join].layout and join not in trace.skips}
+    return {join: start for join, start in maps.items() if _has_layers(trace, start, join)}
+
+
+def _share(trace: Trace, ways: Iterable[tuple[int, int]]) -> float:
+    """Say how much of the longest way through the network these ways, from their ends to their starts, are."""
+    return sum(trace.depths[end] - trace.depths[start] for end, start in ways) / max(1, *trace.depths)
+
+
+def _with_decoder(trace: Trace, names: list[str], joins: Iterable[int]) -> list[str]:
+    """Add the blocks of a decoder, which may be others than the encoder's."""
+    # What adds is a feature pyramid: all of it but its sums are heads.
+    skips = [i for i in sorted(trace.skips) if trace.values[i].op not in ADDITIONS]
+    if not skips:
+        return names
+    more, _ = _module_ends(trace, skips[0], list(joins))
+    return sorted(dict.fromkeys([*names, *more]), key=lambda name: trace.outputs_of(name)[-1] or 0)
+
+
+def _module_ends(trace: Trace, after: int = 0, taken: list[int] | None = None) -> Ends:
+    """Find the smallest modules of several layers on the way to the output; of a resolution without any the last layer.
+
+    Args:
+        trace: One run of a network.
+        after: The value after which to look.
+        taken: Additions whose blocks are not meant.
+    """
+    taken = taken or []
+    trunk = [index for index in trace.trunk() if index > after]
+    ends = _ends_of_modules(trace, {*trunk, *_after_skips(trace, after)}, taken)
+    names = {end: outermost_at(trace, end, ends) for end in ends}
+    units = {unit[-1] for unit in _conv_units(trace)}
+    lost = []
+    for level in _levels(trace, trunk):
+        alone = [index for index in level if index in units and not trace.values[index].enlarges]
+        if alone and not names.keys() & set(level) and not set(taken) & set(level):
+            found, missed = outputs_at(trace, alone[-1:])
+            names |= dict.fromkeys(alone[-1:], *found) if found else {}
+            lost += missed
+    return [name for _, name in sorted(names.items()) if name is not None], lost
+
+
+def _after_skips(trace: Trace, after: int) -> set[int]:
+    """Find what only layers make of a skip connection's join: in a U-Net++ some lie beside the way to the output."""
+    users = Counter(parent for value in trace.values for parent in value.parents)
+    found: set[int] = set()
+    for value in trace.values[after:]:
+        joined = value.index in trace.skips and value.op not in ADDITIONS
+        goes_on = len(value.parents) == 1 and users[value.parents[0]] == 1 and value.parents[0] in found
+        if joined or goes_on:
+            found.add(value.index)
+    return found
+
+
+def _ends_of_modules(trace: Trace, trunk: set[int], taken: list[int]) -> list[int]:
+    """Find what the smallest modules of several layers put out on the trunk."""
+    layers = [value.index for value in trace.values if value.is_layer]
+    found: dict[int, list[int]] = {}  # what a module puts out, and the calls that do
+    for number, call in reversed(list(enumerate(trace.calls))):
+        if number and call.output in trunk and _is_end(trace, trace.values[call.output]):
+            several = len({trace.depths[layer] for layer in within_call(trace, number, layers)}) > 1
+            inner = [end for end in found if end != call.output and within_call(trace, number, [end])]
+            if several and not inner and not within_call(trace, number, taken):
+                found.setdefault(call.output, []).append(number)
+    return sorted(found)
+
+
+def _is_end(trace: Trace, value: Value) -> bool:
+    return value.is_map and not value.is_pooled and not _is_class_map(trace, value)
+
+
+def _levels(trace: Trace, trunk: list[int]) -> list[list[int]]:
+    """Cut a way where the resolution changes and where something joins it."""
+    levels: list[list[int]] = []
+    before = None
+    for value in (trace.values[index] for index in trunk):
+        size = value.shape[2:] if value.is_map else None
+        if size != before or value.is_join or not levels:
+            levels.append([])
+        levels[-1].append(value.index)
+        before = size
+    return levels
 
 
 def _has_layers(trace: Trace, start: int, end: int) -> bool:
@@ -89,13 +194,17 @@ def _conv_units(trace: Trace) -> list[list[int]]:
     """Cut a chain of layers into convolutions, each with the norm and activation that follow it, without the head's."""
     units: list[list[int]] = []
     inside = depthwise = False
+    size: tuple[int, ...] = ()
     for value in (trace.values[index] for index in trace.trunk()):
-        if not value.is_map or value.is_pooled or _is_class_map(trace, value):
+        if not value.is_map or value.is_pooled or value.is_join or _is_class_map(trace, value):
             inside = False
         elif value.is_conv:
+            size = value.shape[2:]
             if not (inside and depthwise):  # a depthwise convolution and the pointwise one that follows are one
                 units.append([])
             inside, depthwise = True, value.filters[1:2] == (1,) != value.filters[:1]
+        elif value.shape[2:] != size:  # made larger or smaller
+            inside = False
         if inside:
             units[-1].append(value.index)
     return units

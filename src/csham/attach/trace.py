@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from csham.attach.kinds import other_maps
 from csham.attach.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
@@ -17,8 +18,10 @@ from csham.probing import blank_image, evaluating
 
 __all__ = ["CONTAINERS", "trace"]
 
+_OF_VOLUMES = frozenset({"conv3d", "conv_transpose3d"})
+_NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
 # What these give has its channels second, whatever is known of their input.
-_CHANNELS_SECOND = (CONVOLUTIONS - {"linear"}) | {"batch_norm", "instance_norm", "group_norm", "interpolate"}
+_CHANNELS_SECOND = (CONVOLUTIONS | _NORMS | {"interpolate"}) - _OF_VOLUMES - {"linear"}
 _RESHAPES = frozenset({"view", "reshape", "unflatten", "unfold", "fold", "_unsafe_view", "matmul", "__matmul__", "bmm"})
 
 # A child more in one of these would be run as one of its layers.
@@ -49,6 +52,9 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
                 return _record(model, blank_image(model, size))
             except Exception as err:  # any failure of a stranger's network means: try the next size
                 failures.append(f"{'x'.join(map(str, size))}: {' '.join(str(err).split())[:300]}")
+    other = other_maps(type(model).__name__, model)
+    if other is not None:
+        raise UserError(f"attach: {other}")
     raise UserError(
         f"attach: {type(model).__name__} could not be run to find its attachment points. Pass input_size=(C, H, W) of "
         f"its images. It said, at {failures[0]}"
@@ -149,8 +155,8 @@ class _Recorder(TorchFunctionMode):
 
 def _layout(parents: list[Value], name: str, output: Tensor, args: Any, kwargs: Any) -> str | None:
     """Say which axis is which, as far as it follows from the inputs."""
-    if name in _CHANNELS_SECOND and output.dim() == 4:
-        return "NCHW"
+    if output.dim() == 4 and (name in _CHANNELS_SECOND or name in _OF_VOLUMES):
+        return "NCHW" if name in _CHANNELS_SECOND else "CDHW"  # one volume, without a batch
     known = [p for p in parents if p.layout is not None and len(p.shape) == output.dim()]
     if not known:
         return None

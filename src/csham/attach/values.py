@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 __all__ = ["ADDITIONS", "CONVOLUTIONS", "LONGEST_BRANCH", "Call", "Trace", "Value"]
 
-CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d", "conv1d", "conv3d", "linear", "_conv_forward"})
+CONVOLUTIONS = frozenset(
+    {
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "linear",
+        "_conv_forward",
+    }
+)
 _POOLINGS = frozenset(
     {"max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax"}
     | {"max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "boolean_dispatch"}
 )
 ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
 _MERGES = ADDITIONS | {"cat", "concat", "concatenate", "stack"}
-LONGEST_BRANCH = 16  # layers
+LONGEST_BRANCH = 16  # convolutions
+# A pyramid of poolings has one layer at each size; what lies between the ends of a skip connection has more.
+_LAYERS_OF_A_LEVEL = 2
 
 
 @dataclass
@@ -50,6 +64,17 @@ class Value:
     def is_conv(self) -> bool:
         """Whether a layer with weights computed it: a convolution or a linear layer."""
         return self.op in CONVOLUTIONS
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether it is a map made larger by a transposed convolution."""
+        return self.op == "conv_transpose2d"
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a feature map that a convolution computed, other than to make a map larger."""
+        convolved = self.is_conv and self.op != "linear"
+        return convolved and self.is_map and not self.is_pooled and not self.enlarges
 
     @property
     def is_join(self) -> bool:
@@ -99,21 +124,84 @@ class Trace:
         return [call.output for call in self.calls if call.name == name]
 
     def trunk(self) -> list[int]:
-        """Values through which everything flows on its way from the images to the output, in order."""
+        """Values through which everything flows on its way from the images to the output, in order.
+
+        Where a skip connection leads past smaller maps, as in a U-Net, everything is what goes through those.
+        """
         if self.output is None:
             return []
-        above = [0]  # the nearest value through which everything flows, for each value
-        for value in self.values[1:]:
-            meeting = value.parents[0]
-            for parent in value.parents[1:]:
-                while meeting != parent:
-                    meeting, parent = sorted((meeting, parent))  # noqa: PLW2901  both climb until they meet
-                    parent = above[parent]  # noqa: PLW2901
-            above.append(meeting)
         chain = [self.output]
         while chain[-1]:
-            chain.append(above[chain[-1]])
+            chain.append(self._flow[0][chain[-1]])
         return chain[::-1]
+
+    @property
+    def skips(self) -> frozenset[int]:
+        """Joins of what went through smaller maps with what a skip connection led past them."""
+        return self._flow[1]
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """For each value the layers on the longest way to it."""
+        depths = [0]
+        for value in self.values[1:]:
+            depths.append(max(depths[parent] for parent in value.parents) + value.is_layer)
+        return depths
+
+    @cached_property
+    def _flow(self) -> tuple[list[int], frozenset[int]]:
+        """For each value the nearest one through which everything flows to it; and the joins of skip connections."""
+        above, skips = [0], set()
+        for value in self.values[1:]:
+            inner = self._inner_way(value, above) if value.is_join else None
+            if inner is not None:
+                skips.add(value.index)
+            above.append(_meeting(above, value.parents) if inner is None else inner)
+        return above, frozenset(skips)
+
+    def _inner_way(self, join: Value, above: list[int]) -> int | None:
+        """Return the deepest operand of a join, if it went through smaller maps and the others are shortcuts."""
+        start = _meeting(above, join.parents)
+        inner = [parent for parent in join.parents if self._goes_deeper(parent, start, join, above)]
+        if not inner:
+            return None
+        deepest = max(inner, key=self.depths.__getitem__)
+        layers = [self._layers_on(start, p, _area(join)) for p in join.parents if p not in inner]
+        return deepest if layers and max(layers) < (self.depths[deepest] - self.depths[start]) / 2 else None
+
+    def _layers_on(self, start: int, end: int, area: int) -> int:
+        """Count the layers on the longest way between two values that avoids maps smaller than ``area``."""
+        longest = {end: 0}
+        for index in range(end, start, -1):
+            value = self.values[index]
+            if index in longest and not (value.is_map and 1 < _area(value) < area):
+                for parent in value.parents:
+                    longest[parent] = max(longest.get(parent, 0), longest[index] + value.is_layer)
+        return longest.get(start, 0)
+
+    def _goes_deeper(self, end: int, start: int, join: Value, above: list[int]) -> bool:
+        """Whether an operand went through smaller maps, and there through layers."""
+        way = [end]
+        while way[-1] > start:
+            way.append(above[way[-1]])
+        smaller = [i for i in way[:-1] if self.values[i].is_map and 1 < _area(self.values[i]) < _area(join)]
+        if not smaller or self.depths[smaller[0]] - self.depths[above[smaller[-1]]] < _LAYERS_OF_A_LEVEL:
+            return False
+        if join.op not in ADDITIONS or self.depths[end] - self.depths[start] > LONGEST_BRANCH:
+            return True
+        # A residual branch may work on smaller maps too: one module then, or one that ends with layers.
+        after = way[: way.index(smaller[0])]
+        return len(self._called_by(join.call, way[:-1])) > 1 and not any(self.values[i].is_conv for i in after)
+
+    def _called_by(self, caller: int, values: list[int]) -> set[int]:
+        """Return the calls, of those that a module call made itself, in which values were computed."""
+        calls = set()
+        for value in values:
+            call = self.values[value].call
+            while call > caller and self.calls[call].parent != caller:
+                call = self.calls[call].parent
+            calls.add(call)
+        return calls - {caller}
 
     def straight_up(self, value: Value) -> Iterator[Value]:
         """Climb from a value to what it was computed from, as long as that is one value."""
@@ -123,7 +211,7 @@ class Trace:
             yield value
 
     def layers_above(self, end: Value) -> dict[int, int]:
-        """Count the layers on the longest way from each value above ``end`` to it, as far as a branch may reach."""
+        """Count the convolutions on the longest way from each value above ``end``, as far as a branch may reach."""
         longest = {end.index: 0}
         for index in range(end.index, 0, -1):
             value = self.values[index]
@@ -131,3 +219,17 @@ class Trace:
                 for parent in value.parents:
                     longest[parent] = max(longest.get(parent, 0), longest[index] + value.is_conv)
         return longest
+
+
+def _meeting(above: Sequence[int], values: Sequence[int]) -> int:
+    """Return the nearest value through which everything flows to all of these."""
+    meeting = values[0]
+    for value in values[1:]:
+        while meeting != value:
+            meeting, value = sorted((meeting, value))  # noqa: PLW2901  both climb until they meet
+            value = above[value]  # noqa: PLW2901
+    return meeting
+
+
+def _area(value: Value) -> int:
+    return value.shape[2] * value.shape[3]

@@ -21,10 +21,10 @@ def fit_small_images(model: nn.Module) -> tuple[str, ...]:
 
     - ResNet, ResNeXt, Wide ResNet: a 3x3 convolution of stride 1, no pooling.
     - DenseNet: the same.
-    - VGG: the fully connected layers take one value a channel, not 7 x 7; dropout between them.
+    - VGG: the fully connected layers take one value a channel, not 7 x 7; dropout of a half after each but the last.
     - MobileNetV2: the stem and the first block that halves the map no longer do.
     - GoogLeNet: one 3x3 convolution of 192 channels for the stem; a second 3x3 convolution where the paper has one of
-      5x5 and torchvision one of 3x3.
+      5x5 and torchvision one of 3x3; dropout of 0.4 before the classifier, as the paper has it, not torchvision's 0.2.
 
     Args:
         model: As timm or torchvision builds it.
@@ -73,6 +73,7 @@ def _densenet(model: DenseNet) -> tuple[str, ...]:
 
 def _vgg(model: VGG) -> tuple[str, ...]:
     model.pre_logits = ConvMlp(model.num_features, model.head_hidden_size, 1, drop_rate=0.5)
+    model.head.drop.p = 0.5
     for layer in (model.pre_logits.fc1, model.pre_logits.fc2):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(layer.bias)
@@ -87,6 +88,7 @@ def _mobilenet(model: EfficientNet) -> tuple[str, ...]:
 
 def _googlenet(model: GoogLeNet) -> tuple[str, ...]:
     model.transform_input = False  # it was for the weights of the stem
+    model.dropout.p = 0.4
     model.conv1 = BasicConv2d(model.conv1.conv.in_channels, 192, kernel_size=3, padding=1)
     _draw_as_googlenet(model.conv1.conv.weight)
     for name in ("maxpool1", "conv2", "conv3", "maxpool2"):

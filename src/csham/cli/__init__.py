@@ -6,6 +6,22 @@ what was given cannot work, 130 Ctrl-C, 143 SIGTERM. Nothing here imports PyTorc
 
 from __future__ import annotations
 
-from csham.cli.commands import main
+import sys
+from collections.abc import Sequence
+
+from csham._extras import how_to_install
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; see :func:`csham.cli.commands.main`."""
+    try:
+        from csham.cli.commands import main as run  # noqa: PLC0415  an extra has what it is made of
+    except ModuleNotFoundError as err:
+        message = how_to_install("the command line", err)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return run(argv)

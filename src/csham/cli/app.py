@@ -24,7 +24,7 @@ def app_page(
     port: Annotated[
         int | None, typer.Option(help="Where to listen on this machine.", show_default="the first free from 7860 on")
     ] = None,
-    weights: WeightsOption = "best",
+    weights: WeightsOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from csham._extras import how_to_install
 from csham._version import __version__
 from csham.cli.app import app_page
 from csham.cli.compare import compare
@@ -104,6 +105,8 @@ def _explain(err: Exception, *, debug: bool) -> int:
         traceback.print_exception(err)
     if isinstance(err, UserError):
         message, code = str(err), 2
+    elif isinstance(err, ModuleNotFoundError) and (missing := how_to_install("this command", err)):
+        message, code = missing, 2
     elif isinstance(err, OSError) and (err.filename or err.errno):
         message, code = _system_error(err), 2
     else:

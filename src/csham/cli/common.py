@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -14,8 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import DEFAULT, check_choice
 
 __all__ = [
     "DebugOption",
@@ -29,6 +31,7 @@ __all__ = [
     "metrics_table",
     "print_json",
     "print_markdown",
+    "print_note",
     "print_table",
     "split_list",
     "split_numbers",
@@ -53,17 +56,22 @@ TrainedArgument = Annotated[
         help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
     ),
 ]
-WeightsOption = Annotated[str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="last: of the last epoch; best: chosen by the validation part.",
+        show_default=f"{DEFAULT}, or what a file or a shared folder holds",
+    ),
+]
 
 
-def check_trained(path: Path, weights: str) -> None:
+def check_trained(path: Path, weights: str | None) -> None:
     """Refuse, before torch is imported, what :func:`csham.load` would refuse after.
 
     Raises:
         UserError: Nothing is there, or there are no such weights.
     """
-    if weights not in ("best", "last"):
-        raise unknown_name("weights", weights, ("best", "last"))
+    check_choice(weights)
     if not str(path).startswith("hf:") and not path.exists():
         RunFolder(path).check_run()
 
@@ -74,7 +82,7 @@ def check_report_packages() -> None:
     Raises:
         UserError: A package of the extra ``csham[report]`` is not installed.
     """
-    missing = [name for name in ("jinja2", "matplotlib", "openpyxl", "scipy") if find_spec(name) is None]
+    missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
     if missing:
         raise UserError(f'the report of a study needs {", ".join(missing)}. Install them: pip install "csham[report]".')
 
@@ -98,17 +106,32 @@ def print_json(content: Any) -> None:
     print()
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table on standard output; numbers are set to the right."""
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], *, stack: bool = False) -> None:
+    """Print a table on standard output; numbers are set to the right.
+
+    Args:
+        title: Put above it.
+        header: Names of the columns.
+        rows: As many values as names.
+        stack: Where the table is wider than the terminal, put what follows a row's first value below each other.
+    """
     rows = [list(row) for row in rows]
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _table(title)
     for number, name in enumerate(header):
         numeric = all(_is_number(row[number]) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, markup=False, width=width).print(table)
+    console = _console()
+    unsqueezed = console.options.update(max_width=_UNBOUND)
+    if stack and console.measure(table, options=unsqueezed).maximum > console.width:
+        table = _stacked(title, header, rows)
+    console.print(table)
+
+
+def print_note(text: str) -> None:
+    """Print what is to be known of a table, in lines as wide as the table may be."""
+    _console().print(text)
 
 
 def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -122,10 +145,36 @@ def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[An
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of one or more sets of weights, a row each."""
+    titles = {"top1": "top-1", "macro_top1": "macro top-1", "top5": "top-5", "f1": "F1"}
     names = ("top1", "macro_top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
-    header = ["", "top-1", "macro top-1", "top-5", "precision", "recall", "F1", "kappa", "loss", "images"]
-    # A run that finished before macro_top1 was reported is still shown.
-    print_table(title, header, ([name, *(values.get(key) for key in names)] for name, values in measured.items()))
+    # Few classes have no top-5 accuracy, and older runs lack what is measured since.
+    known = [name for name in names if any(name in values for values in measured.values())]
+    header = ["", *(titles.get(name, name) for name in known)]
+    print_table(title, header, ([row, *(values.get(name) for name in known)] for row, values in measured.items()))
+
+
+_UNBOUND = 10_000
+
+
+def _console() -> Console:
+    # A line may be as long as it is where there is no terminal and COLUMNS does not say how long.
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNBOUND
+    return Console(highlight=False, markup=False, width=width)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _stacked(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Build a table of two columns: the first values, and the others below each other with their names."""
+    table = _table(title)
+    table.add_column(header[0], no_wrap=True)
+    table.add_column(header[1], overflow="fold")
+    for first, second, *others in rows:
+        named = [f"{name}: {_cell(value)}" for name, value in zip(header[2:], others, strict=True) if _cell(value)]
+        table.add_row(_cell(first), "\n".join([_cell(second), "; ".join(named)]))
+    return table
 
 
 def _is_number(value: Any) -> bool:

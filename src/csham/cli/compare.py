@@ -28,6 +28,7 @@ from csham.cli.compare_start import check_store, find_controls
 from csham.cli.options import (
     NETWORK,
     TRAINING,
+    AllowLeaksOption,
     BatchSizeOption,
     ChannelsLastOption,
     CheckpointSecondsOption,
@@ -112,6 +113,7 @@ def compare(
     crop_scale: CropScaleOption = None,
     validation: ValidationOption = None,
     max_bad: MaxBadOption = None,
+    allow_leaks: AllowLeaksOption = None,
     study: Annotated[
         Path | None, option("The study's folder, new or to go on with.", _STUDY, "studies/<data>-<recipe>-<epochs>")
     ] = None,

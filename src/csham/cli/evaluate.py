@@ -14,13 +14,15 @@ from csham.cli.common import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    WeightsOption,
     metrics_table,
     print_json,
     print_table,
 )
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import RunWeights, check_choice
 
 __all__ = ["evaluate"]
 
@@ -35,9 +37,7 @@ def evaluate(
         typer.Argument(help="A dataset or folder with the same classes.", show_default="the run's"),
     ] = None,
     *,
-    weights: Annotated[
-        str, typer.Option(help="last: of the last epoch; best: chosen by the validation part.")
-    ] = "last",
+    weights: WeightsOption = None,
     part: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
     batch_size: Annotated[
         int | None, typer.Option(help="Images at a time.", show_default="the run's", rich_help_panel=MACHINE)
@@ -48,8 +48,7 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     """All metrics of a run's network, with a table per class and the confusion matrix."""
-    if weights not in ("last", "best"):
-        raise unknown_name("weights", weights, ("last", "best"))
+    check_choice(weights)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
     RunFolder(run).read_config()
@@ -71,7 +70,7 @@ def evaluate(
         )
         return
     summary = found.summary
-    metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {f"{weights} weights": summary})
+    metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {str(RunWeights.from_dict(summary)): summary})
     if summary["absent_classes"]:
         print(f"{summary['absent_classes']} classes have no images here; macro averages leave them out\n")
     header = ["class", "precision", "recall", "F1", "images"]

@@ -28,6 +28,7 @@ from csham.cli.common import (
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
+from csham.report.csv_rows import write_csv
 from csham.training.progress import QuietProgress, create_progress
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def explain(
         str | None, typer.Option(help="Module whose output Grad-CAM looks at.", show_default="the last feature map")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Predictions shown.")] = 3,
-    weights: WeightsOption = "best",
+    weights: WeightsOption = None,
     samples: Annotated[
         int | None,
         typer.Option(help="Measure how faithful each map is on this many test images.", show_default="none"),
@@ -68,9 +69,14 @@ def explain(
     seed: Annotated[int, typer.Option(help="Chooses the test images.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 16,
     device: DeviceOption = None,
-    output: Annotated[Path, typer.Option(help="Folder of the pictures.", rich_help_panel=OUTPUT)] = Path(
-        "explanations"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the pictures, and of the scores of --samples as CSV.",
+            show_default="explanations, and scores are printed only",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     picture_format: Annotated[str, typer.Option("--format", help="png, svg or pdf.", rich_help_panel=OUTPUT)] = "png",
     npz: Annotated[
         bool, typer.Option("--npz", help="Write every map as a file of numpy's, too.", rich_help_panel=OUTPUT)
@@ -83,18 +89,24 @@ def explain(
     _check_values({"--top-k": top_k, "--batch-size": batch_size, "--samples": samples}, picture_format)
     if not images and samples is None:
         raise UserError("there is nothing to explain. Name images or folders, or --samples N for a table of scores.")
-    paths = _image_paths(images or [], output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is not a folder. Name another.")
+    folder = output or Path("explanations")
+    paths = _image_paths(images or [], folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is not a folder. Name another.")
     for one in filter(None, (run, compare)):
         check_trained(one, weights)
     from csham.explain import explain_together  # noqa: PLC0415  torch takes seconds
 
+    table = None if output is None or samples is None else output / "faithfulness.csv"
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
     progress = create_progress(quiet=quiet)
     try:
         progress.preparing(0, 0, f"loading {run}")
         networks = [csham.load(one, weights=weights, device=device) for one in (run, compare) if one is not None]
-        drawn = _Drawn(output, picture_format, npz)
+        for network in networks:
+            progress.note(network.described)
+        drawn = _Drawn(folder, picture_format, npz)
         if paths:
             together = explain_together(
                 networks,
@@ -109,10 +121,13 @@ def explain(
         scores = _measure(networks, samples, layer, seed, batch_size, progress) if samples is not None else []
     finally:
         progress.close()
+    if table is not None:
+        write_csv(table, _score_rows(scores))
     if as_json:
         faithfulness = [{"network": one.network, "images": one.images, "maps": one.rows()} for one in scores]
         print_json(
             {
+                "networks": [{"network": one.label, **one.run_weights.to_dict()} for one in networks],
                 "images": drawn.images,
                 "unreadable": [{"image": _printable(name), "reason": reason} for name, reason in drawn.unreadable],
                 "faithfulness": faithfulness,
@@ -120,6 +135,8 @@ def explain(
         )
     for found in [] if as_json else scores:
         _print_scores(found)
+    if table is not None and not as_json:
+        print(f"scores in {table}")
 
 
 @dataclass
@@ -246,6 +263,23 @@ def _print_scores(found: Faithfulness) -> None:
         "insertion: the same while pixels replace a blurred image; higher is more faithful\n"
         "intervals of the mean, Student t; differences are paired by image\n"
     )
+
+
+def _score_rows(scores: Sequence[Faithfulness]) -> list[dict[str, Any]]:
+    """Return all scores as rows of the same columns, an interval as two."""
+    rows = []
+    for found in scores:
+        for row in found.rows():
+            flat: dict[str, Any] = {"network": found.network, "images": found.images}
+            for key, value in row.items():
+                if key.endswith("_interval"):
+                    name = key.removesuffix("interval")
+                    flat[f"{name}low"], flat[f"{name}high"] = value or (None, None)
+                else:
+                    flat[key] = value
+            rows.append(flat)
+    columns = dict.fromkeys(key for row in rows for key in row)  # what is compared with the baselines has more
+    return [{**dict.fromkeys(columns), **row} for row in rows]
 
 
 def _difference(row: dict[str, Any], key: str) -> str:

@@ -48,7 +48,7 @@ def export(
     ] = None,
     *,
     file_format: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
-    weights: WeightsOption = "best",
+    weights: WeightsOption = None,
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Let the file take bytes and normalise them itself.")
     ] = False,
@@ -108,9 +108,10 @@ def export(
     finally:
         progress.close()
     if as_json:
-        print_json({**_record(exported), "quantized": quantized and _record(quantized)})
+        which = trained.run_weights.to_dict()
+        print_json({**_record(exported), **which, "quantized": quantized and _record(quantized)})
         return
-    _show(trained.label, exported)
+    _show(trained.described, exported)
     if quantized is not None:
         _show_quantized(quantized)
 

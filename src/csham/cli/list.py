@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +11,18 @@ import typer
 import csham.data
 from csham.attach.names import POSITIONS, STRATEGIES
 from csham.backbones.names import BACKBONES
-from csham.cli.common import OUTPUT, DebugOption, JsonOption, QuietOption, print_json, print_markdown, print_table
+from csham.cli.common import (
+    OUTPUT,
+    DebugOption,
+    JsonOption,
+    QuietOption,
+    print_json,
+    print_markdown,
+    print_note,
+    print_table,
+)
 from csham.errors import UserError, unknown_name
-from csham.layers.names import ATTENTIONS, FORMULAS
+from csham.layers.names import ATTENTIONS, FORMULAS, PAPER
 from csham.training.recipes import RECIPES
 
 __all__ = ["list_names"]
@@ -43,10 +53,10 @@ def list_names(
         print_json(found if kind is None else found[kind])
         return
     for name, rows in found.items():
-        print_rows = print_markdown if as_markdown else print_table
+        print_rows = print_markdown if as_markdown else partial(print_table, stack=True)
         print_rows("" if as_markdown and kind else name, list(rows[0]), (list(row.values()) for row in rows))
         if name in _PARAMS_ARE:
-            print(f"params: {_PARAMS_ARE[name]}\n")
+            (print if as_markdown else print_note)(f"params: {_PARAMS_ARE[name]}\n")
 
 
 def _of(names: Mapping[str, Any], *more: str) -> list[Row]:
@@ -60,7 +70,7 @@ def _datasets() -> list[Row]:
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {
     "backbones": lambda: _of(BACKBONES, "params", "published", "note"),
-    "attentions": lambda: _of(ATTENTIONS, "maps", "two_part", "formula", "params"),
+    "attentions": lambda: _of(ATTENTIONS, "maps", "two_part", "formula", "params", "paper"),
     "strategies": lambda: _of(STRATEGIES),
     "positions": lambda: _of(POSITIONS),
     "datasets": _datasets,
@@ -69,5 +79,5 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
 
 _PARAMS_ARE = {
     "backbones": "for 100 classes and 32-pixel images; any network of timm's or torchvision's works by its name too",
-    "attentions": f"for 256 channels; in the formulas {FORMULAS}",
+    "attentions": f"for 256 channels; in the formulas {FORMULAS}\npaper: {PAPER}",
 }

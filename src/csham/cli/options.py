@@ -10,6 +10,7 @@ from csham.cli.common import MACHINE
 from csham.data.names import CROP_SCALE
 
 __all__ = [
+    "AllowLeaksOption",
     "BatchSizeOption",
     "ChannelsLastOption",
     "CheckpointSecondsOption",
@@ -65,7 +66,10 @@ WeightsFileOption = Annotated[
 ]
 RecipeOption = Annotated[str | None, option("quick, fast or paper.", TRAINING, "fast")]
 EpochsOption = Annotated[int | None, option("Passes over the training images.", TRAINING, _RECIPE)]
-BatchSizeOption = Annotated[int | None, option("Images per step, over all devices.", TRAINING, _RECIPE)]
+BatchSizeOption = Annotated[
+    int | None,
+    option("Images per step, over all devices.", TRAINING, "the recipe's, smaller for few images"),
+]
 LrOption = Annotated[float | None, option("Highest learning rate.", TRAINING, _RECIPE)]
 WeightDecayOption = Annotated[float | None, option("Weight decay.", TRAINING, _RECIPE)]
 LabelSmoothingOption = Annotated[float | None, option("Of the training loss.", TRAINING, "0")]
@@ -82,6 +86,10 @@ CropOption = Annotated[
 CropScaleOption = Annotated[float | None, option("Least area of a resized crop, above 0 to 1.", DATA, str(CROP_SCALE))]
 ValidationOption = Annotated[float | None, option("Fraction of the training images held out.", DATA, "0.1")]
 MaxBadOption = Annotated[int | None, option("Unreadable files to skip before giving up.", DATA, "10")]
+AllowLeaksOption = Annotated[
+    bool | None,
+    _switch("Train although most test images are training images.", DATA, "no-allow-leaks", "allow-leaks"),
+]
 CheckpointSecondsOption = Annotated[float | None, option("Most seconds between two checkpoints.", RUN, "60")]
 CheckpointStepsOption = Annotated[int | None, option("Most steps between two checkpoints.", RUN, "by time alone")]
 PrecisionOption = Annotated[str | None, option("auto, fp32, bf16 or fp16.", MACHINE, "what the machine does fast")]

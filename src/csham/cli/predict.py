@@ -53,7 +53,7 @@ def predict(
     ],
     *,
     top_k: Annotated[int, typer.Option(help="Classes for each image.")] = 5,
-    weights: WeightsOption = "best",
+    weights: WeightsOption = None,
     null: Annotated[
         bool, typer.Option("--null", help="Paths on standard input end with NUL, as find -print0 writes them.")
     ] = False,
@@ -90,6 +90,7 @@ def predict(
         progress.preparing(0, 0, f"loading {run}")
         retain_memory()
         trained = csham.load(run, weights=weights, device=device)
+        progress.note(trained.described)
         results = csham.inference.predict(trained, files, top_k=top_k, batch_size=batch_size, precision=precision)
         if as_json:
             lines = json_lines()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from csham.training.progress import create_progress
 __all__ = ["prepare"]
 
 _BAD_FILES_SHOWN = 10
+_SAME_SHOWN = 3
 
 
 def prepare(
@@ -44,6 +46,8 @@ def prepare(
     console.print(f"  parts    {parts}; test part: {found['test_part']}")
     counts = found["images_per_class"].values()
     console.print(f"  classes  {min(counts):,} to {max(counts):,} images each")
+    for line in _duplicate_lines(found):
+        console.print(f"  same     {line}")
     for note in found["notes"]:
         console.print(f"  note     {note}")
     if dataset.ignored_files:
@@ -55,3 +59,27 @@ def prepare(
     if dataset.rebuilt:
         console.print(f"  rebuilt  {dataset.rebuilt}")
     console.print(f"  packed   {dataset.path} ({found['bytes'] / 2**20:.1f} MiB)")
+
+
+def _duplicate_lines(found: dict[str, Any]) -> Iterator[str]:
+    """Say which images are there more than once."""
+    same = found["duplicates"]
+    kinds = {
+        "test_and_training": "in the test and the training part",
+        "test_and_validation": "in the test and the validation part",
+        "validation_and_training": "in the validation and the training part",
+        "under_two_classes": "under two classes",
+    }
+    for kind, where in kinds.items():
+        if same[kind]:
+            named = [" = ".join(names) for names in same[kind][:_SAME_SHOWN]]
+            more = f"; and {len(same[kind]) - _SAME_SHOWN:,} more (--json lists all)" * (len(same[kind]) > _SAME_SHOWN)
+            yield f"{_images(len(same[kind]))} {where}: {'; '.join(named)}{more}"
+    if same["repeated"]:
+        drawn = "; by the seed, one may train and the other test" if not found["parts"]["test"] else ""
+        are = "is the copy" if same["repeated"] == 1 else "are copies"
+        yield f"{same['repeated']:,} of all {found['images']:,} {are} of another{drawn}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json, print_table
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import DEFAULT, RunWeights, check_choice
 
 __all__ = ["share"]
 
@@ -19,8 +20,8 @@ def share(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it appears complete.")],
     *,
     weights: Annotated[
-        str, typer.Option(help="best: chosen by the validation part; last: of the last epoch.")
-    ] = "best",
+        str, typer.Option(help="last: of the last epoch; best: chosen by the validation part.")
+    ] = DEFAULT,
     license: Annotated[
         str, typer.Option("--license", "--licence", help="Of the weights, as the Hub names it, such as apache-2.0.")
     ] = "unknown",
@@ -32,8 +33,7 @@ def share(
     debug: DebugOption = False,
 ) -> None:
     """A finished run's network as a folder for the Hugging Face Hub: weights, configuration, model card."""
-    if weights not in ("best", "last"):
-        raise unknown_name("weights", weights, ("best", "last"))
+    check_choice(weights)
     RunFolder(run).check_run()
     if not RunFolder(run).finished:
         raise UserError(
@@ -46,7 +46,8 @@ def share(
     if as_json:
         print_json(written)
         return
-    print(f"{written['network']}, {weights} weights, {written['top1']}% top-1 on the test images, in {folder}")
+    which = RunWeights.from_dict(written)
+    print(f"{written['network']}, {which}, {written['top1']}% top-1 on the test images, in {folder}")
     print_table("", ["file", "bytes"], list(written["files"].items()))
     if quiet:
         return

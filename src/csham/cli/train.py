@@ -24,6 +24,7 @@ from csham.cli.options import (
     NETWORK,
     RUN,
     TRAINING,
+    AllowLeaksOption,
     BatchSizeOption,
     ChannelsLastOption,
     CheckpointSecondsOption,
@@ -55,9 +56,11 @@ from csham.training.config import TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, is_main_process
+from csham.training.run_weights import RunWeights
 
 __all__ = ["train"]
 
+_OF_ATTENTION = ("strategy", "period", "position", "points", "stages", "gated")
 _ON_RESUME = {"device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps"}
 
 
@@ -93,6 +96,7 @@ def train(
     crop_scale: CropScaleOption = None,
     validation: ValidationOption = None,
     max_bad: MaxBadOption = None,
+    allow_leaks: AllowLeaksOption = None,
     run: Annotated[Path | None, option("The run folder.", RUN, "named after the settings, in --runs-dir")] = None,
     runs_dir: Annotated[Path | None, option("Where run folders go.", RUN, "runs")] = None,
     config: Annotated[Path | None, option("Settings from a file, such as a run's config.yaml.", RUN, "none")] = None,
@@ -127,8 +131,10 @@ def train(
         print_json(summary)
         return
     chosen = summary["validation_chosen"]
-    rows = {"last epoch": summary, f"chosen (epoch {chosen['epoch']})": chosen}
-    metrics_table(f"{folder.path}: test part", rows)
+    last, best = RunWeights("last", summary["epochs"]), RunWeights("best", chosen["epoch"])
+    metrics_table(f"{folder.path}: test part", {str(last): summary, str(best): chosen})
+    if not quiet and chosen["epoch"] != summary["epochs"]:
+        print("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
 
 
 def _start(
@@ -137,6 +143,12 @@ def _start(
     """Check everything that can be checked at once, then train."""
     settings = resolve(given, read_settings(file) if file is not None else None)
     settings.check_names()
+    idle = [f"--{name}" for name in _OF_ATTENTION if given.get(name)] if settings.attention == "none" else []
+    if idle:
+        raise UserError(
+            f"{', '.join(idle)}: there is no attention to attach. Name one with --attention (csham list attentions), "
+            f"or leave {'it' if len(idle) == 1 else 'them'} out."
+        )
     folder = RunFolder(run if run is not None else runs_dir / settings.default_name())
     folder.check_free()
     dataset = _open(settings, progress)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from csham.data.crops import check_crop, draw_boxes, resampled
 from csham.data.dataset import PackedDataset
-from csham.data.names import CROP_SCALE
+from csham.data.names import CROP_SCALE, batches_per_epoch
 from csham.data.split import generator
 from csham.errors import UserError
 
@@ -41,10 +41,10 @@ class Batch(NamedTuple):
 class Batches:
     """Batches of some of a dataset's images, cut on the device a whole batch at a time.
 
-    Training (:meth:`epoch`, :meth:`batch`): shuffled anew every epoch, the images left over at its end
-    dropped. With ``augment``, each image gets its own random crop and, where ``flip``, is mirrored half the time.
-    Evaluation (:meth:`in_order`): every image once, the centre square. All draws come from
-    ``(seed, epoch, batch)``, whatever the process, the device and torch's own generators.
+    Training (:meth:`epoch`, :meth:`batch`): shuffled anew every epoch, batches of one size; ``last_batch`` says what
+    becomes of the images left over at its end. With ``augment``, each image gets its own random crop and, where
+    ``flip``, is mirrored half the time. Evaluation (:meth:`in_order`): every image once, the centre square. All draws
+    come from ``(seed, epoch, batch)``, whatever the process, the device and torch's own generators.
 
     Crops are one of
 
@@ -67,6 +67,8 @@ class Batches:
         rank: This process, 0 to ``world_size - 1``; it gets its contiguous slice of every batch.
         world_size: How many processes share each batch.
         flip: Whether images may be mirrored; default ``dataset.flip``.
+        last_batch: ``"drop"`` leaves an epoch's last images out where they are fewer than a batch, ``"fill"`` adds its
+            first ones to them.
 
     Raises:
         UserError: Fewer images than a batch with ``augment``, a batch that ``world_size`` does not divide, or no
@@ -89,6 +91,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         flip: bool | None = None,
+        last_batch: str = "drop",
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
@@ -98,6 +101,7 @@ class Batches:
         self.dataset, self.indices = dataset, np.asarray(indices, dtype=np.int64)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         self.flip = dataset.flip if flip is None else flip
+        self.last_batch = last_batch
         self.device = torch.device(device)
         self.image_size = dataset.image_size
         self.crop, self.crop_scale = check_crop(crop, crop_scale, self.image_size), crop_scale
@@ -111,8 +115,8 @@ class Batches:
         self._scale, self._shift = map(self._per_row, scale_and_shift(mean, std))
 
     def __len__(self) -> int:
-        """Training batches per epoch; the images left over are dropped."""
-        return len(self.indices) // self.batch_size
+        """Training batches per epoch."""
+        return batches_per_epoch(len(self.indices), self.batch_size, self.last_batch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Training batches of one epoch, from batch ``start`` on.
@@ -159,13 +163,14 @@ class Batches:
         if len(self.indices) < self.batch_size:
             raise UserError(
                 f"{len(self.indices)} training images are fewer than one batch of {self.batch_size}. "
-                f"Choose --batch-size {max(1, len(self.indices))} or less."
+                f"Choose --batch-size {max(1, len(self.indices))} or less, or leave it out."
             )
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
             order = generator(self.seed, epoch, _ORDER_SALT).permutation(len(self.indices))
-            self._order = epoch, self.indices[order]
+            # Begun again from its start where the last batch needs more.
+            self._order = epoch, np.resize(self.indices[order], len(self) * self.batch_size)
         return self._order[1]
 
     def _gather(self, rows: np.ndarray) -> Tensor:

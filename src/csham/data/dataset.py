@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from csham.data.decode import BadFile
+from csham.data.duplicates import find_duplicates
 from csham.data.split import TEST, TRAIN, VALIDATION, Split, split_parts
 from csham.errors import UserError
 
@@ -41,6 +42,7 @@ class PackedDataset:
         flip: Whether a mirrored image still belongs to its class.
         rebuilt: Why a cache that existed was made anew; None if it was not.
         from_cache: Whether it was opened rather than built.
+        files: Of a folder's images, below the folder, as they were when it was opened.
     """
 
     name: str
@@ -58,6 +60,7 @@ class PackedDataset:
     flip: bool = True
     rebuilt: str | None = None
     from_cache: bool = False
+    files: list[str] | None = field(default=None, repr=False)
     # Copies that Batches keeps on a GPU, by device, so that training and evaluation share one.
     resident: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -76,6 +79,12 @@ class PackedDataset:
             UserError: A value is out of range.
         """
         return split_parts(self.labels, self.parts, seed, validation)
+
+    def name_of(self, row: int) -> str:
+        """Name an image: its file, or its class and number where it has none."""
+        if self.files is not None:
+            return self.files[row]
+        return f"{self.classes[self.labels[row]]} (number {row})"
 
     def normalisation(self, indices: np.ndarray | Sequence[int]) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over these images, in 0..1.
@@ -110,6 +119,7 @@ class PackedDataset:
             "bad_files": [file._asdict() for file in self.bad_files],
             "ignored_files": self.ignored_files,
             "notes": list(self.notes),
+            "duplicates": find_duplicates(self).describe(),
             "bytes": int(self.images.nbytes),
             "rebuilt": self.rebuilt,
             "from_cache": self.from_cache,

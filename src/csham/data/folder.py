@@ -20,7 +20,8 @@ from csham.errors import UserError
 __all__ = ["Listing", "default_image_size", "image_files", "is_class_name", "scan"]
 
 _EXPECTED = "An image folder holds train/<class>/* with test/<class>/* or val/<class>/*, or <class>/* alone."
-_PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
+_VALIDATION_NAMES = {"val", "valid", "validation"}
+_PART_NAMES = {"train", "training", "test", "testing", *_VALIDATION_NAMES}
 _SILENT = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave behind
 _LONGEST_NAME = 255  # characters, where file systems allow as many bytes
 _SIZES = (32, 64, 96, 128, 160, 224)
@@ -59,7 +60,8 @@ def scan(root: Path) -> Listing:
 
     Args:
         root: ``train/<class>/**`` with ``test/<class>/**`` or ``val/<class>/**`` (with both, ``val`` is the
-            validation part), ``train/<class>/**`` alone, or ``<class>/**`` alone. Links are followed.
+            validation part; ``valid`` and ``validation`` are other names of it), ``train/<class>/**`` alone, or
+            ``<class>/**`` alone. Links are followed.
 
     Raises:
         UserError: No images, fewer than two classes, an empty class, classes that differ between parts, or a
@@ -139,15 +141,21 @@ def _part_folders(root: Path) -> tuple[dict[int, Path], list[str]]:
     """Folder of each part that is there, and notes about folders that look like a part but are none."""
     names = _subfolders(root)
     by_name = {name.lower(): root / name for name in names}
-    others = set(by_name) - {"train", "test", "val"}
+    others = set(by_name) - {"train", "test", *_VALIDATION_NAMES}
     # A class may be called "train" (the vehicle): then it holds images, and other classes stand beside it.
     if "train" not in by_name or (others and not _subfolders(by_name["train"])):
         if names and set(by_name) <= _PART_NAMES:
             raise UserError(f"{root} holds only {', '.join(names)}, but no train/. {_EXPECTED}")
         return {TRAIN: root}, []
     folders = {TRAIN: by_name["train"]}
-    if "val" in by_name:
-        folders[VALIDATION if "test" in by_name else TEST] = by_name["val"]
+    validation = [name for name in names if name.lower() in _VALIDATION_NAMES]
+    if len(validation) > 1:
+        raise UserError(
+            f"{root} holds {' and '.join(validation)}, of which each could be the validation part. Keep one of them "
+            "there."
+        )
+    if validation:
+        folders[VALIDATION if "test" in by_name else TEST] = root / validation[0]
     if "test" in by_name:
         folders[TEST] = by_name["test"]
     left_out = [name for name in names if name.lower() in others]

@@ -18,7 +18,7 @@ from csham.data.dataset import PackedDataset, stored_side
 from csham.data.decode import BadFile, DecodedChunk, channel_sums, decode_chunk, fit_square
 from csham.data.folder import Listing, default_image_size, scan
 from csham.data.named import DATASETS, IMAGE_SIZES, load_named
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, known_names
 from csham.files import cache_root
 
 __all__ = ["prepare"]
@@ -60,6 +60,10 @@ def prepare(
     if dataset is None:
         dataset = _build_alone(source, path, root, max_bad, progress or _silent)
     _check_bad(dataset.bad_files, max_bad)
+    if source.listing is not None:
+        bad = {file.path for file in dataset.bad_files}
+        pairs = zip(source.listing.files, source.listing.paths(), strict=True)
+        dataset.files = [file for file, path in pairs if path not in bad]
     return dataset
 
 
@@ -115,8 +119,8 @@ def _existing_folder(data: str | Path) -> Path:
     if is_file:
         raise UserError(f"{data} is a file; an image folder is needed. Unpack it first if it is an archive.")
     if not is_folder or not str(data):  # an empty string would be the current folder
-        near = str(unknown_name("dataset", data, DATASETS)).partition(". ")[2]
-        raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder. {near}")
+        known = known_names("dataset", data, DATASETS)
+        raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder. {known}")
     return root
 
 

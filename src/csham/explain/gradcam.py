@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from csham.attach.attached import Attached
 from csham.attach.hosts import outputs_at
-from csham.attach.positions import last_map, stage_ends, works_on_tokens
+from csham.attach.kinds import works_on_tokens
+from csham.attach.positions import last_map, stage_ends
 from csham.attach.trace import trace
 from csham.attach.values import Trace
 from csham.errors import UserError, unknown_name

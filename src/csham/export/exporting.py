@@ -168,7 +168,7 @@ class _Task:
 
     def write_weights(self, draft: Path) -> _Found:
         self.progress.note("writing the weights")
-        write_weights(draft, self.trained.network.state_dict(), self.trained.info)
+        write_weights(draft, self.trained.network.state_dict(), self.trained.info, self.trained.run_weights)
         network = load(draft).network
         with torch.no_grad():
             parity = compare(self.deployed, network, self.pixels)

@@ -35,6 +35,7 @@ def describe(trained: Trained, *, preprocessing: bool, least: int | None) -> dic
         "preprocessing": _steps(info.image_size, preprocessing),
         "network": network,
         "weights": trained.weights,
+        "epoch": trained.epoch,
         "name": trained.label,
         "csham_version": __version__,
     }

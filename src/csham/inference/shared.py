@@ -18,7 +18,8 @@ from csham._version import __version__
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.files import parse_json
-from csham.training.network import NetworkInfo, read_network
+from csham.training.network import NetworkInfo, held_weights, read_network
+from csham.training.run_weights import CHOICES, RunWeights
 
 __all__ = ["CARD", "CONFIG", "FILES", "FORMAT", "WEIGHTS", "is_shared", "read_card", "read_shared", "shared_config"]
 
@@ -70,11 +71,11 @@ def is_shared(path: Path) -> bool:
     return os.path.lexists(path / CONFIG) and not os.path.lexists(path / "config.yaml")
 
 
-def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, str]:
+def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, RunWeights]:
     """Build the network of a folder that anyone may have written.
 
     Returns:
-        The network, on the CPU; what it is; and which weights of its run it has, ``"best"`` or ``"last"``.
+        The network, on the CPU; what it is; and which weights of its run it has.
 
     Raises:
         UserError: A file is missing, damaged, or says what cannot be.
@@ -87,8 +88,9 @@ def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, str]:
             raise
         raise UserError(f"{path} is damaged or not JSON: {str(err)[:200]}") from err
     info, weights = _understood(content, path)
-    network, _ = read_network(_inside(folder, WEIGHTS), info)
-    return network, info, weights
+    path = _inside(folder, WEIGHTS)
+    network, _ = read_network(path, info)
+    return network, info, RunWeights(weights, held_weights(path).epoch)
 
 
 def read_card(folder: Path) -> str:
@@ -113,7 +115,7 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
     _check_keys(
         preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing"
     )
-    if content["weights"] not in ("best", "last"):
+    if content["weights"] not in CHOICES:
         raise UserError(f"{path}: weights should be 'best' or 'last', got {ascii(content['weights'])[:80]}.")
     values = {**network, "classes": content["classes"], "image_size": preprocessing["center_crop"]}
     info = NetworkInfo.from_dict({**values, "mean": preprocessing["mean"], "std": preprocessing["std"]}, path)

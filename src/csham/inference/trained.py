@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from csham.inference.transform import ImageLike, ImageTransform
 from csham.training.labels import network_label
 from csham.training.network import NetworkInfo
+from csham.training.run_weights import RunWeights
 
 __all__ = ["Trained"]
 
@@ -26,7 +27,8 @@ class Trained:
         info: Names of backbone and attention, and the rest that is needed to build the network again.
         transform: Makes an input of an image.
         path: Where it was loaded from.
-        weights: ``"best"``, those that the validation part chose, or ``"last"``, those of the last epoch.
+        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose.
+        epoch: After which these were; None where that is not known.
     """
 
     network: nn.Module
@@ -34,11 +36,22 @@ class Trained:
     transform: ImageTransform
     path: Path
     weights: str
+    epoch: int | None = None
 
     @property
     def classes(self) -> list[str]:
         """Name of each class, in the order of the logits."""
         return self.info.classes
+
+    @property
+    def run_weights(self) -> RunWeights:
+        """Which weights of its run it has."""
+        return RunWeights(self.weights, self.epoch)
+
+    @property
+    def described(self) -> str:
+        """The network and its weights, such as ``"resnet18 + csham (transfer), last epoch (30)"``."""
+        return f"{self.label}, {self.run_weights}"
 
     @property
     def device(self) -> torch.device:

@@ -76,7 +76,8 @@ class ImageTransform:
         side = stored_side(self.image_size)
         square = _decode(image, side) if isinstance(image, str | Path) else square_pixels(_as_image(image), side)
         edge, S = (side - self.image_size) // 2, self.image_size
-        return np.ascontiguousarray(square[edge : edge + S, edge : edge + S])
+        # A copy: what Pillow lends cannot be written to, which torch warns of.
+        return np.array(square[edge : edge + S, edge : edge + S], order="C")
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return the values that the network takes of bytes.

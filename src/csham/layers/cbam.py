@@ -213,7 +213,9 @@ class CBAM(CBAMSteps):
     """Convolutional block attention module: the channel step, then the spatial step.
 
     timm's ``CbamModule``: its parameters, state_dict keys and outputs. A map of one pixel in a batch of one, which timm
-    refuses in training, is normalised by the running statistics.
+    refuses in training, is normalised by the running statistics, and these are unbiased from the first batch on. The
+    paper's formulas have no norm (``spatial_norm=False``); the code that its authors released has one, and biases
+    (``mlp_bias=True``).
 
     Args:
         channels: Channels of the feature map.
@@ -224,6 +226,7 @@ class CBAM(CBAMSteps):
         act_layer: Activation of the hidden channels.
         gate_layer: Name or class of the gate.
         mlp_bias: Whether the hidden and the output channels have biases.
+        spatial_norm: Whether a batch norm follows the spatial step's filter.
         device: Device of the parameters.
         dtype: Type of the parameters.
 
@@ -247,6 +250,7 @@ class CBAM(CBAMSteps):
         act_layer: type[nn.Module] = nn.ReLU,
         gate_layer: str | type[nn.Module] = "sigmoid",
         mlp_bias: bool = False,
+        spatial_norm: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -256,13 +260,14 @@ class CBAM(CBAMSteps):
             channels, rd_ratio, rd_channels, rd_divisor, act_layer, gate_layer, mlp_bias, device=device, dtype=dtype
         )
         self.spatial = CBAMSpatial(spatial_kernel_size, gate_layer, device=device, dtype=dtype)
-        self.spatial.conv.bn = BatchNorm2d(1, device=device, dtype=dtype)
+        self.spatial.conv.bn = BatchNorm2d(1, device=device, dtype=dtype) if spatial_norm else nn.Identity()
 
 
 class LightCBAM(CBAMSteps):
     """timm's light variant of CBAM, which adds the average and the maximum up before each step's layers.
 
-    Settings, shape and errors as in :class:`CBAM`, without ``gate_layer``, which timm's ignores. Source: timm.
+    Settings, shape and errors as in :class:`CBAM`, without ``gate_layer``, which timm's ignores, and
+    ``spatial_norm``. Source: timm.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +28,7 @@ from csham.layers.accelerated import (
 )
 from csham.layers.cbam import CBAM, LightCBAM
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
-from csham.layers.norm import GroupNorm1
+from csham.layers.norm import BatchNorm2d, GroupNorm
 
 __all__ = ["FROM_TIMM"]
 
@@ -46,13 +47,15 @@ class _FromTimm:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let ``inspect.signature`` tell the settings that have an effect; some of timm's layers take any."""
         super().__init_subclass__(**kwargs)
-        inits = (
-            inspect.signature(vars(base)["__init__"]).parameters for base in cls.__mro__ if "__init__" in vars(base)
-        )
-        # Ours that take any settings hand them on to timm's.
-        settings = next(init for init in inits if "settings" not in init).values()
-        named = [p for p in settings if p.name not in ("self", *cls._refused) and p.kind is not p.VAR_KEYWORD]
-        cls.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+        named: dict[str, inspect.Parameter] = {}
+        for base in cls.__mro__:
+            init = dict(inspect.signature(vars(base)["__init__"]).parameters) if "__init__" in vars(base) else {}
+            named = {**init, **named}
+            if init and "settings" not in init:  # ours that take any settings hand them on to timm's
+                break
+        kept = (p for p in named.values() if p.name not in ("self", *cls._refused) and p.kind is not p.VAR_KEYWORD)
+        # Settings of our own have no default place among timm's, and are keywords.
+        cls.__signature__ = inspect.Signature(sorted(kept, key=lambda p: p.kind))  # type: ignore[attr-defined]
 
     def __init__(self, channels: int, **settings: Any) -> None:
         name = type(self).__name__
@@ -83,15 +86,22 @@ class _Scaling(_FromTimm):
 
 
 class SqueezeExcite(_Scaling, AcceleratedSEModule):
-    """``w = σ(W2 ReLU(W1 mean_hw x + b1) + b2)``. Source: Hu et al., arXiv:1709.01507, eq. 2 to 4."""
+    """``w = σ(W2 ReLU(W1 mean_hw x + b1) + b2)``.
+
+    timm rounds the hidden channels to a multiple of 8. The paper does not (``rd_divisor=1``), and finds residual
+    networks better without biases (``bias=False``). Source: Hu et al., arXiv:1709.01507, eq. 2 to 4.
+    """
 
 
 class EffectiveSqueezeExcite(_Scaling, AcceleratedEffectiveSEModule):
-    """``w = hardsigmoid(W mean_hw x + b)``. Source: Lee and Park, arXiv:1911.06667."""
+    """``w = hardsigmoid(W mean_hw x + b)``.
+
+    The paper has a sigmoid (``gate_layer="sigmoid"``). Source: Lee and Park, arXiv:1911.06667.
+    """
 
 
 class EfficientChannelAttention(_Scaling, AcceleratedEcaModule):
-    """``w = σ(conv1d_k(mean_hw x))``, k chosen by the channels. Source: Wang et al., arXiv:1910.03151."""
+    """``w = σ(conv1d_k(mean_hw x))``, k chosen by the channels, at least 3. Source: Wang et al., arXiv:1910.03151."""
 
     _refused: ClassVar[tuple[str, ...]] = (
         "kernel_size",
@@ -121,8 +131,9 @@ class CircularEfficientChannelAttention(_Scaling, AcceleratedCecaModule):
 class GatherExcite(_FromTimm, timm_layers.GatherExcite):
     """``y = σ(MLP(pool x)) ⊙ x``, the pool a mean over the whole map or, with ``extent``, over parts of it.
 
-    The variants of the paper whose pooling has no parameters of its own. The layer is put together here, because timm
-    1.0.31's cannot be built (it hands the names of its keywords on as positions).
+    Without the MLP this is the paper's variant without parameters, with it squeeze-and-excitation, over the whole map
+    or parts of it; those whose pooling has parameters of its own are not here. The layer is put together here, because
+    timm 1.0.31's cannot be built (it hands the names of its keywords on as positions).
 
     Args:
         channels: Channels of the feature map.
@@ -177,7 +188,10 @@ class GlobalContext(_FromTimm, timm_layers.GlobalContext):
 
 
 class AddedGlobalContext(GlobalContext):
-    """The paper's block: ``y = x + W2 ReLU(LN(W1 Σ_p softmax(k x)_p x_p))``. Source: Cao et al., arXiv:1904.11492."""
+    """``y = x + W2 ReLU(LN(W1 Σ_p softmax(k x)_p x_p))``, with twice the paper's hidden channels.
+
+    The paper's 1/16 of the channels is ``rd_ratio=1 / 16``. Source: Cao et al., arXiv:1904.11492.
+    """
 
     gate_kind = None
     _refused: ClassVar[tuple[str, ...]] = ("fuse_add", "fuse_scale", "init_last_zero", "gate_layer")
@@ -187,9 +201,21 @@ class AddedGlobalContext(GlobalContext):
 
 
 class CoordinateAttention(_FromTimm, CoordAttn):
-    """``y = a_h ⊙ a_w ⊙ x``, from the means of rows and of columns. Source: Hou et al., arXiv:2103.02907."""
+    """``y = a_h ⊙ a_w ⊙ x``, from the means of rows and of columns.
+
+    timm has no biases, and hidden channels like those of squeeze-and-excitation. The authors' released code has biases
+    (``bias=True``) and ``reduction=32``: a hidden channel for every 32, rounded down, at least 8. Source: Hou et al.,
+    arXiv:2103.02907.
+    """
 
     gate_kind = "full"
+
+    def __init__(self, channels: int, *, reduction: int | None = None, **settings: Any) -> None:
+        if reduction is not None:
+            check_count(type(self).__name__, "reduction", reduction)
+            check_channels(type(self).__name__, channels)
+            settings = {"rd_channels": max(8, channels // reduction), **settings}
+        super().__init__(channels, **{"norm_layer": BatchNorm2d, **settings})
 
 
 class SimpleCoordinateAttention(_FromTimm, SimpleCoordAttn):
@@ -199,13 +225,23 @@ class SimpleCoordinateAttention(_FromTimm, SimpleCoordAttn):
 
 
 class EfficientLocalAttention(_FromTimm, EfficientLocalAttn):
-    """``y = a_h ⊙ a_w ⊙ x``, from depthwise convolutions of the means. Source: Xu and Wan, arXiv:2403.01123."""
+    """``a = σ(SiLU(GN(conv1d(mean x))))`` for rows and for columns, ``y = a_h ⊙ a_w ⊙ x``; the convolutions depthwise.
+
+    timm puts SiLU before the gate, which keeps every factor of the weights above 0.43, and norms all channels as one
+    group. The paper has neither: ``act_layer=nn.Identity, groups=16`` is its ELA-B, and with ``kernel_size=5,
+    groups=32`` its ELA-T. Source: Xu and Wan, arXiv:2403.01123.
+    """
 
     gate_kind = "full"
 
-    def __init__(self, channels: int, **settings: Any) -> None:
+    def __init__(self, channels: int, *, groups: int = 1, **settings: Any) -> None:
+        name = type(self).__name__
+        check_channels(name, channels)
+        check_count(name, "groups", groups)
+        if channels % groups:
+            raise UserError(f"{name}: groups must divide the channels, got {groups} groups for {channels} channels.")
         # timm's own refuses one channel on a map with a side of one pixel.
-        super().__init__(channels, **{"norm_layer": GroupNorm1, **settings})
+        super().__init__(channels, **{"norm_layer": partial(GroupNorm, groups), **settings})
 
 
 class StripAttention(_FromTimm, StripAttn):

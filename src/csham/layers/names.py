@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from csham._named import Named, table
 
-__all__ = ["ATTENTIONS", "FORMULAS", "AttentionName"]
+__all__ = ["ATTENTIONS", "FORMULAS", "PAPER", "AttentionName"]
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,25 @@ class AttentionName(Named):
         maps: What :func:`csham.layers.record_weights` finds, in this order: of ``"channel"`` (B, C), ``"spatial"``
             (B, 1, H, W) and ``"full"`` (B, C, H, W); empty where the attention adds instead of scaling.
         two_part: Whether it has a ``channel`` part and a ``spatial`` part that a strategy can place on their own.
+        paper: Settings that make the paper's form of it, where the default is another (``source`` says "after").
     """
 
     formula: str
     params: int
     maps: tuple[str, ...]
     two_part: bool = False
+    paper: str = ""
 
 
 FORMULAS = (
     "r8(z) is z rounded to a multiple of 8, at least 8; g8(z) the same or, where that is below 0.9 z, 8 more; r1(z) is "
     "z rounded, f(z) z rounded down, both at least 1; d(n, m) is the largest divisor of n up to m; k is ECA's "
     "kernel size: (log2 C + 1) / 2 rounded down, made odd, at least 3"
+)
+
+PAPER = (
+    "settings of create_attention that make the paper's form, where the default is timm's, after the paper; nn is "
+    "torch.nn"
 )
 
 _CSHAM = "Pan et al., ICPR 2022 (csham)"
@@ -42,9 +49,15 @@ def _csham(name: str, summary: str, formula: str, params: int, maps: tuple[str, 
 
 
 def _timm(
-    name: str, summary: str, source: str, formula: str, params: int, maps: tuple[str, ...] = ("channel",)
+    name: str,
+    summary: str,
+    source: str,
+    formula: str,
+    params: int,
+    maps: tuple[str, ...] = ("channel",),
+    paper: str = "",
 ) -> AttentionName:
-    return AttentionName(name, summary, f"{source} (timm)", formula, params, maps, two_part=maps == _BOTH)
+    return AttentionName(name, summary, f"{source} (timm)", formula, params, maps, maps == _BOTH, paper)
 
 
 def _paper(
@@ -73,16 +86,18 @@ ATTENTIONS = table(
         _timm(
             "se",
             "squeeze and excitation",
-            "Hu et al., CVPR 2018, arXiv:1709.01507",
+            "after Hu et al., CVPR 2018, arXiv:1709.01507",
             "2CR + C + R, R = r8(C / 16)",
             8464,
+            paper="rd_divisor=1, bias=False",
         ),
         _timm(
             "ese",
             "effective squeeze and excitation, one layer",
-            "Lee and Park, CVPR 2020, arXiv:1911.06667",
+            "after Lee and Park, CVPR 2020, arXiv:1911.06667",
             "C² + C",
             65_792,
+            paper='gate_layer="sigmoid"',
         ),
         _timm("eca", "efficient channel attention", _ECA, "k", 5),
         _timm("ecam", "ECA with a hidden layer", f"after {_ECA}", "kR + 2R + 1, R = g8(C / 8)", 225),
@@ -90,17 +105,42 @@ ATTENTIONS = table(
         _timm(
             "ge",
             "gather-excite over the whole map",
-            "Hu et al., NeurIPS 2018, arXiv:1810.12348",
+            "after Hu et al., NeurIPS 2018, arXiv:1810.12348",
             "2CR + C + R, R = r1(C / 16)",
             8464,
+            paper="use_mlp=False",
         ),
         _timm("gc", "global context, as a gate", f"after {_GC}", "2CR + 2C + 3R + 1, R = r1(C / 8)", 16_993),
-        _timm("gca", "global context, added", _GC, "2CR + 2C + 3R + 1, R = r1(C / 8)", 16_993, ()),
-        _timm("cbam", "convolutional block attention", _CBAM, "2CR + 100, R = r1(C / 16)", 8292, _BOTH),
+        _timm(
+            "gca",
+            "global context, added",
+            f"after {_GC}",
+            "2CR + 2C + 3R + 1, R = r1(C / 8)",
+            16_993,
+            (),
+            paper="rd_ratio=1 / 16",
+        ),
+        _timm(
+            "cbam",
+            "convolutional block attention",
+            f"after {_CBAM}",
+            "2CR + 100, R = r1(C / 16)",
+            8292,
+            _BOTH,
+            paper="spatial_norm=False",
+        ),
         _timm(
             "lcbam", "CBAM with pooled values added first", f"after {_CBAM}", "2CR + 51, R = r1(C / 16)", 8243, _BOTH
         ),
-        _timm("coord", "coordinate attention", _COORD, "3CR + 2R, R = r8(C / 24)", 6160, ("full",)),
+        _timm(
+            "coord",
+            "coordinate attention",
+            f"after {_COORD}",
+            "3CR + 2R, R = r8(C / 24)",
+            6160,
+            ("full",),
+            paper="reduction=32, bias=True",
+        ),
         _timm(
             "scoord",
             "coordinate attention without norm, one gate",
@@ -109,7 +149,15 @@ ATTENTIONS = table(
             31_272,
             ("full",),
         ),
-        _timm("ela", "efficient local attention", "Xu and Wan, 2024, arXiv:2403.01123", "18C", 4608, ("full",)),
+        _timm(
+            "ela",
+            "efficient local attention",
+            "after Xu and Wan, 2024, arXiv:2403.01123",
+            "18C",
+            4608,
+            ("full",),
+            paper="groups=16, act_layer=nn.Identity",
+        ),
         _timm("strip", "gate of row and column means", "no paper", "6C", 1536, ("full",)),
         _paper("simam", "how far each value stands out", "Yang et al., ICML 2021", "0", 0),
         _paper(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from csham.errors import UserError
 from csham.ops import functions, reference
@@ -25,6 +26,7 @@ __all__ = [
     "SpatialParameters",
     "channel_attention",
     "finish",
+    "follow",
     "has_kernels",
     "hybrid_attention",
     "pool_channels",
@@ -142,7 +144,7 @@ def spatial_attention(
     x = _laid_out(x)
     w = None if channel_weights is None else channel_weights.float()
     mean, maximum, neighbors, carry = functions.position_pool(chosen, x, w, _neighbor_weight(x, parameters))
-    s = _spatial_weights(chosen, mean, maximum, neighbors, parameters)
+    s = _csham_spatial_weights(chosen, mean, maximum, neighbors, parameters)
     return _scale(chosen, x, carry, shortcut, w, s, position_w=w, position_max=maximum)
 
 
@@ -173,7 +175,7 @@ def hybrid_attention(
     pooled = functions.hybrid_pool(
         chosen, x, _filters(channel), _is_relu(channel.act), True, weighted, _neighbor_weight(x, spatial)
     )
-    s = _spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
+    s = _csham_spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
     w = pooled.w * pooled.w if connection == "reapply" else pooled.w
     position_w = pooled.w if weighted else None
     return _scale(chosen, x, pooled.carry, shortcut, w, s, position_w=position_w, position_max=pooled.max)
@@ -235,8 +237,9 @@ def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
 
 def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
     """Name the kernels that run for a map, None for the reference."""
-    # An exported graph is of plain operations, and a transform (vmap, jvp) must see them.
-    if exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+    # An exported graph is of plain operations, and a transform (vmap, jvp) or a tangent must see them.
+    tracing = exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if tracing or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
     if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):
         return None
@@ -277,7 +280,8 @@ def _identity(x: Tensor) -> Tensor:
 def _laid_out(x: Tensor) -> Tensor:
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
-    return x.contiguous()
+    dense = x.clone()  # in the order of its strides
+    return dense if dense.is_contiguous(memory_format=torch.channels_last) else dense.contiguous()
 
 
 def _filters(parameters: ChannelParameters) -> tuple[Tensor, ...]:
@@ -319,6 +323,15 @@ def _hybrid_reference(x: Tensor, channel: ChannelParameters, spatial: SpatialPar
     return reference.scale(y, w) if connection == "reapply" else y
 
 
+def _csham_spatial_weights(
+    chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: SpatialParameters
+) -> Tensor:
+    s = _spatial_weights(chosen, mean, maximum, neighbors, parameters)
+    if neighbors is not None:
+        return s
+    return reference.with_zero_gradients(s, parameters.neighbor_weight, parameters.neighbor_norm)
+
+
 def _spatial_weights(
     chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: SpatialParameters
 ) -> Tensor:
@@ -349,10 +362,14 @@ def _spatial_weights(
         _is_relu(act),
     )
     if training:
-        _update(norm, gate.norm_mean, gate.norm_var, mean.numel())
+        follow(norm, gate.norm_mean, _unbiased(gate.norm_var, mean.numel()))
     if neighbor_training and neighbors is not None:
-        _update(neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel())
+        follow(neighbor_norm, gate.neighbor_mean, _unbiased(gate.neighbor_var, neighbors.numel()))
     return gate.s
+
+
+def _unbiased(var: Tensor, count: int) -> Tensor:
+    return var * (count / (count - 1))
 
 
 def _is_plain(norm: Any) -> bool:
@@ -376,9 +393,18 @@ def _affine(norm: Any) -> tuple[Tensor | None, Tensor | None]:
     return None if norm.weight is None else norm.weight.float(), None if norm.bias is None else norm.bias.float()
 
 
-def _update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move a norm's running statistics, as torch's batch norm does, which keeps the unbiased variance."""
-    running = norm.running_mean, norm.running_var
+def follow(norm: Any, mean: Tensor, var: Tensor) -> None:
+    """Count a batch and move a norm's running statistics towards the batch's.
+
+    Args:
+        norm: A batch norm; one with ``averaging_rate`` says how far, any other does what torch's does.
+        mean: Of each channel, (C,).
+        var: Of each channel, (C,), unbiased.
+    """
     norm.num_batches_tracked.add_(1)
     with torch.no_grad():
-        torch._foreach_lerp_(running, (mean, var * (count / (count - 1))), norm.momentum)
+        rate = norm.averaging_rate() if hasattr(norm, "averaging_rate") else norm.momentum
+        if rate is None:
+            rate = 1 / norm.num_batches_tracked
+        for running, batch in ((norm.running_mean, mean), (norm.running_var, var)):
+            running.lerp_(batch.to(running.dtype), rate.to(running.dtype) if isinstance(rate, Tensor) else rate)

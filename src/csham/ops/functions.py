@@ -13,13 +13,14 @@ In eager mode the functions run as ``autograd.Function``, which costs less a cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from csham.errors import UserError
 from csham.ops.library import NAMESPACES
 
 __all__ = ["Carry", "channel_pool", "hybrid_pool", "position_pool", "scale", "spatial_gate"]
@@ -348,8 +349,38 @@ def _or_none(grad: Tensor, wanted: Tensor | None) -> Tensor | None:
     return None if wanted is None or grad.numel() == 0 != wanted.numel() else grad
 
 
+class _NotAgain(torch.autograd.Function):
+    """Gradients as they are, which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Any) -> Any:
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise UserError(
+            "the kernels' gradients cannot be differentiated again. Let the reference run, which can: "
+            "CSHAM_KERNELS=reference in the environment, or csham.ops.use_kernels('reference') around the forward pass."
+        )
+
+
+def _once(gradients: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Let whoever differentiates gradients be told that it cannot be done, and not take them for constants."""
+
+    def compute(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled():
+            return gradients(ctx, *grads)
+        with torch.no_grad():
+            found = gradients(ctx, *grads)
+        return tuple(_NotAgain.apply(*(None if grad is None else grad.detach().requires_grad_() for grad in found)))
+
+    return compute
+
+
 def _function(operator: type[_Differentiable]) -> type[torch.autograd.Function]:
     """Make the ``autograd.Function`` of an operator, whose first argument is the namespace."""
+
+    gradients = _once(operator.gradients)
 
     class Function(torch.autograd.Function):
         # Not in two parts, with setup_context: torch would then look its signature up at every call, for 50 us.
@@ -361,9 +392,8 @@ def _function(operator: type[_Differentiable]) -> type[torch.autograd.Function]:
             return output
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *grads: Any) -> Any:
-            return None, *operator.gradients(ctx, *grads)
+            return None, *gradients(ctx, *grads)
 
     Function.__name__ = Function.__qualname__ = f"csham_{operator.name}"
     return Function
@@ -384,7 +414,7 @@ def _register() -> None:
         for operator in _OPERATORS:
             torch.library.register_autograd(
                 f"{namespace}::{operator.name}",
-                operator.gradients,
+                _once(operator.gradients),
                 setup_context=partial(_save, operator, namespace),
             )
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from csham.ops.tracing import exporting
 
-__all__ = ["channel_weights", "scale", "spatial_weights", "spatial_weights_of"]
+__all__ = ["channel_weights", "scale", "spatial_weights", "spatial_weights_of", "with_zero_gradients"]
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -87,7 +87,8 @@ def spatial_weights(
     if min(x.shape[-2:]) >= 2:
         neighbors = _conv3x3_stride2_same(F.avg_pool2d(x, 2), neighbor_weight)
     mean, maximum = x.mean(1, keepdim=True), x.amax(1, keepdim=True)
-    return spatial_weights_of(mean, maximum, neighbors, main_weight, main_norm, neighbor_norm, act, dropout)
+    weights = spatial_weights_of(mean, maximum, neighbors, main_weight, main_norm, neighbor_norm, act, dropout)
+    return weights if neighbors is not None else with_zero_gradients(weights, neighbor_weight, neighbor_norm)
 
 
 def spatial_weights_of(
@@ -122,6 +123,24 @@ def spatial_weights_of(
     if neighbors is not None:
         logits = logits + _upsample_nearest(neighbor_norm(neighbors), mean.shape[-2], mean.shape[-1])
     return logits.sigmoid()
+
+
+def with_zero_gradients(weights: Tensor, *unused: object) -> Tensor:
+    """Give what did not take part in ``weights`` gradients of zero, where it would have none.
+
+    DistributedDataParallel waits for a gradient of every parameter.
+
+    Args:
+        weights: Of any shape.
+        unused: Parameters, and modules, whose parameters are meant.
+    """
+    if not torch.is_grad_enabled() or exporting():
+        return weights
+    for part in unused:
+        for parameter in part.parameters() if isinstance(part, nn.Module) else (part,):
+            if isinstance(parameter, Tensor) and parameter.requires_grad:
+                weights = weights + 0 * parameter.sum().to(weights.dtype)
+    return weights
 
 
 def scale(x: Tensor, weights: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from csham.report.study_figures import (
     pareto_front,
 )
 from csham.report.study_material import Material
-from csham.report.study_tables import curve
+from csham.report.study_tables import bootstrap_words, curve
 from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
 from csham.report.tables import Cell, Column, Table
 from csham.study.results import Comparison, NetworkRow
+from csham.study.statistics import FEW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +115,8 @@ def draw_difference_picture(material: Material) -> Picture | None:
             "Difference of each network's test top-1 to the plain network's",
             "; ".join(_difference_words(one) for one in found) + ".",
             "Marker: mean over seeds. Thick bar: 95% Student-t interval. Thin line with ends: 95% BCa bootstrap "
-            f"interval. Dots: single seeds. Shaded: less than the {worthwhile:g} points worth having.{beyond}",
+            f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {worthwhile:g} points worth "
+            f"having.{beyond}",
             _difference_table(found),
         )
 
@@ -222,7 +224,7 @@ def _picture(
 def _difference_words(one: Comparison) -> str:
     return (
         f"{one.label} {signed(one.mean)} points against {one.against}, t interval {interval(one.t_interval)}, BCa "
-        f"interval {interval(one.bootstrap_interval)}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
+        f"interval {bootstrap_words(one)}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
     )
 
 

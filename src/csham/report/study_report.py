@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from csham.study.results import ClassDifference, Results, per_class_difference
 __all__ = ["Report", "write_report"]
 
 GENERATOR = '<meta name="generator" content="csham report">'
+_SHEET = "tables/study.xlsx"
 _PARTS = {"index.html", "figures", "tables"}
 
 
@@ -69,6 +71,8 @@ def write_report(study: Path | str, output: Path | str | None = None) -> Report:
     shown = {table.name: table for table in tables}
     page = render_page(material, shown, differences, families, classes, _listing(contents), notes)
     _replace(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
+    if _SHEET not in contents:
+        notes.append('The tables are not in a spreadsheet, which needs openpyxl: pip install "csham[report]".')
     return Report(folder / "index.html", material.results, [*material.warnings, *notes])
 
 
@@ -111,7 +115,7 @@ def _files(tables: Sequence[Table], differences: Picture | None, families: Seque
         if table.columns:
             files[f"tables/{table.name}.md"] = markdown_bytes(table)
             files[f"tables/{table.name}.tex"] = latex_bytes(table)
-    return files | {"tables/study.xlsx": xlsx_bytes(filled)}
+    return files | ({} if find_spec("openpyxl") is None else {_SHEET: xlsx_bytes(filled)})
 
 
 def _listing(files: Mapping[str, bytes]) -> list[dict[str, Any]]:

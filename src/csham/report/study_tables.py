@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, signed, thousands
@@ -11,8 +12,18 @@ from csham.report.study_figures import Curve
 from csham.report.study_material import Material
 from csham.report.tables import Cell, Column, Table
 from csham.study.results import ClassDifference, Comparison, NetworkRow, Spread
+from csham.study.statistics import FEW
 
-__all__ = ["budget_table", "class_table", "curve", "curve_table", "network_table", "run_table", "verdict_table"]
+__all__ = [
+    "bootstrap_words",
+    "budget_table",
+    "class_table",
+    "curve",
+    "curve_table",
+    "network_table",
+    "run_table",
+    "verdict_table",
+]
 
 MARKS = {"helps": "helps", "hurts": "hurts", "no difference worth having": "same", "cannot tell yet": "open"}
 
@@ -27,7 +38,7 @@ def verdict_table(material: Material) -> Table:
         ),
         Column("difference", help="Test top-1 minus the plain network's, mean over paired seeds, percentage points."),
         Column("95%, t", help="Student's t interval of the mean difference."),
-        Column("95%, BCa", help="Bootstrap interval of the mean difference; too narrow with few seeds."),
+        Column("95%, BCa", help=f"Bootstrap interval of the mean difference; too narrow with fewer than {FEW} seeds."),
         Column("seeds", help="That both networks have finished."),
         Column("p, t-test", help="Paired, two-sided."),
         Column("p, sign flip", help="Permutation test, two-sided."),
@@ -104,13 +115,14 @@ def network_table(material: Material) -> Table:
         Column("train memory, MiB", help="Most memory of a training step, measured side by side."),
     ]
     rows = [(row, material.costs.rows.get(row.label, {})) for row in material.results.networks]
-    return Table(
+    table = Table(
         "networks",
         "What each network reached on the test part, mean over seeds ± standard deviation, and what it costs.",
         columns,
         [_network_cells(row, cost) for row, cost in rows],
         [_network_row(row, cost) for row, cost in rows],
     )
+    return _with_top5_where_there_is_one(table)
 
 
 def run_table(material: Material) -> Table:
@@ -131,7 +143,18 @@ def run_table(material: Material) -> Table:
         Column("run folder or error", numeric=False),
     ]
     caption = f"All {len(rows)} runs of the study." if len(rows) != 1 else "The one run of the study."
-    return Table("runs", caption, columns, [_run_cells(row) for row in rows], rows)
+    return _with_top5_where_there_is_one(Table("runs", caption, columns, [_run_cells(row) for row in rows], rows))
+
+
+def _with_top5_where_there_is_one(table: Table) -> Table:
+    """Leave the column out where no network has a value, as of five classes and fewer."""
+    place = [column.title for column in table.columns].index("top-5, %")
+    if any(row[place].value is not None for row in table.rows):
+        return table
+    columns = [*table.columns[:place], *table.columns[place + 1 :]]
+    rows = [[*row[:place], *row[place + 1 :]] for row in table.rows]
+    raw = [{name: value for name, value in row.items() if not name.startswith("top5")} for row in table.raw]
+    return replace(table, columns=columns, rows=rows, raw=raw)
 
 
 def curve(material: Material, label: str, measure: str) -> Curve | None:
@@ -196,6 +219,11 @@ def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
     return Table("per_class", "Share of each class named right, in percent, against the plain network.", [], [], raw)
 
 
+def bootstrap_words(one: Comparison) -> str:
+    """Write the bootstrap's interval, or from when on there is one."""
+    return f"from {FEW} seeds on" if one.t_interval is not None and one.n < FEW else interval(one.bootstrap_interval)
+
+
 def _verdict_cells(one: Comparison) -> list[Cell]:
     seeds_needed = DASH if one.verdict != "cannot tell yet" else str(one.seeds_needed or "over 1000")
     return [
@@ -203,7 +231,7 @@ def _verdict_cells(one: Comparison) -> list[Cell]:
         Cell(one.verdict, one.verdict, MARKS[one.verdict]),
         Cell(signed(one.mean), one.mean),
         Cell(interval(one.t_interval), one.t_interval and one.t_interval[0]),
-        Cell(interval(one.bootstrap_interval), one.bootstrap_interval and one.bootstrap_interval[0]),
+        Cell(bootstrap_words(one), one.bootstrap_interval and one.bootstrap_interval[0]),
         Cell(str(one.n), one.n),
         Cell(p_value(one.p_t), one.p_t),
         Cell(p_value(one.p_sign_flip), one.p_sign_flip),

@@ -56,7 +56,7 @@ def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None =
     config = run.read_config()
     summary, environment = _summary(run), _json(run, "environment.json")
     measured = summary if weights == "last" else summary.get("validation_chosen")
-    wanted = {"top1", "top5", "f1", "images"}
+    wanted = {"top1", "f1", "images"}
     if not isinstance(measured, dict) or not wanted <= set(measured):
         raise UserError(f"{run.summary_file} lacks the numbers of the {weights} weights. Train the run again.")
     if not isinstance(summary.get("classes"), int) or not isinstance(environment.get("versions"), dict):
@@ -114,7 +114,7 @@ def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> s
             metric_value=measured[key],
         )
         for key, label, metric in _METRICS
-        if metric
+        if metric and key in measured
     ]
     data = ModelCardData(
         license=license,
@@ -223,6 +223,8 @@ def _limits(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[s
         )
     if measured.get("absent_classes"):
         points.append(f"{measured['absent_classes']} classes have no test images; macro averages leave them out.")
+    if summary.get("test_images_trained_with"):
+        points.append(f"{summary['test_images_trained_with']} of the test images are training images too.")
     if summary.get("bad_files"):
         points.append(f"{summary['bad_files']} files of the data could not be read and were left out.")
     return "\n".join(f"- {point}" for point in points)
@@ -273,7 +275,7 @@ def _citation(config: TrainConfig) -> str:
         entries.insert(0, PAPER)
         words = "If you use the network, please cite the paper of its attention and the software"
     elif config.attention != "none":
-        words += f", and the attention's authors: {_text(ATTENTIONS[config.attention].source)}"
+        words += f", and the attention's authors: {_text(ATTENTIONS[config.attention].source.removeprefix('after '))}"
     return f"{words}.\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
 
 

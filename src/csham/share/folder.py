@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from torch import nn
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.files import write_atomically
 from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
 from csham.share.card import model_card
@@ -19,6 +19,7 @@ from csham.training.evaluation import load_network
 from csham.training.labels import network_label
 from csham.training.network import NetworkInfo, write_weights
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
 
 __all__ = ["UNKNOWN", "check_choices", "share", "write_files"]
 
@@ -30,7 +31,7 @@ def share(
     run: Path | str,
     folder: Path | str,
     *,
-    weights: str = "best",
+    weights: str = DEFAULT,
     license: str = UNKNOWN,
     repo: str | None = None,
 ) -> dict[str, Any]:
@@ -39,13 +40,14 @@ def share(
     Args:
         run: The run folder.
         folder: To be made; an empty one may be there. It appears complete.
-        weights: ``"best"``, those that the validation part chose, or ``"last"``, those of the last epoch. The card has
+        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose. The card has
             the numbers of these, and of no others.
         license: Of the weights, as the Hub names licences, such as ``"apache-2.0"``.
         repo: ``user/name`` on the Hub, for the card's example.
 
     Returns:
-        ``folder``, ``network``, ``weights``, ``license``, ``top1`` in percent, and ``files`` with their bytes.
+        ``folder``, ``network``, ``weights``, ``epoch``, ``license``, ``top1`` in percent, and ``files`` with their
+        bytes.
 
     Raises:
         UserError: The run is not finished or damaged, or the folder is not free.
@@ -54,10 +56,11 @@ def share(
     place, source = _free(Path(folder)), RunFolder(Path(run))
     card = model_card(source, weights=weights, license=license, repo=repo)
     network, info = load_network(source, weights)
+    which = weights_of_run(source, weights)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        write_files(temporary, network, info, weights, card)
+        write_files(temporary, network, info, which, card)
         temporary.rename(place)  # an empty folder in its place is replaced
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -65,7 +68,7 @@ def share(
     return {
         "folder": str(folder),
         "network": network_label(info),
-        "weights": weights,
+        **which.to_dict(),
         "license": license,
         "top1": summary["top1"] if weights == "last" else summary["validation_chosen"]["top1"],
         "files": {name: (place / name).stat().st_size for name in FILES},
@@ -78,8 +81,7 @@ def check_choices(weights: str, license: str, repo: str | None) -> str:
     Raises:
         UserError: Says what would do.
     """
-    if weights not in ("best", "last"):
-        raise unknown_name("weights", weights, ("best", "last"))
+    check_choice(weights)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license.lower()):
         raise UserError(
             f"--license takes the Hub's name of a licence, such as apache-2.0, mit or cc-by-4.0, got {license!r}."
@@ -89,18 +91,18 @@ def check_choices(weights: str, license: str, repo: str | None) -> str:
     return license.lower()
 
 
-def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: str, card: str) -> None:
+def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: RunWeights, card: str) -> None:
     """Write the files of a shared folder into one that exists.
 
     Args:
         folder: The folder.
         network: Whose weights are written.
         info: What it is.
-        weights: ``"best"`` or ``"last"``, which ones of its run.
+        weights: Which ones of its run.
         card: The text of README.md.
     """
-    write_weights(folder / WEIGHTS, network.state_dict(), info)
-    for name, text in ((CONFIG, shared_config(info, weights)), (CARD, card)):
+    write_weights(folder / WEIGHTS, network.state_dict(), info, weights)
+    for name, text in ((CONFIG, shared_config(info, weights.name)), (CARD, card)):
         write_atomically(folder / name, partial(_write, text.encode()))
 
 

@@ -17,6 +17,7 @@ from csham.inference.trained import Trained
 from csham.share.card import model_card
 from csham.share.folder import UNKNOWN, check_choices, write_files
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import DEFAULT
 
 try:
     from huggingface_hub import ModelHubMixin
@@ -56,7 +57,7 @@ class HubModel(nn.Module, ModelHubMixin, library_name="csham", pipeline_tag="ima
         cls,
         run: Path | str,
         *,
-        weights: str = "best",
+        weights: str = DEFAULT,
         license: str = UNKNOWN,
         repo: str | None = None,
         device: str | None = "cpu",
@@ -113,7 +114,7 @@ class HubModel(nn.Module, ModelHubMixin, library_name="csham", pipeline_tag="ima
                 "card of its own: HubModel(trained, card=TEXT)."
             )
         card = self.card or str(ModelHubMixin.generate_model_card(self))
-        write_files(Path(save_directory), self.network, self.trained.info, self.trained.weights, card)
+        write_files(Path(save_directory), self.network, self.trained.info, self.trained.run_weights, card)
 
 
 @torch.no_grad()

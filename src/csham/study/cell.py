@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from csham.data import PackedDataset, prepare
+from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
@@ -65,8 +66,8 @@ class CellRunner:
             The record; None where another process has the cell, or has been through with it.
 
         Raises:
-            UserError: Nothing in this study can be trained here: the data has changed, the device cannot do the
-                precision, the disk is full.
+            UserError: Nothing in this study can be trained here: the data has changed, or is tested on what it trains
+                on; the device cannot do the precision; the disk is full.
             InterruptedRunError: A signal stopped the run, which can go on.
         """
         cell = self._cell(key)
@@ -86,7 +87,10 @@ class CellRunner:
         study = self._study
         dataset = open_data(study, self._machine, self._progress)
         config = replace(study.cells()[0].config, **self._machine)
-        choose(config, len(dataset.split(config.seed, config.validation).train))
+        parts = dataset.split(config.seed, config.validation)
+        choose(config, len(parts.train))
+        for note in check_leaks(dataset, parts, allow=config.allow_leaks):
+            self._progress.note(note)
         return dataset
 
     def _cell(self, key: str) -> Cell:

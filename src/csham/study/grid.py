@@ -37,7 +37,15 @@ __all__ = [
 NETWORK_FIELDS = ("backbone", "attention", "strategy", "period", "position", "points", "stages", "gated")
 """Settings of a run that a :class:`Network` holds."""
 
-MACHINE_FIELDS = ("device", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad")
+MACHINE_FIELDS = (
+    "device",
+    "compile",
+    "channels_last",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+    "max_bad",
+    "allow_leaks",
+)
 """Settings that say where and how fast a run works: they may differ from call to call of one study."""
 
 SHARED_FIELDS = tuple(

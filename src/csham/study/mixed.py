@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from csham.training.config import BEFORE
+
 __all__ = ["find_mixed"]
 
 Record = Mapping[str, Any]
@@ -15,7 +17,7 @@ _NOT_SHARED = frozenset(
     {
         "backbone", "attention", "strategy", "period", "position", "points", "stages", "gated", "seed",
         "device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad",
-        "data", "weights_file", "recipe",
+        "allow_leaks",        "data", "weights_file", "recipe",
     }
 )  # fmt: skip
 
@@ -37,7 +39,7 @@ def find_mixed(runs: Mapping[tuple[str, int], Record], against: Mapping[str, str
 
 def _facts(record: Record) -> dict[str, str]:
     environment, machine = record.get("environment") or {}, (record.get("result") or {}).get("machine") or {}
-    config = record.get("config") or {}
+    config = BEFORE | (record.get("config") or {})
     device = machine.get("device") or environment.get("device")
     facts = {
         "commit of csham": environment.get("commit"),

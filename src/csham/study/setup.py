@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csham.data import PackedDataset, prepare
+from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
@@ -26,8 +27,9 @@ from csham.study.grid import (
     with_plain,
 )
 from csham.study.store import Store
-from csham.training.config import TrainConfig, read_settings, resolve
+from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.recipes import RECIPES
+from csham.training.steps import fit_batch, steps_notes
 
 __all__ = ["Request", "Setup", "check_records", "merged", "read_request_file", "set_up"]
 
@@ -205,14 +207,15 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         command=request.command,
         weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
     )
-    return Setup(store, study, dataset, _added(added))
+    steps = steps_notes(config, _train_images(config, dataset))
+    return Setup(store, study, dataset, (*_added(added), *steps, *_leaks(request, study, dataset)))
 
 
 def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     study, dataset = store.study, None
     if request.data is not None:
         dataset = _open(request, study.data.image_size, preparing)
-    _check_settings(request, study, store.path)
+    _check_settings(request, study, store.path, dataset)
     if dataset is not None:
         assert request.data is not None
         _check_fingerprint(study, dataset, store.path)
@@ -226,11 +229,17 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
         extended = replace(extended, worthwhile=request.worthwhile)
     if len(extended.cells()) > len(study.cells()) and request.command:
         extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
-    return Setup(store, extended, dataset, _added(added))
+    leaks = [] if dataset is None else _leaks(request, extended, dataset)
+    return Setup(store, extended, dataset, (*_added(added), *leaks))
 
 
 def _added(backbones: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name} without attention is added: the others are compared with it" for name in backbones)
+
+
+def _leaks(request: Request, study: Study, dataset: PackedDataset) -> list[str]:
+    parts = dataset.split(study.seeds[0], study.settings["validation"])
+    return check_leaks(dataset, parts, allow=request.machine.get("allow_leaks", False))
 
 
 def _networks(request: Request, backbones: Sequence[str], attentions: Sequence[str]) -> list[Network]:
@@ -254,7 +263,7 @@ def _more_networks(request: Request, study: Study) -> list[Network]:
     return networks + list(request.networks)
 
 
-def _check_settings(request: Request, study: Study, where: Path) -> None:
+def _check_settings(request: Request, study: Study, where: Path, dataset: PackedDataset | None) -> None:
     """Refuse a setting that differs from the study's.
 
     Where the study was named, what a call leaves out is as in the study; where only its settings led to it, they count
@@ -262,13 +271,16 @@ def _check_settings(request: Request, study: Study, where: Path) -> None:
     """
     said = {**request.file_settings, **request.settings}
     if request.folder is None:
-        config = resolve({"data": "-", **request.settings}, dict(request.file_settings))
+        # A study of before there was the setting goes on without it.
+        last_batch = {"last_batch": said.get("last_batch", study.settings["last_batch"])}
+        config = resolve({"data": "-", **last_batch, **request.settings}, dict(request.file_settings))
+        config = config if dataset is None else fit_batch(config, _train_images(config, dataset))
         said = {name: getattr(config, name) for name in SHARED_FIELDS}
     elif said.get("recipe", study.settings["recipe"]) != study.settings["recipe"]:
         if said["recipe"] not in RECIPES:
             raise unknown_name("recipe", said["recipe"], RECIPES)
         said = {**RECIPES[said["recipe"]].settings, **said}
-    for name in ("image_size", "crop", "precision"):
+    for name in ("image_size", "batch_size", "crop", "precision"):
         if said.get(name) in (None, "auto"):
             said.pop(name, None)
     changed = study.changed(said)
@@ -315,13 +327,19 @@ def _resolved(config: TrainConfig, dataset: PackedDataset, machine: Mapping[str,
     from csham.data.crops import check_crop  # noqa: PLC0415
     from csham.training.machine import choose  # noqa: PLC0415
 
-    train_images = len(dataset.split(config.seed, config.validation).train)
+    train_images = _train_images(config, dataset)
+    config = fit_batch(config, train_images)
     return replace(
         config,
         precision=choose(replace(config, **machine), train_images).config.precision,
         image_size=dataset.image_size,
         crop=check_crop(config.crop, config.crop_scale, dataset.image_size),
     )
+
+
+def _train_images(config: TrainConfig, dataset: PackedDataset) -> int:
+    """Count the training images, which are as many for every seed."""
+    return len(dataset.split(0, config.validation).train)
 
 
 def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> None:
@@ -357,7 +375,7 @@ def _flattened(content: dict[str, Any]) -> dict[str, Any]:
     data, settings = content.get("data"), content.get("settings")
     source = {"data": data["source"]} if isinstance(data, dict) and "source" in data else {}
     rest = {key: content[key] for key in content if key in ("networks", "seeds", "worthwhile")}
-    return source | rest | (settings if isinstance(settings, dict) else {})
+    return source | rest | BEFORE | (settings if isinstance(settings, dict) else {})
 
 
 def _request(content: Mapping[str, Any]) -> Request:

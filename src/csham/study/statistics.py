@@ -44,6 +44,7 @@ __all__ = [
     "Judgement",
     "Verdict",
     "binomial_se",
+    "bootstrap_interval",
     "compare",
     "holm",
     "judge",
@@ -103,7 +104,8 @@ class Difference(Judgement):
     """A judgement with what takes longer to find: the bootstrap's interval, and what more seeds would give.
 
     Attributes:
-        bootstrap_interval: BCa bootstrap 95% interval of the mean; None where there is no ``t_interval``.
+        bootstrap_interval: :func:`bootstrap_interval`; None with fewer than ``FEW`` pairs, where it would hold the true
+            difference far less often than it says.
         level: What this comparison's own p must be below: ``ALPHA`` over the comparisons that Holm's correction has not
             rejected besides it.
         smallest_detectable: The true difference that so many seeds show with ``POWER``, if the spread is as observed;
@@ -211,6 +213,27 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float | None:
     return float(np.mean(np.abs(sums) >= values.sum() - tie))
 
 
+def bootstrap_interval(differences: Sequence[float] | np.ndarray) -> Interval | None:
+    """Return the BCa bootstrap 95% interval of the mean; None with fewer than two differences, or without spread.
+
+    Always the same for the same differences, in any order.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2 or not _spread(values):
+        return None
+    sign = 1.0 if _sum(values) >= 0 else -1.0  # so that the negated differences give the negated interval
+    found = stats.bootstrap(
+        (np.sort(sign * values),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=1 - ALPHA,
+        method="BCa",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    low, high = sorted((sign * float(found.low), sign * float(found.high)))
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
 def binomial_se(top1: float, images: int) -> float:
     """Return the standard error of one accuracy from having measured it on these images only.
 
@@ -221,12 +244,14 @@ def binomial_se(top1: float, images: int) -> float:
 
 def points(value: float) -> str:
     """Write a number of percentage points: two decimals, or two digits of something small."""
-    return f"{value:.2g}" if 0 < abs(value) < 0.095 else f"{value:.2f}"
+    if abs(value) <= NO_SPREAD:
+        return "0.00"
+    return f"{value:.2g}" if abs(value) < 0.095 else f"{value:.2f}"
 
 
 def with_sign(value: float) -> str:
     """Write a difference in percentage points, as :func:`points` does, with its sign."""
-    return f"{'+' if value > 0 else ''}{points(value)}"
+    return f"{'+' if value > NO_SPREAD else ''}{points(value)}"
 
 
 @dataclass(frozen=True)
@@ -323,28 +348,12 @@ def _complete(
     seeds = outlook.seeds_needed()
     return Difference(
         **vars(found),
-        bootstrap_interval=_bootstrap(values),
+        bootstrap_interval=bootstrap_interval(values) if found.n >= FEW else None,
         level=level,
         smallest_detectable=outlook.smallest_detectable(),
         seeds_needed=seeds,
         sentence=_sentence(found, seeds, worthwhile, tests),
     )
-
-
-def _bootstrap(values: np.ndarray) -> Interval | None:
-    if len(values) < 2 or not _spread(values):
-        return None
-    sign = 1.0 if _sum(values) >= 0 else -1.0  # so that the negated differences give the negated interval
-    found = stats.bootstrap(
-        (np.sort(sign * values),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=1 - ALPHA,
-        method="BCa",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    low, high = sorted((sign * float(found.low), sign * float(found.high)))
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 @dataclass(frozen=True)

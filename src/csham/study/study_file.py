@@ -12,7 +12,7 @@ import yaml
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds
-from csham.training.config import TrainConfig, read_settings
+from csham.training.config import BEFORE, TrainConfig, read_settings
 
 __all__ = ["FILE", "FORMAT", "read_study", "write_study"]
 
@@ -112,7 +112,7 @@ def _settings(values: Any) -> dict[str, Any]:
     for name in values:
         if name not in SHARED_FIELDS:
             raise unknown_name("setting", name, SHARED_FIELDS)
-    config = TrainConfig(data="-", **values)
+    config = TrainConfig(data="-", **(BEFORE | values))
     return {name: getattr(config, name) for name in SHARED_FIELDS}
 
 

@@ -15,12 +15,15 @@ import yaml
 from csham.attach.checks import check_position, check_strategy
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import check_backbone
-from csham.data.names import CROP_SCALE, CROPS
+from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS
 from csham.training.recipes import RECIPES
 
-__all__ = ["TrainConfig", "read_settings", "resolve"]
+__all__ = ["BEFORE", "TrainConfig", "read_settings", "resolve"]
+
+BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop"}
+"""What a run or a study did before there was a setting for it."""
 
 Auto = Literal["auto"]
 
@@ -43,7 +46,10 @@ class TrainConfig:
         weights_file: Start from the backbone's weights in this local file; goes before ``pretrained``.
         recipe: The recipe that gave what was not set otherwise.
         epochs: Passes over the training part.
-        batch_size: Images per step, over all devices.
+        batch_size: Images per step, over all devices; ``"auto"`` fits the training part
+            (:func:`csham.training.steps.fit_batch`).
+        last_batch: The images left over at an epoch's end: ``"drop"`` leaves them out, ``"fill"`` makes a batch of
+            them and of the epoch's first, as :func:`resolve` sets it.
         lr: Highest learning rate.
         momentum: Momentum of SGD, in Nesterov's form.
         weight_decay: On every parameter but the gates.
@@ -61,6 +67,7 @@ class TrainConfig:
         validation: Fraction of the training images held out to choose the best checkpoint.
         track_test: Measure the test part after every epoch too (never to choose by).
         max_bad: Unreadable image files to skip before giving up.
+        allow_leaks: Train although most test images are training images.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         compile: Use torch.compile; ``"auto"`` does where it pays.
@@ -82,7 +89,8 @@ class TrainConfig:
     weights_file: str | None = None
     recipe: str = "fast"
     epochs: int = 30
-    batch_size: int = 128
+    batch_size: int | Auto = 128
+    last_batch: str = "drop"
     lr: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -98,6 +106,7 @@ class TrainConfig:
     validation: float = 0.1
     track_test: bool = False
     max_bad: int = 10
+    allow_leaks: bool = False
     device: str = "auto"
     precision: str = "auto"
     compile: bool | Auto = "auto"
@@ -120,6 +129,12 @@ class TrainConfig:
         check_position(self.position, self.points)
         if self.attention != "none":
             check_strategy(self.attention, self.strategy, self.period)
+
+    @property
+    def images_per_step(self) -> int:
+        """``batch_size``, of settings in which it has been fitted to the training part."""
+        assert self.batch_size != "auto"
+        return self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, as YAML, JSON and checkpoints hold them."""
@@ -156,7 +171,7 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     file = dict(file or {})
     name = given.get("recipe", file.get("recipe", "fast"))
     _check_choice("recipe", name, RECIPES)
-    recipe = {"recipe": name, **RECIPES[name].settings}
+    recipe = {"recipe": name, **_FITTED, **RECIPES[name].settings}
     layers = (file, recipe, given) if "recipe" in given else (recipe, file, given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     known = [field.name for field in fields(TrainConfig)]
@@ -166,6 +181,10 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     if "data" not in settings:
         raise UserError("no data: name a dataset (such as digits) or the path of an image folder.")
     return TrainConfig(**settings)
+
+
+# What no recipe sets, and a run that is begun today does.
+_FITTED = {"batch_size": "auto", "last_batch": "fill"}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -183,7 +202,7 @@ _UNSIGNED_64 = 2**63
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v >= 1, "at least 1"),
-    "batch_size": (lambda v: v >= 2, "at least 2 (batch normalisation needs two values)"),
+    "batch_size": (lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)"),
     "lr": (lambda v: v > 0, "above 0"),
     "momentum": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "weight_decay": (lambda v: v >= 0, "0 or more"),
@@ -203,6 +222,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("one-cycle", "steps", "constant"),
     "crop": CROPS,
+    "last_batch": LAST_BATCHES,
+    "recipe": tuple(RECIPES),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
 

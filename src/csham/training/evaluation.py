@@ -18,14 +18,14 @@ from csham.errors import UserError, unknown_name
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.config import TrainConfig
 from csham.training.machine import choose
-from csham.training.metrics import Predictions
-from csham.training.network import NetworkInfo, read_network
+from csham.training.metrics import TOP, Predictions
+from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
 
-__all__ = ["Evaluation", "autocast", "evaluate", "load_network", "on_this_machine", "predict"]
+__all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]
 
-_TOP = 5
 _PARTS = ("test", "validation", "train", "all")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,7 +35,8 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        summary: Run, data, part, weights and the metrics (:meth:`csham.training.metrics.Predictions.summary`).
+        summary: Run, data, part, weights and their epoch, and the metrics
+            (:meth:`csham.training.metrics.Predictions.summary`).
         classes: Name of each class.
         per_class: Precision, recall, F1 and images of each class.
         confusion: Rows are true classes, columns the classes given.
@@ -53,7 +54,7 @@ def evaluate(
     run: Path | str,
     data: str | None = None,
     *,
-    weights: str = "last",
+    weights: str | None = None,
     part: str = "test",
     device: str | None = None,
     batch_size: int | None = None,
@@ -64,7 +65,8 @@ def evaluate(
     Args:
         run: The run folder.
         data: A dataset with the same classes; None takes the run's own.
-        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose.
+        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose; None takes
+            the last.
         part: ``"test"``, ``"validation"``, ``"train"`` or ``"all"``; split as the run split its data.
         device: None takes what this machine has.
         batch_size: None takes the run's.
@@ -78,7 +80,8 @@ def evaluate(
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
     config = folder.read_config()
-    network, info = load_network(folder, weights)
+    found = find_weights(folder, weights)
+    network, info = load_network(folder, found.name)
     dataset = prepare(
         data or config.data, image_size=info.image_size, max_bad=config.max_bad, progress=progress.preparing
     )
@@ -91,7 +94,7 @@ def evaluate(
     batches = Batches(
         dataset,
         indices,
-        batch_size=min(batch_size or config.batch_size, len(indices)),
+        batch_size=min(batch_size or config.images_per_step, len(indices)),
         seed=config.seed,
         mean=info.mean,
         std=info.std,
@@ -105,7 +108,7 @@ def evaluate(
         "run": str(folder.path),
         "data": dataset.source if data is None else data,
         "part": part,
-        "weights": weights,
+        **found.to_dict(),
         **predictions.summary(info.classes),
     }
     return Evaluation(
@@ -117,7 +120,24 @@ def evaluate(
     )
 
 
-def load_network(folder: RunFolder, weights: str = "best") -> tuple[nn.Module, NetworkInfo]:
+def find_weights(folder: RunFolder, name: str | None) -> RunWeights:
+    """Return which weights of a run are meant, and of which epoch they are.
+
+    Args:
+        folder: The run.
+        name: ``"last"``, ``"best"``, or None for the last, or for what there is where checkpoints were removed.
+
+    Raises:
+        UserError: The folder is no run, or the choice none.
+    """
+    folder.check_run()
+    check_choice(name)
+    if name is None and not folder.last.is_file() and folder.weights.is_file():
+        name = held_weights(folder.weights).name
+    return weights_of_run(folder, name or DEFAULT)
+
+
+def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, NetworkInfo]:
     """Build a run's network and load its weights, on the CPU.
 
     Args:
@@ -125,9 +145,10 @@ def load_network(folder: RunFolder, weights: str = "best") -> tuple[nn.Module, N
         weights: ``"last"`` or ``"best"``.
     """
     folder.check_run()
-    if weights not in ("best", "last"):
-        raise unknown_name("weights", weights, ("last", "best"))
-    if weights == "best" and folder.weights.is_file():
+    check_choice(weights)
+    # Before its end, what a run did last is in its checkpoint.
+    ended = folder.weights.is_file() and (folder.finished or weights == "best")
+    if ended and held_weights(folder.weights).name == weights:
         return read_network(folder.weights)
     path = folder.best if weights == "best" else folder.last
     content = load_checkpoint(path, ("network", "model"))
@@ -191,7 +212,7 @@ def on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
 def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = batch.count
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
-    top = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices
+    top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
     return torch.from_numpy(batch.indices)[:count], batch.labels[:count], top[:count], losses[:count]
 
 

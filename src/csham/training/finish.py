@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from csham.cost import count_flops
+from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.metrics import Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder
+from csham.training.run_weights import RunWeights
 from csham.training.session import Session, State
 
 __all__ = ["finish"]
@@ -32,13 +34,14 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
     """
     classes, folder = session.info.classes, session.folder
     last = predict("test")
+    if session.is_main:
+        write_weights(folder.weights, session.network.state_dict(), session.info, RunWeights("last", state.epoch))
     chosen = last
     if state.best["epoch"] != state.epoch:
         _load_best(session)
         chosen = predict("test")
     summary = _summary(session, state, last.summary(classes), chosen.summary(classes))
     if session.is_main:
-        write_weights(folder.weights, session.network.state_dict(), session.info)
         folder.write_confusion(classes, last.confusion(classes).tolist())
         _draw_curves(folder, state.history)
         folder.write_json("summary.json", summary)
@@ -64,6 +67,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
     flops = count_flops(session.network, (3, session.info.image_size, session.info.image_size))
     seconds = sum(row["seconds"] for row in history)
     validated = history[-1]["val_top1"] is not None
+    same = find_duplicates(session.dataset)
     summary = {
         "run": str(session.folder.path),
         **{name: getattr(config, name) for name in names},
@@ -84,6 +88,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
         "train_images": len(session.parts.train),
         "validation_images": len(session.parts.validation),
         "bad_files": len(session.dataset.bad_files),
+        "test_images_trained_with": len(same.also_in(session.parts.test, session.parts.train)),
         # Apart from the metrics, one of which is called precision too.
         "machine": {name: getattr(config, name) for name in ("device", "precision", "compile")},
     }

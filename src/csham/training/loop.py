@@ -23,6 +23,7 @@ from torch import Tensor
 
 from csham.data import PackedDataset, prepare
 from csham.data.batches import Batch
+from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
@@ -30,11 +31,12 @@ from csham.training.config import TrainConfig
 from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
-from csham.training.metrics import Predictions
+from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.schedule import learning_rate
 from csham.training.session import MACHINE_SETTINGS, Session, State, environment, start_session
+from csham.training.steps import steps_notes
 from csham.training.tensorboard import EventWriter
 
 __all__ = ["DivergedError", "resume", "train"]
@@ -75,8 +77,11 @@ def train(
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
+    leaks = check_leaks(dataset, dataset.split(config.seed, config.validation), allow=config.allow_leaks)
     session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
+    for note in [*steps_notes(session.config, len(session.parts.train)), *leaks]:
+        session.note(note)
     state = session.new_state()
     start = session.checkpoint(state)
     if session.is_main:
@@ -248,12 +253,9 @@ class Loop:
     def _row(self) -> dict[str, Any]:
         session, state = self.session, self.state
         loss, top1, top5, images = session.over_processes(state.sums).tolist()
-        row: dict[str, Any] = {
-            "epoch": state.epoch + 1,
-            "train_loss": loss / images,
-            "train_top1": 100 * top1 / images,
-            "train_top5": 100 * top5 / images,
-        }
+        measured = {"loss": loss / images, "top1": 100 * top1 / images, "top5": 100 * top5 / images}
+        row: dict[str, Any] = {"epoch": state.epoch + 1}
+        row |= {f"train_{name}": measured[name] for name in accuracy_names(len(session.info.classes))}
         started = time.monotonic()
         row |= self._measure("validation", "val")
         if session.config.track_test:
@@ -264,9 +266,10 @@ class Loop:
         return row
 
     def _measure(self, part: str, prefix: str) -> dict[str, float | None]:
+        classes = len(self.session.info.classes)
         if not len(getattr(self.session.parts, part)):
-            return dict.fromkeys((f"{prefix}_loss", f"{prefix}_top1", f"{prefix}_top5"))
-        return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies().items()}
+            return dict.fromkeys(f"{prefix}_{name}" for name in accuracy_names(classes))
+        return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies(classes).items()}
 
     def _predict(self, part: str) -> Predictions:
         """Let the network answer a part of the data, on all processes."""
@@ -323,17 +326,17 @@ class Loop:
         session, state = self.session, self.state
         if not session.is_main:
             return
-        done = state.step * session.config.batch_size
+        done = state.step * session.config.images_per_step
         seconds = time.monotonic() - self._started_at
         loss = float(state.sums[0] / state.sums[3])
         where = f"epoch {state.epoch + 1}/{session.config.epochs}"
         session.progress.step(where, self._images_done(), loss, done / seconds if seconds else 0.0)
 
     def _images_per_epoch(self) -> int:
-        return len(self.session.train_batches) * self.session.config.batch_size
+        return len(self.session.train_batches) * self.session.config.images_per_step
 
     def _images_done(self) -> int:
-        return self.state.epoch * self._images_per_epoch() + self.state.step * self.session.config.batch_size
+        return self.state.epoch * self._images_per_epoch() + self.state.step * self.session.config.images_per_step
 
     def _warm_up(self) -> None:
         """Compile before the clock starts; where that fails and was not asked for, go on without."""
@@ -426,7 +429,7 @@ def _note_threads(session: Session, folder: RunFolder) -> None:
 
 
 def _out_of_memory(session: Session, err: Exception) -> UserError:
-    batch, cause = session.config.batch_size, str(err).splitlines()[0]
+    batch, cause = session.config.images_per_step, str(err).splitlines()[0]
     return UserError(
         f"{session.config.device} ran out of memory with --batch-size {batch}. Try --batch-size "
         f"{max(batch // 2, 2)}, with a --lr as much smaller, in a new run. ({cause})"

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Predictions"]
+__all__ = ["TOP", "Predictions", "accuracy_names"]
+
+TOP = 5
+"""How many answers are kept; top-5 accuracy says something where there are more classes."""
+
+
+def accuracy_names(classes: int) -> tuple[str, ...]:
+    """Name what is measured at every epoch: without top-5 accuracy where it is always 100%."""
+    return ("loss", "top1", "top5") if classes > TOP else ("loss", "top1")
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,15 @@ class Predictions:
     top: np.ndarray
     losses: np.ndarray
 
-    def accuracies(self) -> dict[str, float]:
-        """Return ``loss``, ``top1`` and ``top5``, the latter in percent."""
+    def accuracies(self, classes: int) -> dict[str, float]:
+        """Return ``loss`` and, in percent, ``top1`` and, of more than five classes, ``top5``."""
         hits = self.top == self.labels[:, None]
-        return {
+        found = {
             "loss": float(self.losses.mean(dtype=np.float64)),
             "top1": _percent(hits[:, :1].any(1).mean()),
             "top5": _percent(hits.any(1).mean()),
         }
+        return {name: found[name] for name in accuracy_names(classes)}
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return micro and macro accuracy, macro precision, recall and F1 in percent, and Cohen's kappa.
@@ -50,12 +59,12 @@ class Predictions:
         precision, recall, f1, _ = _sklearn().precision_recall_fscore_support(
             self.labels, first, labels=present, average="macro", zero_division=0.0
         )
-        accuracies = self.accuracies()
+        loss, top1, *top5 = self.accuracies(len(classes)).values()
         return {
-            "loss": accuracies["loss"],
-            "top1": accuracies["top1"],
+            "loss": loss,
+            "top1": top1,
             "macro_top1": _percent(recall),
-            "top5": accuracies["top5"],
+            **({"top5": top5[0]} if top5 else {}),
             "precision": _percent(precision),
             "recall": _percent(recall),
             "f1": _percent(f1),

@@ -29,8 +29,9 @@ from csham.errors import UserError, unknown_name
 from csham.files import parse_json, write_atomically
 from csham.training.checkpoints import check_weights
 from csham.training.config import TrainConfig
+from csham.training.run_weights import RunWeights
 
-__all__ = ["NetworkInfo", "build_for", "read_network", "read_weights", "write_weights"]
+__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "read_weights", "write_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +150,26 @@ class NetworkInfo:
         )
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], info: NetworkInfo) -> None:
-    """Write weights as safetensors, each value of ``info`` as JSON in the file's metadata."""
-    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in info.to_dict().items()}
+def write_weights(
+    path: Path, weights: Mapping[str, Tensor], info: NetworkInfo, which: RunWeights | None = None
+) -> None:
+    """Write weights as safetensors, with ``info`` and which ones of a run they are as JSON in its metadata."""
+    values = info.to_dict() | (which.to_dict() if which is not None else {})
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     content = safetensors.torch.save(tensors, metadata={"format": "pt", **metadata})
     write_atomically(path, lambda file: file.write(content))
+
+
+def held_weights(path: Path) -> RunWeights:
+    """Return which weights of its run a file of :func:`write_weights` holds; where it does not say, the best.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        return RunWeights.from_dict({key: parse_json(metadata[key]) for key in ("weights", "epoch") if key in metadata})
 
 
 def read_weights(path: Path) -> tuple[NetworkInfo, dict[str, Tensor]]:

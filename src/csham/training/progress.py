@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:  # whoever wants no bar, such as csham.load, needs no Rich
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 __all__ = ["BarProgress", "PlainProgress", "QuietProgress", "create_progress", "speed"]
 
@@ -116,6 +117,14 @@ class BarProgress(PlainProgress):
 
     def _show(self, where: str, done: int, total: int, detail: str = "") -> None:
         if self._bar is None or self._task is None:
+            from rich.progress import (  # noqa: PLC0415
+                BarColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -131,9 +140,11 @@ class BarProgress(PlainProgress):
 
 def create_progress(*, quiet: bool = False, console: Console | None = None) -> QuietProgress:
     """Choose how to tell: on standard error, so that standard output is left to results."""
-    console = console or Console(stderr=True)
     if quiet:
         return QuietProgress()
+    from rich.console import Console  # noqa: PLC0415
+
+    console = console or Console(stderr=True)
     return BarProgress(console) if console.is_terminal else PlainProgress(console)
 
 

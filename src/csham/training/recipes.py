@@ -15,9 +15,11 @@ class Recipe(Named):
     """A named set of training settings.
 
     Attributes:
+        batch_size: Images per step at most: a small training part gets fewer (:mod:`csham.training.steps`).
         settings: Fields of :class:`csham.training.config.TrainConfig`.
     """
 
+    batch_size: int = 128
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -29,21 +31,23 @@ RECIPES = table(
             "quick",
             "5 epochs, one cycle: a first look",
             _ONE_CYCLE,
-            {"epochs": 5, "batch_size": 64, "lr": 0.1, "schedule": "one-cycle", "weight_decay": 5e-4},
+            64,
+            {"epochs": 5, "lr": 0.1, "schedule": "one-cycle", "weight_decay": 5e-4},
         ),
         Recipe(
             "fast",
             "30 epochs, one cycle: a sixth of the paper recipe's time",
             _ONE_CYCLE,
-            {"epochs": 30, "batch_size": 128, "lr": 0.2, "schedule": "one-cycle", "weight_decay": 5e-4},
+            128,
+            {"epochs": 30, "lr": 0.2, "schedule": "one-cycle", "weight_decay": 5e-4},
         ),
         Recipe(
             "paper",
             "200 epochs, SGD 0.1 with Nesterov 0.9, divided by 5 at 60, 120 and 160: the published tables",
             "DeVries and Taylor, arXiv:1708.04552, section 4.2; github.com/weiaicunzai/pytorch-cifar100",
+            128,
             {
                 "epochs": 200,
-                "batch_size": 128,
                 "lr": 0.1,
                 "schedule": "steps",
                 "weight_decay": 5e-4,

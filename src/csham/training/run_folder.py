@@ -18,7 +18,7 @@ from typing import Any
 
 from csham.errors import UserError
 from csham.files import write_atomically
-from csham.training.config import TrainConfig, read_settings, resolve
+from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 
 __all__ = ["RunFolder", "is_main_process"]
 
@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The chosen weights, for others to load."""
+        """Weights for others to load: those of the last epoch, in runs of before the file said so the chosen ones."""
         return self.path / "model.safetensors"
 
     @property
@@ -129,7 +129,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """Read the settings back; those that the run is older than are as they were in it."""
         self.check_run()
-        return resolve({}, _BEFORE | read_settings(self.config_file))
+        return resolve({}, BEFORE | read_settings(self.config_file))
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv anew from the history, one row per epoch."""
@@ -161,10 +161,6 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         self.write_text(name, text.getvalue())
-
-
-# What a run did before there was a setting for it.
-_BEFORE = {"crop": "pad"}
 
 
 def _cell(value: Any) -> Any:

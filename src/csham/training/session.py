@@ -32,6 +32,7 @@ from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder, is_main_process
 from csham.training.shared_norm import share_batch_norms
+from csham.training.steps import fit_batch
 
 __all__ = ["Session", "State", "environment", "start_session"]
 
@@ -44,6 +45,7 @@ MACHINE_SETTINGS = (
     "checkpoint_seconds",
     "checkpoint_steps",
     "max_bad",
+    "allow_leaks",
 )
 _PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn")
 
@@ -208,7 +210,7 @@ def start_session(
     """
     parts = dataset.split(config.seed, config.validation)
     asked_compile = config.compile
-    choices = choose(config, len(parts.train))
+    choices = choose(fit_batch(config, len(parts.train)), len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.
     config = replace(
         choices.config,
@@ -289,7 +291,8 @@ def _make_batches(
     return Batches(
         dataset,
         indices,
-        batch_size=config.batch_size,
+        batch_size=config.images_per_step,
+        last_batch=config.last_batch,
         seed=config.seed,
         mean=info.mean,
         std=info.std,

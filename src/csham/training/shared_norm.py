@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from csham import ops
 from csham.layers.norm import BatchNorm2d
 
 __all__ = ["share_batch_norms"]
@@ -28,7 +29,7 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> list[str]:
 
     Args:
         network: Before it is wrapped in DDP or compiled; attention may be attached.
-        device: Where it will run: on CUDA torch's own ``SyncBatchNorm`` computes.
+        device: Where it will run: on CUDA torch's own ``SyncBatchNorm`` computes, but for attention's norms.
 
     Returns:
         Names of the norms that stay as they are, being of a class whose forward is not known.
@@ -39,7 +40,8 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> list[str]:
             continue
         kind: Any = type(module)
         if _is_known(kind):
-            module.__class__ = _shared_class(kind, device.type != "cuda")
+            # torch's keeps running statistics as torch's batch norm does, and attention's norms do otherwise.
+            module.__class__ = _shared_class(kind, device.type != "cuda" or kind is BatchNorm2d)
         else:
             left.append(name)
     return left
@@ -57,9 +59,9 @@ def _has_activation(kind: type[nn.Module]) -> bool:
 
 
 @cache
-def _shared_class(kind: Any, on_cpu: bool) -> Any:
+def _shared_class(kind: Any, in_operations: bool) -> Any:
     bases = (_Activated,) if _has_activation(kind) else ()
-    return type(f"Shared{kind.__name__}", (*bases, _OnCpu if on_cpu else _OnCuda, kind), {})
+    return type(f"Shared{kind.__name__}", (*bases, _InOperations if in_operations else _OnCuda, kind), {})
 
 
 class _OnCuda(nn.SyncBatchNorm):
@@ -69,7 +71,7 @@ class _OnCuda(nn.SyncBatchNorm):
     process_group = None
 
 
-class _OnCpu(_BatchNorm):
+class _InOperations(_BatchNorm):
     """What ``SyncBatchNorm`` computes, in plain operations."""
 
     is_plain_batch_norm = False
@@ -84,22 +86,13 @@ class _OnCpu(_BatchNorm):
         mean = _mean_over_processes(values.mean(dims, keepdim=True))
         var = _mean_over_processes((values - mean).square().mean(dims, keepdim=True))
         if self.track_running_stats:
-            self._remember(mean, var, count=dist.get_world_size() * x.numel() // x.shape[1])
+            count = dist.get_world_size() * x.numel() // x.shape[1]
+            ops.follow(self, mean.detach().flatten(), var.detach().flatten() * (count / (count - 1)))
         y = (values - mean) * torch.rsqrt(var + self.eps)
         if self.affine:
             shape = [1, -1] + [1] * (x.ndim - 2)
             y = y * self.weight.to(y).view(shape) + self.bias.to(y).view(shape)
         return y.to(x.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.flatten().to(self.running_mean), rate)
-        self.running_var.lerp_((var * (count / (count - 1))).flatten().to(self.running_var), rate)
 
 
 class _Activated(nn.Module):

@@ -1,0 +1,76 @@
+"""How many steps a run makes: the batch that fits the training part, and what to say of it.
+
+Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from csham.data.names import batches_per_epoch
+from csham.training.config import TrainConfig
+from csham.training.recipes import RECIPES
+
+__all__ = ["FEW_STEPS", "fit_batch", "number_of_steps", "steps_notes"]
+
+STEPS_PER_EPOCH = 12  # what a batch that is not given is made small for
+SMALLEST_BATCH = 8  # the statistics of batch norms over fewer images say little
+
+# A ResNet-14 knows 65% of the digits after 42 steps, and 98.6% after 105. Of four classes of Caltech-101 it knows half
+# after 60 steps, hardly more after 120 and 210, and 72% after 450, as with batches of 16 of 225 images.
+FEW_STEPS = 300
+
+
+def fit_batch(config: TrainConfig, train_images: int) -> TrainConfig:
+    """Replace ``batch_size="auto"`` by the recipe's, or by what makes enough steps of a small training part.
+
+    That is the largest power of two with which an epoch has ``STEPS_PER_EPOCH`` steps, and at least
+    ``SMALLEST_BATCH`` where there are so many images. A run that drops an epoch's last images is of before
+    batches were fitted, and gets the recipe's.
+
+    Args:
+        config: The settings.
+        train_images: In the training part.
+    """
+    if config.batch_size != "auto":
+        return config
+    most = RECIPES[config.recipe].batch_size
+    if config.last_batch == "drop":
+        return replace(config, batch_size=most)
+    batch = 2
+    while 2 * batch <= min(most, train_images) and _is_worth(2 * batch, train_images):
+        batch *= 2
+    return replace(config, batch_size=batch)
+
+
+def _is_worth(batch: int, train_images: int) -> bool:
+    return batch <= SMALLEST_BATCH or batches_per_epoch(train_images, batch, "fill") >= STEPS_PER_EPOCH
+
+
+def number_of_steps(config: TrainConfig, train_images: int) -> int:
+    """Return the steps of a whole run, whose batch has been fitted."""
+    return config.epochs * batches_per_epoch(train_images, config.images_per_step, config.last_batch)
+
+
+def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
+    """Say how many steps a run makes, and where they are too few, what to do."""
+    steps, batch = number_of_steps(config, train_images), config.images_per_step
+    batches = _many(steps // config.epochs, "batch", "batches")
+    epochs = _many(config.epochs, "epoch", "epochs")
+    left = train_images % batch if config.last_batch == "drop" else 0
+    out = f", {left} of them left out of each epoch" if left else ""
+    notes = [
+        f"{train_images:,} training images in {batches} of {batch}{out}: {_many(steps, 'step', 'steps')} in {epochs}"
+    ]
+    if steps < FEW_STEPS:
+        enough = -(-FEW_STEPS * config.epochs // max(steps, 1))
+        smaller = f", or a --batch-size below {batch}" if batch > SMALLEST_BATCH else ""
+        notes.append(
+            f"warning: {_many(steps, 'step is', 'steps are')} few: digits take a hundred, photographs several hundred. "
+            f"--epochs {enough} makes {FEW_STEPS}{smaller}"
+        )
+    return notes
+
+
+def _many(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"

@@ -1,0 +1,81 @@
+"""The batch fits the training part, and a run says how many steps it makes."""
+
+import pytest
+
+from csham.training.config import resolve
+from csham.training.recipes import RECIPES
+from csham.training.steps import FEW_STEPS, SMALLEST_BATCH, STEPS_PER_EPOCH, fit_batch, number_of_steps, steps_notes
+
+
+def config_of(recipe="fast", **given):
+    return resolve({"data": "digits", "recipe": recipe, **given})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train_images", "expected"),
+    [
+        ("fast", 45_000, 128),
+        ("paper", 45_000, 128),
+        ("quick", 45_000, 64),
+        ("fast", 226, 16),
+        ("quick", 42, 8),
+        ("fast", 8, 8),
+        ("fast", 7, 4),  # fewer than the smallest batch: as many as there are, in a power of two
+        ("fast", 2, 2),
+    ],
+)
+def test_a_small_training_part_gets_a_smaller_batch(recipe, train_images, expected):
+    assert fit_batch(config_of(recipe), train_images).batch_size == expected
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_epoch_has_enough_steps_unless_the_batch_is_the_smallest(recipe):
+    for train_images in range(2, 3000):
+        config = fit_batch(config_of(recipe, epochs=1), train_images)
+        assert config.batch_size <= min(RECIPES[recipe].batch_size, train_images)
+        steps = number_of_steps(config, train_images)
+        assert steps >= STEPS_PER_EPOCH or config.batch_size <= SMALLEST_BATCH
+        assert steps * config.batch_size - train_images < config.batch_size
+
+
+def test_a_batch_that_was_given_stays():
+    assert fit_batch(config_of(batch_size=128), 226).batch_size == 128
+
+
+def test_a_run_that_drops_images_is_of_before_batches_were_fitted():
+    assert fit_batch(config_of("quick", last_batch="drop"), 226).batch_size == 64
+
+
+def test_the_steps_are_those_that_batches_make():
+    assert number_of_steps(config_of(batch_size=16), 226) == 30 * 15
+    assert number_of_steps(config_of(batch_size=16, last_batch="drop"), 226) == 30 * 14
+
+
+def test_what_a_run_says_of_its_steps():
+    assert steps_notes(config_of(batch_size=16), 226) == [
+        "226 training images in 15 batches of 16: 450 steps in 30 epochs"
+    ]
+    dropping = config_of(batch_size=128, last_batch="drop")
+    assert (
+        "in 1 batch of 128, 98 of them left out of each epoch: 30 steps in 30 epochs" in steps_notes(dropping, 226)[0]
+    )
+    said, warning = steps_notes(config_of(batch_size=128), 226)
+    assert said == "226 training images in 2 batches of 128: 60 steps in 30 epochs"
+    assert "60 steps are few" in warning
+    assert "--epochs 150 makes 300, or a --batch-size below 128" in warning
+    _, warning = steps_notes(config_of("quick", batch_size=8, epochs=1), 8)
+    assert warning.endswith("makes 300")
+
+
+@pytest.mark.parametrize("train_images", [8, 60, 226])
+@pytest.mark.parametrize("epochs", [1, 3, 7])
+def test_the_epochs_that_it_names_are_enough_and_no_more(train_images, epochs):
+    config = config_of(epochs=epochs, batch_size=8)
+    warnings = steps_notes(config, train_images)[1:]
+    assert bool(warnings) == (number_of_steps(config, train_images) < FEW_STEPS)
+    for warning in warnings:
+        enough = int(warning.partition("--epochs ")[2].partition(" ")[0])
+        steps = [
+            number_of_steps(config_of(epochs=number, batch_size=8), train_images) for number in (enough - 1, enough)
+        ]
+        assert steps[0] < FEW_STEPS <= steps[1]
