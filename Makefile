@@ -1,4 +1,4 @@
-# Each target sets itself up in .venv; a second call uses what is there. Needs Python 3.11 or later, git and make.
+# Each target sets itself up in .venv (test-lowest in .venv-lowest); a second call uses what is there. Needs Python 3.11 or later, git and make.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -7,7 +7,11 @@ WORKERS ?= auto
 # Where this is set every process compiles PyTorch and timm anew: 19 seconds for an import that takes 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long test-quick test-networks test-exports sanitize lint bench bench-kernels setup clean
+# The lowest versions of everything that pyproject.toml allows, for test-lowest.
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/ready
+
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports sanitize lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -33,6 +37,11 @@ test-long: $(READY)
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+# The quick suite, and who may import what, on the lowest versions that pyproject.toml declares.
+test-lowest: $(LOWEST_READY)
+	$(LOWEST)/bin/lint-imports
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow"
 
 # The CPU kernels built anew with AddressSanitizer and UndefinedBehaviorSanitizer, and their tests under both.
 sanitize: $(READY)
@@ -64,5 +73,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(LOWEST_READY): pyproject.toml constraints-lowest.txt $(READY)
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--constraint constraints-lowest.txt --editable ".[dev]"
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info

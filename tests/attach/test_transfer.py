@@ -85,9 +85,10 @@ def test_a_pickled_network_computes_the_same():
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+LONG = (pytest.mark.slow, pytest.mark.long)
+
+
+@pytest.mark.parametrize("backend", ["eager", *(pytest.param(name, marks=LONG) for name in ("aot_eager", "inductor"))])
 def test_compiles_to_one_graph(backend):
     model = network()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)

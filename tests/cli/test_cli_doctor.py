@@ -84,9 +84,17 @@ def test_an_unknown_name(doctor, monkeypatch):
     assert "unknown kernels 'cuda'" in doctor(code=2)
 
 
+def test_the_precision_that_auto_is(doctor, monkeypatch):
+    monkeypatch.setenv("CSHAM_AUTO_PRECISION", "bf16")
+    found = doctor()["precision"]
+    assert (found["name"], found["reason"]) == ("bf16", "CSHAM_AUTO_PRECISION says so")
+    monkeypatch.delenv("CSHAM_AUTO_PRECISION")
+    assert doctor()["precision"]["name"] in ("fp32", "bf16")
+
+
 def test_the_table(doctor, csham):
     doctor("--build")
     code, out, _ = csham("doctor")
     assert code == 0
-    for words in ("cpu tensors", "built by stand-in 1.0", "memory retention", "1 version, "):
+    for words in ("cpu tensors", "built by stand-in 1.0", "memory retention", "1 version, ", "precision auto"):
         assert words in out

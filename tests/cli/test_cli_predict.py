@@ -12,6 +12,7 @@ from csham.cli.predict_lines import csv_lines, json_lines, table_lines
 from csham.data import BadFile
 from csham.inference import Prediction
 from csham.training.progress import BarProgress
+from csham.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -90,13 +91,18 @@ def test_csv_says_the_same(csham, finished, photos):
 
 
 def test_weights_alone_or_shared_suffice(csham, finished, photos, tmp_path):
-    one = photos / "0.png"
-    _, last, err = csham("predict", finished, one, "--json")
-    assert "resnet20, last epoch (1)" in err
-    assert csham("predict", finished / "model.safetensors", one, "--json")[1] == last
+    def answer(source, *words):
+        code, out, err = csham("predict", source, photos / "0.png", "--json", "--device", "cpu", *words)
+        assert code == 0, err
+        return out, err
+
+    last, said = answer(finished, "--precision", "fp32")
+    assert "resnet20, last epoch (1)" in said
     assert csham("share", finished, tmp_path / "shared")[0] == 0
-    assert csham("predict", tmp_path / "shared", one, "--json")[1] == last
-    assert csham("predict", finished, one, "--json", "--precision", "fp32", "--device", "cpu")[1] == last
+    # Weights without a run are asked in float32, a run in its own precision.
+    assert answer(finished / "model.safetensors")[0] == answer(tmp_path / "shared")[0] == last
+    own = RunFolder(finished).read_config().precision
+    assert answer(finished)[0] == answer(finished, "--precision", own)[0]
 
 
 def test_output_appears_whole_or_not_at_all(csham, finished, photos, tmp_path):

@@ -51,6 +51,17 @@ def test_probabilities_are_the_networks(trained, files):
     assert (first.classes, first.probabilities) == (result.classes[:1], pytest.approx(result.probabilities[:1]))
 
 
+def test_bf16_answers_are_near_those_of_float32(trained, files):
+    exact = {path: dict(zip(names, values, strict=True)) for path, names, values in predict(trained, files)}
+    found = {
+        path: dict(zip(names, values, strict=True)) for path, names, values in predict(trained, files, precision="bf16")
+    }
+    assert found != exact
+    for path, probabilities in found.items():
+        # Roundings to 8 bits in each of 20 layers, so a few hundredths of a logit.
+        assert probabilities == pytest.approx(exact[path], abs=0.03)
+
+
 def test_odd_images_are_answered_and_bad_files_do_not_stop_the_rest(trained, files, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image, exif = Image.fromarray(pixels), Image.Exif()

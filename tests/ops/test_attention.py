@@ -357,3 +357,29 @@ def test_less_capable_processors_compute_the_same(cpu_kernels, capability):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0].lower() in (capability, "default")
+
+
+def graph_of(run, x):
+    """The names of everything that torch.compile puts into the graph of a call."""
+    names = []
+
+    def keep(graph, _):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compiler.reset()
+    torch.compile(run, fullgraph=True, backend=keep)(x)
+    return names
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+@pytest.mark.parametrize("kernels", ["cpu", "triton"])
+def test_a_compiled_graph_has_the_kernels_and_an_exported_one_plain_operations(cpu_kernels, kernels, strict):
+    if kernels == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    layer, x = csham.CSHAM(4).eval(), torch.randn(2, 4, 6, 6)
+    with ops.use_kernels(kernels):
+        assert [name for name in graph_of(layer, x) if name.startswith(f"csham_{kernels}.hybrid_pool")]
+        exported = torch.export.export(layer, (x,), strict=strict).module()
+        assert not [node for node in exported.graph.nodes if "csham" in str(node.target)]
+        torch.testing.assert_close(exported(x), layer(x))

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub import file_download
 
 import csham
 from csham.errors import UserError
@@ -73,7 +74,9 @@ def hub(monkeypatch, tmp_path):
     url = f"http://127.0.0.1:{server.server_port}"
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):  # older ones keep a copy there
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=module is constants)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)

@@ -8,6 +8,11 @@ from csham.training.machine import choose
 MANY = 10_000_000
 
 
+@pytest.fixture(autouse=True)
+def _the_machine_answers(monkeypatch):
+    monkeypatch.delenv("CSHAM_AUTO_PRECISION", raising=False)
+
+
 def settings(**given):
     return resolve({"data": "digits", "device": "cpu", **given})
 
@@ -45,6 +50,23 @@ def test_bf16_only_on_processors_that_multiply_it(monkeypatch):
     assert choose(settings(), 1).config.precision == "fp32"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert choose(settings(), 1).config.precision == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_a_setting_stands_in_for_the_processors_answer(monkeypatch, precision, multiplies):
+    monkeypatch.setattr("csham.training.machine.cpu_multiplies_bf16", lambda: multiplies)
+    monkeypatch.setenv("CSHAM_AUTO_PRECISION", precision)
+    choices = choose(settings(), 1)
+    assert choices.config.precision == precision
+    assert f"{precision} (CSHAM_AUTO_PRECISION says so)" in choices.sentence()
+    assert choose(settings(precision="fp32"), 1).config.precision == "fp32"
+
+
+def test_a_setting_that_is_no_precision_is_refused(monkeypatch):
+    monkeypatch.setenv("CSHAM_AUTO_PRECISION", "bf32")
+    with pytest.raises(UserError, match=r"unknown precision 'bf32'.*CSHAM_AUTO_PRECISION in the environment"):
+        choose(settings(), 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -75,7 +75,7 @@ class Epilogue:
 
 def can_open(module: nn.Module) -> bool:
     """Whether nothing but a module's forward happens when it is called."""
-    return not (_is_watched(module) or _attends(module) or "forward" in vars(module))
+    return not (_is_watched(module) or _attends(module) or "forward" in module.__dict__)
 
 
 def can_bypass(block: nn.Module, end: End) -> bool:

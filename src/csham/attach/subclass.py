@@ -15,7 +15,7 @@ def can_subclass(module: nn.Module) -> bool:
     kind = type(module)
     custom = ("__reduce__", "__reduce_ex__", "__deepcopy__", "__init_subclass__")
     peculiar = any(name in vars(base) for base in kind.__mro__[:-1] for name in custom)
-    return not (peculiar or "forward" in vars(module))
+    return not (peculiar or "forward" in module.__dict__)
 
 
 def subclass(kind: Any, restore: Callable[..., Any], *args: Any, **members: Any) -> Any:

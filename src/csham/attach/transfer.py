@@ -138,8 +138,6 @@ def _leave_stage(transfer: ChannelWeightTransfer, module: nn.Module, args: tuple
 
 
 def _leave_block(transfer: ChannelWeightTransfer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    *outer, weights = transfer._stack
-    if outer:
-        outer[-1] = weights
+    outer, weights = transfer._stack[:-1], transfer._stack[-1]
     transfer._remember(output, weights)
-    transfer._stack = tuple(outer)
+    transfer._stack = (*outer[:-1], weights) if outer else ()

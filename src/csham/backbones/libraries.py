@@ -112,11 +112,20 @@ def _impatient() -> Iterator[None]:
 
 
 def _unreachable(name: str, source: str, err: Exception) -> UserError:
-    reason = shorten(str(getattr(err, "reason", "")) or str(err) or type(err).__name__, 100, placeholder=" ...")
+    networks = (e for e in _causes(err) if isinstance(e, (socket.gaierror, ConnectionError, TimeoutError)))
+    said = str(next(networks, getattr(err, "reason", "")) or err) or type(err).__name__
+    reason = shorten(said, 100, placeholder=" ...")
     return UserError(
         f"the pretrained weights of {name} could not be reached ({reason}). With a local copy of them{source}: "
         "weights_file=FILE (--weights-file FILE)."
     )
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from: clients put the system's words into several of their own."""
+    while err is not None:
+        yield err
+        err = err.__cause__ or err.__context__
 
 
 def _settings(name: str, in_chans: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # What torch, safetensors and timm raise for files that are damaged or something else.
 _UNREADABLE = (
     safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
+    pickle.UnpicklingError,
 )  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = timm.models.load_state_dict(str(path), weights_only=True)
     except _UNREADABLE as err:
-        if isinstance(err.__cause__, pickle.UnpicklingError):
+        # timm says so itself, or in words of its own with torch's as the cause.
+        if isinstance(err, pickle.UnpicklingError) or isinstance(err.__cause__, pickle.UnpicklingError):
             raise UserError(
                 f"{path} holds something other than tensors and plain values, or is damaged. It was not loaded, and "
                 "nothing in it was run. Save the network's state_dict() with torch.save or safetensors."

@@ -216,6 +216,7 @@ def compare(
 
 def _request(ctx: typer.Context) -> Request:
     """Put the command line, and the file it names, together."""
+    # Before any conversion of Typer's: in its older versions paths are words here.
     given = {name: value for name, value in ctx.params.items() if value is not None}
     attached = {name: given[name] for name in _ATTACHED if name in given}
     if "points" in given:
@@ -225,7 +226,7 @@ def _request(ctx: typer.Context) -> Request:
     words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     request = Request(
         data=given.get("data"),
-        folder=given.get("study"),
+        folder=Path(given["study"]) if "study" in given else None,
         backbones=_names("backbones", given),
         attentions=_names("attentions", given),
         strategies=_names("strategies", given),
@@ -236,7 +237,7 @@ def _request(ctx: typer.Context) -> Request:
         worthwhile=given.get("worthwhile"),
         command=shlex.join(["csham", *words]),
     )
-    return merged(read_request_file(given["config"]), request) if "config" in given else request
+    return merged(read_request_file(Path(given["config"])), request) if "config" in given else request
 
 
 def _names(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:

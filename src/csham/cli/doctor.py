@@ -1,4 +1,4 @@
-"""``csham doctor``: which kernels run here and why, and what they were built with."""
+"""``csham doctor``: which kernels run here and why, what they were built with, and what precision ``auto`` is."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def doctor(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Which kernels run here and why; exit code 1 if those that CSHAM_KERNELS names cannot."""
+    """Which kernels run here and why, and in what precision; exit code 1 if the kernels of CSHAM_KERNELS cannot."""
     # Imported here, so that csham --help does not import PyTorch.
     from csham.ops.choice import kernels_setting  # noqa: PLC0415
     from csham.ops.cpu import build as library  # noqa: PLC0415
@@ -57,6 +57,7 @@ def doctor(
         "cache": _cache(),
         "CSHAM_KERNELS": setting,
         "kernels": kernels,
+        "precision": _precision(),
     }
     if as_json:
         print_json(found)
@@ -164,6 +165,15 @@ def _kernels(device: str) -> Found:
     return {"name": choice.name, "reason": choice.reason}
 
 
+def _precision() -> Found:
+    """The precision that ``auto`` is on the device that ``auto`` is."""
+    from csham.training.machine import choose_device, choose_precision  # noqa: PLC0415
+
+    device = choose_device("auto")
+    name, reason = choose_precision("auto", device)
+    return {"device": device, "name": name, "reason": reason}
+
+
 def _would_build() -> bool:
     from csham.ops.choice import kernels_setting  # noqa: PLC0415
     from csham.ops.cpu import Unavailable  # noqa: PLC0415
@@ -184,6 +194,8 @@ def _rows(found: Found) -> Iterator[tuple[str, str]]:
     for device, choice in found["kernels"].items():
         yield f"{device} tensors", f"{choice['name'] or 'nothing'}: {choice['reason']}"
     yield "CSHAM_KERNELS", found["CSHAM_KERNELS"]
+    precision = found["precision"]
+    yield "precision auto", f"{precision['name']} on {precision['device']}: {precision['reason']}"
     yield "versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     yield "processor", f"{found['processor']}; {found['capability']}; {' '.join(found['flags'])}".rstrip("; ")
     yield "gpu", found["gpu"] or "none"

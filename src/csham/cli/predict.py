@@ -85,6 +85,7 @@ def predict(
     files.check()
 
     progress = create_progress(quiet=quiet)
+    above_bar = isinstance(progress, BarProgress) and sys.stdout.isatty()  # asked before the bar stands in for it
     try:
         progress.preparing(0, 0, f"loading {run}")
         retain_memory()
@@ -98,7 +99,7 @@ def predict(
         told = _told(results, progress, None if quiet else files.count())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
-            _write(told, lines, output, progress)
+            _write(told, lines, output, progress if above_bar else None)
     finally:
         progress.close()
 
@@ -166,12 +167,14 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _write(results: Iterable[Prediction | BadFile], lines: Lines, output: Path | None, progress: QuietProgress) -> None:
-    """Write each result where it belongs, as soon as it is known."""
+def _write(
+    results: Iterable[Prediction | BadFile], lines: Lines, output: Path | None, above: QuietProgress | None
+) -> None:
+    """Write each result where it belongs, as soon as it is known: to a file, above a bar on a terminal, or plainly."""
     if output is not None:
         write_atomically(output, lambda file: _each(results, lines, lambda text: file.write(as_bytes(text))))
-    elif isinstance(progress, BarProgress) and sys.stdout.isatty():
-        _each(results, lines, lambda text: progress.note(text.removesuffix("\n")))  # above the bar
+    elif above is not None:
+        _each(results, lines, lambda text: above.note(text.removesuffix("\n")))
     else:
         _each(results, lines, _to_pipe)
 

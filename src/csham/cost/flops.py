@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from csham.cost.passes import unchanged
 from csham.ops import use_kernels
@@ -59,7 +59,7 @@ def count_flops(network: nn.Module, input_size: Sequence[int]) -> Flops:
     with unchanged(network), torch.no_grad(), use_kernels("reference"):
         network.eval()
         # The mode entered last is asked first: torch's takes composite operators apart, ours sees what they consist of.
-        with _Elementwise() as rest, FlopCounterMode(display=False) as products:
+        with _Elementwise() as rest, FlopCounterMode(display=False, custom_mapping=_MORE_PRODUCTS) as products:
             network(image)
     matmul = int(products.get_total_flops())
     return Flops(matmul + rest.flops, matmul, tuple(sorted(rest.uncounted)))
@@ -83,10 +83,18 @@ class _Elementwise(TorchDispatchMode):
             first = out[0] if isinstance(out, tuple | list) else out
             if first.is_floating_point() or first.is_complex():
                 self.flops += _FORMULAS[name](args, first)
-        elif name not in _MOVES and func.overloadpacket not in flop_registry:
+        elif name not in _MOVES and func.overloadpacket not in {**flop_registry, **_MORE_PRODUCTS}:
             self.uncounted[name] += 1
         return out
 
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Count the two products of a transformer's attention, of the shapes of its operands."""
+    return sdpa_flop_count(query, key, value)
+
+
+# torch 2.8 counts it on GPUs alone.
+_MORE_PRODUCTS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 Formula = Callable[[tuple[Any, ...], Tensor], int]
 

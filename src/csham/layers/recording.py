@@ -57,7 +57,7 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
 
 def is_recorded(layer: nn.Module) -> bool:
     """Whether somebody looks at the weights of a layer, which it must then compute by its method ``weights``."""
-    return "weights" in vars(layer)
+    return "weights" in layer.__dict__
 
 
 def has_hooks(module: nn.Module) -> bool:

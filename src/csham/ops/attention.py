@@ -18,6 +18,7 @@ from csham.ops import functions, reference
 from csham.ops.choice import kernels, kernels_setting
 from csham.ops.functions import Carry
 from csham.ops.reference import Activation
+from csham.ops.tracing import exporting
 
 __all__ = [
     "ChannelParameters",
@@ -237,7 +238,7 @@ def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
 def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
     """Name the kernels that run for a map, None for the reference."""
     # An exported graph is of plain operations, and a transform (vmap, jvp) or a tangent must see them.
-    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    tracing = exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if tracing or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
     if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):

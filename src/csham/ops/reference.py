@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csham.ops.tracing import exporting
+
 __all__ = ["channel_weights", "scale", "spatial_weights", "spatial_weights_of", "with_zero_gradients"]
 
 Activation = Callable[[Tensor], Tensor]
@@ -132,7 +134,7 @@ def with_zero_gradients(weights: Tensor, *unused: object) -> Tensor:
         weights: Of any shape.
         unused: Parameters, and modules, whose parameters are meant.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or exporting():
         return weights
     for part in unused:
         for parameter in part.parameters() if isinstance(part, nn.Module) else (part,):
@@ -180,7 +182,7 @@ def _upsample_nearest(x: Tensor, height: int, width: int) -> Tensor:
         (2 * torch.arange(target, device=x.device) + 1) * source // (2 * target)
         for source, target in zip(x.shape[-2:], (height, width), strict=True)
     )
-    if torch.compiler.is_exporting():
+    if exporting():
         # Two Gather of ONNX, which every runtime has; the other would be GatherND on transposed maps.
         return x.index_select(2, rows).index_select(3, columns)
     return x[:, :, rows[:, None], columns]

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from csham.errors import UserError
+from csham.errors import UserError, unknown_name
 from csham.training.config import TrainConfig
 
 __all__ = ["Choices", "choose", "choose_device", "choose_precision", "cpu_multiplies_bf16", "missing_compiler"]
 
 # Compiling a ResNet-20 takes about a minute on two cores: worth it where many minutes of training follow.
 _IMAGES_WORTH_COMPILING = 150_000
+
+_PRECISION_VARIABLE = "CSHAM_AUTO_PRECISION"
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,19 @@ def choose_device(asked: str) -> str:
 
 
 def choose_precision(asked: str, kind: str) -> tuple[str, str]:
-    """Replace ``auto`` by the precision that this kind of device is fastest in, and say why; refuse what it lacks."""
+    """Replace ``auto`` by the precision that this kind of device is fastest in, and say why; refuse what it lacks.
+
+    ``CSHAM_AUTO_PRECISION`` in the environment, ``fp32`` or ``bf16``, stands in for the device's answer.
+    """
     if asked == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs CUDA, this run is on {kind}. Use bf16 or fp32.")
     if asked != "auto":
         return asked, ""
+    if said := os.environ.get(_PRECISION_VARIABLE):
+        if said not in ("fp32", "bf16"):
+            hint = f"({_PRECISION_VARIABLE} in the environment, what precision auto is.)"
+            raise unknown_name("precision", said, ("fp32", "bf16"), hint=hint)
+        return said, f"{_PRECISION_VARIABLE} says so"
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has it"

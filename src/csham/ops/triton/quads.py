@@ -18,14 +18,17 @@ import triton.language as tl
 
 __all__ = ["cell", "cell_sums", "load_columns", "neighbor_gradients", "quad_corner", "store_columns", "tap"]
 
+# Triton 3.4 has it in its language.
+constexpr_function = getattr(triton, "constexpr_function", None) or tl.constexpr_function
 
-@triton.constexpr_function
+
+@constexpr_function
 def tap(group, odd):
     """Tap of a group."""
     return group + odd if group < 2 else 2 - 2 * odd
 
 
-@triton.constexpr_function
+@constexpr_function
 def cell(group, odd):
     """Cell of a group."""
     return group if group < 2 else odd
