@@ -16,12 +16,20 @@ from csham.cli import main
 GRID = ["--backbones", "resnet14", "--attentions", "none,se,csham:transfer", "--seeds", "2"]
 SETTINGS = ["--recipe", "quick", "--epochs", "2", "--batch-size", "32", "--jobs", "2"]
 
+CONCLUSION = """\
+What may be concluded: that it works here. Not which network is better: 2 seeds are too few, and in some 80 steps
+attention mostly shows that its gates start half shut, which halves every branch and alone costs several points (docs/
+training.md, "Short trainings"). A study of your own images: csham compare FOLDER --attentions se,csham --seeds 5"""
+
 
 def demo(folder: Path) -> int:
     """Run the study and return the exit code."""
     words = ["compare", "digits", *GRID, *SETTINGS, "--study", str(folder)]
     print(f"$ csham {shlex.join(words)}", flush=True)
-    return main(words)
+    code = main(words)
+    if code == 0:
+        print(f"\n{CONCLUSION}")
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo, shortened: it is one study, and ends with the path of its report."""
+"""The demo, shortened: it is one study, and ends with its report's path and what may be concluded."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_the_demo_ends_with_the_path_of_its_report(tmp_path, monkeypatch, capsys):
+def test_the_demo_ends_with_its_report_and_what_may_be_concluded(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("demo", Path(__file__).parent.parent / "examples" / "demo.py")
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
@@ -22,5 +22,6 @@ def test_the_demo_ends_with_the_path_of_its_report(tmp_path, monkeypatch, capsys
     for name in ("resnet14", "resnet14 + se", "resnet14 + csham (transfer)"):
         assert name in out
     page = tmp_path / "study" / "report" / "index.html"
-    assert out.splitlines()[-1] == f"report: {page}"
+    assert f"\nreport: {page}\n" in out
+    assert "What may be concluded" in out.split(f"report: {page}")[1]
     assert "resnet14 + csham (transfer)" in page.read_text(encoding="utf-8")

@@ -41,3 +41,4 @@ def test_pythons_are_the_same_everywhere():
     assert (
         f"{claimed[0]} or later (tested on {' and '.join(claimed)}), torch {lower_bounds()['torch']} or later" in words
     )
+    assert f"Python {claimed[0]} or later" in (ROOT / "docs/package.md").read_text()
