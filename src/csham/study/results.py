@@ -19,6 +19,7 @@ from csham.errors import UserError, unknown_name
 from csham.study.headline import headline
 from csham.study.mixed import find_mixed
 from csham.study.statistics import Difference, Interval, binomial_se, compare, judge
+from csham.training.metrics import of_study
 
 __all__ = [
     "AgainstControl",
@@ -112,9 +113,7 @@ class NetworkRow:
         n: Seeds that finished.
         top1: Last epoch's accuracy on the test part: the number reported.
         chosen_top1: Test accuracy of the epoch that the validation part chose.
-        top5: Last epoch's.
-        macro_recall: Last epoch's, every class counted alike.
-        macro_f1: Likewise.
+        metrics: Last epoch's, of :func:`csham.training.metrics.of_study`; beside the others in :meth:`to_dict`.
         test_images: In the test part.
         test_se: Standard error of one ``top1`` from having measured it on so many images, in percentage points.
         params: Parameters.
@@ -131,15 +130,20 @@ class NetworkRow:
     n: int
     top1: Spread | None
     chosen_top1: Spread | None
-    top5: Spread | None
-    macro_recall: Spread | None
-    macro_f1: Spread | None
+    metrics: dict[str, Spread | None]
     test_images: int | None
     test_se: float | None
     params: int | None
     flops: int | None
     seconds: float | None
     images_per_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything under its name, each metric too."""
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            found |= value if name == "metrics" else {name: value}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +255,8 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the records as JSON's values; seeds that are keys become text."""
-        found: dict[str, Any] = _plain({name: value for name, value in vars(self).items() if name != "runs"})
+        shown = vars(self) | {"networks": [row.to_dict() for row in self.networks]}
+        found: dict[str, Any] = _plain({name: value for name, value in shown.items() if name != "runs"})
         return found
 
 
@@ -460,9 +465,10 @@ def _row(network: NetworkLike, seeds: Sequence[int], runs: Mapping[tuple[str, in
         n=len(results),
         top1=top1,
         chosen_top1=_spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
-        top5=_spread({seed: result.get("top5") for seed, result in results.items()}),
-        macro_recall=_spread({seed: result.get("recall") for seed, result in results.items()}),
-        macro_f1=_spread({seed: result.get("f1") for seed, result in results.items()}),
+        metrics={
+            name: _spread({seed: result.get(metric.name) for seed, result in results.items()})
+            for name, metric in of_study().items()
+        },
         test_images=round(images) if images else None,
         test_se=binomial_se(top1.mean, round(images)) if top1 and images else None,
         params=_whole(_mean(result.get("params") for result in results.values())),
