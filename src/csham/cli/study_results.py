@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csham.cli.common import print_table
-from csham.study.results import Comparison, Results
+from csham.study.findings import Comparison, Results
 from csham.study.statistics import points, with_sign
 from csham.training.metrics import METRICS
 

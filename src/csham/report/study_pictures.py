@@ -24,7 +24,7 @@ from csham.report.study_material import Material
 from csham.report.study_tables import bootstrap_words, curve
 from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
 from csham.report.tables import Cell, Column, Table
-from csham.study.results import Comparison, NetworkRow
+from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
 from csham.training.metrics import METRICS
 

@@ -10,7 +10,7 @@ from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, sig
 from csham.report.study_figures import Curve
 from csham.report.study_material import Material
 from csham.report.tables import Cell, Column, Table
-from csham.study.results import ClassDifference, Comparison, NetworkRow, Spread
+from csham.study.findings import ClassDifference, Comparison, NetworkRow, Spread
 from csham.study.statistics import FEW
 from csham.training.metrics import METRICS, Metric, of_study
 
