@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics as stdlib_statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from csham.errors import UserError, unknown_name
 from csham.study.findings import (
@@ -25,57 +25,18 @@ from csham.study.findings import (
     Results,
     Spread,
 )
+from csham.study.grid import Network, Study
 from csham.study.headline import headline
 from csham.study.mixed import find_mixed
 from csham.study.statistics import binomial_se, compare, judge
 from csham.training.metrics import of_study
 
-__all__ = ["NetworkLike", "StudyLike", "assess", "per_class_difference"]
+__all__ = ["assess", "per_class_difference"]
 
 Record = Mapping[str, Any]
 
 
-class NetworkLike(Protocol):
-    """What is needed of a network of the grid."""
-
-    @property
-    def label(self) -> str:
-        """Unique name."""
-
-    @property
-    def backbone(self) -> str:
-        """Name of the backbone."""
-
-    @property
-    def attention(self) -> str:
-        """Name of the attention, or ``"none"``."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether others are compared with it."""
-
-    @property
-    def instead_of(self) -> str | None:
-        """Label of the network whose training time it matches, if it is a budget control."""
-
-
-class StudyLike(Protocol):
-    """What is needed of a study."""
-
-    @property
-    def networks(self) -> Sequence[NetworkLike]:
-        """In the order of the tables."""
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        """Each is trained with every network."""
-
-    @property
-    def worthwhile(self) -> float:
-        """Smallest difference worth having, in percentage points."""
-
-
-def assess(study: StudyLike, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
+def assess(study: Study, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
     """Make a study's table out of its records, whatever is there by now.
 
     Args:
@@ -133,7 +94,7 @@ def per_class_difference(results: Results, label: str) -> list[ClassDifference]:
     return [difference for difference in found if difference is not None]
 
 
-def _by_cell(study: StudyLike, records: Iterable[Record]) -> dict[tuple[str, int], Record]:
+def _by_cell(study: Study, records: Iterable[Record]) -> dict[tuple[str, int], Record]:
     """Sort the records of the study's networks and seeds by these; others are left out."""
     labels, seeds = {network.label for network in study.networks}, set(study.seeds)
     cells: dict[tuple[str, int], Record] = {}
@@ -161,13 +122,13 @@ def _checked(record: Record) -> Record:
     return record
 
 
-def _plain_of(study: StudyLike, network: NetworkLike) -> str | None:
+def _plain_of(study: Study, network: Network) -> str | None:
     """Return the label of the plain network that another one is compared with."""
     backbone = _base(study, network)
     return next((other.label for other in study.networks if other.plain and other.backbone == backbone), None)
 
 
-def _base(study: StudyLike, network: NetworkLike) -> str:
+def _base(study: Study, network: Network) -> str:
     """Return the backbone that a network adds to; a budget control is a larger version of another network's."""
     if network.instead_of is None:
         return network.backbone
@@ -176,7 +137,7 @@ def _base(study: StudyLike, network: NetworkLike) -> str:
 
 
 def _comparisons(
-    study: StudyLike, tops: Mapping[tuple[str, int], float], against: Mapping[str, str | None]
+    study: Study, tops: Mapping[tuple[str, int], float], against: Mapping[str, str | None]
 ) -> list[Comparison]:
     networks = [network for network in study.networks if not network.plain]
     paired = [_paired(study.seeds, tops, network.label, against[network.label]) for network in networks]
@@ -217,7 +178,7 @@ def _paired(
 
 
 def _against_controls(
-    study: StudyLike, tops: Mapping[tuple[str, int], float], label: str, means: Mapping[str, float]
+    study: Study, tops: Mapping[tuple[str, int], float], label: str, means: Mapping[str, float]
 ) -> tuple[AgainstControl, ...]:
     found = []
     for control in study.networks:
@@ -236,7 +197,7 @@ def _against_controls(
     return tuple(found)
 
 
-def _ranking(study: StudyLike, comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
+def _ranking(study: Study, comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
     ranking = {}
     for plain in (network for network in study.networks if network.plain):
         means = {c.label: c.mean for c in comparisons if c.against == plain.label and c.mean is not None}
@@ -244,7 +205,7 @@ def _ranking(study: StudyLike, comparisons: Sequence[Comparison]) -> dict[str, l
     return ranking
 
 
-def _row(network: NetworkLike, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
+def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
     results = {seed: runs[network.label, seed]["result"] for seed in seeds if (network.label, seed) in runs}
     top1 = _spread({seed: result["top1"] for seed, result in results.items()})
     images = _mean(result.get("images") for result in results.values())
