@@ -118,7 +118,7 @@ class Predictions:
 
     @cached_property
     def macro(self) -> tuple[float, float, float]:
-        """Precision, recall and F1, means over the classes that have images; without an answer, precision is 0."""
+        """Precision, recall and F1, means over the classes that have images here; a class never named has 0."""
         return _sklearn().precision_recall_fscore_support(
             self.labels, self.top[:, 0], labels=np.unique(self.labels), average="macro", zero_division=0.0
         )[:3]
