@@ -87,8 +87,16 @@ def test_no_run_and_missing_packages(csham, tmp_path, monkeypatch):
     assert 'needs onnxscript. Install them: pip install "csham[export]"' in err
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as Python has it, which a shell without job control lets background processes ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_nothing_behind(csham, finished, tmp_path, monkeypatch, signum, expected):
+def test_a_signal_leaves_nothing_behind(csham, finished, tmp_path, monkeypatch, interruptible, signum, expected):
     folder = tmp_path / "out"
     seen = []
 
