@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from csham.backbones.spec import CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
 from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
@@ -36,7 +37,7 @@ __all__ = ["Request", "Setup", "check_records", "merged", "read_request_file", "
 _ATTENTIONS = ("none", "se", "eca", "cbam", "csham")
 _BACKBONES = ("resnet18",)
 _SEEDS = 5  # fewer can hardly say anything
-_ATTACHED = ("period", "position", "points", "stages", "gated")
+_ATTACHED = tuple(name for name in CONNECTION_FIELDS if name != "strategy")
 
 Preparing = Callable[[int, int, str], None]
 
@@ -52,7 +53,7 @@ class Request:
         attentions: Names, perhaps with a strategy: ``csham:transfer``.
         strategies: Names.
         networks: What the names above cannot say.
-        attached: Of :data:`csham.study.grid.NETWORK_FIELDS`, for all with attention.
+        attached: Of :data:`csham.backbones.spec.CONNECTION_FIELDS`, for all with attention.
         seeds: Which.
         settings: Of :data:`csham.study.grid.SHARED_FIELDS`, from the command line.
         file_settings: The same, from a file, over which the command line wins.
@@ -195,7 +196,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     networks, added = with_plain(networks)
     _check_weights_file(config, networks)
     for network in networks:
-        replace(config, **network.settings).check_names()
+        replace(config, **network.network_settings).check_names()
     dataset = _open(request, config.image_size, preparing)
     config = _resolved(config, dataset, request.machine)
     study = Study(
