@@ -24,6 +24,7 @@ from csham.cli.common import (
     split_list,
     split_numbers,
 )
+from csham.cli.options import split_places
 from csham.cli.profile_table import print_costs
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
@@ -98,12 +99,7 @@ def profile(
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
     pairs = _pairs(_names("attention", attention, ATTENTIONS), _names("strategy", strategy, STRATEGIES))
-    where: dict[str, Any] = {
-        "position": position,
-        "points": None if points is None else split_list(points),
-        "stages": None if stages is None else split_numbers("--stages", stages),
-        "gated": gated,
-    }
+    where = split_places({"position": position, "points": points, "stages": stages, "gated": gated})
     networks = {
         name: NetworkSpec(backbone, attention, strategy, period if strategy == "transfer" else None, **where)
         for name, (attention, strategy) in pairs.items()

@@ -17,8 +17,6 @@ from csham.cli.common import (
     QuietOption,
     metrics_table,
     print_json,
-    split_list,
-    split_numbers,
 )
 from csham.cli.options import (
     NETWORK,
@@ -50,6 +48,7 @@ from csham.cli.options import (
     WeightDecayOption,
     WeightsFileOption,
     option,
+    split_places,
 )
 from csham.errors import UserError
 from csham.settings import names_of
@@ -113,11 +112,7 @@ def train(
 ) -> None:
     """Train one network into one run folder."""
     names = names_of(TrainConfig)
-    given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
-    if points is not None:
-        given["points"] = split_list(points)
-    if stages is not None:
-        given["stages"] = split_numbers("--stages", stages)
+    given = split_places({name: value for name, value in ctx.params.items() if name in names and value is not None})
     progress = create_progress(quiet=quiet)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}

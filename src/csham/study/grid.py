@@ -31,6 +31,7 @@ __all__ = [
     "cell_key",
     "expand_networks",
     "read_seeds",
+    "shared_settings",
     "with_plain",
 ]
 
@@ -42,6 +43,12 @@ SHARED_FIELDS = tuple(
     name for name in names_of(TrainConfig) if name not in {"data", "seed", *NETWORK_FIELDS, *MACHINE_FIELDS}
 )
 """Settings that all runs of a study share."""
+
+
+def shared_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that all runs of a study share, by name."""
+    return {name: getattr(config, name) for name in SHARED_FIELDS}
+
 
 _MOST_SEEDS = 1000
 
@@ -203,8 +210,8 @@ class Study:
         """Return name, old and new value of the shared settings among these that differ from the study's."""
         ours = TrainConfig(data="-", **self.settings)
         theirs = replace(ours, **{name: settings[name] for name in SHARED_FIELDS if name in settings})
-        pairs = ((name, getattr(ours, name), getattr(theirs, name)) for name in SHARED_FIELDS)
-        return [(name, old, new) for name, old, new in pairs if old != new]
+        new = shared_settings(theirs)
+        return [(name, old, new[name]) for name, old in shared_settings(ours).items() if old != new[name]]
 
 
 # The recipe's name says where settings came from, which are in the key themselves; data and weights enter by content.

@@ -25,6 +25,7 @@ from csham.study.grid import (
     cell_key,
     expand_networks,
     read_seeds,
+    shared_settings,
     with_plain,
 )
 from csham.study.store import Store
@@ -201,7 +202,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     config = _resolved(config, dataset, request.machine)
     study = Study(
         data=_data(request.data, dataset),
-        settings={name: getattr(config, name) for name in SHARED_FIELDS},
+        settings=shared_settings(config),
         networks=tuple(networks),
         seeds=tuple(request.seeds) or tuple(range(_SEEDS)),
         worthwhile=0.5 if request.worthwhile is None else request.worthwhile,
@@ -276,7 +277,7 @@ def _check_settings(request: Request, study: Study, where: Path, dataset: Packed
         last_batch = {"last_batch": said.get("last_batch", study.settings["last_batch"])}
         config = resolve({"data": "-", **last_batch, **request.settings}, dict(request.file_settings))
         config = config if dataset is None else fit_batch(config, _train_images(config, dataset))
-        said = {name: getattr(config, name) for name in SHARED_FIELDS}
+        said = shared_settings(config)
     elif said.get("recipe", study.settings["recipe"]) != study.settings["recipe"]:
         if said["recipe"] not in RECIPES:
             raise unknown_name("recipe", said["recipe"], RECIPES)

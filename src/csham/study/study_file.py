@@ -12,7 +12,7 @@ import yaml
 from csham.errors import UserError
 from csham.files import write_atomically
 from csham.settings import check_known
-from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds
+from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds, shared_settings
 from csham.training.config import BEFORE, TrainConfig, read_settings
 
 __all__ = ["FILE", "FORMAT", "read_study", "write_study"]
@@ -110,7 +110,7 @@ def _settings(values: Any) -> dict[str, Any]:
         raise UserError(f"settings must be a mapping, got {values!r}.")
     check_known("setting", values, SHARED_FIELDS)
     config = TrainConfig(data="-", **(BEFORE | values))
-    return {name: getattr(config, name) for name in SHARED_FIELDS}
+    return shared_settings(config)
 
 
 def _networks(values: Any) -> tuple[Network, ...]:
