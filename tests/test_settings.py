@@ -14,7 +14,7 @@ from csham.settings import InFile, Mark, OneOf, Settings, Within, check_keys, co
 @dataclass(frozen=True, kw_only=True)
 class Oven(Settings):
     heat: Annotated[float, Within(lambda v: v > 0, "above 0"), InFile(count(1, 9), "from 1 to 9")] = 2
-    mode: Annotated[str, OneOf("top", "both"), Mark.MACHINE] = "top"
+    mode: Annotated[str, OneOf(("top", "both")), Mark.MACHINE] = "top"
 
 
 @dataclass(frozen=True, kw_only=True)

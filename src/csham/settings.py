@@ -61,16 +61,12 @@ class Within:
     expected: str
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class OneOf:
-    """Choices of a setting; ``part`` is what of a value must be among them."""
+    """Choices of a setting; ``part`` gives what of a value must be among them."""
 
     choices: tuple[str, ...]
-    part: Callable[[str], str]
-
-    def __init__(self, *choices: str, part: Callable[[str], str] = str) -> None:
-        object.__setattr__(self, "choices", choices)
-        object.__setattr__(self, "part", part)
+    part: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 from csham.attach.checks import check_strategy
 from csham.attach.names import STRATEGIES
 from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.settings import Mark, check_known, marked, names_of
+from csham.settings import Mark, check_choice, check_known, marked, names_of
 from csham.training.config import MACHINE_SETTINGS, SOURCE_SETTINGS, TrainConfig
 
 __all__ = [
@@ -282,8 +282,7 @@ def _pairs(words: str, strategies: Sequence[str]) -> list[tuple[str, str]]:
         if colon:
             raise UserError(f"{words!r}: the plain network has no strategy. Write none.")
         return [("none", "sequential")]
-    if attention not in ATTENTIONS:
-        raise unknown_name("attention", attention, ["none", *(n for n in ATTENTIONS if n != "none"), "all"])
+    check_choice("attention", attention, ["none", *ATTENTIONS, "all"])
     if colon:
         check_strategy(attention, own)
         return [(attention, own)]

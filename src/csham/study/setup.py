@@ -16,6 +16,7 @@ from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
+from csham.settings import check_choice
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
@@ -279,8 +280,7 @@ def _check_settings(request: Request, study: Study, where: Path, dataset: Packed
         config = config if dataset is None else fit_batch(config, _train_images(config, dataset))
         said = shared_settings(config)
     elif said.get("recipe", study.settings["recipe"]) != study.settings["recipe"]:
-        if said["recipe"] not in RECIPES:
-            raise unknown_name("recipe", said["recipe"], RECIPES)
+        check_choice("recipe", said["recipe"], RECIPES)
         said = {**RECIPES[said["recipe"]].settings, **said}
     for name in ("image_size", "batch_size", "crop", "precision"):
         if said.get(name) in (None, "auto"):

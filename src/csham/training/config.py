@@ -73,16 +73,16 @@ class TrainingSettings(Settings):
 
     pretrained: bool = False
     weights_file: Annotated[str | None, Mark.SOURCE] = None
-    recipe: Annotated[str, OneOf(*RECIPES), Mark.SOURCE] = "fast"
+    recipe: Annotated[str, OneOf(tuple(RECIPES)), Mark.SOURCE] = "fast"
     epochs: Annotated[int, Within(lambda v: v >= 1, "at least 1")] = 30
     batch_size: Annotated[
         int | Auto, Within(lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)")
     ] = 128
-    last_batch: Annotated[str, OneOf(*LAST_BATCHES), Mark.LATER] = "drop"
+    last_batch: Annotated[str, OneOf(LAST_BATCHES), Mark.LATER] = "drop"
     lr: Annotated[float, Within(lambda v: v > 0, "above 0")] = 0.2
     momentum: Annotated[float, _BELOW_1] = 0.9
     weight_decay: Annotated[float, _AT_LEAST_0] = 5e-4
-    schedule: Annotated[str, OneOf("one-cycle", "steps", "constant")] = "one-cycle"
+    schedule: Annotated[str, OneOf(("one-cycle", "steps", "constant"))] = "one-cycle"
     warmup_epochs: Annotated[float, _AT_LEAST_0] = 0.0
     milestones: Annotated[
         tuple[float, ...],
@@ -110,7 +110,7 @@ class DataSettings(Settings):
     """
 
     image_size: Annotated[int | None, Within(lambda v: v is None or 8 <= v <= 1024, "from 8 to 1024")] = None
-    crop: Annotated[str, OneOf(*CROPS)] = "auto"
+    crop: Annotated[str, OneOf(CROPS)] = "auto"
     crop_scale: Annotated[float, _FRACTION] = CROP_SCALE
     validation: Annotated[float, _BELOW_1] = 0.1
     track_test: bool = False
@@ -132,9 +132,9 @@ class MachineSettings(Settings):
     """
 
     device: Annotated[
-        str, OneOf("auto", "cpu", "cuda", "cuda:0", "mps", part=lambda v: v.partition(":")[0]), Mark.MACHINE
+        str, OneOf(("auto", "cpu", "cuda", "cuda:0", "mps"), part=lambda v: v.partition(":")[0]), Mark.MACHINE
     ] = "auto"
-    precision: Annotated[str, OneOf("auto", "fp32", "bf16", "fp16"), Mark.MACHINE] = "auto"
+    precision: Annotated[str, OneOf(("auto", "fp32", "bf16", "fp16")), Mark.MACHINE] = "auto"
     compile: Annotated[bool | Auto, Mark.MACHINE] = "auto"
     channels_last: Annotated[bool | Auto, Mark.MACHINE] = "auto"
     checkpoint_seconds: Annotated[float, _AT_LEAST_0, Mark.MACHINE] = 60.0
