@@ -4,14 +4,14 @@ import pytest
 
 
 def _make_study(networks=None, seeds=(0, 1), **given):
-    from csham.study.grid import SHARED_FIELDS, Data, Network, Study
+    from csham.study.grid import Data, Network, Study, shared_settings
     from csham.training.config import resolve
 
     networks = networks or (Network("lenet5"), Network("lenet5", "se"))
     config = resolve(
         {"data": "digits", "epochs": 1, "batch_size": 128, "image_size": 32, "crop": "pad", "precision": "fp32"} | given
     )
-    settings = {name: getattr(config, name) for name in SHARED_FIELDS}
+    settings = shared_settings(config)
     return Study(Data("digits", 10, 1797, 32, "ab" * 32), settings, tuple(networks), tuple(seeds))
 
 

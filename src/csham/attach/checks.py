@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from csham.attach.names import POSITIONS, STRATEGIES
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
+from csham.settings import check_choice
 
 __all__ = ["check_position", "check_strategy"]
 
@@ -15,8 +16,7 @@ def check_position(position: str, points: object = None) -> None:
     Raises:
         UserError: With the nearest names.
     """
-    if position not in POSITIONS:
-        raise unknown_name("position", position, POSITIONS)
+    check_choice("position", position, POSITIONS)
     if points is not None and position != "auto":
         raise UserError(f"attach: both position={position!r} and points= say where. Leave one out.")
 
@@ -27,10 +27,8 @@ def check_strategy(attention: str, strategy: str, period: int | None = None) -> 
     Raises:
         UserError: With the nearest names, or the strategies that would do.
     """
-    if attention not in ATTENTIONS:
-        raise unknown_name("attention", attention, ATTENTIONS)
-    if strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
+    check_choice("attention", attention, ATTENTIONS)
+    check_choice("strategy", strategy, STRATEGIES)
     if STRATEGIES[strategy].needs_parts and not ATTENTIONS[attention].two_part:
         whole = [entry.name for entry in STRATEGIES.values() if not entry.needs_parts]
         two_part = [entry.name for entry in ATTENTIONS.values() if entry.two_part]

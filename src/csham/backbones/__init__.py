@@ -1,8 +1,8 @@
 """Backbones by name: timm's and torchvision's with a stem for the image size, and the few they lack.
 
-``names`` says which there are without importing torch, ``lookup`` what a name means. ``cifar``, ``wide`` and ``lenet``
-hold csham's own, ``libraries`` builds the others, ``small`` fits them to 32 pixels, ``weights`` loads local files.
-Imports ``attach``. Start with :func:`create_model`.
+``names`` says which there are without importing torch, ``lookup`` what a name means, ``spec`` what a network with its
+attention is. ``cifar``, ``wide`` and ``lenet`` hold csham's own, ``libraries`` builds the others, ``small`` fits them
+to 32 pixels, ``weights`` loads local files. Imports ``attach``. Start with :func:`create_model`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from csham.backbones.spec import CONNECTION_FIELDS
 from csham.cli.common import (
     MACHINE,
     DebugOption,
@@ -20,7 +21,6 @@ from csham.cli.common import (
     QuietOption,
     check_report_packages,
     split_list,
-    split_numbers,
 )
 from csham.cli.compare_end import conclude, part_of
 from csham.cli.compare_plan import show_plan
@@ -54,6 +54,7 @@ from csham.cli.options import (
     WeightDecayOption,
     WeightsFileOption,
     option,
+    split_places,
 )
 from csham.errors import UserError, unknown_name
 from csham.study.budget import check_budget_control
@@ -68,7 +69,6 @@ __all__ = ["compare"]
 
 _STUDY = "Study"
 _ENGINES = ("local", "ray")
-_ATTACHED = ("period", "position", "gated")
 
 
 def compare(
@@ -217,12 +217,7 @@ def compare(
 def _request(ctx: typer.Context) -> Request:
     """Put the command line, and the file it names, together."""
     # Before any conversion of Typer's: in its older versions paths are words here.
-    given = {name: value for name, value in ctx.params.items() if value is not None}
-    attached = {name: given[name] for name in _ATTACHED if name in given}
-    if "points" in given:
-        attached["points"] = tuple(split_list(given["points"]))
-    if "stages" in given:
-        attached["stages"] = tuple(split_numbers("--stages", given["stages"]))
+    given = split_places({name: value for name, value in ctx.params.items() if value is not None})
     words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     request = Request(
         data=given.get("data"),
@@ -230,7 +225,7 @@ def _request(ctx: typer.Context) -> Request:
         backbones=_names("backbones", given),
         attentions=_names("attentions", given),
         strategies=_names("strategies", given),
-        attached=attached,
+        attached={name: given[name] for name in CONNECTION_FIELDS if name in given},
         seeds=read_seeds(given["seeds"]) if "seeds" in given else (),
         settings={name: given[name] for name in SHARED_FIELDS if name in given},
         machine={name: given[name] for name in MACHINE_FIELDS if name in given},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from csham.cli.common import MACHINE
+from csham.cli.common import MACHINE, split_list, split_numbers
 from csham.data.names import CROP_SCALE
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "WeightDecayOption",
     "WeightsFileOption",
     "option",
+    "split_places",
 ]
 
 NETWORK, TRAINING, DATA, RUN = "Network", "Training", "Data", "Run"
@@ -45,6 +47,16 @@ _RECIPE = "from the recipe"
 def option(help: str, panel: str, default: str, *names: str) -> Any:
     """Describe an option; ``default`` is what help shows, where the default itself is None."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default)
+
+
+def split_places(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Take apart those of the options that are lists of places in a network, where they were given."""
+    found = dict(given)
+    if found.get("points") is not None:
+        found["points"] = tuple(split_list(found["points"]))
+    if found.get("stages") is not None:
+        found["stages"] = tuple(split_numbers("--stages", found["stages"]))
+    return found
 
 
 def _switch(help: str, panel: str, default: str, name: str) -> Any:

@@ -12,6 +12,7 @@ import typer
 
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
+from csham.backbones.spec import NetworkSpec
 from csham.cli.common import (
     MACHINE,
     OUTPUT,
@@ -23,6 +24,7 @@ from csham.cli.common import (
     split_list,
     split_numbers,
 )
+from csham.cli.options import split_places
 from csham.cli.profile_table import print_costs
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
@@ -31,7 +33,7 @@ from csham.provenance import circumstances
 from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
 from csham.report.csv_rows import write_csv
 from csham.study.measuring import make_comparison, run_comparison
-from csham.training.config import TrainConfig
+from csham.training.config import MachineSettings
 from csham.training.progress import create_progress
 
 if TYPE_CHECKING:
@@ -97,15 +99,14 @@ def profile(
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
     pairs = _pairs(_names("attention", attention, ATTENTIONS), _names("strategy", strategy, STRATEGIES))
-    network: dict[str, Any] = {
-        "backbone": backbone,
-        "position": position,
-        "points": None if points is None else split_list(points),
-        "stages": None if stages is None else split_numbers("--stages", stages),
-        "gated": gated,
+    where = split_places({"position": position, "points": points, "stages": stages, "gated": gated})
+    networks = {
+        name: NetworkSpec(backbone, attention, strategy, period if strategy == "transfer" else None, **where)
+        for name, (attention, strategy) in pairs.items()
     }
-    for pair in pairs.values():
-        TrainConfig(data="", device=device or "auto", **network, **_connection(pair, period)).check_names()
+    MachineSettings(device=device or "auto")  # checks it
+    for network in networks.values():
+        network.check_names()
     _check_numbers(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
     batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
     precisions = _names("precision", precision, ("fp32", "bf16"))
@@ -125,7 +126,7 @@ def profile(
     }
     progress = create_progress(quiet=quiet)
     comparison = make_comparison(
-        {name: network | _connection(pair, period) for name, pair in pairs.items()},
+        networks,
         **size,
         device=device or "auto",
         threads=threads,
@@ -140,14 +141,13 @@ def profile(
     if all(cost.flops is None for cost in costs) and finished:
         raise UserError(f"{backbone} cannot be measured: {costs[0].failed}")
     machine = circumstances()
-    network |= size
-    rows = [_row(cost, network, pairs) for cost in costs]
+    rows = [_row(cost, networks[cost.name], num_classes) for cost in costs]
     found = {"finished": finished, "machine": machine, "costs": rows}
     if csv is not None:
         write_csv(csv, [row | machine for row in rows])
     if output is not None:
         write_atomically(output, lambda file: file.write((json.dumps(found, indent=2) + "\n").encode()))
-    title = _title(network, machine, comparison)
+    title = _title(backbone, size["image_size"], machine, comparison)
     if plot is not None:
         write_cost_figure(plot, costs, title)
     if as_json:
@@ -191,29 +191,19 @@ def _pairs(attentions: Sequence[str], strategies: Sequence[str]) -> dict[str, Pa
     return {_PLAIN: (_PLAIN, "sequential"), **named}
 
 
-def _connection(pair: Pair, period: int | None) -> dict[str, Any]:
-    attention, strategy = pair
-    return {"attention": attention, "strategy": strategy, "period": period if strategy == "transfer" else None}
-
-
-def _row(cost: Cost, network: dict[str, Any], pairs: dict[str, Pair]) -> dict[str, Any]:
-    attention, strategy = pairs[cost.name]
+def _row(cost: Cost, network: NetworkSpec, num_classes: int) -> dict[str, Any]:
     measured = cost.to_row()
     del measured["network"]
-    return {
-        "backbone": network["backbone"],
-        "attention": attention,
-        "strategy": strategy if attention != _PLAIN else "",
-        **{name: network[name] for name in ("position", "points", "stages", "gated", "num_classes")},
-        **measured,
-    }
+    row = {name: value for name, value in network.to_dict().items() if name != "period"}
+    row["strategy"] = network.strategy if network.attention != _PLAIN else ""
+    return row | {"num_classes": num_classes} | measured
 
 
-def _title(network: dict[str, Any], machine: dict[str, Any], comparison: Comparison) -> str:
+def _title(backbone: str, image_size: int, machine: dict[str, Any], comparison: Comparison) -> str:
     where = comparison.where
     if comparison.device.type == "cpu":
         where = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    return f"{network['backbone']}, {network['image_size']} pixels, on {where}, torch {machine['torch']}"
+    return f"{backbone}, {image_size} pixels, on {where}, torch {machine['torch']}"
 
 
 def _usual_size(backbone: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 import csham.data
 import csham.training
+from csham.backbones.spec import CONNECTION_FIELDS
 from csham.cli.common import (
     DebugOption,
     DeviceOption,
@@ -17,8 +17,6 @@ from csham.cli.common import (
     QuietOption,
     metrics_table,
     print_json,
-    split_list,
-    split_numbers,
 )
 from csham.cli.options import (
     NETWORK,
@@ -50,9 +48,11 @@ from csham.cli.options import (
     WeightDecayOption,
     WeightsFileOption,
     option,
+    split_places,
 )
 from csham.errors import UserError
-from csham.training.config import TrainConfig, read_settings, resolve
+from csham.settings import names_of
+from csham.training.config import MachineSettings, TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, is_main_process
@@ -60,8 +60,7 @@ from csham.training.run_weights import RunWeights
 
 __all__ = ["train"]
 
-_OF_ATTENTION = ("strategy", "period", "position", "points", "stages", "gated")
-_ON_RESUME = {"device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps"}
+_ON_RESUME = names_of(MachineSettings)
 
 
 def train(
@@ -112,12 +111,8 @@ def train(
     debug: DebugOption = False,
 ) -> None:
     """Train one network into one run folder."""
-    names = {field.name for field in fields(TrainConfig)}
-    given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
-    if points is not None:
-        given["points"] = split_list(points)
-    if stages is not None:
-        given["stages"] = split_numbers("--stages", stages)
+    names = names_of(TrainConfig)
+    given = split_places({name: value for name, value in ctx.params.items() if name in names and value is not None})
     progress = create_progress(quiet=quiet)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}
@@ -143,7 +138,7 @@ def _start(
     """Check everything that can be checked at once, then train."""
     settings = resolve(given, read_settings(file) if file is not None else None)
     settings.check_names()
-    idle = [f"--{name}" for name in _OF_ATTENTION if given.get(name)] if settings.attention == "none" else []
+    idle = [f"--{name}" for name in CONNECTION_FIELDS if given.get(name)] if settings.attention == "none" else []
     if idle:
         raise UserError(
             f"{', '.join(idle)}: there is no attention to attach. Name one with --attention (csham list attentions), "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from csham._version import __version__
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.files import parse_json
+from csham.settings import check_keys, names_of
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.run_weights import CHOICES, RunWeights
 
@@ -107,12 +107,12 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
     if content["format"] != FORMAT or type(content["format"]) is not int:
         given = ascii(content["format"])[:40]
         raise UserError(f"{path} has format {given}, this version of csham reads {FORMAT}. Install a newer csham.")
-    _check_keys(
+    check_keys(
         content, ("library_name", "csham_version", "format", "weights", "network", "preprocessing", "classes"), path
     )
     network, preprocessing = content["network"], content["preprocessing"]
-    _check_keys(network, [f.name for f in fields(NetworkInfo) if f.name not in _ELSEWHERE], f"{path}, network")
-    _check_keys(
+    check_keys(network, set(names_of(NetworkInfo)) - {*_ELSEWHERE}, f"{path}, network")
+    check_keys(
         preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing"
     )
     if content["weights"] not in CHOICES:
@@ -126,16 +126,6 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
             f"{path} asks for a preprocessing that this version of csham does not do: {', '.join(differs)}."
         )
     return info, content["weights"]
-
-
-def _check_keys(content: Any, known: Any, where: object) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} should be an object of JSON.")
-    missing, unknown = sorted(set(known) - set(content)), sorted(set(content) - set(known))
-    if missing or unknown:
-        what = [f"lacks {', '.join(missing)}"] * bool(missing)
-        what += [f"has the unknown {', '.join(ascii(key)[:60] for key in unknown[:5])}"] * bool(unknown)
-        raise UserError(f"{where} {' and '.join(what)}.")
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from csham.inference.transform import ImageLike, ImageTransform
-from csham.training.labels import network_label
 from csham.training.network import NetworkInfo
 from csham.training.run_weights import RunWeights
 
@@ -61,7 +60,7 @@ class Trained:
     @property
     def label(self) -> str:
         """The network in a few words, such as ``"resnet18 + csham (transfer)"``."""
-        return network_label(self.info)
+        return self.info.label
 
     def batch(self, images: Iterable[ImageLike]) -> Tensor:
         """Return images as one input of the network, (B, 3, S, S) on its device."""

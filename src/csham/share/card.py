@@ -14,7 +14,6 @@ from csham.files import parse_json
 from csham.layers.names import ATTENTIONS
 from csham.share.citation import PAPER, SOFTWARE
 from csham.training.config import TrainConfig
-from csham.training.labels import network_label
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
 
@@ -51,7 +50,7 @@ def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None =
         raise UserError(f"{run.path}: summary.json or environment.json is not that of a run.")
     parts = [
         _header(config, measured, license),
-        f"# {_text(network_label(config))}, trained on {_text(_data_name(config))}",
+        f"# {_text(config.label)}, trained on {_text(_data_name(config))}",
         _introduction(config, summary, environment, license),
         "## Use\n\n" + _use(config, repo),
         "## Measured\n\n" + _measured(config, summary, measured, weights),
@@ -111,7 +110,7 @@ def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> s
         tags=["image-classification", "csham", "attention", "pytorch"],
         datasets=[kind] if "/" in kind else None,
         metrics=list(dict.fromkeys(metric.hub for metric in in_tables() if metric.hub)),
-        model_name=network_label(config),
+        model_name=config.label,
         eval_results=results,
     )
     return f"---\n{data.to_yaml().rstrip()}\n---"

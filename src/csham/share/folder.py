@@ -16,7 +16,6 @@ from csham.files import write_atomically
 from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
 from csham.share.card import model_card
 from csham.training.evaluation import load_network
-from csham.training.labels import network_label
 from csham.training.network import NetworkInfo, write_weights
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
@@ -67,7 +66,7 @@ def share(
     summary = source.read_summary()
     return {
         "folder": str(folder),
-        "network": network_label(info),
+        "network": info.label,
         **which.to_dict(),
         "license": license,
         "top1": summary["top1"] if weights == "last" else summary["validation_chosen"]["top1"],

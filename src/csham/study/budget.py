@@ -56,7 +56,7 @@ def step_times(
 
     def measure(networks: Sequence[Network]) -> dict[str, float]:
         comparison = make_comparison(
-            {n.label: n.settings | {"attention": None if n.attention == "none" else n.attention} for n in networks},
+            {n.label: n for n in networks},
             num_classes=num_classes,
             image_size=image_size,
             device=device,

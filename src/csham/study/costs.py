@@ -120,7 +120,7 @@ def _measure(
     batch = measured["batch_size"]
     for halving in range(_HALVINGS + 1):
         comparison = make_comparison(
-            {network.label: _arguments(network) for network in networks},
+            {network.label: network for network in networks},
             num_classes=measured["num_classes"],
             image_size=measured["image_size"],
             device=measured["device"],
@@ -136,11 +136,6 @@ def _measure(
         if not (finished and any("out of memory" in cost.failed for cost in costs)):
             break
     return costs, finished
-
-
-def _arguments(network: Network) -> dict[str, Any]:
-    settings = network.settings
-    return settings | {"attention": None if network.attention == "none" else network.attention}
 
 
 def _row(network: Network, cost: Cost, study: Study) -> dict[str, Any]:

@@ -9,20 +9,20 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from csham.attach.checks import check_strategy
 from csham.attach.names import STRATEGIES
-from csham.errors import UserError, unknown_name
+from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
+from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.training.config import TrainConfig
-from csham.training.labels import network_label
+from csham.settings import Mark, check_choice, check_known, marked, names_of
+from csham.training.config import MACHINE_SETTINGS, SOURCE_SETTINGS, TrainConfig
 
 __all__ = [
     "MACHINE_FIELDS",
-    "NETWORK_FIELDS",
     "SHARED_FIELDS",
     "Cell",
     "Data",
@@ -31,78 +31,48 @@ __all__ = [
     "cell_key",
     "expand_networks",
     "read_seeds",
+    "shared_settings",
     "with_plain",
 ]
 
-NETWORK_FIELDS = ("backbone", "attention", "strategy", "period", "position", "points", "stages", "gated")
-"""Settings of a run that a :class:`Network` holds."""
-
-MACHINE_FIELDS = (
-    "device",
-    "compile",
-    "channels_last",
-    "checkpoint_seconds",
-    "checkpoint_steps",
-    "max_bad",
-    "allow_leaks",
-)
+# The runs of a study share their precision.
+MACHINE_FIELDS = tuple(name for name in MACHINE_SETTINGS if name != "precision")
 """Settings that say where and how fast a run works: they may differ from call to call of one study."""
 
 SHARED_FIELDS = tuple(
-    field.name for field in fields(TrainConfig) if field.name not in {"data", "seed", *NETWORK_FIELDS, *MACHINE_FIELDS}
+    name for name in names_of(TrainConfig) if name not in {"data", "seed", *NETWORK_FIELDS, *MACHINE_FIELDS}
 )
 """Settings that all runs of a study share."""
+
+
+def shared_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that all runs of a study share, by name."""
+    return {name: getattr(config, name) for name in SHARED_FIELDS}
+
 
 _MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(NetworkSpec):
     """One network of a study; what a plain network cannot have is put back to its default.
 
     Attributes:
-        backbone: Name of the backbone.
-        attention: Name of the attention, or ``"none"``.
-        strategy: How its steps are arranged.
-        period: Of strategy ``"transfer"``.
-        position: Where it sits.
-        points: Names or patterns of modules instead of a position.
-        stages: Only these stages.
-        gated: Start attention as the identity.
         instead_of: Label of the network whose training time this one, a budget control, is made to match.
     """
 
-    backbone: str
-    attention: str = "none"
-    strategy: str = "sequential"
-    period: int | None = None
-    position: str = "auto"
-    points: tuple[str, ...] | None = None
-    stages: tuple[int, ...] | None = None
-    gated: bool = False
     instead_of: str | None = None
 
     def __post_init__(self) -> None:
-        settings = {name: getattr(self, name) for name in NETWORK_FIELDS}
-        config = TrainConfig(data="-", **settings)  # checks the types
-        for name in NETWORK_FIELDS:
-            value = getattr(config, name)
-            if self.attention == "none" and name not in ("backbone", "attention"):
-                value = TrainConfig.__dataclass_fields__[name].default
-            object.__setattr__(self, name, value)
         if self.instead_of is not None and not isinstance(self.instead_of, str):
             raise UserError(f"instead_of must be the label of a network, got {self.instead_of!r}.")
-        if self.instead_of is not None and self.attention != "none":
+        super().__post_init__()
+        if self.attention == "none":
+            plain = NetworkSpec(self.backbone)
+            for name in CONNECTION_FIELDS:
+                object.__setattr__(self, name, getattr(plain, name))
+        elif self.instead_of is not None:
             raise UserError(f"a budget control has no attention, and {self.label} has.")
-
-    def check_names(self) -> None:
-        """Refuse unknown names and strategies that the attention has no parts for."""
-        TrainConfig(data="-", **self.settings).check_names()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The fields that a run's settings have too."""
-        return {name: getattr(self, name) for name in NETWORK_FIELDS}
 
     @property
     def plain(self) -> bool:
@@ -114,21 +84,14 @@ class Network:
         """A name for people, different for different networks, such as ``resnet20 + csham (transfer)``."""
         if self.instead_of is not None:
             return f"{self.backbone} (instead of {self.instead_of})"
-        return network_label(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every field as a plain value."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return super().label
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Network:
         """Read a network from a mapping, such as an entry of ``networks:`` in YAML; unknown keys are refused."""
         if not isinstance(values, Mapping):
             raise UserError(f"a network is a mapping such as {{backbone: resnet20, attention: se}}, got {values!r}.")
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise unknown_name("key of a network", key, known)
+        check_known("key of a network", values, names_of(cls))
         if "backbone" not in values:
             raise UserError(f"a network has no backbone: {dict(values)!r}.")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -219,7 +182,7 @@ class Study:
 
     def config(self, network: Network, seed: int) -> TrainConfig:
         """Put the settings of one run together."""
-        return TrainConfig(data=self.data.source, **self.settings, **network.settings, seed=seed)
+        return TrainConfig(data=self.data.source, **self.settings, **network.network_settings, seed=seed)
 
     @cached_property
     def _cells(self) -> tuple[Cell, ...]:
@@ -247,20 +210,15 @@ class Study:
         """Return name, old and new value of the shared settings among these that differ from the study's."""
         ours = TrainConfig(data="-", **self.settings)
         theirs = replace(ours, **{name: settings[name] for name in SHARED_FIELDS if name in settings})
-        pairs = ((name, getattr(ours, name), getattr(theirs, name)) for name in SHARED_FIELDS)
-        return [(name, old, new) for name, old, new in pairs if old != new]
+        new = shared_settings(theirs)
+        return [(name, old, new[name]) for name, old in shared_settings(ours).items() if old != new[name]]
 
-
-# What every key is made of. A setting that csham learns later enters it only where it differs from its default, so
-# that the keys of older studies stay what they were.
-_KEYED = (
-    "backbone", "attention", "strategy", "period", "position", "points", "stages", "gated", "pretrained",
-    "epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "milestones", "decay",
-    "label_smoothing", "seed", "image_size", "crop", "crop_scale", "validation", "track_test", "precision",
-)  # fmt: skip
 
 # The recipe's name says where settings came from, which are in the key themselves; data and weights enter by content.
-_NOT_KEYED = frozenset({"data", "weights_file", "recipe", *MACHINE_FIELDS})
+_NOT_KEYED = frozenset({*SOURCE_SETTINGS, *MACHINE_FIELDS})
+
+# These enter a key only where they are not at their default, so that the keys of older studies stay what they were.
+_LATER = {field.name: field.default for field in fields(TrainConfig) if field.name in marked(TrainConfig, Mark.LATER)}
 
 
 def cell_key(
@@ -274,12 +232,8 @@ def cell_key(
         weights_sha256: Of the file of first weights.
         instead_of: Of a budget control; without it, those of two networks that come out alike have one key.
     """
-    values = config.to_dict()
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
-    later = [
-        name for name in values if name not in _NOT_KEYED and name not in _KEYED and values[name] != defaults[name]
-    ]
-    content = {name: values[name] for name in (*_KEYED, *later)}
+    left_out = {name for name, default in _LATER.items() if getattr(config, name) == default} | _NOT_KEYED
+    content = {name: value for name, value in config.to_dict().items() if name not in left_out}
     content |= {"data": fingerprint, "weights": weights_sha256}
     if instead_of is not None:
         content["instead_of"] = instead_of
@@ -304,9 +258,7 @@ def expand_networks(
     Raises:
         UserError: An unknown name, or a strategy that the attention named with it has no parts for.
     """
-    for strategy in strategies:
-        if strategy not in STRATEGIES:
-            raise unknown_name("strategy", strategy, STRATEGIES)
+    check_known("strategy", strategies, STRATEGIES)
     pairs = [pair for words in attentions for pair in _pairs(words, strategies)]
     period = settings.pop("period", None)
     if period is not None and not any(strategy == "transfer" for _, strategy in pairs):
@@ -330,8 +282,7 @@ def _pairs(words: str, strategies: Sequence[str]) -> list[tuple[str, str]]:
         if colon:
             raise UserError(f"{words!r}: the plain network has no strategy. Write none.")
         return [("none", "sequential")]
-    if attention not in ATTENTIONS:
-        raise unknown_name("attention", attention, ["none", *(n for n in ATTENTIONS if n != "none"), "all"])
+    check_choice("attention", attention, ["none", *ATTENTIONS, "all"])
     if colon:
         check_strategy(attention, own)
         return [(attention, own)]

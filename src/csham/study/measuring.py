@@ -11,6 +11,7 @@ from csham.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from csham.backbones.spec import NetworkSpec
     from csham.cost import Comparison
     from csham.cost.comparison import Progress
 
@@ -18,7 +19,7 @@ __all__ = ["make_comparison", "run_comparison"]
 
 
 def make_comparison(
-    networks: Mapping[str, Mapping[str, Any]],
+    networks: Mapping[str, NetworkSpec],
     *,
     num_classes: int,
     image_size: int,
@@ -32,7 +33,7 @@ def make_comparison(
     """Prepare to measure networks in turns.
 
     Args:
-        networks: By name, what :func:`csham.create_model` takes.
+        networks: By name.
         num_classes: Width of the logits.
         image_size: Side of the images, in pixels.
         device: As in :class:`csham.training.config.TrainConfig`.
@@ -48,7 +49,6 @@ def make_comparison(
     # Imported here, so that a misspelt name is answered without importing PyTorch.
     import torch  # noqa: PLC0415
 
-    from csham.backbones import create_model  # noqa: PLC0415
     from csham.cost import Comparison, Settings  # noqa: PLC0415
     from csham.training.machine import choose_device, missing_compiler  # noqa: PLC0415
 
@@ -59,11 +59,11 @@ def make_comparison(
     if missing is not None:
         raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
 
-    def build(arguments: Mapping[str, Any]) -> nn.Module:
+    def build(network: NetworkSpec) -> nn.Module:
         torch.manual_seed(seed)
-        return create_model(num_classes=num_classes, image_size=image_size, **arguments)
+        return network.build(num_classes=num_classes, image_size=image_size)
 
-    sources = {name: partial(build, arguments) for name, arguments in networks.items()}
+    sources = {name: partial(build, network) for name, network in networks.items()}
     size = (3, image_size, image_size)
     return Comparison(sources, Settings(**settings, seed=seed, input_size=size, device=place), progress, baselines)
 

@@ -6,20 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from csham.training.config import BEFORE
+from csham.backbones.spec import NETWORK_FIELDS
+from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
 
 __all__ = ["find_mixed"]
 
 Record = Mapping[str, Any]
 
 # What a cell chooses, and what only says where and how fast it runs or where its input lies.
-_NOT_SHARED = frozenset(
-    {
-        "backbone", "attention", "strategy", "period", "position", "points", "stages", "gated", "seed",
-        "device", "precision", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad",
-        "allow_leaks",        "data", "weights_file", "recipe",
-    }
-)  # fmt: skip
+_NOT_SHARED = frozenset({*NETWORK_FIELDS, "seed", *MACHINE_SETTINGS, *SOURCE_SETTINGS})
 
 # These change seconds, and the result only in its last bits.
 _SPEED = frozenset({"processor", "number of threads", "number of processes", "torch.compile"})

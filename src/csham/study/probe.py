@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from csham.backbones import create_model
 from csham.cost.passes import forward_of, training
 from csham.cost.timing import seconds_per_call
 from csham.memory import retain_memory
@@ -92,14 +90,8 @@ def estimate_seconds(study: Study, cell: Cell, measured: Probe, parts: tuple[int
 
 
 def _probe(study: Study, network: Network, device: torch.device, seconds: float) -> Probe:
-    settings: Mapping[str, Any] = network.settings
     try:
-        model = create_model(
-            **{name: value for name, value in settings.items() if name != "attention"},
-            attention=None if network.plain or network.attention == "none" else network.attention,
-            num_classes=study.data.classes,
-            image_size=study.data.image_size,
-        )
+        model = network.build(num_classes=study.data.classes, image_size=study.data.image_size)
         return Probe(_seconds_per_image(study, model, device, seconds))
     except Exception as err:  # whatever a network fails with is told, and the others are timed
         return Probe(None, f"{type(err).__name__}: {err}".splitlines()[0])

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from csham.backbones.spec import CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
 from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
+from csham.settings import check_choice
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
@@ -24,6 +26,7 @@ from csham.study.grid import (
     cell_key,
     expand_networks,
     read_seeds,
+    shared_settings,
     with_plain,
 )
 from csham.study.store import Store
@@ -36,7 +39,7 @@ __all__ = ["Request", "Setup", "check_records", "merged", "read_request_file", "
 _ATTENTIONS = ("none", "se", "eca", "cbam", "csham")
 _BACKBONES = ("resnet18",)
 _SEEDS = 5  # fewer can hardly say anything
-_ATTACHED = ("period", "position", "points", "stages", "gated")
+_ATTACHED = tuple(name for name in CONNECTION_FIELDS if name != "strategy")
 
 Preparing = Callable[[int, int, str], None]
 
@@ -52,7 +55,7 @@ class Request:
         attentions: Names, perhaps with a strategy: ``csham:transfer``.
         strategies: Names.
         networks: What the names above cannot say.
-        attached: Of :data:`csham.study.grid.NETWORK_FIELDS`, for all with attention.
+        attached: Of :data:`csham.backbones.spec.CONNECTION_FIELDS`, for all with attention.
         seeds: Which.
         settings: Of :data:`csham.study.grid.SHARED_FIELDS`, from the command line.
         file_settings: The same, from a file, over which the command line wins.
@@ -195,12 +198,12 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     networks, added = with_plain(networks)
     _check_weights_file(config, networks)
     for network in networks:
-        replace(config, **network.settings).check_names()
+        replace(config, **network.network_settings).check_names()
     dataset = _open(request, config.image_size, preparing)
     config = _resolved(config, dataset, request.machine)
     study = Study(
         data=_data(request.data, dataset),
-        settings={name: getattr(config, name) for name in SHARED_FIELDS},
+        settings=shared_settings(config),
         networks=tuple(networks),
         seeds=tuple(request.seeds) or tuple(range(_SEEDS)),
         worthwhile=0.5 if request.worthwhile is None else request.worthwhile,
@@ -275,10 +278,9 @@ def _check_settings(request: Request, study: Study, where: Path, dataset: Packed
         last_batch = {"last_batch": said.get("last_batch", study.settings["last_batch"])}
         config = resolve({"data": "-", **last_batch, **request.settings}, dict(request.file_settings))
         config = config if dataset is None else fit_batch(config, _train_images(config, dataset))
-        said = {name: getattr(config, name) for name in SHARED_FIELDS}
+        said = shared_settings(config)
     elif said.get("recipe", study.settings["recipe"]) != study.settings["recipe"]:
-        if said["recipe"] not in RECIPES:
-            raise unknown_name("recipe", said["recipe"], RECIPES)
+        check_choice("recipe", said["recipe"], RECIPES)
         said = {**RECIPES[said["recipe"]].settings, **said}
     for name in ("image_size", "batch_size", "crop", "precision"):
         if said.get(name) in (None, "auto"):

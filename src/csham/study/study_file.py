@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.files import write_atomically
-from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds
+from csham.settings import check_known
+from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds, shared_settings
 from csham.training.config import BEFORE, TrainConfig, read_settings
 
 __all__ = ["FILE", "FORMAT", "read_study", "write_study"]
@@ -75,9 +76,7 @@ def _short(network: Network) -> dict[str, Any]:
 
 
 def _study(content: Mapping[str, Any]) -> Study:
-    for key in content:
-        if key not in _FIELDS:
-            raise unknown_name("field", key, _FIELDS)
+    check_known("field", content, _FIELDS)
     missing = [name for name in _REQUIRED if name not in content]
     if missing:
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
@@ -109,11 +108,9 @@ def _data(values: Any) -> Data:
 def _settings(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"settings must be a mapping, got {values!r}.")
-    for name in values:
-        if name not in SHARED_FIELDS:
-            raise unknown_name("setting", name, SHARED_FIELDS)
+    check_known("setting", values, SHARED_FIELDS)
     config = TrainConfig(data="-", **(BEFORE | values))
-    return {name: getattr(config, name) for name in SHARED_FIELDS}
+    return shared_settings(config)
 
 
 def _networks(values: Any) -> tuple[Network, ...]:

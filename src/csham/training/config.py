@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-import math
-import types
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import yaml
 
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import check_backbone
+from csham.backbones.spec import NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES
-from csham.errors import UserError, unknown_name
-from csham.layers.names import ATTENTIONS
+from csham.errors import UserError
+from csham.settings import Auto, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
 from csham.training.recipes import RECIPES
 
-__all__ = ["BEFORE", "TrainConfig", "read_settings", "resolve"]
+__all__ = [
+    "BEFORE",
+    "MACHINE_SETTINGS",
+    "SOURCE_SETTINGS",
+    "DataSettings",
+    "MachineSettings",
+    "TrainConfig",
+    "TrainingSettings",
+    "read_settings",
+    "resolve",
+]
 
 BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop"}
 """What a run or a study did before there was a setting for it."""
 
-Auto = Literal["auto"]
+_AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
+_BELOW_1 = Within(lambda v: 0 <= v < 1, "from 0 to below 1")
+_FRACTION = Within(lambda v: 0 < v <= 1, "above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Every setting of one run. Creating it checks types and ranges; :meth:`check_names` checks the names.
+class Images(Settings):
+    """The images of a run.
 
     Attributes:
         data: Name of a dataset, or the path of an image folder.
-        backbone: Name of the network.
-        attention: Name of the attention attached to it, or ``"none"``.
-        strategy: How the attention's steps are arranged.
-        period: Of strategy ``"transfer"``: points to each channel step.
-        position: Where in the network it sits.
-        points: Names or patterns of modules instead of a position.
-        stages: Only points of these stages.
-        gated: Start attention as the identity.
+    """
+
+    data: Annotated[str, Mark.SOURCE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """How a network is trained.
+
+    Attributes:
         pretrained: Start from the backbone's published weights.
         weights_file: Start from the backbone's weights in this local file; goes before ``pretrained``.
         recipe: The recipe that gave what was not set otherwise.
@@ -59,6 +69,35 @@ class TrainConfig:
         decay: See ``milestones``.
         label_smoothing: Of the training loss; the other losses are without.
         seed: Of the first weights, the split, the order of images and their augmentation.
+    """
+
+    pretrained: bool = False
+    weights_file: Annotated[str | None, Mark.SOURCE] = None
+    recipe: Annotated[str, OneOf(tuple(RECIPES)), Mark.SOURCE] = "fast"
+    epochs: Annotated[int, Within(lambda v: v >= 1, "at least 1")] = 30
+    batch_size: Annotated[
+        int | Auto, Within(lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)")
+    ] = 128
+    last_batch: Annotated[str, OneOf(LAST_BATCHES), Mark.LATER] = "drop"
+    lr: Annotated[float, Within(lambda v: v > 0, "above 0")] = 0.2
+    momentum: Annotated[float, _BELOW_1] = 0.9
+    weight_decay: Annotated[float, _AT_LEAST_0] = 5e-4
+    schedule: Annotated[str, OneOf(("one-cycle", "steps", "constant"))] = "one-cycle"
+    warmup_epochs: Annotated[float, _AT_LEAST_0] = 0.0
+    milestones: Annotated[
+        tuple[float, ...],
+        Within(lambda v: list(v) == sorted(v) and all(0 < m < 1 for m in v), "rising, between 0 and 1"),
+    ] = ()
+    decay: Annotated[float, _FRACTION] = 0.2
+    label_smoothing: Annotated[float, _BELOW_1] = 0.0
+    seed: Annotated[int, Within(lambda v: 0 <= v < 2**63, "from 0 to below 2**63")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """How images are read, cut and split.
+
+    Attributes:
         image_size: Height and width in pixels; None takes the dataset's own.
         crop: How training images are cut: ``"pad"``, a square of the image in a black border (above 64 px of the
             larger stored image); ``"resized"``, a box of random area and ratio, resampled; ``"auto"``, padded up to
@@ -68,6 +107,22 @@ class TrainConfig:
         track_test: Measure the test part after every epoch too (never to choose by).
         max_bad: Unreadable image files to skip before giving up.
         allow_leaks: Train although most test images are training images.
+    """
+
+    image_size: Annotated[int | None, Within(lambda v: v is None or 8 <= v <= 1024, "from 8 to 1024")] = None
+    crop: Annotated[str, OneOf(CROPS)] = "auto"
+    crop_scale: Annotated[float, _FRACTION] = CROP_SCALE
+    validation: Annotated[float, _BELOW_1] = 0.1
+    track_test: bool = False
+    max_bad: Annotated[int, _AT_LEAST_0, Mark.MACHINE] = 10
+    allow_leaks: Annotated[bool, Mark.MACHINE] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings(Settings):
+    """Where a run works, how fast, and how often it saves.
+
+    Attributes:
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         compile: Use torch.compile; ``"auto"`` does where it pays.
@@ -76,69 +131,33 @@ class TrainConfig:
         checkpoint_steps: Most steps between two checkpoints, if any.
     """
 
-    data: str
-    backbone: str = "resnet18"
-    attention: str = "none"
-    strategy: str = "sequential"
-    period: int | None = None
-    position: str = "auto"
-    points: tuple[str, ...] | None = None
-    stages: tuple[int, ...] | None = None
-    gated: bool = False
-    pretrained: bool = False
-    weights_file: str | None = None
-    recipe: str = "fast"
-    epochs: int = 30
-    batch_size: int | Auto = 128
-    last_batch: str = "drop"
-    lr: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "one-cycle"
-    warmup_epochs: float = 0.0
-    milestones: tuple[float, ...] = ()
-    decay: float = 0.2
-    label_smoothing: float = 0.0
-    seed: int = 0
-    image_size: int | None = None
-    crop: str = "auto"
-    crop_scale: float = CROP_SCALE
-    validation: float = 0.1
-    track_test: bool = False
-    max_bad: int = 10
-    allow_leaks: bool = False
-    device: str = "auto"
-    precision: str = "auto"
-    compile: bool | Auto = "auto"
-    channels_last: bool | Auto = "auto"
-    checkpoint_seconds: float = 60.0
-    checkpoint_steps: int | None = None
+    device: Annotated[
+        str, OneOf(("auto", "cpu", "cuda", "cuda:0", "mps"), part=lambda v: v.partition(":")[0]), Mark.MACHINE
+    ] = "auto"
+    precision: Annotated[str, OneOf(("auto", "fp32", "bf16", "fp16")), Mark.MACHINE] = "auto"
+    compile: Annotated[bool | Auto, Mark.MACHINE] = "auto"
+    channels_last: Annotated[bool | Auto, Mark.MACHINE] = "auto"
+    checkpoint_seconds: Annotated[float, _AT_LEAST_0, Mark.MACHINE] = 60.0
+    checkpoint_steps: Annotated[int | None, Within(lambda v: v is None or v >= 1, "at least 1"), Mark.MACHINE] = None
 
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in fields(self):
-            value = _checked_type(field.name, getattr(self, field.name), hints[field.name])
-            object.__setattr__(self, field.name, value)
-            _check_range(field.name, value)
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, Images):
+    """Every setting of one run; the fields are those of the bases, from the last to the first.
+
+    Creating it checks types and ranges; :meth:`check_names` checks the names.
+    """
 
     def check_names(self) -> None:
         """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
         check_backbone(self.backbone, pretrained=self.pretrained, weights_file=self.weights_file)
-        _check_choice("attention", self.attention, ["none", *(n for n in ATTENTIONS if n != "none")])
-        _check_choice("strategy", self.strategy, STRATEGIES)
-        check_position(self.position, self.points)
-        if self.attention != "none":
-            check_strategy(self.attention, self.strategy, self.period)
+        super().check_names()
 
     @property
     def images_per_step(self) -> int:
         """``batch_size``, of settings in which it has been fitted to the training part."""
         assert self.batch_size != "auto"
         return self.batch_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values, as YAML, JSON and checkpoints hold them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def to_yaml(self) -> str:
         """Return the settings as YAML, in the order of the fields."""
@@ -159,6 +178,13 @@ class TrainConfig:
         return "-".join(parts)
 
 
+MACHINE_SETTINGS = marked(TrainConfig, Mark.MACHINE)
+"""Settings that change where and when things happen, not what a run computes."""
+
+SOURCE_SETTINGS = marked(TrainConfig, Mark.SOURCE)
+"""Settings that say where input and other settings come from, which count themselves."""
+
+
 def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:
     """Put settings together: ``given`` wins over ``file``, which wins over the recipe.
 
@@ -170,14 +196,11 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     """
     file = dict(file or {})
     name = given.get("recipe", file.get("recipe", "fast"))
-    _check_choice("recipe", name, RECIPES)
+    check_choice("recipe", name, RECIPES)
     recipe = {"recipe": name, **_FITTED, **RECIPES[name].settings}
     layers = (file, recipe, given) if "recipe" in given else (recipe, file, given)
     settings = {key: value for layer in layers for key, value in layer.items()}
-    known = [field.name for field in fields(TrainConfig)]
-    for key in settings:
-        if key not in known:
-            raise unknown_name("setting", key, known)
+    check_known("setting", settings, names_of(TrainConfig))
     if "data" not in settings:
         raise UserError("no data: name a dataset (such as digits) or the path of an image folder.")
     return TrainConfig(**settings)
@@ -196,101 +219,3 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold settings such as 'epochs: 30', one on a line.")
     return {str(key): value for key, value in content.items()}
-
-
-_UNSIGNED_64 = 2**63
-
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": (lambda v: v >= 1, "at least 1"),
-    "batch_size": (lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)"),
-    "lr": (lambda v: v > 0, "above 0"),
-    "momentum": (lambda v: 0 <= v < 1, "from 0 to below 1"),
-    "weight_decay": (lambda v: v >= 0, "0 or more"),
-    "warmup_epochs": (lambda v: v >= 0, "0 or more"),
-    "milestones": (lambda v: list(v) == sorted(v) and all(0 < m < 1 for m in v), "rising, between 0 and 1"),
-    "decay": (lambda v: 0 < v <= 1, "above 0, at most 1"),
-    "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
-    "seed": (lambda v: 0 <= v < _UNSIGNED_64, "from 0 to below 2**63"),
-    "image_size": (lambda v: v is None or 8 <= v <= 1024, "from 8 to 1024"),
-    "crop_scale": (lambda v: 0 < v <= 1, "above 0, at most 1"),
-    "validation": (lambda v: 0 <= v < 1, "from 0 to below 1"),
-    "max_bad": (lambda v: v >= 0, "0 or more"),
-    "checkpoint_seconds": (lambda v: v >= 0, "0 or more"),
-    "checkpoint_steps": (lambda v: v is None or v >= 1, "at least 1"),
-}
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": ("one-cycle", "steps", "constant"),
-    "crop": CROPS,
-    "last_batch": LAST_BATCHES,
-    "recipe": tuple(RECIPES),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-}
-
-
-def _check_range(name: str, value: Any) -> None:
-    if name in _CHOICES:
-        _check_choice(name, value, _CHOICES[name])
-    elif name == "device" and value.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
-        raise unknown_name("device", value, ["auto", "cpu", "cuda", "cuda:0", "mps"])
-    elif name in _RANGES and not _RANGES[name][0](value):
-        raise UserError(f"{_option(name)} must be {_RANGES[name][1]}, got {value!r}.")
-
-
-def _check_choice(kind: str, value: object, choices: typing.Iterable[str]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        raise unknown_name(kind, value, choices)
-
-
-def _checked_type(name: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` as the type of the field, or refuse it; a number as text is refused too."""
-    if typing.get_origin(hint) is tuple:
-        item_type = typing.get_args(hint)[0]
-        if isinstance(value, list | tuple):
-            return tuple(_checked_type(name, item, item_type) for item in value)
-        raise _wrong_type(name, value, f"a list of {_PLURALS[item_type]}")
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return _checked_union(name, value, typing.get_args(hint))
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"{_option(name)} must be a finite number, got {value!r}.")
-        return float(value)
-    if type(value) is hint:
-        return value
-    raise _wrong_type(name, value, _TYPE_NAMES[hint])
-
-
-def _checked_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:
-    for option in options:
-        if (option is type(None) and value is None) or (option == Auto and value == "auto"):
-            return value
-    if isinstance(value, list | tuple):
-        several = [option for option in options if typing.get_origin(option) is tuple]
-        if several:
-            return _checked_type(name, value, several[0])
-    first = next((option for option in options if option in _TYPE_NAMES), None)
-    if first is None:
-        raise _wrong_type(name, value, "a list or empty")
-    other = "'auto'" if Auto in options else "empty"
-    if type(value) is not first:
-        raise _wrong_type(name, value, f"{_TYPE_NAMES[first]} or {other}")
-    return value
-
-
-_TYPE_NAMES: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-}
-
-_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
-
-
-def _wrong_type(name: str, value: object, expected: str) -> UserError:
-    return UserError(f"{_option(name)} must be {expected}, got {value!r}.")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

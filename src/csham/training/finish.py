@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from csham.backbones.spec import NETWORK_FIELDS
 from csham.cost import count_flops
 from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
@@ -62,8 +63,7 @@ def _load_best(session: Session) -> None:
 
 def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     config, history = session.config, state.history
-    attached = ("attention", "strategy", "period", "position", "points", "stages", "gated")
-    names = ("data", "backbone", *attached, "recipe", "epochs", "seed")
+    names = ("data", *NETWORK_FIELDS, "recipe", "epochs", "seed")
     flops = count_flops(session.network, (3, session.info.image_size, session.info.image_size))
     seconds = sum(row["seconds"] for row in history)
     validated = history[-1]["val_top1"] is not None

@@ -27,7 +27,7 @@ from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
-from csham.training.config import TrainConfig
+from csham.training.config import MACHINE_SETTINGS, TrainConfig
 from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
@@ -35,7 +35,7 @@ from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.schedule import learning_rate
-from csham.training.session import MACHINE_SETTINGS, Session, State, environment, start_session
+from csham.training.session import Session, State, environment, start_session
 from csham.training.steps import steps_notes
 from csham.training.tensorboard import EventWriter
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import shorten
 from threading import get_ident
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
@@ -21,13 +20,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.names import STRATEGIES
-from csham.backbones import check_backbone, create_model
+from csham.backbones.spec import NetworkSpec
 from csham.data.folder import is_class_name
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.files import parse_json, write_atomically
 from csham.layers.channel import in_todays_names
+from csham.settings import InFile, count, list_of, names_of, read_described
 from csham.training.checkpoints import check_weights
 from csham.training.config import TrainConfig
 from csham.training.run_weights import RunWeights
@@ -35,39 +33,42 @@ from csham.training.run_weights import RunWeights
 __all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "read_weights", "write_weights"]
 
 
+def _is_fraction(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _are_class_names(value: Any) -> bool:
+    return list_of(is_class_name, 2**24)(value) and len(set(value)) == len(value)
+
+
+def _are_means(value: Any) -> bool:
+    return list_of(_is_fraction)(value) and len(value) == 3
+
+
+def _are_deviations(value: Any) -> bool:
+    return _are_means(value) and min(value) >= 1e-6
+
+
 @dataclass(frozen=True, kw_only=True)
-class NetworkInfo:
+class NetworkInfo(NetworkSpec):
     """A trained network without its weights.
 
     Attributes:
-        backbone: Name of the backbone.
-        attention: Name of the attention, or ``"none"``.
-        strategy: How its steps are arranged.
-        position: Where in the network it sits.
-        gated: Whether it is gated.
         num_classes: Number of classes.
         image_size: Height and width of the images it was trained on, in pixels.
         classes: Name of each class.
         mean: Of each channel of the training images, of values from 0 to 1.
         std: Likewise.
-        period: Of strategy ``"transfer"``.
-        points: Names or patterns of modules instead of a position.
-        stages: The stages it is in, if not all.
     """
 
-    backbone: str
-    attention: str
-    strategy: str
-    position: str
-    gated: bool
-    num_classes: int
-    image_size: int
-    classes: list[str]
-    mean: list[float]
-    std: list[float]
-    period: int | None = None
-    points: list[str] | None = None
-    stages: list[int] | None = None
+    num_classes: Annotated[int, InFile(count(1, 2**24), "a whole number of at least 1")]
+    image_size: Annotated[int, InFile(count(8, 1024), "a whole number from 8 to 1024")]
+    classes: Annotated[
+        list[str],
+        InFile(_are_class_names, "a list of distinct names as folders have them, without / and control characters"),
+    ]
+    mean: Annotated[list[float], InFile(_are_means, "three numbers from 0 to 1")]
+    std: Annotated[list[float], InFile(_are_deviations, "three numbers above 0, at most 1")]
 
     @classmethod
     def of(
@@ -75,19 +76,12 @@ class NetworkInfo:
     ) -> NetworkInfo:
         """Describe the network that a run with these settings trains."""
         return cls(
-            backbone=config.backbone,
-            attention=config.attention,
-            strategy=config.strategy,
-            position=config.position,
-            gated=config.gated,
+            **config.network_settings,
             num_classes=len(classes),
             image_size=image_size,
             classes=classes,
             mean=mean,
             std=std,
-            period=config.period,
-            points=None if config.points is None else list(config.points),
-            stages=None if config.stages is None else list(config.stages),
         )
 
     @classmethod
@@ -101,54 +95,27 @@ class NetworkInfo:
         Raises:
             UserError: Something is missing, of the wrong kind, out of range, or names what csham does not have.
         """
-        if not isinstance(values, Mapping):
-            raise UserError(f"{where} does not describe its network.")
-        missing = {field.name for field in fields(cls) if field.default is MISSING} - set(values)
-        if missing:
-            raise UserError(f"{where} does not describe its network: {sorted(missing)} are missing.")
-        given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        for name, value in given.items():
-            holds, expected = _CHECKS[name]
-            if not holds(value):
-                got = shorten(ascii(value), 80, placeholder=" ...")
-                raise UserError(f"{where} does not describe a network: {name} should be {expected}, got {got}.")
-        info = cls(**given)
+        info = cls(**read_described(cls, values, where, _LATER))
         try:
-            info._check_names()
+            if info.num_classes != len(info.classes):
+                raise UserError(f"it has {info.num_classes} classes and names {len(info.classes)}.")
+            info.check_names()
         except UserError as err:
             raise UserError(f"{where} does not describe a network that can be built: {err}") from err
         return info
 
-    def _check_names(self) -> None:
-        if self.num_classes != len(self.classes):
-            raise UserError(f"it has {self.num_classes} classes and names {len(self.classes)}.")
-        check_backbone(self.backbone)
-        if self.strategy not in STRATEGIES:
-            raise unknown_name("strategy", self.strategy, STRATEGIES)
-        check_position(self.position, self.points)
-        if self.attention != "none":
-            check_strategy(self.attention, self.strategy, self.period)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
-        return asdict(self)
+        values = super().to_dict()
+        return {name: values[name] for name in sorted(values, key=_LATER.__contains__)}
 
-    def build(self, *, pretrained: bool = False, weights_file: str | None = None) -> nn.Module:
+    def build(self, **settings: Any) -> nn.Module:
         """Create the network, with new weights but for what :func:`csham.create_model` loads into its backbone."""
-        return create_model(
-            self.backbone,
-            attention=None if self.attention == "none" else self.attention,
-            strategy=self.strategy,
-            period=self.period,
-            position=self.position,
-            points=self.points,
-            stages=self.stages,
-            gated=self.gated,
-            num_classes=self.num_classes,
-            image_size=self.image_size,
-            pretrained=pretrained,
-            weights_file=weights_file,
-        )
+        return super().build(num_classes=self.num_classes, image_size=self.image_size, **settings)
+
+
+# Older files are without these, and newer ones have them last.
+_LATER = ("period", "points", "stages")
 
 
 def write_weights(
@@ -289,62 +256,9 @@ def _check_header(path: Path) -> None:
 
 def _described(file: Any, path: Path) -> NetworkInfo:
     metadata = file.metadata() or {}
-    return NetworkInfo.from_dict({key: parse_json(metadata[key]) for key in _CHECKS if key in metadata}, path)
+    known = [key for key in names_of(NetworkInfo) if key in metadata]
+    return NetworkInfo.from_dict({key: parse_json(metadata[key]) for key in known}, path)
 
 
 # Names of weights take a tenth of a megabyte in large networks, those of 21,000 classes half of one.
 _LONGEST_HEADER = 2**24
-
-# Of names, in characters.
-_LONGEST_NAME = 255
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable()
-
-
-def _is_backbone(value: object) -> bool:
-    # No colon, which is how timm is told to fetch a network from elsewhere (hf-hub:, local-dir:, https:).
-    return isinstance(value, str) and len(value) <= 128 and _BACKBONE.fullmatch(value) is not None
-
-
-# timm/resnet50.a1_in1k, resnet20@width=1.25,depth=26
-_BACKBONE = re.compile(r"\w[\w/-]*(\.[\w-]+)?(@[\w.,=+-]+)?", re.ASCII)
-
-
-def _is_count(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _is_list(value: object, holds: Callable[[Any], bool], most: int = 10_000) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= most and all(map(holds, value))
-
-
-def _is_fraction(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
-
-
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "backbone": (_is_backbone, "the name of a network"),
-    "attention": (_is_name, "the name of an attention"),
-    "strategy": (_is_name, "the name of a strategy"),
-    "position": (_is_name, "the name of a position"),
-    "gated": (lambda v: type(v) is bool, "true or false"),
-    "num_classes": (lambda v: _is_count(v, 1, 2**24), "a whole number of at least 1"),
-    "image_size": (lambda v: _is_count(v, 8, 1024), "a whole number from 8 to 1024"),
-    "classes": (
-        lambda v: _is_list(v, is_class_name, 2**24) and len(set(v)) == len(v),
-        "a list of distinct names as folders have them, without / and control characters",
-    ),
-    "mean": (lambda v: _is_list(v, _is_fraction) and len(v) == 3, "three numbers from 0 to 1"),
-    "std": (
-        lambda v: _is_list(v, _is_fraction) and len(v) == 3 and min(v) >= 1e-6,
-        "three numbers above 0, at most 1",
-    ),
-    "period": (lambda v: v is None or _is_count(v, 2, 2**31), "a whole number of at least 2, or null"),
-    "points": (lambda v: v is None or _is_list(v, _is_name), "a list of names of modules, or null"),
-    "stages": (
-        lambda v: v is None or _is_list(v, lambda n: _is_count(n, -(2**31), 2**31)),
-        "a list of whole numbers, or null",
-    ),
-}

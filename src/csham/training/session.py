@@ -26,7 +26,7 @@ from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
-from csham.training.config import TrainConfig
+from csham.training.config import MACHINE_SETTINGS, TrainConfig
 from csham.training.machine import choose
 from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
@@ -36,17 +36,6 @@ from csham.training.steps import fit_batch
 
 __all__ = ["Session", "State", "environment", "start_session"]
 
-# Settings that change where and when things happen, not what a run computes.
-MACHINE_SETTINGS = (
-    "device",
-    "precision",
-    "compile",
-    "channels_last",
-    "checkpoint_seconds",
-    "checkpoint_steps",
-    "max_bad",
-    "allow_leaks",
-)
 _PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn")
 
 

@@ -1,0 +1,100 @@
+"""The network: a backbone, and the attention attached to it; importable without torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from csham.attach.checks import check_position, check_strategy
+from csham.attach.names import STRATEGIES
+from csham.backbones.lookup import check_backbone
+from csham.layers.names import ATTENTIONS
+from csham.settings import InFile, Settings, check_choice, count, is_name, list_of, names_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["CONNECTION_FIELDS", "NETWORK_FIELDS", "NetworkSpec"]
+
+
+def _is_backbone(value: object) -> bool:
+    # No colon, which is how timm is told to fetch a network from elsewhere (hf-hub:, local-dir:, https:).
+    return isinstance(value, str) and len(value) <= 128 and _BACKBONE.fullmatch(value) is not None
+
+
+# timm/resnet50.a1_in1k, resnet20@width=1.25,depth=26
+_BACKBONE = re.compile(r"\w[\w/-]*(\.[\w-]+)?(@[\w.,=+-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class NetworkSpec(Settings):
+    """What makes a network, but for the sizes of its input and output.
+
+    Creating it checks types; :meth:`check_names` checks the names.
+
+    Attributes:
+        backbone: Name of the backbone.
+        attention: Name of the attention attached to it, or ``"none"``.
+        strategy: How the attention's steps are arranged.
+        period: Of strategy ``"transfer"``: points to each channel step.
+        position: Where in the network it sits.
+        points: Names or patterns of modules instead of a position.
+        stages: Only points of these stages.
+        gated: Start attention as the identity.
+    """
+
+    backbone: Annotated[str, InFile(_is_backbone, "the name of a network")] = "resnet18"
+    attention: Annotated[str, InFile(is_name, "the name of an attention")] = "none"
+    strategy: Annotated[str, InFile(is_name, "the name of a strategy")] = "sequential"
+    period: Annotated[int | None, InFile(count(2, 2**31), "a whole number of at least 2, or null", or_null=True)] = None
+    position: Annotated[str, InFile(is_name, "the name of a position")] = "auto"
+    points: Annotated[
+        tuple[str, ...] | None, InFile(list_of(is_name), "a list of names of modules, or null", or_null=True)
+    ] = None
+    stages: Annotated[
+        tuple[int, ...] | None,
+        InFile(list_of(count(-(2**31), 2**31)), "a list of whole numbers, or null", or_null=True),
+    ] = None
+    gated: Annotated[bool, InFile(lambda v: type(v) is bool, "true or false")] = False
+
+    def check_names(self) -> None:
+        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        check_backbone(self.backbone)
+        check_choice("attention", self.attention, ["none", *ATTENTIONS])
+        check_choice("strategy", self.strategy, STRATEGIES)
+        check_position(self.position, self.points)
+        if self.attention != "none":
+            check_strategy(self.attention, self.strategy, self.period)
+
+    @property
+    def network_settings(self) -> dict[str, Any]:
+        """The fields of the network by name, as :func:`csham.create_model` takes them."""
+        return {name: getattr(self, name) for name in NETWORK_FIELDS}
+
+    @property
+    def label(self) -> str:
+        """A name for people, different for different networks, such as ``resnet20 + csham (transfer)``."""
+        if self.attention == "none":
+            return self.backbone
+        details = [self.strategy] if self.strategy != "sequential" else []
+        details += [f"period {self.period}"] if self.period is not None else []
+        details += [f"position {self.position}"] if self.position != "auto" else []
+        details += [f"points {' '.join(self.points)}"] if self.points is not None else []
+        details += [f"stages {' '.join(map(str, self.stages))}"] if self.stages is not None else []
+        details += ["gated"] if self.gated else []
+        return f"{self.backbone} + {self.attention}" + (f" ({', '.join(details)})" if details else "")
+
+    def build(self, **settings: Any) -> nn.Module:
+        """Create the network, with the other settings of :func:`csham.create_model`, such as ``num_classes``."""
+        # Imported here: the rest needs no PyTorch.
+        from csham.backbones import create_model  # noqa: PLC0415
+
+        return create_model(**self.network_settings, **settings)
+
+
+NETWORK_FIELDS = names_of(NetworkSpec)
+"""Every setting that makes a network."""
+
+CONNECTION_FIELDS = NETWORK_FIELDS[NETWORK_FIELDS.index("attention") + 1 :]
+"""Those of them that say how its attention is connected, which a plain network has at their defaults."""

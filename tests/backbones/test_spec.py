@@ -1,0 +1,72 @@
+from dataclasses import fields
+
+import pytest
+import torch
+
+from csham.backbones import create_model
+from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
+from csham.errors import UserError
+from csham.study.grid import SHARED_FIELDS, Network
+from csham.training.config import TrainConfig
+from csham.training.network import NetworkInfo
+
+OTHER = {
+    "backbone": "resnet32", "attention": "bam", "strategy": "transfer", "period": 3, "position": "last",
+    "points": ("layer*",), "stages": (0, -1), "gated": True,
+}  # fmt: skip
+
+
+def test_every_setting_of_a_network_is_in_all_that_describes_one():
+    assert set(OTHER) == set(NETWORK_FIELDS)
+    config = TrainConfig(data="digits", **OTHER)
+    info = NetworkInfo.of(config, ["a", "b"], 32, [0.5] * 3, [0.5] * 3)
+    for described in (NetworkSpec(**OTHER), Network(**OTHER), config, info):
+        assert described.network_settings == OTHER
+        assert (
+            described.label == "resnet32 + bam (transfer, period 3, position last, points layer*, stages 0 -1, gated)"
+        )
+    assert not set(NETWORK_FIELDS) & set(SHARED_FIELDS)
+
+
+@pytest.mark.parametrize("name", NETWORK_FIELDS)
+def test_networks_that_differ_have_different_labels(name):
+    spec = NetworkSpec("resnet20", "csham")
+    assert NetworkSpec(**{**spec.network_settings, name: OTHER[name]}).label != spec.label
+
+
+def test_a_plain_network_of_a_study_has_no_connection():
+    plain = Network(**{**OTHER, "attention": "none"})
+    defaults = {field.name: field.default for field in fields(NetworkSpec)}
+    assert {name: getattr(plain, name) for name in CONNECTION_FIELDS} == {
+        name: defaults[name] for name in CONNECTION_FIELDS
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "resnet19"}, "unknown backbone 'resnet19'"),
+        ({"attention": "cshan"}, "unknown attention 'cshan'. Did you mean 'csham'"),
+        ({"strategy": "transfr"}, "unknown strategy 'transfr'"),
+        ({"position": "middle"}, "unknown position 'middle'"),
+        ({"position": "last", "points": ["a"]}, "both position='last' and points= say where"),
+        ({"attention": "se", "strategy": "transfer"}, "needs an attention with a channel part"),
+        ({"attention": "csham", "period": 2}, "period is a setting of strategy 'transfer'"),
+        ({"stages": "0"}, "--stages must be a list or empty"),
+    ],
+)
+def test_networks_that_cannot_be(settings, message):
+    with pytest.raises(UserError) as caught:
+        NetworkSpec(**settings).check_names()
+    assert message in str(caught.value)
+
+
+def test_it_builds_what_create_model_does():
+    settings = {"strategy": "transfer", "period": 2, "stages": (0, 1), "gated": True}
+    torch.manual_seed(0)
+    ours = NetworkSpec("resnet20", "csham", **settings).build(num_classes=5, image_size=32).state_dict()
+    torch.manual_seed(0)
+    theirs = create_model("resnet20", attention="csham", **settings, num_classes=5, image_size=32).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
