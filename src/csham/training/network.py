@@ -24,7 +24,7 @@ from torch.nn.modules.module import (
 from csham.attach.checks import check_position, check_strategy
 from csham.attach.names import STRATEGIES
 from csham.backbones import check_backbone, create_model
-from csham.data.folder import is_class_name
+from csham.data.sources.layout import is_class_name
 from csham.errors import UserError, unknown_name
 from csham.files import parse_json, write_atomically
 from csham.layers.channel import in_todays_names
