@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from csham.data.sources.archive import ArchiveSource
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace
 from csham.data.sources.caltech101 import Caltech101Source
 from csham.data.sources.folder import FolderSource, existing
 from csham.data.sources.named import DATASETS, NamedSource
+from csham.data.sources.parquet import ParquetSource
+from csham.data.sources.table import TableSource
 from csham.errors import UserError, known_names
 
 __all__ = ["SOURCES", "Chunk", "Images", "Listing", "Source", "Workplace", "open_source"]
@@ -21,6 +24,9 @@ __all__ = ["SOURCES", "Chunk", "Images", "Listing", "Source", "Workplace", "open
 SOURCES: list[type[Source]] = [
     Caltech101Source,
     NamedSource,
+    TableSource,
+    ArchiveSource,
+    ParquetSource,
     FolderSource,
 ]
 
@@ -38,6 +44,9 @@ def open_source(data: str | Path | Source) -> Source:
         if found is not None:
             return found
     if existing(data) is not None:
-        raise UserError(f"{data} is a file; an image folder is needed. Unpack it first if it is an archive.")
+        raise UserError(
+            f"{data} is a file of no kind that is read. An image folder is, a table of paths and labels (.csv, .tsv), "
+            "a zip or tar of an image folder, and Parquet (.parquet). Unpack it first if it is another archive."
+        )
     known = known_names("dataset", data, DATASETS)
     raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder. {known}")
