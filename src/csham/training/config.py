@@ -33,7 +33,7 @@ class TrainConfig:
     """Every setting of one run. Creating it checks types and ranges; :meth:`check_names` checks the names.
 
     Attributes:
-        data: Name of a dataset, or the path of an image folder.
+        data: Name of a dataset, or the path of images, as :func:`csham.data.prepare` takes it.
         backbone: Name of the network.
         attention: Name of the attention attached to it, or ``"none"``.
         strategy: How the attention's steps are arranged.

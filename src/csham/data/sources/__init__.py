@@ -49,4 +49,4 @@ def open_source(data: str | Path | Source) -> Source:
             "a zip or tar of an image folder, and Parquet (.parquet). Unpack it first if it is another archive."
         )
     known = known_names("dataset", data, DATASETS)
-    raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder. {known}")
+    raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder or file. {known}")
