@@ -119,6 +119,8 @@ def test_layouts_are_told_as_folders_are(tmp_path, images):
     refused(pack(tmp_path / "d.zip", [("a.png", b"")]), "holds 1 images but no class folders")
     parts = [(f"train/{name}", content) for name, content in images] + [("test/cat/1.png", b"")]
     refused(pack(tmp_path / "e.zip", parts), "test/dog", "differ")
+    alone = [(f"test/{name}", content) for name, content in images]  # the one folder around all, but a part
+    refused(pack(tmp_path / "f.zip", alone), "holds only test, but no train/")
 
 
 NAMES = ["/etc/passwd", "../escaped.png", "cat/../../escaped.png", "cat\\..\\escaped.png", "C:/escaped.png"]
@@ -137,7 +139,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path, images, kind):
     info.type, info.linkname = kind, "/etc/passwd"
     with tarfile.open(path, "a") as file:
         file.addfile(info)
-    refused(path, "'cat/odd.png'", "link" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "no plain file")
+    refused(path, "'cat/odd.png'", "is a link" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "no plain file")
 
 
 @pytest.mark.parametrize(("mode", "word"), [(stat.S_IFLNK, "is a link"), (stat.S_IFIFO, "no plain file")])
@@ -194,6 +196,15 @@ def test_a_header_that_asks_for_memory_is_refused(tmp_path, monkeypatch):
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**30
     path.write_bytes(info.tobuf() + bytes(1024))
     refused(path, "more memory than an image takes")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE])
+def test_a_size_below_zero_is_no_endless_loop(tmp_path, kind):
+    info = tarfile.TarInfo("cat/0.png")
+    info.type, info.size = kind, -1024
+    path = tmp_path / "pets.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 3 + bytes(1024))
+    refused(path, str(path))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ from csham.data.decode import Content, Encoded, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
 from csham.data.sources.columns import PARTS, check_classes, path_and_columns, settled_parts
 from csham.data.sources.folder import image_files
-from csham.data.sources.layout import is_class_name
+from csham.data.sources.layout import is_class_name, note_background
 from csham.data.split import TRAIN
 from csham.errors import UserError
 
@@ -213,6 +213,7 @@ def _list_rows(path: Path, shards: list[_Shard]) -> Listing:
     )
     check_classes(classes, listing.labels, listing.parts, path)
     listing.notes = notes
+    note_background(listing)
     return listing
 
 

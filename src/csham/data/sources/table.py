@@ -16,7 +16,7 @@ import numpy as np
 from csham.data.decode import Content, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
 from csham.data.sources.columns import PARTS, check_classes, path_and_columns, settled_parts
-from csham.data.sources.layout import is_class_name
+from csham.data.sources.layout import is_class_name, note_background
 from csham.errors import UserError
 
 __all__ = ["TableSource"]
@@ -105,6 +105,7 @@ def _list_table(path: Path, columns: tuple[str, ...]) -> tuple[Listing, list[_St
     listing.fingerprint = _fingerprint(content, statuses)
     if repeated:
         listing.notes.append(f"{repeated} lines say what an earlier line says and were left out")
+    note_background(listing)
     return listing, statuses
 
 
