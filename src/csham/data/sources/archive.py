@@ -120,6 +120,8 @@ class _Archive(ABC):
             fault = "may lie outside its folder"
         elif fault is None and len(name) > _LONGEST_PATH:
             fault = "is longer than a path may be"
+        elif fault is None and size < 0:
+            fault = "has a size below zero"
         elif fault is None and size > _MOST_BYTES and is_image(name):
             fault = f"takes {size / 2**20:,.0f} MiB unpacked, where an image may take {_MOST_BYTES // 2**20:,}"
         if fault is not None:
