@@ -31,6 +31,12 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch):
+    # Readline, which debuggers load, writes it into the environment; tables would then be cut to a terminal's width.
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Everything that only training and reporting need; an import of any of them must fail in the test below.
 NOT_NEEDED = [
-    "accelerate", "typer", "rich", "pandas", "matplotlib", "sklearn", "joblib", "tensorboard", "scipy",
+    "accelerate", "typer", "rich", "matplotlib", "sklearn", "joblib", "tensorboard", "scipy",
 ]  # fmt: skip
 
 # None in sys.modules makes an import fail, and find_spec say that there is no such module.

@@ -272,6 +272,19 @@ def test_names_in_several_attributes(tmp_path):
     check_equal(layer, channel)
 
 
+def test_training_on_starts_from_the_statistics_of_the_file(tmp_path, reference):
+    _, golden = both()
+    write_keras2(tmp_path / "x.h5", [("a", spatial_layers(golden))])
+    layer = csham.SpatialAttention(16)
+    csham.load_keras_weights(layer, tmp_path / "x.h5")
+    before = layer.main_bn.running_mean.clone()
+    layer.train()(torch.from_numpy(golden["x"]) + 100)
+    moved = (layer.main_bn.running_mean - before).abs()
+    layer.main_bn.reset_running_stats()
+    layer(torch.from_numpy(golden["x"]) + 100)
+    torch.testing.assert_close(moved, 0.01 * (layer.main_bn.running_mean - before).abs())
+
+
 @pytest.fixture
 def good(tmp_path):
     write_keras2(tmp_path / "good.h5", [("a", channel_layers(both()[0]))])

@@ -9,7 +9,7 @@ EXTRAS = {
         *("PIL", "accelerate", "filelock", "joblib", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard"),
         *("torchvision", "typer", "yaml"),
     ),
-    "report": ("jinja2", "openpyxl", "pandas", "scipy"),
+    "report": ("jinja2", "openpyxl", "scipy"),
     "ray": ("ray",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "app": ("gradio",),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from csham.errors import UserError
 from csham.layers.channel import ChannelAttention
+from csham.layers.norm import BatchNorm2d
 from csham.layers.spatial import SpatialAttention
 
 __all__ = ["load_keras_weights"]
@@ -123,6 +124,10 @@ def load_keras_weights(
     with torch.no_grad():
         for tensor, value in values:
             tensor.copy_(value)
+        loaded = {id(tensor) for tensor, _ in values}
+        for part in module.modules():
+            if isinstance(part, BatchNorm2d) and id(part.running_mean) in loaded:
+                part.settle()
     return {own: variable.path for own, _, variable in chosen}
 
 

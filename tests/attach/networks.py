@@ -6,6 +6,7 @@ from the published architecture (blocks that add, where blocks add; else modules
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,6 +30,8 @@ class Network:
         if self.library == "timm":
             import timm
 
+            if not timm.is_model(self.name):
+                pytest.skip(f"timm {timm.__version__} has no {self.name}")
             return timm.create_model(self.name, num_classes=5)
         if self.library == "torchvision":
             import torchvision

@@ -90,6 +90,7 @@ LONG = (pytest.mark.slow, pytest.mark.long)
 
 @pytest.mark.parametrize("backend", ["eager", *(pytest.param(name, marks=LONG) for name in ("aot_eager", "inductor"))])
 def test_compiles_to_one_graph(backend):
+    torch.compiler.reset()  # what tests before it left uncompiled would stay so
     model = network()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
     x = torch.randn(2, 3, 16, 16)

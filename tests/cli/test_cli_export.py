@@ -97,7 +97,8 @@ def test_a_signal_leaves_nothing_behind(csham, finished, tmp_path, monkeypatch, 
         signal.raise_signal(signum)
 
     monkeypatch.setattr(exporting, "compare", compare)
-    assert csham("export", finished, "--format", "safetensors", "--output", folder / "w.safetensors")[0] == expected
+    code, _, err = csham("export", finished, "--format", "safetensors", "--output", folder / "w.safetensors")
+    assert code == expected, err
     assert len(seen) == 1
     assert not folder.exists()
 

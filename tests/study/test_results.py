@@ -99,8 +99,9 @@ def test_the_row_of_a_network():
     assert (row.top1.mean, row.top1.min, row.top1.max) == (pytest.approx(71.12), 70.8, 71.5)
     assert row.top1.sd == pytest.approx(math.sqrt(sum((v - 71.12) ** 2 for v in TOP1[SE]) / 4))
     assert row.chosen_top1.mean == pytest.approx(71.22)
-    assert row.top5.values == {seed: 90.0 + seed for seed in range(5)}
-    assert (row.macro_recall.mean, row.macro_f1.mean) == (pytest.approx(70.12), pytest.approx(69.12))
+    assert row.metrics["top5"].values == {seed: 90.0 + seed for seed in range(5)}
+    assert row.metrics["macro_recall"].mean == pytest.approx(70.12)
+    assert row.metrics["macro_f1"].mean == pytest.approx(69.12)
     assert (row.params, row.flops, row.seconds, row.images_per_s) == (1000, 5000, 12.0, 100.0)
     assert row.test_se == pytest.approx(100 * math.sqrt(0.7112 * 0.2888 / 400))
 
@@ -109,7 +110,7 @@ def test_what_a_record_does_not_say_is_none():
     bare = {"result": {"top1": 70.0}, "environment": None, "config": None, "per_class": None}
     results = assess(Study((PLAIN, SE), seeds=(0,)), [record(n, 0, 70.0, **bare) for n in (PLAIN, SE)])
     row = results.networks[0]
-    assert (row.top5, row.chosen_top1, row.params, row.seconds, row.test_se) == (None,) * 5
+    assert (row.metrics["top5"], row.chosen_top1, row.params, row.seconds, row.test_se) == (None,) * 5
     assert (row.top1.n, row.top1.sd) == (1, None)
     assert results.warnings == []
     assert per_class_difference(results, "resnet20 + se") == []

@@ -1,8 +1,11 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from csham.training.metrics import Predictions
+from csham.training.metrics import Predictions, in_tables
 
 
 def make(labels, top):
@@ -66,3 +69,11 @@ def test_a_class_without_images_has_a_row():
     assert rows[0]["recall"] == 100
     assert rows[1]["recall"] == 0
     assert rows[2]["recall"] is rows[2]["f1"] is None
+
+
+def test_the_pages_table_is_the_declaration():
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- metrics -->\n(.*)<!-- /metrics -->", page, flags=re.DOTALL)[1]
+    lines = ["| name | unit | better | |", "|---|---|---|---|"]
+    lines += [f"| `{m.name}` | {m.unit} | {m.better or ''} | {m.summary} |" for m in in_tables()]
+    assert shown == "\n".join([*lines, ""]), "put these lines between the page's comments:\n" + "\n".join(lines)

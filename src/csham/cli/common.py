@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from csham.errors import UserError
+from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import DEFAULT, check_choice
 
@@ -145,12 +146,10 @@ def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[An
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of one or more sets of weights, a row each."""
-    titles = {"top1": "top-1", "macro_top1": "macro top-1", "top5": "top-5", "f1": "F1"}
-    names = ("top1", "macro_top1", "top5", "precision", "recall", "f1", "kappa", "loss", "images")
     # Few classes have no top-5 accuracy, and older runs lack what is measured since.
-    known = [name for name in names if any(name in values for values in measured.values())]
-    header = ["", *(titles.get(name, name) for name in known)]
-    print_table(title, header, ([row, *(values.get(name) for name in known)] for row, values in measured.items()))
+    known = [metric for metric in in_tables() if any(metric.name in values for values in measured.values())]
+    rows = ([row, *(values.get(metric.name) for metric in known)] for row, values in measured.items())
+    print_table(title, ["", *(metric.title for metric in known)], rows)
 
 
 _UNBOUND = 10_000

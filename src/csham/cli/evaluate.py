@@ -20,6 +20,7 @@ from csham.cli.common import (
     print_table,
 )
 from csham.errors import UserError
+from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import RunWeights, check_choice
@@ -73,7 +74,7 @@ def evaluate(
     metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {str(RunWeights.from_dict(summary)): summary})
     if summary["absent_classes"]:
         print(f"{summary['absent_classes']} classes have no images here; macro averages leave them out\n")
-    header = ["class", "precision", "recall", "F1", "images"]
+    header = [METRICS[name].title if name in METRICS else name for name in found.per_class[0]]
     print_table("each class", header, (list(row.values()) for row in found.per_class))
     if len(found.classes) <= _CLASSES_SHOWN:
         rows = ([name, *counts] for name, counts in zip(found.classes, found.confusion.tolist(), strict=True))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from csham.cli.common import print_table
-from csham.study.results import Comparison, Results
+from csham.study.findings import Comparison, Results
 from csham.study.statistics import points, with_sign
+from csham.training.metrics import METRICS
 
 __all__ = ["print_results"]
 
-_HEADER = ["network", "seeds", "top-1, %", "deviation", "difference", "95%", "verdict"]
+_TOP1 = METRICS["top1"]
+_HEADER = ["network", "seeds", _TOP1.with_unit(_TOP1.title), "deviation", "difference", "95%", "verdict"]
 
 
 def print_results(title: str, results: Results) -> None:

@@ -54,6 +54,11 @@ class BatchNorm2d(nn.BatchNorm2d):
             return torch.full_like(count, momentum, dtype=torch.float32)
         return -momentum / torch.expm1(count * math.log1p(-momentum))
 
+    def settle(self) -> None:
+        """Take the running statistics, which came from elsewhere, to be past their beginning."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.fill_(_SETTLED)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if prefix + "running_mean" in state_dict:
             state_dict.setdefault(prefix + "num_batches_tracked", torch.tensor(_SETTLED))

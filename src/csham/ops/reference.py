@@ -48,7 +48,7 @@ def channel_weights(
     Returns:
         Channel weights, (B, C), in (0, 1); in [0.5, 1) where ``act`` is ReLU.
     """
-    padding = avg_weight.shape[-1] // 2
+    padding = int(avg_weight.shape[-1]) // 2  # torch.jit.trace gives sizes as tensors, which older conv1d refuse
     average = x.mean((2, 3))[:, None]  # (B, 1, C)
     maximum = x.amax((2, 3))[:, None]
     average = act(F.conv1d(average, avg_weight, avg_bias, padding=padding))
@@ -116,7 +116,7 @@ def spatial_weights_of(
     Returns:
         Spatial weights, (B, 1, H, W), in (0, 1).
     """
-    position = F.conv2d(torch.cat([mean, maximum], 1), main_weight, padding=main_weight.shape[-1] // 2)
+    position = F.conv2d(torch.cat([mean, maximum], 1), main_weight, padding=int(main_weight.shape[-1]) // 2)
     if dropout is not None:
         position = dropout(position)
     logits = act(main_norm(position))

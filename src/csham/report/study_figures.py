@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from csham.report.looks import GOOD, INK, MUTED, PAPER, Look
-from csham.study.results import Comparison
+from csham.study.findings import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from csham.study.findings import FailedCell, MissingCell, Results
 from csham.study.grid import Study
-from csham.study.results import FailedCell, MissingCell, Results, assess
+from csham.study.results import assess
 from csham.study.store import Store
 
 __all__ = ["Costs", "Material", "read_material"]

@@ -15,7 +15,7 @@ from csham.report.looks import COLOURS
 from csham.report.study_material import Material
 from csham.report.study_pictures import Family, Picture
 from csham.report.tables import Table
-from csham.study.results import ClassDifference
+from csham.study.findings import ClassDifference
 from csham.study.statistics import FEW
 
 __all__ = ["render_page"]

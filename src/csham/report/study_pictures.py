@@ -24,8 +24,9 @@ from csham.report.study_material import Material
 from csham.report.study_tables import bootstrap_words, curve
 from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
 from csham.report.tables import Cell, Column, Table
-from csham.study.results import Comparison, NetworkRow
+from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
+from csham.training.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["CURVES", "Family", "Picture", "draw_difference_picture", "draw_families"]
 
 # Columns of metrics.csv, and what a picture of them is called.
-CURVES = {"val_top1": "validation top-1, %", "train_loss": "training loss"}
+_TOP1, _LOSS = METRICS["top1"], METRICS["loss"]
+CURVES = {
+    "val_top1": f"validation {_TOP1.with_unit(_TOP1.title)}",
+    "train_loss": f"training {_LOSS.with_unit(_LOSS.title)}",
+}
 
 # Epochs; the end of fewer is seen well enough.
 _LONG = 9

@@ -24,7 +24,8 @@ from csham.report.study_tables import (
     verdict_table,
 )
 from csham.report.tables import Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
-from csham.study.results import ClassDifference, Results, per_class_difference
+from csham.study.findings import ClassDifference, Results
+from csham.study.results import per_class_difference
 
 __all__ = ["Report", "write_report"]
 

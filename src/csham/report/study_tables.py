@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, signed, thousands
 from csham.report.study_figures import Curve
 from csham.report.study_material import Material
 from csham.report.tables import Cell, Column, Table
-from csham.study.results import ClassDifference, Comparison, NetworkRow, Spread
+from csham.study.findings import ClassDifference, Comparison, NetworkRow, Spread
 from csham.study.statistics import FEW
+from csham.training.metrics import METRICS, Metric, of_study
 
 __all__ = [
     "bootstrap_words",
@@ -25,6 +25,7 @@ __all__ = [
     "verdict_table",
 ]
 
+_TOP1 = METRICS["top1"]
 MARKS = {"helps": "helps", "hurts": "hurts", "no difference worth having": "same", "cannot tell yet": "open"}
 
 
@@ -98,14 +99,13 @@ def budget_table(material: Material) -> Table:
 
 def network_table(material: Material) -> Table:
     """Make a row for each network: accuracies over seeds, sizes and times."""
+    metrics = _metrics(material)
     columns = [
         Column("network", numeric=False),
         Column("seeds", help="Finished runs."),
-        Column("top-1, %", help="Of the last epoch on the test part: mean over seeds ± standard deviation."),
-        Column("chosen, %", help="Of the epoch that the validation part chose, likewise."),
-        Column("top-5, %", help="Of the last epoch, mean over seeds."),
-        Column("macro recall, %", help="Every class counted alike."),
-        Column("macro F1, %", help="Every class counted alike."),
+        _column(_TOP1),
+        Column(_TOP1.with_unit("chosen"), help="Of the epoch that the validation part chose, likewise."),
+        *map(_column, metrics.values()),
         Column("parameters"),
         Column("MFLOPs", help="Millions of floating-point operations for one image, two to a multiply-add."),
         Column("run, min", help="Training time of a run as it was, mean over seeds, on whatever else the machine did."),
@@ -115,46 +115,34 @@ def network_table(material: Material) -> Table:
         Column("train memory, MiB", help="Most memory of a training step, measured side by side."),
     ]
     rows = [(row, material.costs.rows.get(row.label, {})) for row in material.results.networks]
-    table = Table(
+    return Table(
         "networks",
         "What each network reached on the test part, mean over seeds ± standard deviation, and what it costs.",
         columns,
-        [_network_cells(row, cost) for row, cost in rows],
-        [_network_row(row, cost) for row, cost in rows],
+        [_network_cells(row, cost, metrics) for row, cost in rows],
+        [_network_row(row, cost, metrics) for row, cost in rows],
     )
-    return _with_top5_where_there_is_one(table)
 
 
 def run_table(material: Material) -> Table:
     """Make a row for each run of the study, finished or not."""
     by_key = {record["key"]: record for record in material.records}
     cells = [(cell, by_key.get(cell.key, {})) for cell in material.study.cells()]
-    names = ("network", "seed", "state", "top1", "chosen_top1", "chosen_epoch", "top5", "seconds", "run", "error")
-    rows = [dict(zip(names, _run_values(cell.network.label, cell.seed, record), strict=True)) for cell, record in cells]
+    metrics = {name: metric for name, metric in _metrics(material).items() if metric.study.every_run}
+    rows = [_run_row(cell.network.label, cell.seed, record, metrics) for cell, record in cells]
     columns = [
         Column("network", numeric=False),
         Column("seed"),
         Column("state", numeric=False),
-        Column("top-1, %"),
-        Column("chosen, %"),
+        Column(_column(_TOP1).title),
+        Column(_TOP1.with_unit("chosen")),
         Column("chosen epoch"),
-        Column("top-5, %"),
+        *(Column(_column(metric).title) for metric in metrics.values()),
         Column("minutes"),
         Column("run folder or error", numeric=False),
     ]
     caption = f"All {len(rows)} runs of the study." if len(rows) != 1 else "The one run of the study."
-    return _with_top5_where_there_is_one(Table("runs", caption, columns, [_run_cells(row) for row in rows], rows))
-
-
-def _with_top5_where_there_is_one(table: Table) -> Table:
-    """Leave the column out where no network has a value, as of five classes and fewer."""
-    place = [column.title for column in table.columns].index("top-5, %")
-    if any(row[place].value is not None for row in table.rows):
-        return table
-    columns = [*table.columns[:place], *table.columns[place + 1 :]]
-    rows = [[*row[:place], *row[place + 1 :]] for row in table.rows]
-    raw = [{name: value for name, value in row.items() if not name.startswith("top5")} for row in table.raw]
-    return replace(table, columns=columns, rows=rows, raw=raw)
+    return Table("runs", caption, columns, [_run_cells(row, metrics) for row in rows], rows)
 
 
 def curve(material: Material, label: str, measure: str) -> Curve | None:
@@ -269,20 +257,33 @@ def _verdict_row(one: Comparison) -> dict[str, Any]:
     }
 
 
-def _network_cells(row: NetworkRow, cost: Mapping[str, Any]) -> list[Cell]:
-    def spread(one: Spread | None, *, sd: bool = False) -> Cell:
-        return Cell(DASH) if one is None else Cell(plus_minus(one.mean, one.sd if sd else None), one.mean)
+def _metrics(material: Material) -> dict[str, Metric]:
+    """Return the metrics to show beside top-1: without those that no run has, as of few classes or of older runs."""
+    rows = material.results.networks
+    trained = any(row.n for row in rows)
+    return {
+        name: metric
+        for name, metric in of_study().items()
+        if any(row.metrics[name] for row in rows) or not (trained or metric.above)
+    }
+
+
+def _column(metric: Metric) -> Column:
+    return Column(metric.with_unit(metric.study.title), help=metric.study.help)
+
+
+def _network_cells(row: NetworkRow, cost: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[Cell]:
+    def spread(one: Spread | None, digits: int, *, sd: bool = False) -> Cell:
+        return Cell(DASH) if one is None else Cell(plus_minus(one.mean, one.sd if sd else None, digits), one.mean)
 
     flops = row.flops or cost.get("flops")
     params = row.params or cost.get("params")
     return [
         _text(row.label),
         Cell(str(row.n), row.n),
-        spread(row.top1, sd=True),
-        spread(row.chosen_top1, sd=True),
-        spread(row.top5),
-        spread(row.macro_recall),
-        spread(row.macro_f1),
+        spread(row.top1, _TOP1.study.digits, sd=True),
+        spread(row.chosen_top1, _TOP1.study.digits, sd=True),
+        *(spread(row.metrics[name], metric.study.digits) for name, metric in metrics.items()),
         Cell(thousands(params), params),
         Cell(DASH if flops is None else fixed(flops / 1e6, 1), flops),
         Cell(DASH if row.seconds is None else fixed(row.seconds / 60, 1), row.seconds),
@@ -296,7 +297,7 @@ def _numbers(cost: Mapping[str, Any], digits: Mapping[str, int]) -> Iterable[Cel
         yield Cell(DASH) if value is None else Cell(f"{value:,.{decimals}f}", value)
 
 
-def _network_row(row: NetworkRow, cost: Mapping[str, Any]) -> dict[str, Any]:
+def _network_row(row: NetworkRow, cost: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "network": row.label,
         "backbone": row.backbone,
@@ -304,8 +305,8 @@ def _network_row(row: NetworkRow, cost: Mapping[str, Any]) -> dict[str, Any]:
         "instead_of": row.instead_of,
         "seeds": row.n,
     }
-    for name in ("top1", "chosen_top1", "top5", "macro_recall", "macro_f1"):
-        spread: Spread | None = getattr(row, name)
+    spreads = {"top1": row.top1, "chosen_top1": row.chosen_top1} | {name: row.metrics[name] for name in metrics}
+    for name, spread in spreads.items():
         found |= {f"{name}_{key}": spread and getattr(spread, key) for key in ("mean", "sd", "min", "max")}
     names = ("test_images", "test_se", "params", "flops", "seconds")
     found |= {name: getattr(row, name) for name in names}
@@ -313,25 +314,34 @@ def _network_row(row: NetworkRow, cost: Mapping[str, Any]) -> dict[str, Any]:
     return found | {f"cost_{name}": cost.get(name) for name in (*costs, "peak_mib", "train_peak_mib")}
 
 
-def _run_values(label: str, seed: int, record: Mapping[str, Any]) -> list[Any]:
+def _run_row(label: str, seed: int, record: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
     result, error = record.get("result") or {}, record.get("error") or {}
     chosen = result.get("validation_chosen") or {}
     state = {"done": "finished", "failed": "failed"}.get(str(record.get("status")), "to come")
-    message = f"{error.get('type', '')}: {error.get('message', '')}" if state == "failed" else None
-    found = (result.get("top1"), chosen.get("top1"), chosen.get("epoch"), result.get("top5"), result.get("seconds"))
-    return [label, seed, state, *found, record.get("run"), message]
+    return {
+        "network": label,
+        "seed": seed,
+        "state": state,
+        "top1": result.get("top1"),
+        "chosen_top1": chosen.get("top1"),
+        "chosen_epoch": chosen.get("epoch"),
+        **{name: result.get(metric.name) for name, metric in metrics.items()},
+        "seconds": result.get("seconds"),
+        "run": record.get("run"),
+        "error": f"{error.get('type', '')}: {error.get('message', '')}" if state == "failed" else None,
+    }
 
 
-def _run_cells(row: Mapping[str, Any]) -> list[Cell]:
+def _run_cells(row: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[Cell]:
     minutes = None if row["seconds"] is None else row["seconds"] / 60
     where = row["error"] or row["run"] or ""
     return [
         _text(row["network"]),
         Cell(str(row["seed"]), row["seed"]),
         Cell(row["state"], row["state"], {"failed": "hurts", "to come": "open"}.get(row["state"], "")),
-        *(Cell(fixed(row[name]), row[name]) for name in ("top1", "chosen_top1")),
+        *(Cell(fixed(row[name], _TOP1.study.digits), row[name]) for name in ("top1", "chosen_top1")),
         Cell(thousands(row["chosen_epoch"]), row["chosen_epoch"]),
-        Cell(fixed(row["top5"]), row["top5"]),
+        *(Cell(fixed(row[name], metric.study.digits), row[name]) for name, metric in metrics.items()),
         Cell(fixed(minutes, 1), minutes),
         _text(where if len(where) <= _LONGEST else f"{where[:_LONGEST]}…"),
     ]

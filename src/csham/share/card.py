@@ -15,6 +15,7 @@ from csham.layers.names import ATTENTIONS
 from csham.share.citation import PAPER, SOFTWARE
 from csham.training.config import TrainConfig
 from csham.training.labels import network_label
+from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
 
 __all__ = ["model_card"]
@@ -26,19 +27,6 @@ _DATASETS = {
     "caltech101": ("caltech101", "Caltech-101"),
     "digits": ("digits", "scikit-learn's handwritten digits"),
 }
-
-# Keys of the summary, what they are called, and how the Hub names the kind of metric.
-_METRICS = (
-    ("top1", "top-1 accuracy, %", "accuracy"),
-    ("macro_top1", "macro top-1 accuracy, %", ""),
-    ("top5", "top-5 accuracy, %", "accuracy"),
-    ("precision", "precision, macro, %", ""),
-    ("recall", "recall, macro, %", ""),
-    ("f1", "F1, macro, %", "f1"),
-    ("kappa", "Cohen's kappa", ""),
-    ("loss", "cross-entropy", ""),
-    ("images", "test images", ""),
-)
 
 
 def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None = None) -> str:
@@ -109,12 +97,12 @@ def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> s
             dataset_type=kind,
             dataset_name=name,
             dataset_split="test",
-            metric_type=metric,
-            metric_name=label,
-            metric_value=measured[key],
+            metric_type=metric.hub,
+            metric_name=metric.with_unit(metric.label),
+            metric_value=measured[metric.name],
         )
-        for key, label, metric in _METRICS
-        if metric and key in measured
+        for metric in in_tables()
+        if metric.hub and metric.name in measured
     ]
     data = ModelCardData(
         license=license,
@@ -122,7 +110,7 @@ def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> s
         pipeline_tag="image-classification",
         tags=["image-classification", "csham", "attention", "pytorch"],
         datasets=[kind] if "/" in kind else None,
-        metrics=["accuracy", "f1"],
+        metrics=list(dict.fromkeys(metric.hub for metric in in_tables() if metric.hub)),
         model_name=network_label(config),
         eval_results=results,
     )
@@ -191,7 +179,11 @@ def _measured(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping
     if weights == "best":
         epoch, chosen_by = measured.get("epoch"), _text(measured.get("chosen_by"))
         which = f"epoch {epoch} of {summary.get('epochs')}, chosen by {chosen_by}"
-    rows = [(name, measured[key]) for key, name, _ in _METRICS if measured.get(key) is not None]
+    rows = [
+        (metric.with_unit(metric.label), measured[metric.name])
+        for metric in in_tables()
+        if measured.get(metric.name) is not None
+    ]
     costs = (
         ("params", "parameters"),
         ("flops", "FLOPs an image (an addition and a product are two)"),

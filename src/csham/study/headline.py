@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from csham.study.findings import AgainstControl, Comparison
 from csham.study.statistics import FEW, Verdict, with_sign
-
-if TYPE_CHECKING:
-    from csham.study.results import AgainstControl, Comparison
 
 __all__ = ["headline"]
 

@@ -12,273 +12,31 @@ from __future__ import annotations
 import math
 import statistics as stdlib_statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from csham.errors import UserError, unknown_name
+from csham.study.findings import (
+    AgainstControl,
+    ClassDifference,
+    Comparison,
+    FailedCell,
+    MissingCell,
+    NetworkRow,
+    Results,
+    Spread,
+)
+from csham.study.grid import Network, Study
 from csham.study.headline import headline
 from csham.study.mixed import find_mixed
-from csham.study.statistics import Difference, Interval, binomial_se, compare, judge
+from csham.study.statistics import binomial_se, compare, judge
+from csham.training.metrics import of_study
 
-__all__ = [
-    "AgainstControl",
-    "ClassDifference",
-    "Comparison",
-    "FailedCell",
-    "MissingCell",
-    "NetworkLike",
-    "NetworkRow",
-    "Results",
-    "Spread",
-    "StudyLike",
-    "assess",
-    "per_class_difference",
-]
+__all__ = ["assess", "per_class_difference"]
 
 Record = Mapping[str, Any]
 
 
-class NetworkLike(Protocol):
-    """What is needed of a network of the grid."""
-
-    @property
-    def label(self) -> str:
-        """Unique name."""
-
-    @property
-    def backbone(self) -> str:
-        """Name of the backbone."""
-
-    @property
-    def attention(self) -> str:
-        """Name of the attention, or ``"none"``."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether others are compared with it."""
-
-    @property
-    def instead_of(self) -> str | None:
-        """Label of the network whose training time it matches, if it is a budget control."""
-
-
-class StudyLike(Protocol):
-    """What is needed of a study."""
-
-    @property
-    def networks(self) -> Sequence[NetworkLike]:
-        """In the order of the tables."""
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        """Each is trained with every network."""
-
-    @property
-    def worthwhile(self) -> float:
-        """Smallest difference worth having, in percentage points."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number of all seeds of a network.
-
-    Attributes:
-        n: Seeds that have it.
-        mean: Over these.
-        sd: Standard deviation (n - 1); None with one.
-        min: Smallest.
-        max: Largest.
-        values: By seed.
-    """
-
-    n: int
-    mean: float
-    sd: float | None
-    min: float
-    max: float
-    values: dict[int, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkRow:
-    """What the runs of one network gave; percent, and None where no run says.
-
-    Attributes:
-        label: Of the network.
-        backbone: Its backbone.
-        attention: Its attention, or ``"none"``.
-        plain: Whether others are compared with it.
-        instead_of: Label of the network whose training time it matches, if it is a budget control.
-        n: Seeds that finished.
-        top1: Last epoch's accuracy on the test part: the number reported.
-        chosen_top1: Test accuracy of the epoch that the validation part chose.
-        top5: Last epoch's.
-        macro_recall: Last epoch's, every class counted alike.
-        macro_f1: Likewise.
-        test_images: In the test part.
-        test_se: Standard error of one ``top1`` from having measured it on so many images, in percentage points.
-        params: Parameters.
-        flops: Of one image.
-        seconds: Of one training, on average.
-        images_per_s: Of training, on average.
-    """
-
-    label: str
-    backbone: str
-    attention: str
-    plain: bool
-    instead_of: str | None
-    n: int
-    top1: Spread | None
-    chosen_top1: Spread | None
-    top5: Spread | None
-    macro_recall: Spread | None
-    macro_f1: Spread | None
-    test_images: int | None
-    test_se: float | None
-    params: int | None
-    flops: int | None
-    seconds: float | None
-    images_per_s: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgainstControl:
-    """A network against a plain one of the same training time; not corrected for being one of many.
-
-    Attributes:
-        label: Of the budget control.
-        n: Seeds that both have.
-        mean: Of the network minus the control, in percentage points; None without seeds.
-        t_interval: Student-t 95% interval of it.
-        control_mean: What the control gains over the plain network, on its own seeds.
-    """
-
-    label: str
-    n: int
-    mean: float | None
-    t_interval: Interval | None
-    control_mean: float | None
-
-    @property
-    def at_least_as_good(self) -> bool:
-        """Whether the network cannot be said to beat the control; False where nothing is known."""
-        return self.mean is not None and (self.t_interval is None or self.t_interval[0] <= 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison(Difference):
-    """One network against the plain one: what :class:`~csham.study.statistics.Difference` says, and of whom.
-
-    Attributes:
-        label: Of the network.
-        name: The label without the backbone: what was added to it.
-        backbone: Of the plain network.
-        against: Label of the plain network; None if the study has none.
-        instead_of: Label of the network whose training time this one matches, if it is a budget control.
-        seeds: That both have.
-        differences: Top-1 of the network minus that of the plain one, in percentage points, in the order of ``seeds``.
-        controls: Against each budget control of this network.
-    """
-
-    label: str
-    name: str
-    backbone: str
-    against: str | None
-    instead_of: str | None
-    seeds: tuple[int, ...]
-    differences: tuple[float, ...]
-    controls: tuple[AgainstControl, ...]
-
-
-@dataclass(frozen=True)
-class MissingCell:
-    """A run that has neither finished nor failed yet."""
-
-    label: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class FailedCell:
-    """A run that failed.
-
-    Attributes:
-        label: Of the network.
-        seed: Of the run.
-        error: Type and message.
-        attempts: How often it was tried.
-        run: Its folder.
-    """
-
-    label: str
-    seed: int
-    error: str
-    attempts: int
-    run: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """What a study found, so far.
-
-    Attributes:
-        networks: A row each, in the study's order.
-        comparisons: One for each network that is not plain, in the study's order.
-        ranking: For each backbone the labels by mean paired difference, the plain network's being 0: the order of what
-            was seen, which claims nothing. Networks without a pair are left out.
-        missing: Runs still to come.
-        failed: Runs that failed.
-        warnings: What differs between the runs that should not.
-        headline: One to three sentences.
-        seeds: Of the study.
-        worthwhile: In percentage points.
-        ignored: Records of networks, seeds or settings that are not in the study.
-        runs: The finished records, by label and seed.
-    """
-
-    networks: list[NetworkRow]
-    comparisons: list[Comparison]
-    ranking: dict[str, list[str]]
-    missing: list[MissingCell]
-    failed: list[FailedCell]
-    warnings: list[str]
-    headline: str
-    seeds: tuple[int, ...]
-    worthwhile: float
-    ignored: int
-    runs: dict[tuple[str, int], Record] = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the records as JSON's values; seeds that are keys become text."""
-        found: dict[str, Any] = _plain({name: value for name, value in vars(self).items() if name != "runs"})
-        return found
-
-
-@dataclass(frozen=True)
-class ClassDifference:
-    """How one class fares with a network, against the plain one.
-
-    Attributes:
-        name: Of the class.
-        n: Seeds that both have.
-        plain_recall: Percent of its test images that the plain network names right, mean over seeds.
-        recall: That of the network.
-        mean: Mean paired difference, in percentage points.
-        sd: Standard deviation of the differences; None with fewer than two.
-        images: In the test part; the mean where seeds split differently.
-    """
-
-    name: str
-    n: int
-    plain_recall: float
-    recall: float
-    mean: float
-    sd: float | None
-    images: float
-
-
-def assess(study: StudyLike, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
+def assess(study: Study, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
     """Make a study's table out of its records, whatever is there by now.
 
     Args:
@@ -336,7 +94,7 @@ def per_class_difference(results: Results, label: str) -> list[ClassDifference]:
     return [difference for difference in found if difference is not None]
 
 
-def _by_cell(study: StudyLike, records: Iterable[Record]) -> dict[tuple[str, int], Record]:
+def _by_cell(study: Study, records: Iterable[Record]) -> dict[tuple[str, int], Record]:
     """Sort the records of the study's networks and seeds by these; others are left out."""
     labels, seeds = {network.label for network in study.networks}, set(study.seeds)
     cells: dict[tuple[str, int], Record] = {}
@@ -364,13 +122,13 @@ def _checked(record: Record) -> Record:
     return record
 
 
-def _plain_of(study: StudyLike, network: NetworkLike) -> str | None:
+def _plain_of(study: Study, network: Network) -> str | None:
     """Return the label of the plain network that another one is compared with."""
     backbone = _base(study, network)
     return next((other.label for other in study.networks if other.plain and other.backbone == backbone), None)
 
 
-def _base(study: StudyLike, network: NetworkLike) -> str:
+def _base(study: Study, network: Network) -> str:
     """Return the backbone that a network adds to; a budget control is a larger version of another network's."""
     if network.instead_of is None:
         return network.backbone
@@ -379,7 +137,7 @@ def _base(study: StudyLike, network: NetworkLike) -> str:
 
 
 def _comparisons(
-    study: StudyLike, tops: Mapping[tuple[str, int], float], against: Mapping[str, str | None]
+    study: Study, tops: Mapping[tuple[str, int], float], against: Mapping[str, str | None]
 ) -> list[Comparison]:
     networks = [network for network in study.networks if not network.plain]
     paired = [_paired(study.seeds, tops, network.label, against[network.label]) for network in networks]
@@ -420,7 +178,7 @@ def _paired(
 
 
 def _against_controls(
-    study: StudyLike, tops: Mapping[tuple[str, int], float], label: str, means: Mapping[str, float]
+    study: Study, tops: Mapping[tuple[str, int], float], label: str, means: Mapping[str, float]
 ) -> tuple[AgainstControl, ...]:
     found = []
     for control in study.networks:
@@ -439,7 +197,7 @@ def _against_controls(
     return tuple(found)
 
 
-def _ranking(study: StudyLike, comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
+def _ranking(study: Study, comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
     ranking = {}
     for plain in (network for network in study.networks if network.plain):
         means = {c.label: c.mean for c in comparisons if c.against == plain.label and c.mean is not None}
@@ -447,7 +205,7 @@ def _ranking(study: StudyLike, comparisons: Sequence[Comparison]) -> dict[str, l
     return ranking
 
 
-def _row(network: NetworkLike, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
+def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
     results = {seed: runs[network.label, seed]["result"] for seed in seeds if (network.label, seed) in runs}
     top1 = _spread({seed: result["top1"] for seed, result in results.items()})
     images = _mean(result.get("images") for result in results.values())
@@ -460,9 +218,10 @@ def _row(network: NetworkLike, seeds: Sequence[int], runs: Mapping[tuple[str, in
         n=len(results),
         top1=top1,
         chosen_top1=_spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
-        top5=_spread({seed: result.get("top5") for seed, result in results.items()}),
-        macro_recall=_spread({seed: result.get("recall") for seed, result in results.items()}),
-        macro_f1=_spread({seed: result.get("f1") for seed, result in results.items()}),
+        metrics={
+            name: _spread({seed: result.get(metric.name) for seed, result in results.items()})
+            for name, metric in of_study().items()
+        },
         test_images=round(images) if images else None,
         test_se=binomial_se(top1.mean, round(images)) if top1 and images else None,
         params=_whole(_mean(result.get("params") for result in results.values())),
@@ -522,12 +281,3 @@ def _class_difference(name: str, i: int, pairs: Iterable[tuple[Record, Record]])
         sd=sd,
         images=images,
     )
-
-
-def _plain(value: Any) -> Any:
-    """Return dataclasses, tuples and numbered keys as what JSON has for them."""
-    if hasattr(value, "__dataclass_fields__"):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

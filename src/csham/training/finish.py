@@ -12,7 +12,7 @@ from csham.cost import count_flops
 from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
-from csham.training.metrics import Predictions
+from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import RunWeights
@@ -111,9 +111,9 @@ def _draw_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> Non
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    for axes, measure, label in zip(
-        figure.subplots(1, 2), ("loss", "top1"), ("cross-entropy", "top-1, %"), strict=True
-    ):
+    loss, top1 = METRICS["loss"], METRICS["top1"]
+    labels = {loss.name: loss.with_unit(loss.label), top1.name: top1.with_unit(top1.title)}
+    for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for part, name in (("train", "training"), ("val", "validation"), ("test", "test (never chosen by)")):
             values = [row.get(f"{part}_{measure}") for row in history]
             if values[0] is not None:

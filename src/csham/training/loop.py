@@ -255,7 +255,9 @@ class Loop:
         loss, top1, top5, images = session.over_processes(state.sums).tolist()
         measured = {"loss": loss / images, "top1": 100 * top1 / images, "top5": 100 * top5 / images}
         row: dict[str, Any] = {"epoch": state.epoch + 1}
-        row |= {f"train_{name}": measured[name] for name in accuracy_names(len(session.info.classes))}
+        row |= {
+            f"train_{name}": measured[name] for name in accuracy_names(len(session.info.classes)) if name in measured
+        }
         started = time.monotonic()
         row |= self._measure("validation", "val")
         if session.config.track_test:

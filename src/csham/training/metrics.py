@@ -1,23 +1,98 @@
-"""The numbers of a run: top-k while it goes, and everything a table of results needs at its end."""
+"""The numbers of a run: every metric is declared here once, and whoever writes or shows it reads that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["TOP", "Predictions", "accuracy_names"]
+__all__ = ["METRICS", "TOP", "Metric", "Predictions", "StudyColumn", "accuracy_names", "in_tables", "of_study"]
 
 TOP = 5
 """How many answers are kept; top-5 accuracy says something where there are more classes."""
 
 
+@dataclass(frozen=True)
+class StudyColumn:
+    """A metric in the tables of a study.
+
+    Attributes:
+        name: Its key in tables for programs; empty: it is not in them.
+        title: Its head in tables for readers, before the unit.
+        help: What it means, in a few words.
+        every_run: Also in the table of all runs.
+        digits: Decimals for readers.
+    """
+
+    name: str = ""
+    title: str = ""
+    help: str = ""
+    every_run: bool = False
+    digits: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of a network's answers to a part of a dataset, and all that is said of it elsewhere.
+
+    An entry in :data:`METRICS` is measured, written to ``summary.json`` and shown by ``csham evaluate``, model cards
+    and, with ``study``, the report of a study.
+
+    Attributes:
+        name: Its key in ``summary.json``.
+        title: Head of its column on a terminal.
+        label: Its name where nothing around explains it, without the unit.
+        summary: What it is, in a few words.
+        compute: The number, from predictions and the number of classes; a share of one where the unit is ``"%"``.
+        unit: ``"%"`` or another; empty for a plain number.
+        better: Which values are; None for what is neither good nor bad.
+        above: It says something where there are more classes than this.
+        every_epoch: Also in ``metrics.csv``, of every part that is measured after an epoch. Of the training part there
+            is only what the training step sums up.
+        study: Its column in the tables of a study.
+        hub: Its kind in the words of the Hugging Face Hub.
+    """
+
+    name: str
+    title: str
+    label: str
+    summary: str
+    compute: Callable[[Predictions, int], float]
+    unit: str = ""
+    better: Literal["higher", "lower"] | None
+    above: int = 0
+    every_epoch: bool = False
+    study: StudyColumn = StudyColumn()
+    hub: str = ""
+
+    def measure(self, predictions: Predictions, classes: int) -> float:
+        """Return the number in its unit."""
+        value = self.compute(predictions, classes)
+        if self.unit == "%":
+            return _percent(value)
+        return value if isinstance(value, int) else float(value)
+
+    def with_unit(self, name: str) -> str:
+        """Write a name of it with its unit."""
+        return f"{name}, {self.unit}" if self.unit else name
+
+
+def of_study() -> dict[str, Metric]:
+    """Return the metrics that a study's tables show beside top-1, under their names there."""
+    return {metric.study.name: metric for metric in METRICS.values() if metric.study.name and metric.name != "top1"}
+
+
+def in_tables() -> list[Metric]:
+    """Return the metrics in the order of tables: first those of which more is better, then less, then the others."""
+    return sorted(METRICS.values(), key=lambda metric: ("higher", "lower", None).index(metric.better))
+
+
 def accuracy_names(classes: int) -> tuple[str, ...]:
     """Name what is measured at every epoch: without top-5 accuracy where it is always 100%."""
-    return ("loss", "top1", "top5") if classes > TOP else ("loss", "top1")
+    return tuple(metric.name for metric in _measured(classes) if metric.every_epoch)
 
 
 @dataclass(frozen=True)
@@ -36,42 +111,26 @@ class Predictions:
     top: np.ndarray
     losses: np.ndarray
 
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """Which of the classes it named are right, (N, 5)."""
+        return self.top == self.labels[:, None]
+
+    @cached_property
+    def macro(self) -> tuple[float, float, float]:
+        """Precision, recall and F1, means over the classes that have images here; a class never named has 0."""
+        return _sklearn().precision_recall_fscore_support(
+            self.labels, self.top[:, 0], labels=np.unique(self.labels), average="macro", zero_division=0.0
+        )[:3]
+
     def accuracies(self, classes: int) -> dict[str, float]:
-        """Return ``loss`` and, in percent, ``top1`` and, of more than five classes, ``top5``."""
-        hits = self.top == self.labels[:, None]
-        found = {
-            "loss": float(self.losses.mean(dtype=np.float64)),
-            "top1": _percent(hits[:, :1].any(1).mean()),
-            "top5": _percent(hits.any(1).mean()),
-        }
-        return {name: found[name] for name in accuracy_names(classes)}
+        """Return the metrics of every epoch."""
+        return {name: METRICS[name].measure(self, classes) for name in accuracy_names(classes)}
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return micro and macro accuracy, macro precision, recall and F1 in percent, and Cohen's kappa.
-
-        ``top1`` counts every image alike (micro accuracy); ``macro_top1`` counts every class alike: the mean over
-        classes of the share of their images that were named right, also called balanced accuracy and macro recall.
-        Macro averages are over the classes that have images here; ``absent_classes`` says how many have none. A class
-        that was never named has precision 0.
-        """
-        first = self.top[:, 0]
-        present = np.unique(self.labels)
-        precision, recall, f1, _ = _sklearn().precision_recall_fscore_support(
-            self.labels, first, labels=present, average="macro", zero_division=0.0
-        )
-        loss, top1, *top5 = self.accuracies(len(classes)).values()
-        return {
-            "loss": loss,
-            "top1": top1,
-            "macro_top1": _percent(recall),
-            **({"top5": top5[0]} if top5 else {}),
-            "precision": _percent(precision),
-            "recall": _percent(recall),
-            "f1": _percent(f1),
-            "kappa": float(_sklearn().cohen_kappa_score(self.labels, first, labels=range(len(classes)))),
-            "images": len(self.labels),
-            "absent_classes": len(classes) - len(present),
-        }
+        """Return all metrics by name, and how many of the classes have no images here, ``absent_classes``."""
+        found = {metric.name: metric.measure(self, len(classes)) for metric in _measured(len(classes))}
+        return found | {"absent_classes": len(classes) - len(np.unique(self.labels))}
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 in percent and the number of images, of each class.
@@ -105,5 +164,115 @@ def _sklearn() -> Any:
     return sklearn.metrics
 
 
+def _measured(classes: int) -> Iterable[Metric]:
+    return [metric for metric in METRICS.values() if classes > metric.above]
+
+
 def _percent(fraction: float) -> float:
     return round(100 * float(fraction), 4)
+
+
+def _kappa(predictions: Predictions, classes: int) -> float:
+    labels, first = predictions.labels, predictions.top[:, 0]
+    return _sklearn().cohen_kappa_score(labels, first, labels=range(classes))
+
+
+_ENTRIES = (
+    Metric(
+        name="loss",
+        title="loss",
+        label="cross-entropy",
+        summary="Cross-entropy of the right class, mean over images.",
+        compute=lambda predictions, classes: predictions.losses.mean(dtype=np.float64),
+        better="lower",
+        every_epoch=True,
+    ),
+    Metric(
+        name="top1",
+        title="top-1",
+        label="top-1 accuracy",
+        summary="Share of the images that are named right (micro accuracy).",
+        compute=lambda predictions, classes: predictions.hits[:, 0].mean(),
+        unit="%",
+        better="higher",
+        every_epoch=True,
+        study=StudyColumn(
+            "top1",
+            "top-1",
+            "Of the last epoch on the test part: mean over seeds ± standard deviation.",
+            every_run=True,
+        ),
+        hub="accuracy",
+    ),
+    Metric(
+        name="macro_top1",
+        title="macro top-1",
+        label="macro top-1 accuracy",
+        summary="The same share of each class, mean over classes (balanced accuracy).",
+        compute=lambda predictions, classes: predictions.macro[1],
+        unit="%",
+        better="higher",
+    ),
+    Metric(
+        name="top5",
+        title="top-5",
+        label="top-5 accuracy",
+        summary="Share of the images whose class is among the five likeliest; from six classes on.",
+        compute=lambda predictions, classes: predictions.hits.any(1).mean(),
+        unit="%",
+        better="higher",
+        above=TOP,
+        every_epoch=True,
+        study=StudyColumn("top5", "top-5", "Of the last epoch, mean over seeds.", every_run=True),
+        hub="accuracy",
+    ),
+    Metric(
+        name="precision",
+        title="precision",
+        label="precision, macro",
+        summary="Of the images that are given a class, the share that are of it; mean over classes.",
+        compute=lambda predictions, classes: predictions.macro[0],
+        unit="%",
+        better="higher",
+    ),
+    Metric(
+        name="recall",
+        title="recall",
+        label="recall, macro",
+        summary="Of the images of a class, the share that are given it; mean over classes, so `macro_top1` again.",
+        compute=lambda predictions, classes: predictions.macro[1],
+        unit="%",
+        better="higher",
+        study=StudyColumn("macro_recall", "macro recall", "Every class counted alike."),
+    ),
+    Metric(
+        name="f1",
+        title="F1",
+        label="F1, macro",
+        summary="Harmonic mean of a class's precision and recall; mean over classes.",
+        compute=lambda predictions, classes: predictions.macro[2],
+        unit="%",
+        better="higher",
+        study=StudyColumn("macro_f1", "macro F1", "Every class counted alike."),
+        hub="f1",
+    ),
+    Metric(
+        name="kappa",
+        title="kappa",
+        label="Cohen's kappa",
+        summary="Agreement with the true classes beyond chance: 0 for guessing, 1 for no error.",
+        compute=_kappa,
+        better="higher",
+    ),
+    Metric(
+        name="images",
+        title="images",
+        label="test images",
+        summary="Images that were asked about.",
+        compute=lambda predictions, classes: len(predictions.labels),
+        better=None,
+    ),
+)
+
+METRICS = {metric.name: metric for metric in _ENTRIES}
+"""Every metric of a run by its name, in the order of ``summary.json``."""
