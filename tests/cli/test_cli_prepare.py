@@ -12,6 +12,26 @@ def test_what_was_found(csham, images):
     assert err == ""
 
 
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_trains_and_is_evaluated_as_its_folder(csham, images, tmp_path, kind):
+    archive = shutil.make_archive(tmp_path / "animals", kind, images.parent, images.name)
+    assert "60 images of 32x32 pixels in 3 classes" in csham("prepare", archive)[1]
+    words = "--backbone resnet14 --image-size 16 --epochs 1 --batch-size 8 --no-compile --quiet --device cpu"
+    assert csham("train", archive, *words.split(), "--run", tmp_path / "run")[0] == 0
+    found = [json.loads(csham("evaluate", tmp_path / "run", data, "--json")[1]) for data in (archive, images)]
+    assert {**found[0], "data": None} == {**found[1], "data": None}
+
+
+def test_a_table_is_prepared_and_its_faults_are_told(csham, images):
+    table = images.parent / "animals.csv"
+    lines = [f"{path},{path.parent.name}" for path in sorted(images.rglob("*.png"))]
+    table.write_text("\n".join(["path,label", *lines]))
+    assert "animals.csv: 60 images" in csham("prepare", table)[1]
+    table.write_text("\n".join(["path,label", *lines, "last.png,"]))
+    code, _, err = csham("prepare", table)
+    assert (code, err) == (2, f"error: line 62 of {table} has no label. Fill it in, or remove the line.\n")
+
+
 def test_json_alone_on_standard_output(csham, images):
     found = json.loads(csham("prepare", images, "--json")[1])
     assert found["classes"] == ["ant", "bee", "cow"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 import csham
 from csham.data import BadFile
-from csham.data.folder import scan
+from csham.data.sources.folder import scan
 from csham.errors import UserError
 from csham.inference import Prediction, predict
 from csham.training import evaluate

@@ -26,6 +26,7 @@ from csham.cli.compare_end import conclude, part_of
 from csham.cli.compare_plan import show_plan
 from csham.cli.compare_start import check_store, find_controls
 from csham.cli.options import (
+    DATA_HELP,
     NETWORK,
     TRAINING,
     AllowLeaksOption,
@@ -76,7 +77,8 @@ def compare(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="A dataset (csham list datasets) or an image folder; left out, the one of --study.", show_default=False
+            help=f"{DATA_HELP}; left out, the one of --study.",
+            show_default=False,
         ),
     ] = None,
     *,

@@ -35,7 +35,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     data: Annotated[
         str | None,
-        typer.Argument(help="A dataset or folder with the same classes.", show_default="the run's"),
+        typer.Argument(help="A dataset or images with the same classes.", show_default="the run's"),
     ] = None,
     *,
     weights: WeightsOption = None,

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 NETWORK, TRAINING, DATA, RUN = "Network", "Training", "Data", "Run"
+DATA_HELP = "A dataset (csham list datasets), or images: a folder, a zip or tar of one, a CSV or TSV of paths, Parquet"
 _RECIPE = "from the recipe"
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import csham.data
 from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json
+from csham.cli.options import DATA_HELP
 from csham.training.progress import create_progress
 
 __all__ = ["prepare"]
@@ -19,7 +20,10 @@ _SAME_SHOWN = 3
 
 
 def prepare(
-    data: Annotated[str, typer.Argument(help="A dataset (csham list datasets) or an image folder.")],
+    data: Annotated[
+        str,
+        typer.Argument(help=f"{DATA_HELP}."),
+    ],
     *,
     image_size: Annotated[
         int | None, typer.Option(help="Height and width in pixels.", show_default="the dataset's own")

@@ -19,6 +19,7 @@ from csham.cli.common import (
     print_json,
 )
 from csham.cli.options import (
+    DATA_HELP,
     NETWORK,
     RUN,
     TRAINING,
@@ -67,7 +68,10 @@ def train(
     ctx: typer.Context,
     data: Annotated[
         str | None,
-        typer.Argument(help="A dataset (csham list datasets) or an image folder.", show_default=False),
+        typer.Argument(
+            help=f"{DATA_HELP}.",
+            show_default=False,
+        ),
     ] = None,
     *,
     backbone: Annotated[

@@ -1,7 +1,8 @@
 """Datasets, from files to augmented batches on the device.
 
-:func:`prepare` packs a named dataset (:data:`DATASETS`) or an image folder into a checked, memory-mapped
-cache (``packing``, over ``folder``, ``named``, ``decode`` and ``cache``), giving a :class:`PackedDataset`;
+:func:`prepare` packs what the user names, a dataset (:data:`DATASETS`), an image folder or another of the ``sources``,
+into a checked, memory-mapped cache (``packing``, over ``sources``, ``decode`` and ``cache``), giving a
+:class:`PackedDataset`;
 :class:`Batches` cuts seeded batches from it. Only ``batches`` imports torch, so preparing is quick to start.
 May import ``csham.errors`` and nothing else of the package. Start with :func:`prepare`.
 """
@@ -15,18 +16,20 @@ if TYPE_CHECKING:
     from csham.data.batches import Batch, Batches
     from csham.data.dataset import PackedDataset
     from csham.data.decode import BadFile
-    from csham.data.named import DATASETS
     from csham.data.packing import prepare
+    from csham.data.sources.base import Source
+    from csham.data.sources.named import DATASETS
     from csham.data.split import Split
 
-__all__ = ["DATASETS", "BadFile", "Batch", "Batches", "PackedDataset", "Split", "prepare"]
+__all__ = ["DATASETS", "BadFile", "Batch", "Batches", "PackedDataset", "Source", "Split", "prepare"]
 
 _FILES = {
-    "DATASETS": "named",
+    "DATASETS": "sources.named",
     "BadFile": "decode",
     "Batch": "batches",
     "Batches": "batches",
     "PackedDataset": "dataset",
+    "Source": "sources.base",
     "Split": "split",
     "prepare": "packing",
 }

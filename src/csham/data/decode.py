@@ -1,4 +1,4 @@
-"""One image file to one square of RGB bytes, whatever the file turns out to be.
+"""One image to one square of RGB bytes, whatever its file turns out to be.
 
 Runs in worker processes: imports only the standard library, numpy and Pillow.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import itertools
 import os
 import warnings
 from collections.abc import Sequence
@@ -18,7 +20,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "BadFile",
+    "Content",
     "DecodedChunk",
+    "Encoded",
+    "Unreadable",
     "channel_sums",
     "decode",
     "decode_chunk",
@@ -40,8 +45,26 @@ class BadFile(NamedTuple):
     reason: str
 
 
+class Encoded(NamedTuple):
+    """An image file that lies within another: its name there, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+class Unreadable(NamedTuple):
+    """An image whose bytes are not to be had, and why in plain words."""
+
+    name: str
+    reason: str
+
+
+# What an image is read from: a file's path, a file within another, pixels (H, W, 3) uint8, or nothing.
+Content = str | Encoded | np.ndarray | Unreadable
+
+
 class DecodedChunk(NamedTuple):
-    """What :func:`decode_chunk` reports about the files it decoded."""
+    """What :func:`decode_chunk` reports about the images it decoded."""
 
     sums: np.ndarray  # (n, 3, 2) int64
     bad: list[tuple[int, BadFile]]  # position in the chunk, file
@@ -62,57 +85,89 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(content: str | Path | Encoded) -> Image.Image:
     """Open an image file as what its name says, or as whatever else its content is; reads only the header.
 
     Raises:
         Exception: Whatever Pillow raises for a file it cannot open.
     """
     image_formats()
-    named = Image.registered_extensions().get(os.path.splitext(path)[1].lower())  # noqa: PTH122 - Path is slow
+    name = content.name if isinstance(content, Encoded) else content
+    named = Image.registered_extensions().get(os.path.splitext(name)[1].lower())  # noqa: PTH122 - Path is slow
     if named in image_formats():
         with contextlib.suppress(UnidentifiedImageError):
-            return Image.open(path, formats=[named])  # asking every format takes longer than a small image
-    return Image.open(path, formats=image_formats())
+            return Image.open(_file(content), formats=[named])  # asking every format takes longer than a small image
+    return Image.open(_file(content), formats=image_formats())
 
 
-def decode_chunk(paths: Sequence[str], side: int, target: str, offset: int) -> DecodedChunk:
-    """Decode files one after another and write their pixels as one block into a file that exists.
+def _file(content: str | Path | Encoded) -> str | Path | io.BytesIO:
+    return io.BytesIO(content.data) if isinstance(content, Encoded) else content
+
+
+def decode_chunk(
+    contents: Sequence[Content], side: int, target: str, offset: int, rows: Sequence[int] | None = None
+) -> DecodedChunk:
+    """Decode images one after another and write their pixels into a file that exists.
 
     Args:
-        paths: Image files, n of them.
+        contents: The images, n of them.
         side: Side of the squares in pixels.
-        target: File that receives n * side * side * 3 bytes; rows of bad files are zero.
-        offset: Where in ``target`` the block begins, in bytes.
+        target: File that receives n * side * side * 3 bytes; those of bad images are zero.
+        offset: Where in ``target`` row 0 begins, in bytes.
+        rows: The row of each image, rising; by default 0 to n - 1.
 
     Raises:
         OSError: ``target`` cannot be written.
     """
-    pixels = np.zeros((len(paths), side, side, 3), np.uint8)
+    pixels = np.zeros((len(contents), side, side, 3), np.uint8)
     bad: list[tuple[int, BadFile]] = []
     animated = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata: the pixels are what counts
-        for position, path in enumerate(paths):
+        for position, content in enumerate(contents):
             try:
-                pixels[position], moving = decode(path, side)
-                animated += moving
+                if isinstance(content, Unreadable):
+                    bad.append((position, BadFile(*content)))
+                elif isinstance(content, np.ndarray):
+                    pixels[position] = _fitted(content, side)
+                else:
+                    pixels[position], moving = decode(content, side)
+                    animated += moving
             except Exception as err:  # Pillow's plugins raise anything from SyntaxError to struct.error
-                bad.append((position, BadFile(path, reason(path, err))))
+                bad.append((position, _bad_file(content, err)))
     # Written rather than stored through a memory map, where a full disk would be a bus error.
     with Path(target).open("r+b", buffering=0) as file:
-        file.seek(offset)
-        rest = pixels.reshape(-1).data
-        while rest:
-            rest = rest[file.write(rest) :]
+        for first, last in _runs(range(len(contents)) if rows is None else rows):
+            file.seek(offset + (rows[first] if rows is not None else first) * side * side * 3)
+            rest = pixels[first:last].reshape(-1).data
+            while rest:
+                rest = rest[file.write(rest) :]
     return DecodedChunk(channel_sums(pixels), bad, animated)
 
 
-def decode(path: str | Path, side: int) -> tuple[np.ndarray, bool]:
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Positions from which to which rows follow on each other."""
+    breaks = [position for position in range(1, len(rows)) if rows[position] != rows[position - 1] + 1]
+    bounds = [0, *breaks, len(rows)]
+    return list(itertools.pairwise(bounds))
+
+
+def _fitted(pixels: np.ndarray, side: int) -> np.ndarray:
+    return pixels if pixels.shape[:2] == (side, side) else np.asarray(fit_square(Image.fromarray(pixels), side))
+
+
+def _bad_file(content: Content, err: Exception) -> BadFile:
+    if isinstance(content, Encoded):
+        return BadFile(content.name, reason("", err) if content.data else _EMPTY)
+    name = content if isinstance(content, str) else ""
+    return BadFile(name, reason(name, err))
+
+
+def decode(content: str | Path | Encoded, side: int) -> tuple[np.ndarray, bool]:
     """Decode one image: upright, over white, as 8-bit RGB, its centre square resized to ``side``.
 
     Args:
-        path: The file. Of an animation or a multi-page file the first frame is taken.
+        content: The file. Of an animation or a multi-page file the first frame is taken.
         side: Side of the square in pixels.
 
     Returns:
@@ -121,7 +176,7 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, bool]:
     Raises:
         Exception: Whatever Pillow raises for a file it cannot decode.
     """
-    with open_image(path) as image:
+    with open_image(content) as image:
         # MPO is a camera's JPEG with a preview or a second view behind the picture, no animation.
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
         return square_pixels(image, side), animated
@@ -202,8 +257,8 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 def reason(path: str, err: Exception) -> str:
     """Say in plain words why a file could not be decoded: what :func:`decode` raised."""
     with contextlib.suppress(OSError, ValueError):  # a NUL in a path is a ValueError
-        if Path(path).stat().st_size == 0:
-            return "empty file (0 bytes)"
+        if path and Path(path).stat().st_size == 0:
+            return _EMPTY
     for kind, words in _REASONS.items():
         if isinstance(err, kind):
             return words
@@ -215,6 +270,7 @@ def reason(path: str, err: Exception) -> str:
     return f"cannot be decoded ({words[:120] or type(err).__name__})"
 
 
+_EMPTY = "empty file (0 bytes)"
 _REASONS: dict[type[Exception], str] = {
     FileNotFoundError: "no such file (a broken link?)",
     PermissionError: "no permission to read it",

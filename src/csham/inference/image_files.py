@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from csham.data.folder import image_files
+from csham.data.sources.folder import image_files
 from csham.errors import UserError
 
 __all__ = ["ImageFiles"]

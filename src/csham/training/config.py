@@ -41,7 +41,7 @@ class Images(Settings):
     """The images of a run.
 
     Attributes:
-        data: Name of a dataset, or the path of an image folder.
+        data: Name of a dataset, or the path of images, as :func:`csham.data.prepare` takes it.
     """
 
     data: Annotated[str, Mark.SOURCE]

@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
 )
 
 from csham.backbones.spec import NetworkSpec
-from csham.data.folder import is_class_name
+from csham.data.sources.layout import is_class_name
 from csham.errors import UserError
 from csham.files import parse_json, write_atomically
 from csham.layers.channel import in_todays_names

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csham.data import prepare
-from csham.data.named import DATASETS, IMAGE_SIZES
+from csham.data.sources.named import DATASETS, IMAGE_SIZES
 from csham.errors import UserError
 
 NOWHERE = "http://127.0.0.1:9/cifar.tar.gz"  # the discard port: refused at once

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from csham.data.downloads import Archive, downloading
+from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of
 from csham.data.split import TEST, TRAIN, held_out
 
-__all__ = ["DATASETS", "IMAGE_SIZES", "NamedImages", "load_named"]
+__all__ = ["DATASETS", "IMAGE_SIZES", "NamedSource"]
 
 # What `csham list datasets` shows: name, and what it is and where it comes from.
 DATASETS: dict[str, str] = {
@@ -30,40 +30,37 @@ DATASETS: dict[str, str] = {
 IMAGE_SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32, "caltech101": 128, "caltech101-background": 128}
 
 
-@dataclass
-class NamedImages:
-    """A named dataset in memory.
+class NamedSource(Source):
+    """A small data set that is read into memory: scikit-learn's digits, torchvision's CIFAR."""
 
-    Attributes:
-        images: (N, H, W, 3) uint8.
-        labels: (N,) int64.
-        parts: (N,) uint8, as in ``PackedDataset``.
-        classes: Class names.
-        flip: Whether a mirrored image still belongs to its class.
-    """
+    def __init__(self, name: str) -> None:
+        self.name = self.location = name
+        self.fingerprint = f"{name} 1"
 
-    images: np.ndarray
-    labels: np.ndarray
-    parts: np.ndarray
-    classes: tuple[str, ...]
-    flip: bool = True
+    @classmethod
+    def find(cls, data: str | Path) -> Source | None:
+        """Take a name of :data:`DATASETS`."""
+        return cls(data) if isinstance(data, str) and data in DATASETS else None
 
+    def default_size(self) -> int:
+        """Size of its images, or what most take them for."""
+        return IMAGE_SIZES[self.name]
 
-def load_named(name: str, downloads: Path, say: Callable[[str], None]) -> NamedImages:
-    """Load a small dataset of :data:`DATASETS`, downloading it first where it has to be.
-
-    Args:
-        name: ``"digits"``, ``"cifar10"`` or ``"cifar100"``; Caltech-101 is a folder (``caltech101``).
-        downloads: Folder in which downloads are kept.
-        say: Told what is going on when it takes a while.
-
-    Raises:
-        UserError: The download failed, or what was downloaded has a wrong checksum.
-    """
-    return _digits() if name == "digits" else _cifar(name, downloads, say)
+    def load(self, work: Workplace) -> Images:
+        """Read all images."""
+        return _digits() if self.name == "digits" else _cifar(self.name, work.downloads, work.say)
 
 
-def _digits() -> NamedImages:
+def _in_memory(
+    images: np.ndarray, labels: np.ndarray, parts: np.ndarray, classes: tuple[str, ...], *, flip: bool = True
+) -> Images:
+    def chunks(most: int) -> Iterator[Chunk]:
+        return chunks_of(enumerate(images), most)
+
+    return Images(Listing(Path(), classes, [], labels, parts), chunks, decoded=True, flip=flip)
+
+
+def _digits() -> Images:
     from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second, and only packing needs it
 
     found = load_digits()
@@ -73,17 +70,17 @@ def _digits() -> NamedImages:
     labels = found.target.astype(np.int64)
     parts = np.full(len(labels), TRAIN, np.uint8)
     parts[held_out(labels, 0.2, np.random.default_rng(0))] = TEST
-    return NamedImages(images, labels, parts, tuple("0123456789"), flip=False)
+    return _in_memory(images, labels, parts, tuple("0123456789"), flip=False)
 
 
-def _cifar(name: str, downloads: Path, say: Callable[[str], None]) -> NamedImages:
+def _cifar(name: str, downloads: Path, say: Callable[[str], None]) -> Images:
     from torchvision import datasets  # noqa: PLC0415 - imports torch, which nothing else here needs
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     train, test = (_open_cifar(kind, name, downloads, train, say) for train in (True, False))
     labels = np.array([*train.targets, *test.targets], np.int64)
     parts = np.repeat(np.array([TRAIN, TEST], np.uint8), [len(train.data), len(test.data)])
-    return NamedImages(np.concatenate([train.data, test.data]), labels, parts, tuple(train.classes))
+    return _in_memory(np.concatenate([train.data, test.data]), labels, parts, tuple(train.classes))
 
 
 def _open_cifar(kind: Any, name: str, downloads: Path, train: bool, say: Callable[[str], None]) -> Any:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csham.data import folder
-from csham.data.folder import default_image_size, scan
+from csham.data.sources import folder
+from csham.data.sources.base import default_image_size
+from csham.data.sources.folder import scan
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 

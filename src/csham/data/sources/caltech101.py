@@ -1,4 +1,4 @@
-"""Caltech-101: from its published archive to an image folder."""
+"""Caltech-101, from its published archive."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from csham.data.downloads import Archive, fetch
+from csham.data.sources.base import Images, Source, Workplace
+from csham.data.sources.folder import folder_images, scan
+from csham.data.sources.layout import BACKGROUND
+from csham.data.sources.named import IMAGE_SIZES
 from csham.errors import UserError
 
-__all__ = ["BACKGROUND", "FOLDERS", "unpack_caltech101"]
+__all__ = ["Caltech101Source"]
 
 # Whether the background class, 467 assorted pictures, is kept as a 102nd: torchvision leaves it out as no real class,
 # TensorFlow Datasets and the benchmarks made from it keep it.
-FOLDERS = {"caltech101": False, "caltech101-background": True}
-BACKGROUND = "BACKGROUND_Google"
+_BACKGROUND_KEPT = {"caltech101": False, "caltech101-background": True}
 
 # As torchvision has them since 0.24; the places of earlier versions are gone.
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
@@ -24,22 +27,32 @@ MD5 = "3138e1922a9193bfa496528edbbc45d0"
 _INNER = "101_ObjectCategories"
 
 
-def unpack_caltech101(
-    downloads: Path, target: Path, *, background: bool, say: Callable[[str], None] = lambda what: None
-) -> Path:
-    """Unpack the images of Caltech-101, downloading its archive first unless it is there.
+class Caltech101Source(Source):
+    """Caltech-101 with or without its background class; unpacked while it is packed."""
 
-    Args:
-        downloads: Folder in which downloads are kept.
-        target: Folder to make; in the end it holds ``<class>/*.jpg``.
-        background: Whether to keep the background class.
-        say: Told what is going on.
+    def __init__(self, name: str) -> None:
+        self.name = self.location = name
+        self.fingerprint = f"{name} 1"
 
-    Returns:
-        ``target``.
+    @classmethod
+    def find(cls, data: str | Path) -> Source | None:
+        """Take its two names."""
+        return cls(data) if isinstance(data, str) and data in _BACKGROUND_KEPT else None
 
-    Raises:
-        UserError: The archive could not be downloaded or read, or holds what it should not.
+    def default_size(self) -> int:
+        """Size that suits photographs of 300 pixels."""
+        return IMAGE_SIZES[self.name]
+
+    def load(self, work: Workplace) -> Images:
+        """Unpack the archive."""
+        _unpack_all(work.downloads, work.scratch, background=_BACKGROUND_KEPT[self.name], say=work.say)
+        listing = scan(work.scratch)
+        listing.shown = listing.files
+        return folder_images(listing)
+
+
+def _unpack_all(downloads: Path, target: Path, *, background: bool, say: Callable[[str], None]) -> None:
+    """Unpack the images into ``target/<class>/*.jpg``, downloading the archive first unless it is there.
 
     Source: Li, Andreetto, Ranzato and Perona, "Caltech 101", CaltechDATA, doi 10.22002/D1.20086.
     """
@@ -58,7 +71,6 @@ def unpack_caltech101(
         raise UserError(
             f"{archive.path} cannot be unpacked ({err}). Remove it, to download it again, or give an image folder."
         ) from err
-    return target
 
 
 def _inner_name(outer: zipfile.ZipFile) -> str:

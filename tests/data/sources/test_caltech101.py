@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csham.data import caltech101, prepare
+from csham.data import prepare
+from csham.data.sources import caltech101
 from csham.errors import UserError
 
 NOWHERE = "http://127.0.0.1:9/caltech-101.zip"  # the discard port: refused at once
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "caltech101-128px.zip"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "caltech101-128px.zip"
 
 # Class: size and mode of its images, as they vary in the original.
 CLASSES = {

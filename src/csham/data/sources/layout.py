@@ -1,0 +1,206 @@
+"""What folders of images mean, on a disk or in an archive: which is a part, which a class, and what cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from csham.data.decode import image_suffixes
+from csham.data.sources.base import Listing
+from csham.data.split import TEST, TRAIN, VALIDATION
+from csham.errors import UserError
+
+__all__ = [
+    "BACKGROUND",
+    "PART_NAMES",
+    "VALIDATION_NAMES",
+    "File",
+    "Tree",
+    "is_class_name",
+    "is_image",
+    "is_silent",
+    "list_images",
+    "note_background",
+    "some",
+]
+
+EXPECTED = "An image folder holds train/<class>/* with test/<class>/* or val/<class>/*, or <class>/* alone."
+BACKGROUND = "BACKGROUND_Google"  # Caltech-101's assorted pictures
+VALIDATION_NAMES = {"val", "valid", "validation"}
+PART_NAMES = {"train", "training", "test", "testing", *VALIDATION_NAMES}
+_SILENT = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave behind
+_LONGEST_NAME = 255  # characters, where file systems allow as many bytes
+
+
+class File(NamedTuple):
+    """A file by its path below the root, with what tells that it was modified."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class Tree(Protocol):
+    """Folders and files below a root, without what operating systems leave behind."""
+
+    root: Path
+
+    def subfolders(self, folder: Path) -> list[str]:
+        """Names of the folders in a folder, sorted."""
+
+    def files(self, folder: Path) -> list[str]:
+        """Names of the files directly in a folder."""
+
+    def images(self, folder: Path) -> tuple[list[File], int]:
+        """Images anywhere below a folder, sorted by path, and how many other files there are."""
+
+
+def list_images(tree: Tree) -> Listing:
+    """List the images of a tree and check that they can be trained on.
+
+    Raises:
+        UserError: No images, fewer than two classes, an empty class, or classes that differ between parts.
+    """
+    root = tree.root
+    folders, notes = _part_folders(tree)
+    found = {part: tree.subfolders(folder) for part, folder in folders.items()}
+    classes = sorted(found[TRAIN])
+    _check_classes(tree, folders, found)
+
+    files: list[File] = []
+    labels: list[int] = []
+    parts: list[int] = []
+    ignored = outside = 0
+    for folder in {root, *folders.values()}:
+        ignored_here, outside_here = _count_outside(tree, folder)
+        ignored, outside = ignored + ignored_here, outside + outside_here
+    for part, folder in folders.items():
+        for label, name in enumerate(classes):
+            members, skipped = tree.images(folder / name)
+            if not members:
+                raise UserError(_no_images(folder / name, skipped))
+            files += members
+            labels += [label] * len(members)
+            parts += [part] * len(members)
+            ignored += skipped
+    if outside:
+        notes.append(f"{outside} image files lie in no class folder and were left out")
+    return Listing(
+        root=root,
+        classes=tuple(classes),
+        files=[file.path for file in files],
+        labels=np.array(labels, np.int64),
+        parts=np.array(parts, np.uint8),
+        fingerprint=_fingerprint(files),
+        ignored=ignored,
+        notes=notes,
+    )
+
+
+def note_background(listing: Listing) -> None:
+    """Mention Caltech-101's background class, which most leave out."""
+    if BACKGROUND in listing.classes:
+        listing.notes.append(f"{BACKGROUND} is one of the classes; results on Caltech-101's 101 classes are without it")
+
+
+def is_class_name(value: object) -> bool:
+    """Return whether something is a name that a class folder may have: text that can be printed, without ``/``."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or value in (".", "..") or "/" in value:
+        return False
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file counts as an image by its name."""
+    _, dot, ending = name.rpartition(".")
+    return dot + ending.lower() in image_suffixes()
+
+
+def is_silent(name: str) -> bool:
+    """Return whether a file or folder of this name is passed over without a word."""
+    return name.startswith(".") or name.lower() in _SILENT
+
+
+def some(names: list[str]) -> str:
+    """Name the first five."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
+    """Folder of each part that is there, and notes about folders that look like a part but are none."""
+    root, names = tree.root, tree.subfolders(tree.root)
+    by_name = {name.lower(): root / name for name in names}
+    others = set(by_name) - {"train", "test", *VALIDATION_NAMES}
+    # A class may be called "train" (the vehicle): then it holds images, and other classes stand beside it.
+    if "train" not in by_name or (others and not tree.subfolders(by_name["train"])):
+        if names and set(by_name) <= PART_NAMES:
+            raise UserError(f"{root} holds only {', '.join(names)}, but no train/. {EXPECTED}")
+        return {TRAIN: root}, []
+    folders = {TRAIN: by_name["train"]}
+    validation = [name for name in names if name.lower() in VALIDATION_NAMES]
+    if len(validation) > 1:
+        raise UserError(
+            f"{root} holds {' and '.join(validation)}, of which each could be the validation part. Keep one of them "
+            "there."
+        )
+    if validation:
+        folders[VALIDATION if "test" in by_name else TEST] = root / validation[0]
+    if "test" in by_name:
+        folders[TEST] = by_name["test"]
+    left_out = [name for name in names if name.lower() in others]
+    notes = [f"only train, test and val are read; left out: {', '.join(left_out[:5])}"] if left_out else []
+    return folders, notes
+
+
+def _check_classes(tree: Tree, folders: dict[int, Path], found: dict[int, list[str]]) -> None:
+    train = found[TRAIN]
+    if not train:
+        raise UserError(_no_class_folders(tree, folders[TRAIN]))
+    unnamed = next(
+        (folders[part] / name for part, names in found.items() for name in names if not is_class_name(name)), None
+    )
+    if unnamed is not None:
+        raise UserError(
+            f"{os.fspath(unnamed)!r}: the name of a class folder is the name of its class, and this one holds control "
+            "characters or bytes that are no UTF-8, which cannot be shown. Rename the folder."
+        )
+    for part, names in found.items():
+        missing = [f"{folders[part].name}/{name}" for name in train if name not in set(names)]
+        extra = [f"{folders[TRAIN].name}/{name}" for name in names if name not in set(train)]
+        if missing or extra:
+            raise UserError(
+                f"the classes of {folders[TRAIN]} and {folders[part]} differ. Missing: "
+                f"{some(missing + extra)}. Both need the same class folders."
+            )
+    if len(train) == 1:
+        inner = folders[TRAIN] / train[0]
+        hint = f" Did you mean {inner}?" if len(tree.subfolders(inner)) > 1 else " At least two are needed."
+        raise UserError(f"{folders[TRAIN]} holds only one class, {train[0]!r}.{hint}")
+
+
+def _no_class_folders(tree: Tree, folder: Path) -> str:
+    _, images = _count_outside(tree, folder)
+    what = f"holds {images} images but no class folders" if images else "holds no images"
+    return f"{folder} {what}. {EXPECTED}"
+
+
+def _no_images(folder: Path, skipped: int) -> str:
+    why = f" ({skipped} files there are no images by their name)" if skipped else ""
+    return f"class {folder.name!r} is empty: no images in {folder}{why}. Add images or remove the folder."
+
+
+def _count_outside(tree: Tree, folder: Path) -> tuple[int, int]:
+    """Files directly in a part's folder, and how many of them are images: they belong to no class."""
+    names = tree.files(folder)
+    return len(names), sum(is_image(name) for name in names)
+
+
+def _fingerprint(files: list[File]) -> str:
+    lines = "\0".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
