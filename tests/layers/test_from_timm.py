@@ -6,7 +6,7 @@ import timm.layers
 import torch
 
 import csham
-from csham.layers.from_timm import FROM_TIMM
+from csham.layers.names import ATTENTIONS
 
 
 def gated(x, weights):
@@ -116,6 +116,7 @@ FORMULAS = {
     "ela": ela,
     "strip": strip,
 }
+FROM_TIMM = [name for name, entry in ATTENTIONS.items() if entry.source.endswith("(timm)")]
 # What timm calls them, with its own defaults; ge cannot be built there.
 TIMM = [name for name in FROM_TIMM if name != "ge"]
 

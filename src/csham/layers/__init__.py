@@ -1,8 +1,8 @@
 """Attention layers: modules that own parameters and settings and call ``ops``.
 
 ``channel``, ``spatial`` and ``hybrid`` are CSHAM's, ``from_timm`` and ``cbam`` timm's, the other attentions have a file
-each; ``zoo`` builds any by its name, ``names`` says which there are without importing torch, ``recording`` shows the
-weights they use, ``opaque`` what tools that read their code make of them. Imports only ``ops``. Start with
+each; ``names`` says which there are and where, without importing torch, ``zoo`` builds any by its name, ``recording``
+shows the weights they use, ``opaque`` what tools that read their code make of them. Imports only ``ops``. Start with
 :class:`CSHAM`; an attention of your own begins as a :class:`Gate`.
 """
 

@@ -33,6 +33,8 @@ class DoubleAttention(Opaque, nn.Module):
     Source: Chen et al., "A²-Nets: Double Attention Networks", NeurIPS 2018, arXiv:1810.11579.
     """
 
+    gate_kind: str | None = None
+
     def __init__(
         self,
         channels: int,

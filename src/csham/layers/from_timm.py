@@ -8,7 +8,6 @@ at the module ``gate``. Those that scale channels by what their averages say run
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,12 +25,24 @@ from csham.layers.accelerated import (
     AcceleratedEffectiveSEModule,
     AcceleratedSEModule,
 )
-from csham.layers.cbam import CBAM, LightCBAM
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.norm import BatchNorm2d, GroupNorm
 from csham.layers.opaque import Opaque
 
-__all__ = ["FROM_TIMM"]
+__all__ = [
+    "AddedGlobalContext",
+    "CircularEfficientChannelAttention",
+    "CoordinateAttention",
+    "EffectiveSqueezeExcite",
+    "EfficientChannelAttention",
+    "EfficientLocalAttention",
+    "GatherExcite",
+    "GlobalContext",
+    "HiddenEfficientChannelAttention",
+    "SimpleCoordinateAttention",
+    "SqueezeExcite",
+    "StripAttention",
+]
 
 
 class _FromTimm(Opaque):
@@ -249,21 +260,3 @@ class StripAttention(_FromTimm, StripAttn):
     """``y = σ(a_h + a_w) ⊙ x``, from depthwise convolutions of the means of rows and columns. Source: timm."""
 
     gate_kind = "full"
-
-
-FROM_TIMM: dict[str, Callable[..., nn.Module]] = {
-    "se": SqueezeExcite,
-    "ese": EffectiveSqueezeExcite,
-    "eca": EfficientChannelAttention,
-    "ecam": HiddenEfficientChannelAttention,
-    "ceca": CircularEfficientChannelAttention,
-    "ge": GatherExcite,
-    "gc": GlobalContext,
-    "gca": AddedGlobalContext,
-    "cbam": CBAM,
-    "lcbam": LightCBAM,
-    "coord": CoordinateAttention,
-    "scoord": SimpleCoordinateAttention,
-    "ela": EfficientLocalAttention,
-    "strip": StripAttention,
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from csham.layers.opaque import Opaque
 from csham.layers.recording import has_hooks, is_recorded
 from csham.layers.spatial import SpatialAttention
 
-__all__ = ["CSHAM", "connect"]
+__all__ = ["CSHAM", "connect", "csham_linear"]
 
 
 class CSHAM(Opaque, nn.Module):
@@ -73,6 +74,10 @@ class CSHAM(Opaque, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
         return self.attend(x)
+
+
+csham_linear = partial(CSHAM, act=None)
+"""The module without ReLU."""
 
 
 def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:

@@ -14,6 +14,7 @@ class AttentionName(Named):
     """One attention.
 
     Attributes:
+        layer: What builds it from a number of channels, as ``"module:name"``.
         formula: Its parameters for C channels, in the functions of :data:`FORMULAS`.
         params: Its parameters for 256 channels.
         maps: What :func:`csham.layers.record_weights` finds, in this order: of ``"channel"`` (B, C), ``"spatial"``
@@ -22,6 +23,7 @@ class AttentionName(Named):
         paper: Settings that make the paper's form of it, where the default is another (``source`` says "after").
     """
 
+    layer: str
     formula: str
     params: int
     maps: tuple[str, ...]
@@ -44,12 +46,13 @@ _CSHAM = "Pan et al., ICPR 2022 (csham)"
 _BOTH = ("channel", "spatial")
 
 
-def _csham(name: str, summary: str, formula: str, params: int, maps: tuple[str, ...]) -> AttentionName:
-    return AttentionName(name, summary, _CSHAM, formula, params, maps, two_part=maps == _BOTH)
+def _csham(name: str, layer: str, summary: str, formula: str, params: int, maps: tuple[str, ...]) -> AttentionName:
+    return AttentionName(name, summary, _CSHAM, layer, formula, params, maps, two_part=maps == _BOTH)
 
 
 def _timm(
     name: str,
+    layer: str,
     summary: str,
     source: str,
     formula: str,
@@ -57,11 +60,12 @@ def _timm(
     maps: tuple[str, ...] = ("channel",),
     paper: str = "",
 ) -> AttentionName:
-    return AttentionName(name, summary, f"{source} (timm)", formula, params, maps, maps == _BOTH, paper)
+    return AttentionName(name, summary, f"{source} (timm)", layer, formula, params, maps, maps == _BOTH, paper)
 
 
 def _paper(
     name: str,
+    layer: str,
     summary: str,
     source: str,
     formula: str,
@@ -69,7 +73,7 @@ def _paper(
     maps: tuple[str, ...] = ("full",),
     two_part: bool = False,
 ) -> AttentionName:
-    return AttentionName(name, summary, f"{source} (csham)", formula, params, maps, two_part)
+    return AttentionName(name, summary, f"{source} (csham)", layer, formula, params, maps, two_part)
 
 
 _ECA = "Wang et al., CVPR 2020, arXiv:1910.03151"
@@ -79,12 +83,29 @@ _COORD = "Hou et al., CVPR 2021, arXiv:2103.02907"
 
 ATTENTIONS = table(
     [
-        _csham("csham", "channel-spatial hybrid attention, with ReLU", "9C + 117", 2421, _BOTH),
-        _csham("csham_linear", "the same without ReLU", "9C + 117", 2421, _BOTH),
-        _csham("csham_channel", "CSHAM's channel step alone", "15", 15, ("channel",)),
-        _csham("csham_spatial", "CSHAM's spatial step alone", "9C + 102", 2406, ("spatial",)),
+        _csham(
+            "csham", "csham.layers.hybrid:CSHAM", "channel-spatial hybrid attention, with ReLU", "9C + 117", 2421, _BOTH
+        ),
+        _csham("csham_linear", "csham.layers.hybrid:csham_linear", "the same without ReLU", "9C + 117", 2421, _BOTH),
+        _csham(
+            "csham_channel",
+            "csham.layers.channel:ChannelAttention",
+            "CSHAM's channel step alone",
+            "15",
+            15,
+            ("channel",),
+        ),
+        _csham(
+            "csham_spatial",
+            "csham.layers.spatial:SpatialAttention",
+            "CSHAM's spatial step alone",
+            "9C + 102",
+            2406,
+            ("spatial",),
+        ),
         _timm(
             "se",
+            "csham.layers.from_timm:SqueezeExcite",
             "squeeze and excitation",
             "after Hu et al., CVPR 2018, arXiv:1709.01507",
             "2CR + C + R, R = r8(C / 16)",
@@ -93,26 +114,50 @@ ATTENTIONS = table(
         ),
         _timm(
             "ese",
+            "csham.layers.from_timm:EffectiveSqueezeExcite",
             "effective squeeze and excitation, one layer",
             "after Lee and Park, CVPR 2020, arXiv:1911.06667",
             "C² + C",
             65_792,
             paper='gate_layer="sigmoid"',
         ),
-        _timm("eca", "efficient channel attention", _ECA, "k", 5),
-        _timm("ecam", "ECA with a hidden layer", f"after {_ECA}", "kR + 2R + 1, R = g8(C / 8)", 225),
-        _timm("ceca", "ECA with the channels closed to a ring", f"after {_ECA}", "k", 5),
+        _timm("eca", "csham.layers.from_timm:EfficientChannelAttention", "efficient channel attention", _ECA, "k", 5),
+        _timm(
+            "ecam",
+            "csham.layers.from_timm:HiddenEfficientChannelAttention",
+            "ECA with a hidden layer",
+            f"after {_ECA}",
+            "kR + 2R + 1, R = g8(C / 8)",
+            225,
+        ),
+        _timm(
+            "ceca",
+            "csham.layers.from_timm:CircularEfficientChannelAttention",
+            "ECA with the channels closed to a ring",
+            f"after {_ECA}",
+            "k",
+            5,
+        ),
         _timm(
             "ge",
+            "csham.layers.from_timm:GatherExcite",
             "gather-excite over the whole map",
             "after Hu et al., NeurIPS 2018, arXiv:1810.12348",
             "2CR + C + R, R = r1(C / 16)",
             8464,
             paper="use_mlp=False",
         ),
-        _timm("gc", "global context, as a gate", f"after {_GC}", "2CR + 2C + 3R + 1, R = r1(C / 8)", 16_993),
+        _timm(
+            "gc",
+            "csham.layers.from_timm:GlobalContext",
+            "global context, as a gate",
+            f"after {_GC}",
+            "2CR + 2C + 3R + 1, R = r1(C / 8)",
+            16_993,
+        ),
         _timm(
             "gca",
+            "csham.layers.from_timm:AddedGlobalContext",
             "global context, added",
             f"after {_GC}",
             "2CR + 2C + 3R + 1, R = r1(C / 8)",
@@ -122,6 +167,7 @@ ATTENTIONS = table(
         ),
         _timm(
             "cbam",
+            "csham.layers.cbam:CBAM",
             "convolutional block attention",
             f"after {_CBAM}",
             "2CR + 100, R = r1(C / 16)",
@@ -130,10 +176,17 @@ ATTENTIONS = table(
             paper="spatial_norm=False",
         ),
         _timm(
-            "lcbam", "CBAM with pooled values added first", f"after {_CBAM}", "2CR + 51, R = r1(C / 16)", 8243, _BOTH
+            "lcbam",
+            "csham.layers.cbam:LightCBAM",
+            "CBAM with pooled values added first",
+            f"after {_CBAM}",
+            "2CR + 51, R = r1(C / 16)",
+            8243,
+            _BOTH,
         ),
         _timm(
             "coord",
+            "csham.layers.from_timm:CoordinateAttention",
             "coordinate attention",
             f"after {_COORD}",
             "3CR + 2R, R = r8(C / 24)",
@@ -143,6 +196,7 @@ ATTENTIONS = table(
         ),
         _timm(
             "scoord",
+            "csham.layers.from_timm:SimpleCoordinateAttention",
             "coordinate attention without norm, one gate",
             f"after {_COORD}",
             "3CR + 2C + R, R = r8(C / 6)",
@@ -151,6 +205,7 @@ ATTENTIONS = table(
         ),
         _timm(
             "ela",
+            "csham.layers.from_timm:EfficientLocalAttention",
             "efficient local attention",
             "after Xu and Wan, 2024, arXiv:2403.01123",
             "18C",
@@ -158,10 +213,19 @@ ATTENTIONS = table(
             ("full",),
             paper="groups=16, act_layer=nn.Identity",
         ),
-        _timm("strip", "gate of row and column means", "no paper", "6C", 1536, ("full",)),
-        _paper("simam", "how far each value stands out", "Yang et al., ICML 2021", "0", 0),
+        _timm(
+            "strip",
+            "csham.layers.from_timm:StripAttention",
+            "gate of row and column means",
+            "no paper",
+            "6C",
+            1536,
+            ("full",),
+        ),
+        _paper("simam", "csham.layers.simam:SimAM", "how far each value stands out", "Yang et al., ICML 2021", "0", 0),
         _paper(
             "bam",
+            "csham.layers.bam:BAM",
             "bottleneck attention, channel and position in one gate",
             "Park et al., BMVC 2018, arXiv:1807.06514",
             "3CR + 3C + 18R² + 13R + 3, R = f(C / 16)",
@@ -170,15 +234,24 @@ ATTENTIONS = table(
         ),
         _paper(
             "a2",
+            "csham.layers.a2:DoubleAttention",
             "double attention: gather, distribute, add",
             "Chen et al., NeurIPS 2018, arXiv:1810.11579",
             "4CR + C + 3R, R = f(C / 4)",
             65_984,
             (),
         ),
-        _paper("triplet", "three gates, one per pair of axes", "Misra et al., WACV 2021, arXiv:2010.03045", "300", 300),
+        _paper(
+            "triplet",
+            "csham.layers.triplet:TripletAttention",
+            "three gates, one per pair of axes",
+            "Misra et al., WACV 2021, arXiv:2010.03045",
+            "300",
+            300,
+        ),
         _paper(
             "shuffle",
+            "csham.layers.shuffle:ShuffleAttention",
             "channel and position gates in groups, shuffled",
             "Zhang and Yang, ICASSP 2021, arXiv:2102.00240",
             "3C / G, G = d(C / 2, 64)",
@@ -186,16 +259,23 @@ ATTENTIONS = table(
         ),
         _paper(
             "ema",
+            "csham.layers.ema:EMA",
             "efficient multi-scale attention across positions",
             "Ouyang et al., ICASSP 2023, arXiv:2305.13563",
             "10R² + 4R, R = C / d(C, 32)",
             672,
         ),
         _paper(
-            "scsa", "spatial gate guiding attention among channels", "Si et al., 2024, arXiv:2407.05128", "16C", 4096
+            "scsa",
+            "csham.layers.scsa:SCSA",
+            "spatial gate guiding attention among channels",
+            "Si et al., 2024, arXiv:2407.05128",
+            "16C",
+            4096,
         ),
         _paper(
             "scse",
+            "csham.layers.scse:SCSE",
             "channel and spatial squeeze and excitation, added",
             "Roy et al., MICCAI 2018, arXiv:1803.02579",
             "2CR + 2C + R + 1, R = f(C / 2)",

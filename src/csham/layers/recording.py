@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from csham.errors import UserError
-from csham.layers.a2 import DoubleAttention
 
 __all__ = ["has_hooks", "is_recorded", "record_weights"]
 
@@ -25,7 +24,7 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
 
     Args:
         layer: An attention of :func:`csham.create_attention`, one of its parts ``channel`` and ``spatial``, or any
-            module with a method ``weights`` that its forward pass calls.
+            module with a method ``weights`` that its forward pass calls. One whose ``gate_kind`` is None has none.
         note: Called as ``note(kind, weights)`` with ``("channel", (B, C))``, ``("spatial", (B, 1, H, W))`` or
             ``("full", (B, C, H, W))``, in the order of use. The weights are those of the graph: detach what you keep.
 
@@ -43,9 +42,7 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
     if callable(getattr(layer, "weights", None)):
         return _observe(layer, note)
     if hasattr(layer, "gate_kind"):
-        return _hook(layer, note)
-    if isinstance(layer, DoubleAttention):
-        return lambda: None
+        return _hook(layer, note) if layer.gate_kind else lambda: None
     parts = [part for name, part in layer.named_children() if name in ("channel", "spatial")]
     if len(parts) == 2 and all(callable(getattr(part, "weights", None)) for part in parts):
         return partial(_call_all, [_observe(part, note) for part in parts])
