@@ -25,7 +25,7 @@ from csham.cli.common import (
 )
 from csham.errors import UserError
 from csham.export.draft import check_free
-from csham.export.formats import FORMATS, check_format
+from csham.export.formats import FORMATS, any_of, check_format
 from csham.training.progress import QuietProgress, create_progress
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def export(
         typer.Argument(help="The run's dataset, if it lies elsewhere now.", show_default="the run's"),
     ] = None,
     *,
-    file_format: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
+    file_format: Annotated[str, typer.Option("--format", help=f"{any_of([*FORMATS])}.")] = "onnx",
     weights: WeightsOption = None,
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Let the file take bytes and normalise them itself.")
@@ -84,7 +84,7 @@ def export(
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     _check_numbers(samples, tolerance, calibration_images)
     _check_quantize(quantize, file_format, images)
-    path = output or (run if run.is_dir() else run.parent) / "export" / f"model{FORMATS[file_format]}"
+    path = output or (run if run.is_dir() else run.parent) / "export" / f"model{FORMATS[file_format].ending}"
     small = path.with_name(f"{path.stem}-int8{path.suffix}")
     for target in [path, small] if quantize else [path]:
         check_free(target, force)

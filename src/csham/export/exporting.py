@@ -10,20 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from csham import ops
 from csham.errors import UserError
 from csham.export.draft import check_free, draft_of
-from csham.export.formats import FORMATS, check_format
+from csham.export.formats import FORMATS, Format, check_format
 from csham.export.metadata import describe
-from csham.export.onnx_file import open_onnx, write_onnx
 from csham.export.parity import Parity, Runner, compare, reference_logits, resized
-from csham.export.program import Deployed, capture, is_dynamic, quietly, smallest
-from csham.export.pt2_file import open_pt2, write_pt2
+from csham.export.program import Content, Deployed, capture, is_dynamic, quietly, smallest
 from csham.export.real_images import as_pixels, run_images
-from csham.inference import Trained, load
+from csham.inference import Trained
 from csham.inference.transform import ImageLike
-from csham.training.network import write_weights
 from csham.training.progress import QuietProgress
 
 __all__ = ["Exported", "export"]
@@ -38,7 +36,7 @@ class Exported:
 
     Attributes:
         path: The file.
-        format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
+        format: One of :data:`csham.export.formats.FORMATS`.
         bytes: Its size.
         images: How many real images were compared, at the size that the network was trained on.
         max_error: The largest difference between its logits and the network's, at all sizes compared.
@@ -114,16 +112,16 @@ def export(
     path = Path(path)
     if dynamic_size not in (True, False, "auto"):
         raise UserError(f"dynamic_size is True, False or 'auto', got {dynamic_size!r}.")
-    format = format or next((name for name, ending in FORMATS.items() if ending == path.suffix), path.suffix)
+    format = format or next((one.name for one in FORMATS.values() if one.ending == path.suffix), path.suffix)
     check_format(format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     check_free(path, force)
     progress = progress or QuietProgress()
     pixels = (
         run_images(trained, count=_SAMPLES, progress=progress).pixels if images is None else as_pixels(trained, images)
     )
-    task = _Task(trained, Deployed(trained, preprocessing), format, opset, tolerance, pixels, progress)
+    task = _Task(trained, Deployed(trained, preprocessing), FORMATS[format], opset, tolerance, pixels, progress)
     with draft_of(path, force) as draft, quietly(verbose), ops.use_kernels("reference"):
-        found = task.write_weights(draft) if format == "safetensors" else task.write_graph(draft, dynamic_size)
+        found = task.write(draft, dynamic_size)
         _judge(found, tolerance, format)
     own, everything = found.own, found.everything
     return Exported(
@@ -160,21 +158,23 @@ class _FixedSizeError(Exception):
 class _Task:
     trained: Trained
     deployed: Deployed
-    format: str
+    format: Format
     opset: int | None
     tolerance: float
     pixels: np.ndarray
     progress: QuietProgress
 
-    def write_weights(self, draft: Path) -> _Found:
+    def write(self, draft: Path, dynamic_size: bool | str) -> _Found:
+        return self._graph(draft, dynamic_size) if self.format.graph else self._weights(draft)
+
+    def _weights(self, draft: Path) -> _Found:
         self.progress.note("writing the weights")
-        write_weights(draft, self.trained.network.state_dict(), self.trained.info, self.trained.run_weights)
-        network = load(draft).network
+        run = self._run_of(draft, None, None)
         with torch.no_grad():
-            parity = compare(self.deployed, network, self.pixels)
+            parity = compare(self.deployed, run, self.pixels)
         return _Found(parity, parity, sizes=(self.pixels.shape[1:3],))
 
-    def write_graph(self, draft: Path, dynamic_size: bool | str) -> _Found:
+    def _graph(self, draft: Path, dynamic_size: bool | str) -> _Found:
         """Write a graph for images of any size if that is wanted and works, else of the network's own."""
         if dynamic_size is False:
             return self._fixed(draft)
@@ -193,20 +193,20 @@ class _Task:
         return found._replace(notes=(f"takes images of {S} x {S} pixels only: {reason}", *found.notes))
 
     def _fixed(self, draft: Path) -> _Found:
-        self.progress.note(f"exporting to {self.format}")
+        self.progress.note(f"exporting to {self.format.name}")
         try:
             own = self._compare(self._written(draft, dynamic_size=False)[0], self.pixels)
         except UserError:
             raise
         except Exception as err:
-            raise UserError(f"{self.trained.label} cannot be exported to {self.format}: {_said(err)}.") from err
+            raise UserError(f"{self.trained.label} cannot be exported to {self.format.name}: {_said(err)}.") from err
         return _Found(own, own, ("batch",), sizes=(self.pixels.shape[1:3],))
 
     def _any_size(self, draft: Path) -> _Found:
         S = self.deployed.image_size
         larger, smaller = _other_sizes(S)
         self._ask_network(larger)
-        self.progress.note(f"exporting to {self.format}")
+        self.progress.note(f"exporting to {self.format.name}")
         run, least = self._written(draft, dynamic_size=True)
         own = self._compare(run, self.pixels)
         everything, sizes, notes = own, [(S, S)], []
@@ -244,12 +244,14 @@ class _Task:
         least = max(smallest(program, axis) for axis in deployed.side_axes)
         if dynamic_size and least > deployed.image_size:
             raise _FixedSizeError(f"its graph for other sizes holds from {least} pixels on")
-        about = describe(self.trained, preprocessing=deployed.preprocessing, least=least if dynamic_size else None)
-        if self.format == "pt2":
-            write_pt2(program, draft, about)
-            return open_pt2(draft), least
-        write_onnx(program, draft, about, side_axes=deployed.side_axes, opset=self.opset)
-        return open_onnx(draft), least
+        return self._run_of(draft, program, least if dynamic_size else None), least
+
+    def _run_of(self, draft: Path, program: ExportedProgram | None, least: int | None) -> Runner:
+        """Write the file, and return what runs it."""
+        about = describe(self.trained, preprocessing=self.deployed.preprocessing, least=least)
+        self.format.write(Content(self.trained, self.deployed, program, about, self.opset), draft)
+        run: Runner = self.format.open(draft)
+        return run
 
     def _compare(self, run: Runner, pixels: np.ndarray) -> Parity:
         count, height, width = pixels.shape[:3]

@@ -2,16 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pkgutil import resolve_name
+from typing import Any
 
 from csham.errors import UserError, unknown_name
 
-__all__ = ["FORMATS", "check_format"]
+__all__ = ["FORMATS", "Format", "any_of", "check_format"]
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
-"""Each format with the ending of its files."""
 
-_NEEDED = {"onnx": ("onnx", "onnxruntime", "onnxscript")}
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    Attributes:
+        name: What functions and options take.
+        ending: Of its files.
+        writer: What writes a :class:`csham.export.program.Content` to a path, as ``"module:name"``.
+        opener: What returns of the path of such a file a function from images to logits, likewise.
+        graph: It holds a captured program, which can take bytes and images of any size; else weights.
+        takes_opset: Its writer chooses among versions of ONNX's operators.
+        packages: What it needs, as ``import`` calls it, of the extra ``export``.
+    """
+
+    name: str
+    ending: str
+    writer: str
+    opener: str
+    graph: bool = True
+    takes_opset: bool = False
+    packages: tuple[str, ...] = ()
+
+    def write(self, content: Any, path: Any) -> None:
+        """Write a file."""
+        resolve_name(self.writer)(content, path)
+
+    def open(self, path: Any) -> Any:
+        """Return a function that runs a file which this process wrote."""
+        return resolve_name(self.opener)(path)
+
+
+FORMATS = {
+    entry.name: entry
+    for entry in [
+        Format(
+            "onnx",
+            ".onnx",
+            "csham.export.onnx_file:write_onnx",
+            "csham.export.onnx_file:open_onnx",
+            takes_opset=True,
+            packages=("onnx", "onnxruntime", "onnxscript"),
+        ),
+        Format("pt2", ".pt2", "csham.export.pt2_file:write_pt2", "csham.export.pt2_file:open_pt2"),
+        Format(
+            "safetensors",
+            ".safetensors",
+            "csham.export.weights_file:write_weights_file",
+            "csham.export.weights_file:open_weights_file",
+            graph=False,
+        ),
+    ]
+}
+"""Every format by its name."""
 
 
 def check_format(
@@ -30,10 +84,17 @@ def check_format(
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
-    if format == "safetensors" and (preprocessing or dynamic_size):
-        raise UserError("safetensors holds weights, no graph: preprocessing and dynamic size are for onnx and pt2.")
-    if format != "onnx" and opset is not None:
+    entry = FORMATS[format]
+    if not entry.graph and (preprocessing or dynamic_size):
+        graphs = any_of([other.name for other in FORMATS.values() if other.graph], "and")
+        raise UserError(f"{format} holds weights, no graph: preprocessing and dynamic size are for {graphs}.")
+    if not entry.takes_opset and opset is not None:
         raise UserError(f"an opset is a version of ONNX's operators; the format is {format}.")
-    missing = [name for name in _NEEDED.get(format, ()) if find_spec(name) is None]
+    missing = [name for name in entry.packages if find_spec(name) is None]
     if missing:
         raise UserError(f'export to {format} needs {", ".join(missing)}. Install them: pip install "csham[export]".')
+
+
+def any_of(names: Sequence[str], word: str = "or") -> str:
+    """Write names as a sentence has them."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

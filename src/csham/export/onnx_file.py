@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.export import ExportedProgram
 
 from csham.errors import UserError
 from csham.export.parity import Runner
-from csham.export.program import is_dynamic
+from csham.export.program import Content, is_dynamic
 
 __all__ = ["open_onnx", "session", "write_onnx"]
 
@@ -21,27 +20,17 @@ _INPUT, _OUTPUT = "images", "logits"
 _LARGEST = 2**31 - 1
 
 
-def write_onnx(
-    program: ExportedProgram,
-    path: Path,
-    metadata: Mapping[str, str],
-    *,
-    side_axes: tuple[int, int],
-    opset: int | None = None,
-) -> None:
-    """Convert a captured program and write it as one file.
+def write_onnx(content: Content, path: Path) -> None:
+    """Convert a captured program and write it as one file, the metadata as the model's ``metadata_props``.
 
-    Args:
-        program: With one input and one output.
-        path: The file.
-        metadata: Kept as the model's ``metadata_props``.
-        side_axes: Which axes of the input are height and width.
-        opset: Version of ONNX's operators; None takes what the converter was written for.
+    Without an opset it is the one that the converter was written for.
 
     Raises:
         UserError: The file would be larger than ONNX can be.
         Exception: Whatever torch.onnx raises.
     """
+    program, opset = content.program, content.opset
+    assert program is not None
     converted = torch.onnx.export(
         program, (), input_names=[_INPUT], output_names=[_OUTPUT], opset_version=opset, dynamo=True, verbose=False
     )
@@ -49,11 +38,11 @@ def write_onnx(
     (got,) = (entry.version for entry in model.opset_import if entry.domain == "")
     if opset not in (None, got):
         raise UserError(f"this network cannot be converted to opset {opset}; {got} is what it comes out in.")
-    _name_axes(model, program, side_axes)
+    _name_axes(model, program, content.deployed.side_axes)
     _strip(model)
-    for key, value in metadata.items():
+    for key, value in content.metadata.items():
         model.metadata_props.add(key=key, value=value)
-    model.doc_string = metadata["name"]
+    model.doc_string = content.metadata["name"]
     if model.ByteSize() > _LARGEST:
         raise UserError("the network is larger than 2 GB, which is all that an ONNX file can hold. Use --format pt2.")
     path.write_bytes(model.SerializeToString())

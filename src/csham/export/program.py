@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 from csham.data.batches import scale_and_shift
 from csham.inference import Trained
 
-__all__ = ["Deployed", "capture", "is_dynamic", "quietly", "smallest"]
+__all__ = ["Content", "Deployed", "capture", "is_dynamic", "quietly", "smallest"]
 
 
 class Deployed(nn.Module):
@@ -68,6 +69,25 @@ class Deployed(nn.Module):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return pixels.movedim(-1, 1).to(torch.float32) * self.scale + self.shift
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file is made of.
+
+    Attributes:
+        trained: The network as it was loaded.
+        deployed: As the file is to answer.
+        program: That captured, with one input and one output; None for files of weights.
+        metadata: What the file is to say of itself, as texts.
+        opset: Version of ONNX's operators, if one was asked for.
+    """
+
+    trained: Trained
+    deployed: Deployed
+    program: ExportedProgram | None
+    metadata: Mapping[str, str]
+    opset: int | None = None
 
 
 def capture(deployed: Deployed, *, dynamic_size: bool) -> ExportedProgram:
