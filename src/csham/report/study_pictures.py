@@ -21,9 +21,10 @@ from csham.report.study_figures import (
     pareto_front,
 )
 from csham.report.study_material import Material
-from csham.report.study_tables import bootstrap_words, curve
+from csham.report.study_tables import curve, shown
 from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
 from csham.report.tables import Cell, Column, Table
+from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
 from csham.training.metrics import METRICS
@@ -227,9 +228,10 @@ def _picture(
 
 
 def _difference_words(one: Comparison) -> str:
+    bootstrap = shown(STATISTICS["bootstrap_interval"], one)
     return (
         f"{one.label} {signed(one.mean)} points against {one.against}, t interval {interval(one.t_interval)}, BCa "
-        f"interval {bootstrap_words(one)}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
+        f"interval {bootstrap}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
     )
 
 

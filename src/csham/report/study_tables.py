@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, signed, thousands
 from csham.report.study_figures import Curve
 from csham.report.study_material import Material
 from csham.report.tables import Cell, Column, Table
+from csham.study.comparison_statistics import STATISTICS, Statistic
 from csham.study.findings import ClassDifference, Comparison, NetworkRow, Spread
-from csham.study.statistics import FEW
 from csham.training.metrics import METRICS, Metric, of_study
 
 __all__ = [
-    "bootstrap_words",
     "budget_table",
     "class_table",
     "curve",
     "curve_table",
     "network_table",
     "run_table",
+    "shown",
     "verdict_table",
 ]
 
@@ -37,15 +38,7 @@ def verdict_table(material: Material) -> Table:
         Column(
             "verdict", numeric=False, help=f"With differences below {results.worthwhile:g} points not worth having."
         ),
-        Column("difference", help="Test top-1 minus the plain network's, mean over paired seeds, percentage points."),
-        Column("95%, t", help="Student's t interval of the mean difference."),
-        Column("95%, BCa", help=f"Bootstrap interval of the mean difference; too narrow with fewer than {FEW} seeds."),
-        Column("seeds", help="That both networks have finished."),
-        Column("p, t-test", help="Paired, two-sided."),
-        Column("p, sign flip", help="Permutation test, two-sided."),
-        Column("p, Holm", help="Of the t-test, corrected for the number of rows."),
-        Column("smallest detectable", help="Difference that so many seeds show four times in five, percentage points."),
-        Column("seeds needed", help="In all, for a verdict four times in five if mean and scatter stay."),
+        *(Column(statistic.title, help=statistic.help) for statistic in STATISTICS.values() if statistic.title),
     ]
     return Table(
         "verdicts",
@@ -207,54 +200,52 @@ def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
     return Table("per_class", "Share of each class named right, in percent, against the plain network.", [], [], raw)
 
 
-def bootstrap_words(one: Comparison) -> str:
-    """Write the bootstrap's interval, or from when on there is one."""
-    return f"from {FEW} seeds on" if one.t_interval is not None and one.n < FEW else interval(one.bootstrap_interval)
+def shown(statistic: Statistic, one: Comparison) -> str:
+    """Write a number of a comparison as it is read."""
+    return statistic.instead(one) or _SHOWN[statistic.shown](one.value(statistic.name))
+
+
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "difference": signed,
+    "number": fixed,
+    "interval": interval,
+    "p": p_value,
+    "count": partial(fixed, digits=0),
+}
 
 
 def _verdict_cells(one: Comparison) -> list[Cell]:
-    seeds_needed = DASH if one.verdict != "cannot tell yet" else str(one.seeds_needed or "over 1000")
     return [
         _text(one.label),
         Cell(one.verdict, one.verdict, MARKS[one.verdict]),
-        Cell(signed(one.mean), one.mean),
-        Cell(interval(one.t_interval), one.t_interval and one.t_interval[0]),
-        Cell(bootstrap_words(one), one.bootstrap_interval and one.bootstrap_interval[0]),
-        Cell(str(one.n), one.n),
-        Cell(p_value(one.p_t), one.p_t),
-        Cell(p_value(one.p_sign_flip), one.p_sign_flip),
-        Cell(p_value(one.p_t_holm), one.p_t_holm),
-        Cell(fixed(one.smallest_detectable), one.smallest_detectable),
-        Cell(seeds_needed, one.seeds_needed),
+        *(
+            Cell(shown(statistic, one), _ends(statistic, one)[0])
+            for statistic in STATISTICS.values()
+            if statistic.title
+        ),
     ]
 
 
 def _verdict_row(one: Comparison) -> dict[str, Any]:
-    t_low, t_high = one.t_interval or (None, None)
-    low, high = one.bootstrap_interval or (None, None)
-    return {
+    row: dict[str, Any] = {
         "network": one.label,
         "backbone": one.backbone,
         "against": one.against,
         "instead_of": one.instead_of,
         "verdict": one.verdict,
-        "seeds": one.n,
-        "difference": one.mean,
-        "sd": one.sd,
-        "t_low": t_low,
-        "t_high": t_high,
-        "bca_low": low,
-        "bca_high": high,
-        "p_t": one.p_t,
-        "p_sign_flip": one.p_sign_flip,
-        "p_equivalent": one.p_equivalent,
-        "p_t_holm": one.p_t_holm,
-        "p_sign_flip_holm": one.p_sign_flip_holm,
-        "p_equivalent_holm": one.p_equivalent_holm,
-        "smallest_detectable": one.smallest_detectable,
-        "seeds_needed": one.seeds_needed,
-        "sentence": one.sentence,
+        "seeds": one.n,  # before the statistics for programs, among them for readers
     }
+    for statistic in STATISTICS.values():
+        row |= zip(statistic.columns or (statistic.name,), _ends(statistic, one), strict=True)
+    return row | {"sentence": one.sentence}
+
+
+def _ends(statistic: Statistic, one: Comparison) -> Sequence[Any]:
+    """Return a number as one, an interval as two."""
+    value = one.value(statistic.name)
+    if statistic.shown == "interval":
+        return (None, None) if value is None else value
+    return (value,)
 
 
 def _metrics(material: Material) -> dict[str, Metric]:

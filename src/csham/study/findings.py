@@ -81,10 +81,7 @@ class NetworkRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything under its name, each metric too."""
-        found: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            found |= value if name == "metrics" else {name: value}
-        return found
+        return _flat(self, "metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +121,8 @@ class Comparison(Difference):
         seeds: That both have.
         differences: Top-1 of the network minus that of the plain one, in percentage points, in the order of ``seeds``.
         controls: Against each budget control of this network.
+        more: What is computed from ``differences`` for :data:`csham.study.comparison_statistics.STATISTICS` alone;
+            beside the others in JSON.
     """
 
     label: str
@@ -134,6 +133,15 @@ class Comparison(Difference):
     seeds: tuple[int, ...]
     differences: tuple[float, ...]
     controls: tuple[AgainstControl, ...]
+    more: dict[str, float | Interval | None] = field(default_factory=dict)
+
+    def value(self, name: str) -> Any:
+        """Return a statistic by its name."""
+        return self.more[name] if name in self.more else getattr(self, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything under its name, each of ``more`` too."""
+        return _flat(self, "more")
 
 
 @dataclass(frozen=True)
@@ -196,7 +204,8 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the records as JSON's values; seeds that are keys become text."""
-        shown = vars(self) | {"networks": [row.to_dict() for row in self.networks]}
+        rows = {name: [row.to_dict() for row in vars(self)[name]] for name in ("networks", "comparisons")}
+        shown = vars(self) | rows
         found: dict[str, Any] = _plain({name: value for name, value in shown.items() if name != "runs"})
         return found
 
@@ -222,6 +231,14 @@ class ClassDifference:
     mean: float
     sd: float | None
     images: float
+
+
+def _flat(found: Any, within: str) -> dict[str, Any]:
+    """Return the fields of a dataclass, and what one of them holds beside them."""
+    flat: dict[str, Any] = {}
+    for name, value in vars(found).items():
+        flat |= value if name == within else {name: value}
+    return flat
 
 
 def _plain(value: Any) -> Any:

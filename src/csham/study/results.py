@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from csham.errors import UserError, unknown_name
+from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import (
     AgainstControl,
     ClassDifference,
@@ -158,6 +159,7 @@ def _comparisons(
             seeds=tuple(pairs),
             differences=tuple(pairs.values()),
             controls=_against_controls(study, tops, network.label, means),
+            more={one.name: one.compute(tuple(pairs.values())) for one in STATISTICS.values() if one.compute},
         )
         for network, pairs, found in zip(networks, paired, compare(differences, study.worthwhile), strict=True)
     ]
