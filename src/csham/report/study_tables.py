@@ -236,7 +236,7 @@ def _verdict_row(one: Comparison) -> dict[str, Any]:
         "seeds": one.n,  # before the statistics for programs, among them for readers
     }
     for statistic in STATISTICS.values():
-        row |= zip(statistic.columns or (statistic.name,), _ends(statistic, one), strict=True)
+        row |= zip(statistic.keys, _ends(statistic, one), strict=True)
     return row | {"sentence": one.sentence}
 
 

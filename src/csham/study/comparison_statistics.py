@@ -17,7 +17,7 @@ class Statistic:
 
     Attributes:
         name: Its key in JSON.
-        columns: Its keys in tables for programs, of an interval two; empty: as ``name``.
+        columns: Its keys in tables for programs, if not :attr:`keys`; of an interval two.
         title: Its head in tables for readers; empty: it is not in them.
         help: What it means, in a few words.
         compute: Finds it from the paired differences, perhaps none, in percentage points; None where there is none.
@@ -33,6 +33,12 @@ class Statistic:
     compute: Callable[[Sequence[float]], float | Interval | None] | None = None
     shown: Literal["difference", "number", "interval", "p", "count"] = "number"
     instead: Callable[[Difference], str | None] = lambda _: None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Its keys in tables for programs."""
+        ends = (f"{self.name}_low", f"{self.name}_high") if self.shown == "interval" else (self.name,)
+        return self.columns or ends
 
 
 def _too_few(one: Difference) -> str | None:
