@@ -35,7 +35,7 @@ def write_onnx(
         program: With one input and one output.
         path: The file.
         metadata: Kept as the model's ``metadata_props``.
-        side_axes: Which axes of the input are height and width.
+        side_axes: Axes of height and width in the input.
         opset: Version of ONNX's operators; None takes what the converter was written for.
 
     Raises:

@@ -25,8 +25,8 @@ class Deployed(nn.Module):
     """The network of a run as its file will be: in float32, on the CPU, in evaluation mode.
 
     Args:
-        trained: Whose network is copied.
-        preprocessing: Whether it takes the bytes of images, and scales and normalises them itself.
+        trained: Trained network that is copied.
+        preprocessing: True if it takes the bytes of images, and scales and normalises them itself.
 
     Attributes:
         image_size: S, side of the images it was trained on, in pixels.
@@ -63,7 +63,7 @@ class Deployed(nn.Module):
 
     @property
     def side_axes(self) -> tuple[int, int]:
-        """Where height and width are in its input."""
+        """Axes of height and width in its input."""
         return (1, 2) if self.preprocessing else (2, 3)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def capture(deployed: Deployed, *, dynamic_size: bool) -> ExportedProgram:
 
 
 def is_dynamic(program: ExportedProgram, axis: int) -> bool:
-    """Whether the captured graph takes any extent along an axis of its input; torch.export may have fixed it."""
+    """Return True if the captured graph takes any extent along an axis of its input; torch.export may have fixed it."""
     return not isinstance(_extent(program, axis), int)
 
 
