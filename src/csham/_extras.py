@@ -1,4 +1,4 @@
-"""Which extra of csham installs what, for the error that a missing package ends in."""
+"""Extras of csham and what they install, for the error that a missing package ends in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def how_to_install(what: str, err: ImportError) -> str | None:
     """Return a sentence on a package that is not there, or None where it is none of an extra's.
 
     Args:
-        what: What needs it.
+        what: Subject of the sentence, which needs the package.
         err: From its import.
     """
     package = (err.name or "").partition(".")[0]

@@ -1,4 +1,4 @@
-"""What every table of names says of an entry."""
+"""Entry of a table of names: the fields that all of them have."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Named:
     """Something that a user can name.
 
     Attributes:
-        name: What functions and options take.
-        summary: What it is, in a few words.
+        name: Name that functions and options take.
+        summary: Description of it in a few words.
         source: Paper, and the code it comes from.
     """
 

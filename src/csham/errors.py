@@ -19,7 +19,7 @@ _LISTED = {
 
 
 class UserError(ValueError):
-    """What the user gave cannot work; the message says what, where, and what to do.
+    """Error in what the user gave; the message says what, where, and what to do.
 
     The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``.
     """
@@ -31,8 +31,8 @@ def unknown_name(
     """Build the error for a name that is none of ``choices``.
 
     Args:
-        kind: What was being named, such as ``"backbone"``.
-        name: What the user wrote.
+        kind: Kind of thing named, such as ``"backbone"``.
+        name: Name that the user wrote.
         choices: Every name that would have been accepted.
         unlisted: More of these, too many to list; the nearest are still offered.
         hint: A sentence on them, put last.

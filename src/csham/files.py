@@ -1,4 +1,4 @@
-"""Where files are cached, and files that a reader or a crash meets whole: old content or new, never half of it."""
+"""Folder of cached files, and files that a reader or a crash meets whole: old content or new, never half of it."""
 
 from __future__ import annotations
 

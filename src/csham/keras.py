@@ -53,7 +53,7 @@ class _Slot:
     Attributes:
         name: Of the layer, as ``named_modules`` spells it.
         kind: One of ``_WORDS``.
-        tensors: What it takes, and the shape that Keras has for each.
+        tensors: Tensors that it takes, and the shape that Keras has for each.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Run a stranger's network once to learn something about it, and leave it as it was."""
+"""Run a third-party network once to learn something about it, and leave it as it was."""
 
 from __future__ import annotations
 

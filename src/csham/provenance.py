@@ -1,4 +1,4 @@
-"""Where a number comes from: machine, versions, commit, date."""
+"""Provenance of a number: machine, versions, commit, date."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ Auto = Literal["auto"]
 
 
 class Mark(Enum):
-    """What a setting of a run does to its result.
+    """Effect of a setting of a run on its result.
 
     Attributes:
         MACHINE: It says where, when and how fast a run works, not what it computes.
@@ -162,7 +162,7 @@ _LONGEST_NAME = 255
 
 
 def is_name(value: object) -> bool:
-    """Whether a value from a file is a name: short, and of printable ASCII."""
+    """Return True if a value from a file is a name: short, and of printable ASCII."""
     return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable()
 
 

@@ -1,4 +1,4 @@
-"""Open the page to this machine alone, until somebody stops it."""
+"""Open the page to this machine alone, until it is stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def serve(trained: Trained, other: Trained | None = None, *, port: int | None = 
     Args:
         trained: The network.
         other: A second one, shown beside it.
-        port: Where to listen; None takes the first free one from 7860 on.
+        port: Port to listen on; None takes the first free one from 7860 on.
 
     Yields:
         The address of the page.

@@ -1,4 +1,4 @@
-"""What the page shows of an explanation: one map over the image, its numbers in words, the channel weights."""
+"""Views of an explanation on the page: one map over the image, its numbers in words, the channel weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class View:
 
     Attributes:
         picture: (P, P, 3) uint8.
-        caption: What the colours mean, in Markdown.
+        caption: Meaning of the colours, in Markdown.
         channels: The channel weights as a plot; None where there are none.
     """
 

@@ -1,8 +1,8 @@
-"""Attaching: put attention into a network that somebody else wrote.
+"""Attaching: put attention into third-party networks.
 
 ``trace`` runs the network once, ``residuals``, ``hosts`` and ``positions`` read off it where branches and blocks end,
 ``kinds`` says of other networks what they work on instead, ``points`` chooses among them, ``strategies`` decides which
-step goes to which point and who lends weights to whom, ``checks`` refuses what cannot work, ``attached`` is the module
+step goes to which point and what weights are lent, ``checks`` refuses what cannot work, ``attached`` is the module
 that sits at a point, ``transfer`` carries lent weights, ``keeping`` sees that attention stays where modules are
 replaced, ``host_class`` that torch.fx sees it, ``subclass`` changes a module's class, ``forward_graph`` reads what a
 block does, ``endings`` finds those whose end the attention can compute too, ``epilogue`` lets it, ``install`` does it

@@ -34,7 +34,7 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
     ECA with its variants and CBAM, and torchvision's ``SqueezeExcitation``. Each becomes, in the same object, a
     subclass that computes the same with fewer passes over its map. Parameters, hooks, mode, device and ``state_dict``
     keys stay what they are, outputs and gradients too but for rounding. Subclasses that are not known here and modules
-    whose ``forward`` somebody replaced are left alone. Where no kernels run (``CSHAM_KERNELS=reference``, other types
+    whose ``forward`` was replaced are left alone. Where no kernels run (``CSHAM_KERNELS=reference``, other types
     and devices, an export), the original code does.
 
     Wrap in DDP before or after, compile after. A network that is pickled whole needs csham to be loaded; a
@@ -45,7 +45,7 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
         model: Any network, or a single attention.
 
     Returns:
-        What runs on the kernels from now on, in the order of the network's modules; nothing that did before.
+        Attentions that now run on the kernels, in the order of the network's modules; not those that did before.
 
     Raises:
         UserError: The network is scripted or compiled.

@@ -68,8 +68,8 @@ class Attached(Opaque, nn.Module):
 
         Args:
             x: The feature map.
-            shortcut: What a block adds to it; as in the block itself, of any shape and type that can be added.
-            inplace: Whether the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
+            shortcut: Map that a block adds to it; as in the block itself, of any shape and type that can be added.
+            inplace: True if the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
             weights: In graphs of torch.fx, which have no stages: the channel weights that are lent to this point, or
                 True for a point that lends, and the result is ``(y, weights)``.
         """
@@ -159,8 +159,8 @@ def hang(attached: Attached, host: nn.Module, path: str, levels: int = 0) -> Non
     Args:
         attached: The attention.
         host: The module whose output is attended to.
-        path: Where below the host the attention lives, or is to live.
-        levels: How many of the modules around the host put out what it does.
+        path: Path below the host at which the attention lives, or is to live.
+        levels: Number of the modules around the host that put out what it does.
     """
     parent, _, name = path.rpartition(".")
     home = host.get_submodule(parent)
@@ -176,7 +176,7 @@ def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor, *,
 
 
 def attends(hook: Any) -> bool:
-    """Whether a hook is :func:`attend`."""
+    """Return True if a hook is :func:`attend`."""
     return isinstance(hook, partial) and hook.func is attend
 
 

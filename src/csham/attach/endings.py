@@ -92,7 +92,7 @@ def _above(path: str) -> list[str]:
 
 
 def _calls_agree(model: nn.Module, trace: Trace, block: str, opened: Sequence[str], graph: Graph) -> bool:
-    """Whether the graph calls what the block called when it ran: a forward may look at the type of what it is given."""
+    """Return True if the graph calls what the block called when it ran: a forward may look at the type of its input."""
     prefix = f"{block}." if block else ""
     inlined = {prefix + path for path in opened}
 
@@ -210,7 +210,7 @@ def _module(block: nn.Module, node: Node) -> nn.Module:
 
 
 def _is_addition(node: Node, branch: Node) -> bool:
-    """Whether a node adds exactly one other tensor, and does not write into that."""
+    """Return True if a node adds exactly one other tensor, and does not write into that."""
     if node.op not in ("call_function", "call_method") or node.target not in _ADDS or len(node.args) != 2:
         return False
     others = [arg for arg in node.args if arg is not branch]
@@ -227,7 +227,7 @@ def _is_relu(block: nn.Module, node: Node) -> bool:
 
 
 def _points_between(first: Node, last: Node, points: Sequence[str]) -> bool:
-    """Whether another point is reached before the shortcut is added: it would attend before this one, not after."""
+    """Return True if another point comes before the shortcut is added: it would attend before this one, not after."""
     node = first.next
     while node is not last:
         target = str(node.target)

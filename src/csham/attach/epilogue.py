@@ -49,9 +49,9 @@ class Epilogue:
 
     Attributes:
         source: The forward.
-        ends: What is computed in one call.
+        ends: Ends computed in one call.
         opened: Modules whose forward is part of ``source``, and which are not called any more.
-        settings: What the forward was read with.
+        settings: Settings of modules that the forward was read with.
     """
 
     source: str
@@ -60,7 +60,7 @@ class Epilogue:
     settings: tuple[Setting, ...]
 
     def applies(self, block: nn.Module, args: tuple[Any, ...]) -> bool:
-        """Whether the block computes with it what it computes without."""
+        """Return True if the block computes with it what it computes without."""
         if _has_any_global_hook() or not all(isinstance(x, Tensor) for x in args):
             return False
         try:
@@ -74,12 +74,12 @@ class Epilogue:
 
 
 def can_open(module: nn.Module) -> bool:
-    """Whether nothing but a module's forward happens when it is called."""
+    """Return True if nothing but a module's forward happens when it is called."""
     return not (_is_watched(module) or _attends(module) or "forward" in module.__dict__)
 
 
 def can_bypass(block: nn.Module, end: End) -> bool:
-    """Whether the activation and the identities of an end may be left uncalled."""
+    """Return True if the activation and the identities of an end may be left uncalled."""
     if end.activation is not None and not _is_plain(_below(block, end.activation), nn.ReLU):
         return False
     return all(_is_plain(_below(block, path), nn.Identity) for path in end.identities)
@@ -99,7 +99,7 @@ def unfuse_block(block: nn.Module) -> None:
 
 
 def is_fused(block: nn.Module) -> bool:
-    """Whether :func:`fuse_block` was the last to change the block's class."""
+    """Return True if :func:`fuse_block` was the last to change the block's class."""
     return _MARK in vars(type(block))
 
 
@@ -131,7 +131,7 @@ def _is_set(module: nn.Module, name: str, value: Any) -> bool:
 
 
 def _is_whole(block: nn.Module, end: End) -> bool:
-    """Whether all of an end is still there, and nobody looks at what lies between the host and the activation."""
+    """Return True if all of an end is still there, and no hook sees what lies between the host and the activation."""
     host, attached = _below(block, end.host), _below(block, end.attached)
     return (
         _attends(host)
@@ -150,7 +150,7 @@ def _attends(module: nn.Module) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of a module is more than its forward, its attention and what attaching put around it."""
+    """Return True if a call of a module is more than its forward, its attention and what attaching put around it."""
     # The transfer's hooks are there for calls of this module alone, by activation checkpointing.
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     ours = (attends, watches, ChannelWeightTransfer.owns)

@@ -28,7 +28,7 @@ _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "o
 
 @dataclass(frozen=True)
 class ForwardGraph:
-    """What a forward does.
+    """Graph of what a forward does.
 
     Attributes:
         graph: Calls of functions and of child modules.
@@ -61,7 +61,7 @@ def forward_graph(module: nn.Module, opened: Sequence[str], *, training: bool) -
     try:
         with _in_mode([*module.modules(), *twins.values()], training), _without_randomness():
             graph = _Tracer(twins.values()).trace(twins[""])
-    except Exception:  # whatever a stranger's forward does with a stand-in for a tensor
+    except Exception:  # whatever third-party code does with a stand-in for a tensor
         return None
     settings = tuple((path, name, value) for (path, name), value in reads.items())
     if not all(isinstance(value, _CONSTANTS) for *_, value in settings):

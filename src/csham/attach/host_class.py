@@ -48,7 +48,7 @@ def with_plain_class(module: nn.Module, change: Callable[[nn.Module], Result]) -
 
 
 def is_marked(host: nn.Module) -> bool:
-    """Whether :func:`mark_host` was the last to change a host's class."""
+    """Return True if :func:`mark_host` was the last to change a host's class."""
     return _MARK in vars(type(host))
 
 

@@ -129,7 +129,7 @@ def _module_after(trace: Trace, join: int) -> str | None:
 
 
 def _ends_block(trace: Trace, join: int, output: int) -> bool:
-    """Whether ``output`` is ``join``, rescaled, shuffled, put beside other channels, or projected."""
+    """Return True if ``output`` is ``join``, rescaled, shuffled, put beside other channels, or projected."""
     start, end = trace.values[join], trace.values[output]
     if output < join or not end.is_map or end.shape[2:] != start.shape[2:]:
         return False
@@ -137,7 +137,7 @@ def _ends_block(trace: Trace, join: int, output: int) -> bool:
 
 
 def _sees_only(trace: Trace, name: str, wanted: set[int] | None = None) -> bool:
-    """Whether a hook of this module sees points alone: it is called once, or always at one, with the same channels."""
+    """Return True if a hook of this module sees points alone: called once, or always at one, with the same channels."""
     outputs = trace.outputs_of(name)
     if not name or None in outputs:
         return False

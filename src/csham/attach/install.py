@@ -32,7 +32,7 @@ __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
 @dataclass(frozen=True)
 class AttachedPoint:
-    """What was attached at one point.
+    """Record of what was attached at one point.
 
     Attributes:
         name: The module whose output is attended to.
@@ -43,7 +43,7 @@ class AttachedPoint:
             ``"parallel"``, ``"reapply"``.
         weights_from: Name of the point whose channel weights are applied first, or None.
         params: Parameters that the point adds.
-        fused: Whether the attention also adds the block's shortcut and activates the sum, all in one call.
+        fused: True if the attention also adds the block's shortcut and activates the sum, all in one call.
     """
 
     name: str
@@ -90,13 +90,13 @@ def attach(
             with the same number of channels.
         gated: Give every point a learnable gate, so that the output is unchanged until training lets attention in.
         input_size: (C, H, W) of the network's images, where the common sizes do not fit.
-        fuse: Where a block ends with ``relu(branch + shortcut)``, let the attention compute that end in one call. The
+        fuse: Let the attention compute the end of a block that ends with ``relu(branch + shortcut)`` in one call. The
             network computes the same without.
         dry_run: Only list the points.
-        **settings: What the attention takes, such as ``kernel_size`` or ``act`` of CSHAM.
+        **settings: Settings of the attention, such as ``kernel_size`` or ``act`` of CSHAM.
 
     Returns:
-        What was attached where, in execution order.
+        Attached points, in execution order.
 
     Raises:
         UserError: A name or setting that cannot work; a network without such points, of tokens, signals or volumes

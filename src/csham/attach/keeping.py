@@ -52,7 +52,7 @@ def watch(model: nn.Module, hosts: Iterable[str], called: Container[str]) -> Non
 
 
 def watches(hook: Any) -> bool:
-    """Whether a hook is one of :func:`watch`."""
+    """Return True if a hook was made by :func:`watch`."""
     return isinstance(hook, partial) and hook.func is _look
 
 
@@ -71,7 +71,7 @@ def _look(
 
 
 def _takes_part(module: nn.Module) -> bool:
-    """Whether a module attends to its output, or looks after those that do."""
+    """Return True if a module attends to its output, or looks after those that do."""
     for hook in module._forward_hooks.values():
         if attends(hook):
             return _attached(module, hook) is not None
@@ -79,7 +79,7 @@ def _takes_part(module: nn.Module) -> bool:
 
 
 def _is_regrouped(found: nn.Module, is_host: bool) -> bool:
-    """Whether what stands in the place of a module is around parts of it, or there is nothing left to attend to."""
+    """Return True if a module's replacement is around parts of it, or there is nothing left to attend to."""
     if isinstance(found, nn.Identity):
         return not is_host
     return any(_takes_part(module) for module in found.modules())
@@ -118,7 +118,7 @@ def _carry(parent: nn.Module, name: str, new: nn.Module | None) -> None:
 
 
 def _ends_with(path: str, hook: Any) -> bool:
-    """Whether what a module below another puts out is what that other puts out."""
+    """Return True if the module at a path below another puts out what that other puts out."""
     return _depth(path) <= hook.keywords["levels"]
 
 

@@ -49,7 +49,7 @@ def works_otherwise(kind: str, trace: Trace) -> str | None:
 
 
 def works_on_tokens(trace: Trace) -> bool:
-    """Whether most residual branches carry tokens, (B, N, C) or (B, H, W, C), and no blocks lie among feature maps."""
+    """Return True if most residual branches carry tokens, (B, N, C) or (B, H, W, C), and no block is among maps."""
     branches = residual_branches(trace)
     # A single layer is no block, but how many transformers tell their tokens where they are.
     blocks = any(branch.layers > 1 for branch in branches.values())
@@ -90,7 +90,7 @@ def _can_be_named(names: Iterable[str]) -> str:
 
 
 def _mixes_by_convolution(trace: Trace) -> bool:
-    """Whether most tokens are in rows and columns, and what is added to them was convolved there."""
+    """Return True if most tokens are in rows and columns, and what is added to them was convolved there."""
     branches = token_branches(trace)
     convolved = [
         value

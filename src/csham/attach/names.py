@@ -1,4 +1,4 @@
-"""Which strategies and positions there are; importable without torch."""
+"""Names of the strategies and positions; importable without torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class StrategyName(Named):
     """One connection strategy; its summary says what stands at each attachment point.
 
     Attributes:
-        needs_parts: Whether it needs an attention with a channel part and a spatial part.
-        needs_pairs: Whether it needs a stage with two attachment points or more to differ from a simpler one.
+        needs_parts: True if it needs an attention with a channel part and a spatial part.
+        needs_pairs: True if it needs a stage with two attachment points or more to differ from a simpler one.
     """
 
     needs_parts: bool = False

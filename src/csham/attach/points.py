@@ -1,4 +1,4 @@
-"""Where attention can be attached: points by position or by name, their channels and their stages."""
+"""Points where attention can be attached, by position or by name, with their channels and their stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each position lies in a traced network: ends of branches, of blocks, of stages, and the map before the head."""
+"""Positions in a traced network: ends of branches, of blocks, of stages, and the map before the head."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def last_map(trace: Trace) -> Ends:
 
 
 def _is_residual(trace: Trace, branches: Mapping[int, Branch]) -> bool:
-    """Whether residual branches are what a network is made of, rather than a few among blocks that join otherwise."""
+    """Return True if residual branches are what a network is made of, not a few among blocks that join otherwise."""
     share = _share(trace, [(branch.end, branch.start) for branch in branches.values()])
     return share >= max(_RESIDUAL, _share(trace, _joins(trace).items()) / 2)
 
@@ -183,7 +183,7 @@ def _has_layers(trace: Trace, start: int, end: int) -> bool:
 
 
 def _is_class_map(trace: Trace, value: Value) -> bool:
-    """Whether it holds class scores for each position, as SqueezeNet's last 1x1 convolution gives them."""
+    """Return True if a value holds class scores for each position, as SqueezeNet's last 1x1 convolution gives them."""
     layers = [index for index in trace.trunk() if trace.values[index].is_conv]
     above = [v for v in trace.straight_up(value) if layers and v.index == layers[-1]]
     logits = trace.values[trace.output or 0].shape

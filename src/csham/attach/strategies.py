@@ -17,13 +17,13 @@ _DEFAULT_PERIOD = 2
 
 @dataclass(frozen=True)
 class Step:
-    """What a strategy puts at one point.
+    """Attention that a strategy puts at one point.
 
     Attributes:
-        point: Where.
+        point: Point where it goes.
         part: ``"channel"`` or ``"spatial"``, one part of the attention alone; ``"whole"``, the attention as its authors
             connect it; or the name of the strategy that connects its parts.
-        lends: Whether its channel weights are used again by later points.
+        lends: True if its channel weights are used again by later points.
         weights_from: Name of the point whose channel weights it applies first, or None.
     """
 

@@ -11,7 +11,7 @@ __all__ = ["can_subclass", "subclass"]
 
 
 def can_subclass(module: nn.Module) -> bool:
-    """Whether a module's class may be subclassed and its instances still be copied and pickled."""
+    """Return True if a module's class may be subclassed and its instances still be copied and pickled."""
     kind = type(module)
     custom = ("__reduce__", "__reduce_ex__", "__deepcopy__", "__init_subclass__")
     peculiar = any(name in vars(base) for base in kind.__mro__[:-1] for name in custom)
@@ -23,9 +23,9 @@ def subclass(kind: Any, restore: Callable[..., Any], *args: Any, **members: Any)
 
     Args:
         kind: The base.
-        restore: What makes the subclass of the base and ``args`` again, where an instance is copied or unpickled.
+        restore: Function that makes the subclass of the base and ``args`` again, for a copied or unpickled instance.
         *args: Further arguments of it.
-        **members: What the subclass has of its own.
+        **members: Members that the subclass has of its own.
     """
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

@@ -50,7 +50,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
         for size in _sizes(model, input_size):
             try:
                 return _record(model, blank_image(model, size))
-            except Exception as err:  # any failure of a stranger's network means: try the next size
+            except Exception as err:  # any failure of a third-party network means: try the next size
                 failures.append(f"{'x'.join(map(str, size))}: {' '.join(str(err).split())[:300]}")
     other = other_maps(type(model).__name__, model)
     if other is not None:

@@ -60,11 +60,11 @@ class ChannelWeightTransfer:
         """Call what lends or borrows as if a stage held nothing else.
 
         Args:
-            run: What is called.
+            run: Function to call.
             weights: Those that are lent to it.
 
         Returns:
-            What it returns, and the weights that it lent.
+            Result of ``run``, and the weights that it lent.
         """
         self._stack = (*self._stack, weights)
         try:
@@ -88,7 +88,7 @@ class ChannelWeightTransfer:
 
     @staticmethod
     def owns(hook: Any) -> bool:
-        """Whether a hook of some module is one of a transfer's."""
+        """Return True if a hook belongs to a transfer."""
         return isinstance(hook, partial) and hook.func in (_enter, _leave_stage, _leave_block)
 
     def surround_stage(self, module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What one run of a network showed: its values, the module calls that gave them, and how they hang together."""
+"""Values of one run of a network, the module calls that gave them, and how they hang together."""
 
 from __future__ import annotations
 
@@ -57,37 +57,37 @@ class Value:
 
     @property
     def is_map(self) -> bool:
-        """Whether it may be a feature map, (B, C, H, W)."""
+        """True if it may be a feature map, (B, C, H, W)."""
         return len(self.shape) == 4 and self.layout in ("NCHW", None)
 
     @property
     def is_conv(self) -> bool:
-        """Whether a layer with weights computed it: a convolution or a linear layer."""
+        """True if a layer with weights computed it: a convolution or a linear layer."""
         return self.op in CONVOLUTIONS
 
     @property
     def enlarges(self) -> bool:
-        """Whether it is a map made larger by a transposed convolution."""
+        """True if it is a map made larger by a transposed convolution."""
         return self.op == "conv_transpose2d"
 
     @property
     def is_layer(self) -> bool:
-        """Whether it is a feature map that a convolution computed, other than to make a map larger."""
+        """True if it is a feature map that a convolution computed, other than to make a map larger."""
         convolved = self.is_conv and self.op != "linear"
         return convolved and self.is_map and not self.is_pooled and not self.enlarges
 
     @property
     def is_join(self) -> bool:
-        """Whether it joins feature maps, by addition or side by side."""
+        """True if it joins feature maps, by addition or side by side."""
         return self.is_map and self.op in _MERGES and len(self.parents) > 1
 
     @property
     def is_pooled(self) -> bool:
-        """Whether it is the result of pooling, or has nothing left to pool."""
+        """True if it is the result of pooling, or has nothing left to pool."""
         return self.op in _POOLINGS or self.shape[2:] == (1, 1)
 
     def takes_channels_of(self, parent: Value) -> bool:
-        """Whether it is some of the channels of a feature map."""
+        """Return True if it is some of the channels of a feature map."""
         maps = len(self.shape) == len(parent.shape) == 4
         return maps and not self.is_conv and self.shape[1] < parent.shape[1]
 
@@ -103,7 +103,7 @@ class Call:
 
 @dataclass
 class Trace:
-    """What one run of a network showed.
+    """Record of one run of a network.
 
     Attributes:
         values: Every tensor computed from the images, in order.
@@ -120,7 +120,7 @@ class Trace:
     output: int | None
 
     def outputs_of(self, name: str) -> list[int | None]:
-        """What each call of a module put out."""
+        """Return what each call of a module put out."""
         return [call.output for call in self.calls if call.name == name]
 
     def trunk(self) -> list[int]:
@@ -180,7 +180,7 @@ class Trace:
         return longest.get(start, 0)
 
     def _goes_deeper(self, end: int, start: int, join: Value, above: list[int]) -> bool:
-        """Whether an operand went through smaller maps, and there through layers."""
+        """Return True if an operand went through smaller maps, and there through layers."""
         way = [end]
         while way[-1] > start:
             way.append(above[way[-1]])

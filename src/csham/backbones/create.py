@@ -55,9 +55,9 @@ def create_model(
             (:func:`csham.backbones.lookup.find_backbone` says which of them a name means). ``NAME@width=1.25`` and
             ``NAME@depth=26`` give many of them other channels or layers.
         attention: One of ``csham list attentions``; None or ``"none"`` for the plain backbone.
-        strategy: How the attention is connected, one of ``csham list strategies``.
+        strategy: Connection of the attention, one of ``csham list strategies``.
         period: Of strategy ``"transfer"``; see :func:`csham.attach`, and for the next four.
-        position: Where it is attached, one of ``csham list positions``.
+        position: Place where it is attached, one of ``csham list positions``.
         points: Modules instead of a position.
         stages: Only points of these stages.
         gated: Start every attention closed.
@@ -68,7 +68,7 @@ def create_model(
             for another number of classes start from new weights.
         weights_file: Load the backbone's weights from this local file, published or not, in safetensors' or torch's
             format; goes before ``pretrained``. Warns of what did not fit by design and stays new.
-        **settings: What the attention takes.
+        **settings: Settings of the attention.
 
     Returns:
         A network from (B, in_chans, image_size, image_size) to logits, (B, num_classes).

@@ -1,4 +1,4 @@
-"""How deep a backbone is, and in which steps it can be made deeper."""
+"""Depths of the backbones, and the steps in which each can be made deeper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def deeper(backbone: str, steps: int) -> list[int]:
 
     Args:
         backbone: Its name, without a scale.
-        steps: How many.
+        steps: Number of steps.
 
     Raises:
         UserError: There is no such backbone.

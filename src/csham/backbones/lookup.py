@@ -15,7 +15,7 @@ __all__ = ["Found", "check_backbone", "find_backbone"]
 
 @dataclass(frozen=True)
 class Found:
-    """What a name means.
+    """Meaning of a name.
 
     Attributes:
         library: ``"csham"``, ``"timm"`` or ``"torchvision"``.

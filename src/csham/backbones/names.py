@@ -1,4 +1,4 @@
-"""Which backbones there are; importable without torch."""
+"""Names of the backbones; importable without torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class BackboneName(Named):
 
     Attributes:
         params: Its parameters for 100 classes and 32-pixel images.
-        published: What others count for that, as they print it; empty if unknown.
-        note: Why the two differ by more than a hundredth.
-        library: Where it comes from: ``"timm"``, ``"torchvision"`` or ``"csham"``.
+        published: Published counts of that, as printed; empty if unknown.
+        note: Reason why the two differ by more than a hundredth.
+        library: Library it comes from: ``"timm"``, ``"torchvision"`` or ``"csham"``.
         made_from: Its name there, if that is another one.
         depth: Weight layers, for csham's own ResNets.
         width: Factor on the channels, for csham's wide ResNets.
@@ -35,7 +35,7 @@ class BackboneName(Named):
 
     @property
     def has_published_weights(self) -> bool:
-        """Whether ``pretrained=True`` can mean something."""
+        """True if ``pretrained=True`` can mean something."""
         return self.library != "csham" and not self.made_from
 
 

@@ -1,4 +1,4 @@
-"""How a backbone's name asks for more channels or layers than it has: ``resnet20@width=1.25``, ``resnet50@depth=56``.
+"""Syntax by which a backbone's name asks for more channels or layers: ``resnet20@width=1.25``, ``resnet50@depth=56``.
 
 Importable without torch.
 """
@@ -20,9 +20,9 @@ class Family:
     """Backbones that are widened and deepened the same way.
 
     Attributes:
-        name: What to call them.
+        name: Name for them in sentences.
         prefixes: Of their names.
-        settings: Which of ``width`` and ``depth`` they have.
+        settings: Those of ``width`` and ``depth`` that they have.
     """
 
     name: str
@@ -45,7 +45,7 @@ _OTHERS = ("resnetv2", "resnetrs", "resnetaa", "resnetblur", "resnest")
 
 @dataclass(frozen=True)
 class Scale:
-    """What a name asks for.
+    """Scale that a name asks for.
 
     Attributes:
         width: Factor on the channels of every layer; None for the network's own.
@@ -68,7 +68,7 @@ def split_scale(name: str) -> tuple[str, Scale | None]:
         name: Of a backbone, perhaps with a width, a depth or both.
 
     Raises:
-        UserError: What follows the ``@`` cannot be read, or the backbone has no such setting.
+        UserError: The text after the ``@`` cannot be read, or the backbone has no such setting.
     """
     base, at, words = name.partition("@")
     if not at:

@@ -31,7 +31,7 @@ def scaled_timm_network(name: str, scale: Scale, num_classes: int, in_chans: int
 
     Args:
         name: In timm.
-        scale: What to change.
+        scale: Width and depth to change.
         num_classes: Width of the logits.
         in_chans: Channels of the images.
 

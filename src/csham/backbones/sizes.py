@@ -1,4 +1,4 @@
-"""Whether a network can run on images of a size, found out before the first epoch."""
+"""Check that a network can run on images of a size, before the first epoch."""
 
 from __future__ import annotations
 

@@ -29,16 +29,16 @@ _BACKBONE = re.compile(r"\w[\w/-]*(\.[\w-]+)?(@[\w.,=+-]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class NetworkSpec(Settings):
-    """What makes a network, but for the sizes of its input and output.
+    """Specification of a network, but for the sizes of its input and output.
 
     Creating it checks types; :meth:`check_names` checks the names.
 
     Attributes:
         backbone: Name of the backbone.
         attention: Name of the attention attached to it, or ``"none"``.
-        strategy: How the attention's steps are arranged.
+        strategy: Arrangement of the attention's steps.
         period: Of strategy ``"transfer"``: points to each channel step.
-        position: Where in the network it sits.
+        position: Place of the attention in the network.
         points: Names or patterns of modules instead of a position.
         stages: Only points of these stages.
         gated: Start attention as the identity.

@@ -32,7 +32,7 @@ def load_weights_file(model: nn.Module, path: Path | str, name: str, in_chans: i
         model: The network, without attention.
         path: A safetensors file, or one that torch wrote: a state dict, or a dict that has it under ``state_dict_ema``,
             ``model_ema``, ``state_dict`` or ``model``. Nothing in it is run.
-        name: What the network is called, for messages.
+        name: Name of the network, for messages.
         in_chans: Channels of the images; the first convolution is converted from three to it.
         new: Modules that the checkpoint may have otherwise, or not at all.
 
@@ -135,7 +135,7 @@ def _is_in(key: str, module: str) -> bool:
 
 
 def _is_counter(key: str, weights: Mapping[str, Tensor]) -> bool:
-    """Whether it is a batch norm's count of batches, which old files lack and nothing here uses."""
+    """Return True if a key is a batch norm's count of batches, which old files lack and nothing here uses."""
     return key.endswith(".num_batches_tracked") and key not in weights
 
 

@@ -114,7 +114,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
         title: Put above it.
         header: Names of the columns.
         rows: As many values as names.
-        stack: Where the table is wider than the terminal, put what follows a row's first value below each other.
+        stack: Put what follows a row's first value below each other, where the table is wider than the terminal.
     """
     rows = [list(row) for row in rows]
     table = _table(title)

@@ -1,4 +1,4 @@
-"""How ``csham compare`` ends: costs, verdicts, the report, and an exit code that says whether that is all."""
+"""End of ``csham compare``: costs, verdicts, the report, and an exit code that says whether that is all."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def conclude(
 
     Args:
         store: The study's folder.
-        shard: Which part of the cells the call was to do.
-        outcome: What stopped it, if anything did.
-        costs: Whether to measure costs, once every cell of the study is done or has failed.
-        device: Where.
+        shard: Part of the cells that the call was to do.
+        outcome: End of the engine: the signal that stopped it, if any did.
+        costs: True to measure costs, once every cell of the study is done or has failed.
+        device: Device to measure on.
         quiet: Without progress.
         as_json: As JSON.
 

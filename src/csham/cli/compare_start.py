@@ -1,4 +1,4 @@
-"""What ``csham compare`` does between the study's being made and its cells."""
+"""Steps of ``csham compare`` between the study's being made and its cells."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def doctor(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Which kernels run here and why, and in what precision; exit code 1 if the kernels of CSHAM_KERNELS cannot."""
+    """Show which kernels run here, why, and in what precision; exit code 1 if the kernels of CSHAM_KERNELS cannot."""
     # Imported here, so that csham --help does not import PyTorch.
     from csham.ops.choice import kernels_setting  # noqa: PLC0415
     from csham.ops.cpu import build as library  # noqa: PLC0415
@@ -147,7 +147,7 @@ def _size(folder: Path) -> int:
 
 
 def _kernels(device: str) -> Found:
-    """What runs for the tensors of a device, without building anything for the answer; no name if nothing can."""
+    """Find what runs for the tensors of a device, without building anything for the answer; no name if nothing can."""
     import torch  # noqa: PLC0415
 
     from csham.ops.choice import choose  # noqa: PLC0415

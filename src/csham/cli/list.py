@@ -43,7 +43,7 @@ def list_names(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """What can be named, with parameters and source."""
+    """List what can be named, with parameters and source."""
     if kind is not None and kind not in _KINDS:
         raise unknown_name("kind", kind, _KINDS)
     if as_json and as_markdown:

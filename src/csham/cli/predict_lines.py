@@ -24,7 +24,7 @@ class Lines(NamedTuple):
     """A way to write answers.
 
     Attributes:
-        head: What stands before the first, with its line end; may be empty.
+        head: Text before the first, with its line end; may be empty.
         of: Writes one answer, with its line end.
     """
 

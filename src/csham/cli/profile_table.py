@@ -1,4 +1,4 @@
-"""What networks cost, as a table on the terminal."""
+"""Costs of networks, as a table on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the commands of a study print what it found."""
+"""Results that the commands of a study print."""
 
 from __future__ import annotations
 

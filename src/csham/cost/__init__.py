@@ -1,4 +1,4 @@
-"""What a network costs: parameters, floating-point operations, milliseconds, memory; one or many side by side.
+"""Costs of networks: parameters, floating-point operations, milliseconds, memory; one or many side by side.
 
 ``flops`` counts, ``passes`` are the two things that are timed, ``memory`` finds a pass's peak, ``timing`` its
 milliseconds, ``comparison`` measures many networks in turns, ``result`` is what comes out. Needs only torch and numpy;

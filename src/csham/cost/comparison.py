@@ -41,7 +41,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to measure; see :func:`csham.cost`, whose arguments these are."""
+    """Settings of a measurement; see :func:`csham.cost`, whose arguments these are."""
 
     input_size: tuple[int, int, int]
     batch_sizes: tuple[int, ...] | None = None
@@ -77,7 +77,7 @@ class Comparison:
 
     Args:
         networks: By name, each a network or a function that builds one.
-        settings: How to measure.
+        settings: Settings of the measurement.
         progress: Told what happens.
         baselines: The network that each one's ratios are against; the first where it is not named.
     """
@@ -142,7 +142,7 @@ class Comparison:
             clock.tell(where)
             try:
                 network = self._build(entry, stack)
-            except Exception as err:  # whatever a stranger's network fails with becomes its row, and the others go on
+            except Exception as err:  # whatever a third-party network fails with becomes its row, and the others go on
                 entry.failed = reason(err)
             else:
                 for task in self._make_tasks(entry, network, batches):
@@ -181,7 +181,7 @@ class Comparison:
         return rounds
 
     def _is_over(self, number: int) -> bool:
-        """Whether round ``number`` may not begin, the time being up."""
+        """Return True if round ``number`` may not begin, the time being up."""
         late = time.monotonic() - self._started > self.settings.seconds
         return late and self.settings.rounds is None and number > _FEWEST_ROUNDS
 

@@ -45,9 +45,9 @@ def cost(
         batch_sizes: Images of a batch, by default 8 on a CPU and 64 elsewhere.
         precisions: ``"fp32"``, ``"bf16"`` (autocast) or both.
         compiled: False, True (torch.compile) or both.
-        device: Where; by default where the first network is.
-        channels_last: Whether channels are innermost in memory; by default so on CPU and CUDA, as in training.
-        training: Whether training steps are measured too.
+        device: Device to run on; by default that of the first network.
+        channels_last: True if channels are innermost in memory; by default so on CPU and CUDA, as in training.
+        training: True if training steps are measured too.
         rounds: Exactly so many; by default 3 to 15, as ``seconds`` allow.
         seconds: After so many no further round begins, once there are three. Compiling counts.
         seed: Of the order and the images.

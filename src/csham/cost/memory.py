@@ -18,8 +18,8 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
     back, which is exact for tensors and leaves out what libraries such as oneDNN allocate by themselves.
 
     Args:
-        run: What to run.
-        device: Where its tensors are.
+        run: Function to run.
+        device: Device of its tensors.
 
     Returns:
         None on devices that keep no record (Metal); ``run`` is run there too.

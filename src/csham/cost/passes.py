@@ -28,10 +28,10 @@ def forward_of(
 
     Args:
         network: The network, on ``device``.
-        device: Where it is.
+        device: Device that it is on.
         precision: ``"fp32"``, or ``"bf16"`` for autocast, as in training.
-        compiled: Whether torch.compile is used, for one shape of input.
-        fullgraph: Whether a graph break is an error, at the first call.
+        compiled: True if torch.compile is used, for one shape of input.
+        fullgraph: True if a graph break is an error, at the first call.
     """
 
     def plain(images: Tensor) -> Tensor:

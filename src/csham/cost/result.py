@@ -1,4 +1,4 @@
-"""What was measured, as plain values."""
+"""Measured costs, as plain values."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one network costs, at one batch size and precision, eager or compiled.
+    """Costs of one network, at one batch size and precision, eager or compiled.
 
     Attributes:
         name: The network's.
         batch_size: Images of a batch; ``latency_ms`` is of one image whatever this is.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
-        compiled: Whether torch.compile was used.
-        device: Where it ran.
+        compiled: True if torch.compile was used.
+        device: Device it ran on.
         input_size: (C, H, W) of an image.
         params: Parameters.
-        params_extra: How many more than the first network's.
+        params_extra: Parameters beyond the first network's.
         flops: Floating-point operations for one image; see :func:`csham.cost.count_flops`.
         flops_matmul: Those of convolutions and matrix products alone.
         flops_uncounted: Operators that have no formula.
@@ -59,7 +59,7 @@ class Cost:
             ``latency``, ``inference``, ``train_step`` (times: above 1 is slower), ``peak`` and ``train_peak``. Those of
             times are medians over the rounds.
         rounds: Rounds of timing.
-        failed: What could not be measured, and why; empty if all was.
+        failed: Measurements that failed, and why; empty if all was.
     """
 
     name: str

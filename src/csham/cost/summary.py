@@ -27,7 +27,7 @@ def summarise(
         first: The one that ratios are against.
         way: Precision, and whether compiled.
         batch_size: Of throughput, training and memory.
-        device: Where it ran.
+        device: Device it ran on.
         input_size: (C, H, W) of an image.
     """
     tasks, plain = _tasks(entry, way, batch_size), _tasks(first, way, batch_size)

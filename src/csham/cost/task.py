@@ -30,12 +30,12 @@ class Entry:
     """One network of a comparison: where it comes from, and what is known of it.
 
     Attributes:
-        name: What the comparison calls it.
+        name: Name in the comparison.
         source: The network, or a function that builds it.
         params: Its parameters.
         flops: Of one image.
         tasks: By way, kind (``"inference"`` or ``"training"``) and batch size.
-        failed: Why it could not be built or run at all.
+        failed: Reason why it could not be built or run at all.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Task:
         seconds: Of a call, about; known after warming up.
         samples: Seconds of a call, one for each round.
         peak: Most bytes held, with weights and batch; None where the device keeps no record.
-        failed: Why it is not timed any more.
+        failed: Reason why it is not timed any more.
     """
 
     def __init__(self, network: nn.Module, kind: str, way: Way, images: Tensor, *, fullgraph: bool = False) -> None:
@@ -101,7 +101,7 @@ class Task:
             return
         try:
             action()
-        except Exception as err:  # whatever a stranger's network fails with becomes its row, and the others go on
+        except Exception as err:  # whatever a third-party network fails with becomes its row, and the others go on
             self.failed = f"{self._kind} at batch size {len(self.images)}: {reason(err)}"
             self.samples.clear()
 

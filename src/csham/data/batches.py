@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, 3, S, S) float32, channels_last, normalised, on the device.
         labels: (B,) int64, on the device.
-        count: How many images are real; those after them only fill the batch up.
+        count: Number of real images; those after them only fill the batch up.
         indices: (B,) int64, row numbers in the dataset, on the host.
     """
 
@@ -53,20 +53,20 @@ class Batches:
     - ``"resized"``: a box of the stored square (:func:`csham.data.crops.draw_boxes`), resampled to S x S.
 
     Args:
-        dataset: What :func:`csham.data.prepare` returned.
+        dataset: Dataset that :func:`csham.data.prepare` returned.
         indices: Row numbers of the images to use, (n,).
         batch_size: Images per batch over all ranks.
         seed: 0 or more.
         mean: Per channel, in 0..1.
         std: Per channel, in 0..1, above 0.
-        augment: Whether training batches are cropped and flipped at random.
+        augment: True if training batches are cropped and flipped at random.
         crop: ``"pad"``, ``"resized"``, or ``"auto"``: padded up to 64 px, resized above.
         crop_scale: Least area of a resized crop, as a fraction of the stored square's; above 0, at most 1.
-        device: Where batches are made. On CUDA the dataset is kept there if it takes less than a quarter of
+        device: Device on which batches are made. On CUDA the dataset is kept there if it takes less than a quarter of
             the free memory.
         rank: This process, 0 to ``world_size - 1``; it gets its contiguous slice of every batch.
-        world_size: How many processes share each batch.
-        flip: Whether images may be mirrored; default ``dataset.flip``.
+        world_size: Number of processes that share each batch.
+        flip: True if images may be mirrored; default ``dataset.flip``.
         last_batch: ``"drop"`` leaves an epoch's last images out where they are fewer than a batch, ``"fill"`` adds its
             first ones to them.
 

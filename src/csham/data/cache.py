@@ -42,7 +42,7 @@ class Damaged(Exception):  # noqa: N818 - a finding, not an error
 
 
 def entry_path(root: Path, name: str, source: str, image_size: int) -> Path:
-    """Where a source is cached: one place per source and size, so a stale entry is found and replaced."""
+    """Return the path of a source's cache: one per source and size, so a stale entry is found and replaced."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:40].strip("._-") or "images"
     digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return root / "packed" / f"{plain}-{image_size}px-{digest}"
@@ -53,7 +53,7 @@ def open_entry(path: Path, fingerprint: str) -> PackedDataset | None:
 
     Args:
         path: The entry's folder.
-        fingerprint: What the source's is now.
+        fingerprint: Fingerprint of the source now.
 
     Returns:
         The dataset, or None where there is no entry.

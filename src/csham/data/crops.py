@@ -41,8 +41,8 @@ def draw_boxes(rng: np.random.Generator, count: int, side: int, least_area: floa
     square is taken.
 
     Args:
-        rng: Where the draws come from; it always gives the same number of them.
-        count: How many boxes.
+        rng: Generator of the draws; it always gives the same number of them.
+        count: Number of boxes.
         side: P, of the square, in pixels.
         least_area: Of a box, as a fraction of the square's.
 
@@ -93,8 +93,8 @@ def _triangles(start: Tensor, length: Tensor, side: int, size: int) -> tuple[Ten
     """Give the K source pixels of each of ``size`` pixels of a stretch, and their weights: (B, S, K) each.
 
     Args:
-        start: Where the stretch begins, (B,).
-        length: How long it is, (B,).
+        start: Beginning of the stretch, (B,).
+        length: Length of the stretch, (B,).
         side: Of the source; none is longer, which bounds K.
         size: S.
     """

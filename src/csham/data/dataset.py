@@ -37,11 +37,11 @@ class PackedDataset:
         sums: (N, 3, 2) int64: sum and sum of squares of each channel of each image.
         path: The cache folder.
         bad_files: Files that could not be decoded and were left out.
-        ignored_files: How many files were no images by their name, or in no class folder.
+        ignored_files: Number of files that were no images by their name, or in no class folder.
         notes: Sentences for the user about what was found.
-        flip: Whether a mirrored image still belongs to its class.
-        rebuilt: Why a cache that existed was made anew; None if it was not.
-        from_cache: Whether it was opened rather than built.
+        flip: True if a mirrored image still belongs to its class.
+        rebuilt: Reason why a cache that existed was made anew; None if it was not.
+        from_cache: True if it was opened rather than built.
         files: Of a folder's images, below the folder, as they were when it was opened.
     """
 
@@ -102,7 +102,7 @@ class PackedDataset:
         return (first / 255).tolist(), (deviation / 255).tolist()
 
     def describe(self) -> dict[str, Any]:
-        """What was found, ready for JSON."""
+        """Return what was found, ready for JSON."""
         counts = {name: int((self.parts == part).sum()) for name, part in _PARTS.items()}
         per_class = np.bincount(self.labels, minlength=len(self.classes))
         return {

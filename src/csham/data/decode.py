@@ -64,7 +64,7 @@ Content = str | Encoded | np.ndarray | Unreadable
 
 
 class DecodedChunk(NamedTuple):
-    """What :func:`decode_chunk` reports about the images it decoded."""
+    """Report of :func:`decode_chunk` about the images it decoded."""
 
     sums: np.ndarray  # (n, 3, 2) int64
     bad: list[tuple[int, BadFile]]  # position in the chunk, file
@@ -113,7 +113,7 @@ def decode_chunk(
         contents: The images, n of them.
         side: Side of the squares in pixels.
         target: File that receives n * side * side * 3 bytes; those of bad images are zero.
-        offset: Where in ``target`` row 0 begins, in bytes.
+        offset: Offset of row 0 in ``target``, in bytes.
         rows: The row of each image, rising; by default 0 to n - 1.
 
     Raises:

@@ -22,9 +22,9 @@ class Archive:
 
     Attributes:
         name: The dataset's.
-        url: Where it is published.
+        url: Address at which it is published.
         md5: Checksum of the published file.
-        path: Where it is kept; a copy put there by hand is taken.
+        path: Path at which it is kept; a copy put there by hand is taken.
         megabytes: Its size.
     """
 

@@ -26,7 +26,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Where the images of a dataset are the same.
+    """Groups of images of a dataset that are the same.
 
     Attributes:
         first: For each image the first one that is the same, perhaps itself; row numbers, (N,).
@@ -88,7 +88,7 @@ def check_leaks(dataset: PackedDataset, parts: Split, *, allow: bool = False) ->
     Args:
         dataset: The images.
         parts: As the run splits them.
-        allow: Whether most test images may be training images.
+        allow: True if most test images may be training images.
 
     Returns:
         Sentences for the user.

@@ -1,4 +1,4 @@
-"""What a dataset is, wherever it lies: for those who must know whether it is still the same one."""
+"""Identity of a dataset, wherever it lies: for code that must know whether it is still the same one."""
 
 from __future__ import annotations
 

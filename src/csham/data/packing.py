@@ -42,9 +42,9 @@ def prepare(
             folder or of Parquet files (a ``Path`` is never a name), or a :class:`csham.data.Source` of your own.
         image_size: Side in pixels of what the network sees, 8 to 1024. By default that of ``IMAGE_SIZES`` for a
             named dataset, and for others the largest usual size (32, 64, 96, 128, 160, 224) that its images fill.
-        cache_dir: Where caches and downloads are kept; default ``$CSHAM_CACHE``, ``$XDG_CACHE_HOME/csham`` or
+        cache_dir: Folder of caches and downloads; default ``$CSHAM_CACHE``, ``$XDG_CACHE_HOME/csham`` or
             ``~/.cache/csham``.
-        max_bad: How many unreadable files are skipped before it counts as an error.
+        max_bad: Number of unreadable files to skip before it counts as an error.
         progress: Called with images done, images in all (0: not known) and what is being done.
 
     Raises:
@@ -69,7 +69,7 @@ def prepare(
 
 @dataclass
 class _Packed:
-    """What packing found out, beside the pixels that it wrote to ``images.npy``."""
+    """Findings of packing, beside the pixels that it wrote to ``images.npy``."""
 
     classes: tuple[str, ...]
     labels: np.ndarray

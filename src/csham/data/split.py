@@ -1,4 +1,4 @@
-"""Which images train, which validate, which test: stratified, by seed."""
+"""Split of images for training, validation and test: stratified, by seed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def held_out(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> n
     Args:
         labels: Class numbers, (N,).
         fraction: Above 0 and below 1.
-        rng: Where the choice comes from.
+        rng: Generator that the choice comes from.
 
     Returns:
         Positions in ``labels``, sorted, int64.

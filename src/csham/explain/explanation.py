@@ -33,7 +33,7 @@ _FEW_CLASSES = 20
 
 @dataclass(frozen=True, eq=False)
 class StageMaps:
-    """What the attention at the points of one stage weighs, for one image.
+    """Weights of the attention at the points of one stage, for one image.
 
     Attributes:
         label: The module that holds the points and no other stage's, such as ``"layer1"``, or else the last point.
@@ -73,14 +73,14 @@ class Explanation:
     Attributes:
         name: The image's file, as it was given, or its number.
         network: The network in a few words.
-        pixels: What the network saw, (S, S, 3) uint8.
+        pixels: Image as the network saw it, (S, S, 3) uint8.
         classes: Name of each class.
         probabilities: Of each class, float32.
-        top: How many predictions are shown.
+        top: Number of predictions shown.
         target: Index of the class that Grad-CAM is for.
         stages: By their labels, in order; none where there is no attention.
         gradcam: (h, w) float32, from 0 to 1, in the size of the layer's output.
-        gradcam_layer: Whose output that is.
+        gradcam_layer: Name of the layer whose output that is.
         attention: Name of the attention, or ``"none"``.
     """
 
@@ -109,7 +109,7 @@ class Explanation:
 
     @property
     def no_maps(self) -> str | None:
-        """Why there is nothing to show of the attention; None if there is."""
+        """Reason why there is nothing to show of the attention; None if there is."""
         if not self.stages:
             return "no attention attached"
         if any(maps for stage in self.stages.values() for maps in stage.points.values()):
@@ -148,7 +148,7 @@ def explain(
     """Explain a trained network's answers, one image after another, a batch in memory at a time.
 
     Args:
-        trained: What :func:`csham.load` returned.
+        trained: Network that :func:`csham.load` returned.
         images: Files, images of Pillow, or arrays, (H, W, 3) uint8.
         top: Predictions to show.
         target: Class that Grad-CAM is for, by its name or index; by default the one that each image is given.

@@ -1,4 +1,4 @@
-"""How much of a map is true: what the network answers while pixels go, or come, in the map's order.
+"""Faithfulness of a map: what the network answers while pixels go, or come, in the map's order.
 
 Deletion and insertion of Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box
 Models", BMVC 2018, arXiv:1806.07421. Both are areas under the curve of the probability of the class that the whole
@@ -57,7 +57,7 @@ class MapScores:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How faithful the maps of one network are, on the same images.
+    """Faithfulness of the maps of one network, on the same images.
 
     Attributes:
         network: The network in a few words.
@@ -156,7 +156,7 @@ def areas(
     Args:
         network: From (B, C, H, W) to logits.
         image: (C, H, W), normalised: 0 is the mean colour.
-        blurred: What the image is uncovered on, (C, H, W).
+        blurred: Background that the image is uncovered on, (C, H, W).
         target: The class whose probability is followed.
         ranks: For each order the place of each pixel in it, (H, W), from 0 (:func:`pixel_ranks`).
         steps: Exchanges of equally many pixels.
@@ -241,7 +241,7 @@ def _interval(values: np.ndarray) -> Interval | None:
 
 
 def _is_better(interval: Interval | None, sign: int) -> bool | None:
-    """Whether an interval of differences lies on the better side of 0; None where it does not say."""
+    """Return True if an interval of differences lies on the better side of 0; None where it does not say."""
     if interval is None or interval[0] <= 0 <= interval[1]:
         return None
     return (interval[0] > 0) == (sign > 0)

@@ -45,7 +45,7 @@ def draw(explanations: Explanation | Sequence[Explanation]) -> Figure:
     resolves, and below it the weights of its channels, sorted. Of attentions that weigh every value, the means.
 
     Args:
-        explanations: What :func:`csham.explain.explain` gave, or one tuple of :func:`csham.explain.explain_together`.
+        explanations: Results of :func:`csham.explain.explain`, or one tuple of :func:`csham.explain.explain_together`.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  takes a second
 
@@ -107,7 +107,7 @@ class _Page:
             fitted(text, width, look["fontsize"], look["fontweight"], keep=keep),
             va="top",
             family=_fonts(),
-            parse_math=False,  # names are a stranger's, and may have $ in them
+            parse_math=False,  # names are third-party text, and may have $ in them
             **{"color": _INK, **look},
         )
 
@@ -131,7 +131,7 @@ class _Page:
 
 
 class _Block:
-    """What one network is shown with."""
+    """Part of the picture that shows one network."""
 
     def __init__(self, explanation: Explanation) -> None:
         self.explanation = explanation

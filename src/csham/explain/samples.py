@@ -21,7 +21,7 @@ def sample_test_images(
 
     Args:
         trained: Loaded from a run folder.
-        count: How many; all where there are fewer.
+        count: Number of images; all where there are fewer.
         seed: Decides which.
         progress: Told about the reading of the dataset.
 

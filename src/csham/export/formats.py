@@ -18,13 +18,13 @@ class Format:
     """One kind of file.
 
     Attributes:
-        name: What functions and options take.
+        name: Word that functions and options take.
         ending: Of its files.
-        writer: What writes a :class:`csham.export.program.Content` to a path, as ``"module:name"``.
-        opener: What returns of the path of such a file a function from images to logits, likewise.
+        writer: Function that writes a :class:`csham.export.program.Content` to a path, as ``"module:name"``.
+        opener: Function that makes of the path of such a file one from images to logits, likewise.
         graph: It holds a captured program, which can take bytes and images of any size; else weights.
         takes_opset: Its writer chooses among versions of ONNX's operators.
-        packages: What it needs, as ``import`` calls it, of the extra ``export``.
+        packages: Those of the extra ``export`` that it needs, as ``import`` calls them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that it can be used with nothing else at hand."""
+"""Metadata of an exported file, so that it can be used with nothing else at hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe(trained: Trained, *, preprocessing: bool, least: int | None) -> dic
 
     Args:
         trained: The network and its preprocessing.
-        preprocessing: Whether the graph takes bytes.
+        preprocessing: True if the graph takes bytes.
         least: The smallest side of the images it takes, in pixels; None if it takes one size only.
     """
     info = trained.info

@@ -1,4 +1,4 @@
-"""How far the answers of an exported file are from the network's own."""
+"""Distance of an exported file's answers from the network's own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Parity:
-    """How two networks answer the same images.
+    """Agreement of two networks on the same images.
 
     Attributes:
-        images: How many.
+        images: Number of images.
         max_error: The largest difference of two logits; infinity where only one of them is a number.
         largest_logit: Of the network's own, by magnitude.
         disagreements: For how many images the class of the largest logit differs.
@@ -43,7 +43,7 @@ class Parity:
         return 100 * (1 - self.disagreements / self.images)
 
     def within(self, tolerance: float) -> bool:
-        """Whether the error is at most ``tolerance``, of logits beyond 1 that part of the largest."""
+        """Return True if the error is at most ``tolerance``, of logits beyond 1 that part of the largest."""
         return self.max_error <= tolerance * max(1.0, self.largest_logit)
 
     def __add__(self, other: Parity) -> Parity:

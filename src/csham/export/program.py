@@ -26,8 +26,8 @@ class Deployed(nn.Module):
     """The network of a run as its file will be: in float32, on the CPU, in evaluation mode.
 
     Args:
-        trained: Whose network is copied.
-        preprocessing: Whether it takes the bytes of images, and scales and normalises them itself.
+        trained: Trained network that is copied.
+        preprocessing: True if it takes the bytes of images, and scales and normalises them itself.
 
     Attributes:
         image_size: S, side of the images it was trained on, in pixels.
@@ -64,7 +64,7 @@ class Deployed(nn.Module):
 
     @property
     def side_axes(self) -> tuple[int, int]:
-        """Where height and width are in its input."""
+        """Axes of height and width in its input."""
         return (1, 2) if self.preprocessing else (2, 3)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -73,13 +73,13 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True)
 class Content:
-    """What a file is made of.
+    """Content of a file.
 
     Attributes:
         trained: The network as it was loaded.
         deployed: As the file is to answer.
         program: That captured, with one input and one output; None for files of weights.
-        metadata: What the file is to say of itself, as texts.
+        metadata: Names and values that the file is to say of itself, as texts.
         opset: Version of ONNX's operators, if one was asked for.
     """
 
@@ -109,7 +109,7 @@ def capture(deployed: Deployed, *, dynamic_size: bool) -> ExportedProgram:
 
 
 def is_dynamic(program: ExportedProgram, axis: int) -> bool:
-    """Whether the captured graph takes any extent along an axis of its input; torch.export may have fixed it."""
+    """Return True if the captured graph takes any extent along an axis of its input; torch.export may have fixed it."""
     return not isinstance(_extent(program, axis), int)
 
 

@@ -33,7 +33,7 @@ _ROUNDS, _SECONDS = 30, 20.0
 
 @dataclass(frozen=True)
 class Measured:
-    """What one file costs and is worth.
+    """Cost and accuracy of one file.
 
     Attributes:
         bytes: Its size.
@@ -54,8 +54,8 @@ class Quantized:
         path: The file.
         before: The file it was made of.
         after: Itself.
-        images: How many images both were asked about.
-        calibration_images: How many images the ranges were found on.
+        images: Number of images that both were asked about.
+        calibration_images: Number of images that the ranges were found on.
     """
 
     path: Path
@@ -89,7 +89,7 @@ def quantize(
 
     Args:
         trained: The network that ``source`` was exported from, for its preprocessing.
-        source: What :func:`csham.export` wrote, in ONNX.
+        source: ONNX file that :func:`csham.export` wrote.
         path: The file to write; its metadata is the source's.
         calibration: Images of the training part, (n, S, S, 3) uint8.
         test: Images to measure the accuracy on.

@@ -48,7 +48,7 @@ def run_images(
     Args:
         trained: Loaded from a run folder, or from a file in one.
         part: ``"test"``, ``"validation"`` or ``"train"``; divided as the run divided them.
-        count: How many; None or more than there are for all.
+        count: Number of images; None or more than there are for all.
         data: The dataset, if it is not where the run says; its classes must be the same.
         progress: Told about the reading of the dataset.
 
@@ -75,9 +75,9 @@ def folder_images(trained: Trained, folder: Path, count: int | None = None) -> n
     """Return the images of a folder and those below it as the network sees them, (n, S, S, 3) uint8.
 
     Args:
-        trained: Whose preprocessing is applied.
+        trained: Trained network whose preprocessing is applied.
         folder: Files that are images by their names are tried in the order of their paths; others are left out.
-        count: How many; None for all.
+        count: Number of images; None for all.
 
     Raises:
         UserError: There is no folder, or no image in it that can be read.

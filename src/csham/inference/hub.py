@@ -16,7 +16,7 @@ _PREFIX = "hf:"
 
 
 def is_on_hub(path: Path | str) -> bool:
-    """Whether ``hf:user/name`` is meant, not something on this machine."""
+    """Return True if ``hf:user/name`` is meant, not something on this machine."""
     return str(path).startswith(_PREFIX)
 
 
@@ -25,7 +25,7 @@ def download(name: str, **settings: Any) -> Path:
 
     Args:
         name: ``hf:user/name`` or ``hf:user/name@revision``.
-        **settings: What else :func:`huggingface_hub.snapshot_download` takes, such as ``token``.
+        **settings: Other arguments of :func:`huggingface_hub.snapshot_download`, such as ``token``.
 
     Raises:
         UserError: There is no such repository, or it is out of reach and not in the client's cache.

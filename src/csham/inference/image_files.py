@@ -24,7 +24,7 @@ class ImageFiles:
 
     Attributes:
         names: Files, folders and at most one ``-``.
-        null: Whether on standard input each path ends with a NUL character, as ``find -print0`` writes them, not with
+        null: True if on standard input each path ends with a NUL character, as ``find -print0`` writes them, not with
             the line.
         stdin: Descriptor of standard input. Python's own buffer of it is passed by.
     """
@@ -53,7 +53,7 @@ class ImageFiles:
         """Give path after path.
 
         Raises:
-            UserError: What standard input holds are no paths.
+            UserError: Standard input holds something other than paths.
         """
         for name in self.names:
             if name == "-":

@@ -22,8 +22,8 @@ __all__ = ["load"]
 def load(path: Path | str, *, weights: str | None = None, device: str | None = "cpu") -> Trained:
     """Load a trained network, its classes and its preprocessing.
 
-    Nothing in the files is run, whoever wrote them: values are checked, weights are read as numbers, and the network is
-    one that csham, timm or torchvision has under its name.
+    Nothing in the files is run, since anyone may have written them: values are checked, weights are read as numbers,
+    and the network is one that csham, timm or torchvision has under its name.
 
     Args:
         path: A run folder; a folder that ``csham share`` wrote; such a folder on the Hugging Face Hub,

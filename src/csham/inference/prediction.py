@@ -59,7 +59,7 @@ def predict(
     are answered at once. On CPU and CUDA the network's weights are laid out channels_last, as for evaluation.
 
     Args:
-        trained: What :func:`csham.load` returned.
+        trained: Network that :func:`csham.load` returned.
         paths: Image files, whatever they are called.
         top_k: Classes for each image; all where there are fewer.
         batch_size: Images the network gets at a time.

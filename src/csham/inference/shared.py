@@ -39,7 +39,7 @@ def shared_config(info: NetworkInfo, weights: str) -> str:
     """Return the text of config.json.
 
     Args:
-        info: What the network is.
+        info: Description of the network.
         weights: ``"best"`` or ``"last"``, which ones of the run.
     """
     content = {
@@ -55,7 +55,7 @@ def shared_config(info: NetworkInfo, weights: str) -> str:
 
 
 def _preprocessing(info: NetworkInfo) -> dict[str, Any]:
-    """Return what :class:`csham.inference.ImageTransform` does, for whoever wants to do the same."""
+    """Return what :class:`csham.inference.ImageTransform` does, for other code that is to do the same."""
     return {
         "color": "RGB, upright, over white",
         "resize": stored_side(info.image_size),
@@ -67,7 +67,7 @@ def _preprocessing(info: NetworkInfo) -> dict[str, Any]:
 
 
 def is_shared(path: Path) -> bool:
-    """Whether a folder is a shared one: it has a config.json and is no run folder."""
+    """Return True if a folder is a shared one: it has a config.json and is no run folder."""
     return os.path.lexists(path / CONFIG) and not os.path.lexists(path / "config.yaml")
 
 

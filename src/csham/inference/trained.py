@@ -19,13 +19,13 @@ __all__ = ["Trained"]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What :func:`csham.load` returns.
+    """Trained network, as :func:`csham.load` returns it.
 
     Attributes:
         network: From (B, 3, H, W) to logits, (B, classes); in evaluation mode, on its device.
         info: Names of backbone and attention, and the rest that is needed to build the network again.
         transform: Makes an input of an image.
-        path: Where it was loaded from.
+        path: Path it was loaded from.
         weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose.
         epoch: After which these were; None where that is not known.
     """
@@ -44,7 +44,7 @@ class Trained:
 
     @property
     def run_weights(self) -> RunWeights:
-        """Which weights of its run it has."""
+        """Weights of its run that it has."""
         return RunWeights(self.weights, self.epoch)
 
     @property
@@ -54,7 +54,7 @@ class Trained:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
     @property

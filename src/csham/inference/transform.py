@@ -26,7 +26,7 @@ class UnreadableImageError(UserError):
     """A file that cannot be decoded.
 
     Attributes:
-        file: Which file, and why.
+        file: File that cannot be read, and why.
     """
 
     def __init__(self, file: BadFile) -> None:

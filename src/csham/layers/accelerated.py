@@ -39,10 +39,10 @@ __all__ = [
 
 
 class ChannelScaling(Unscriptable):
-    """What is put before a layer of somebody else's: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
+    """Base class put before a third-party layer: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
 
     Attributes:
-        add_maxpool: Whether the averages are averaged with the maxima first.
+        add_maxpool: True if the averages are averaged with the maxima first.
     """
 
     add_maxpool: bool = False
@@ -58,7 +58,7 @@ class ChannelScaling(Unscriptable):
             x: (B, C, H, W).
             shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
         """
-        # Who hooked himself to the layer sees it called, and what it returns.
+        # A forward hook of the layer sees it called, and what it returns.
         layer: Any = self
         if has_hooks(layer) or not self._on_kernels(x):
             return ops.finish(layer(x), shortcut)
@@ -148,7 +148,7 @@ class _AcceleratedBatchNormAct2d(timm_layers.BatchNormAct2d):
 
     @property
     def is_plain_batch_norm(self) -> bool:
-        """Whether nothing follows the norm."""
+        """True if nothing follows the norm."""
         return all(type(after) is nn.Identity and not has_hooks(after) for after in (self.drop, self.act))
 
 
@@ -159,7 +159,7 @@ def accelerate_layer(module: nn.Module) -> str | None:
         The attention's name in the zoo, or None where the layer stays what it is.
     """
     kind = type(module)
-    # A forward of its own is somebody's, and goes on being called.
+    # A forward of its own is third-party code, and goes on being called.
     if kind not in _BECOMES or "forward" in vars(module):
         return None
     name, module.__class__ = _BECOMES[kind]

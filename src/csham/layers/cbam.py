@@ -76,11 +76,11 @@ class LightCBAMChannel(CBAMChannel, LightChannelAttn):
 
 
 class _Spatial(Unscriptable, nn.Module):
-    """What the spatial steps have in common; put before one of timm's.
+    """Base class of the spatial steps; put before one of timm's.
 
     Attributes:
         conv: timm's convolution with its norm.
-        gate: What makes weights of their output.
+        gate: Module that makes weights of their output.
     """
 
     conv: Any
@@ -116,7 +116,7 @@ class _Spatial(Unscriptable, nn.Module):
         return self.gate(self.conv(self._join(*_statistics(pooled))))
 
     def _is_plain(self) -> bool:
-        """Whether the weights are a sigmoid of a norm of a convolution, and nobody hooked himself in between."""
+        """Return True if the weights are a sigmoid of a norm of a convolution, and there are no hooks in between."""
         block, gate = self.conv, self.gate
         return (
             type(block) is ConvNormAct
@@ -222,12 +222,12 @@ class CBAM(Opaque, CBAMSteps):
         channels: Channels of the feature map.
         rd_ratio: Hidden channels for each channel.
         rd_channels: Hidden channels, instead of ``rd_ratio``.
-        rd_divisor: What the hidden channels are rounded to a multiple of.
+        rd_divisor: Number to a multiple of which the hidden channels are rounded.
         spatial_kernel_size: Side of the spatial step's filter; odd.
         act_layer: Activation of the hidden channels.
         gate_layer: Name or class of the gate.
-        mlp_bias: Whether the hidden and the output channels have biases.
-        spatial_norm: Whether a batch norm follows the spatial step's filter.
+        mlp_bias: True if the hidden and the output channels have biases.
+        spatial_norm: True if a batch norm follows the spatial step's filter.
         device: Device of the parameters.
         dtype: Type of the parameters.
 

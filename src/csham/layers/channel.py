@@ -129,7 +129,7 @@ class ChannelAttention(Opaque, nn.Module):
 def in_todays_names(network: nn.Module, weights: Mapping[str, Value]) -> dict[str, Value]:
     """Name the weights of a file that may be older as a network names them.
 
-    ``load_state_dict`` needs none of it; it is for who compares names before.
+    ``load_state_dict`` needs none of it; it is for code that compares names before.
 
     Args:
         network: The network.

@@ -1,4 +1,4 @@
-"""What every attention layer asks of its settings and of its input."""
+"""Checks of the settings and the input of every attention layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layers that multiply a map by weights have in common."""
+"""Base class of the layers that multiply a map by weights."""
 
 from __future__ import annotations
 

@@ -100,5 +100,5 @@ def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:
 
 
 def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether nothing but the mathematics of ``kind`` happens where ``part`` is called."""
+    """Return True if nothing but the mathematics of ``kind`` happens where ``part`` is called."""
     return type(part) is kind and not has_hooks(part) and not is_recorded(part)

@@ -14,7 +14,7 @@ class AttentionName(Named):
     """One attention.
 
     Attributes:
-        layer: What builds it from a number of channels, as ``"module:name"``.
+        layer: Class, or function of a number of channels, that builds it, as ``"module:name"``.
         formula: Its parameters for C channels, in the functions of :data:`FORMULAS`.
         params: Its parameters for 256 channels.
         maps: What :func:`csham.layers.record_weights` finds, in this order: of ``"channel"`` (B, C), ``"spatial"``

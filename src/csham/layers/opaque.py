@@ -1,4 +1,4 @@
-"""What tools that read a network's code make of an attention: torch.fx one node, TorchScript a refusal."""
+"""Classes that hide an attention from tools that read a network's code: torch.fx sees one node, TorchScript refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Opaque", "Unscriptable"]
 
 
 class Unscriptable:
-    """What is put before a module that ``torch.jit.script`` cannot read."""
+    """Base class put before a module that ``torch.jit.script`` cannot read."""
 
     def __prepare_scriptable__(self) -> None:
         raise UserError(
@@ -24,7 +24,7 @@ class Unscriptable:
 
 
 class Opaque(Unscriptable):
-    """What is put before a module whose forward looks at its input, or calls what is not written in Python.
+    """Base class put before a module whose forward looks at its input, or calls what is not written in Python.
 
     For torch.fx, and with it timm's ``feature_cls="fx"`` and torchvision's ``create_feature_extractor``, the module is
     one node.
@@ -40,8 +40,8 @@ class Opaque(Unscriptable):
         """Write a call of this module into the graph that torch.fx is tracing, and return what stands for its result.
 
         Args:
-            x: What stands for the module's input.
-            *args: What else the module is called with.
+            x: Stand-in for the module's input.
+            *args: Other arguments of the call.
             **kwargs: As ``args``.
 
         Raises:

@@ -53,19 +53,19 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
 
 
 def is_recorded(layer: nn.Module) -> bool:
-    """Whether somebody looks at the weights of a layer, which it must then compute by its method ``weights``."""
+    """Return True if the weights of a layer are recorded, and it must compute them by its method ``weights``."""
     return "weights" in layer.__dict__
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody hooked himself to the calls of a module, which must then be called as one."""
+    """Return True if a module has hooks on its calls, and must then be called as one."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 class _Observed:
-    """What stands in for the method ``weights`` of one layer while somebody looks.
+    """Stand-in for the method ``weights`` of one layer while they are recorded.
 
     An object, not a closure: a deep copy of the layer then calls its own weights, not the original's.
     """

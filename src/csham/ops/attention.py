@@ -42,7 +42,7 @@ _DTYPES = {
 
 
 class ChannelParameters(NamedTuple):
-    """What :func:`csham.ops.channel_weights` takes after the map."""
+    """Arguments of :func:`csham.ops.channel_weights` after the map."""
 
     avg_weight: Tensor
     avg_bias: Tensor | None
@@ -54,7 +54,7 @@ class ChannelParameters(NamedTuple):
 
 
 class SpatialParameters(NamedTuple):
-    """What :func:`csham.ops.spatial_weights` takes after the map."""
+    """Arguments of :func:`csham.ops.spatial_weights` after the map."""
 
     main_weight: Tensor
     main_norm: nn.Module
@@ -71,9 +71,9 @@ class Pooled(NamedTuple):
         x: The map, (B, C, H, W).
         mean: (B, C) or (B, 1, H, W).
         max: As ``mean``, or None where it was not asked for.
-        kernels: What computed them, None for the reference.
-        carry: What ties them to the scaling.
-        channel_weights: What the kernels multiply ``x`` with besides, (B, C), or None.
+        kernels: Kernels that computed them, None for the reference.
+        carry: Tie between them and the scaling.
+        channel_weights: Weights that the kernels multiply ``x`` with besides, (B, C), or None.
     """
 
     x: Tensor
@@ -226,7 +226,7 @@ def spatial_weights_of(pooled: Pooled, weight: Tensor, norm: nn.Module, dropout:
 
 
 def has_kernels(x: object) -> bool:
-    """Whether kernels run for this: a feature map (B, C, H, W) of a type they know, no stand-in of a tracer's."""
+    """Return True if kernels run for ``x``: a feature map (B, C, H, W) of a type they know, no tracer's stand-in."""
     return isinstance(x, Tensor) and x.dim() == 4 and _kernels_for(x) is not None
 
 
@@ -373,7 +373,7 @@ def _unbiased(var: Tensor, count: int) -> Tensor:
 
 
 def _is_plain(norm: Any) -> bool:
-    """Whether a norm is torch's batch norm and nothing else, with running statistics as the kernel keeps them."""
+    """Return True if a norm is torch's batch norm and nothing else, with running statistics as kernels keep them."""
     return (
         (type(norm) is nn.BatchNorm2d or getattr(norm, "is_plain_batch_norm", False))
         and norm.running_mean is not None

@@ -1,4 +1,4 @@
-"""Which implementation runs: the C++ kernels, the Triton kernels, or the reference; and why.
+"""Choice of the implementation that runs: the C++ kernels, the Triton kernels, or the reference; and why.
 
 ``CSHAM_KERNELS`` in the environment, or :func:`use_kernels` around a piece of code, names one of them, which then runs
 or says why it cannot. Otherwise (``auto``) the kernels of the tensor's device run, and where they cannot the reference
@@ -37,7 +37,7 @@ class Choice:
 
     Attributes:
         name: ``"reference"``, ``"cpu"`` or ``"triton"``.
-        reason: Why this one.
+        reason: Reason for the choice.
     """
 
     name: str

@@ -4,7 +4,7 @@ A pooling reads ``x`` for its statistics, and a scaling multiplies ``x`` by what
 would write a gradient the size of ``x``, and autograd would add them up. Here the scaling's backward pass computes
 the small gradients only (of ``w``, ``s`` and the shortcut) and leaves a note for the pooling's, which then writes the
 gradient of ``x`` in one go. The note travels as the gradients of the pooling's ``carry`` outputs, which ``scale``
-takes and whose values nobody reads: ``carry_z`` brings the gradient of ``w s x``, ``carry_w`` and ``carry_s`` the
+takes and whose values are never read: ``carry_z`` brings the gradient of ``w s x``, ``carry_w`` and ``carry_s`` the
 weights of the scaling, ``carry_ties`` how many channels share each position's maximum. So ``carry`` must go to one
 scaling of the same ``x``.
 
@@ -27,7 +27,7 @@ __all__ = ["Carry", "channel_pool", "hybrid_pool", "position_pool", "scale", "sp
 
 
 class Carry(NamedTuple):
-    """What ties one pooling to one scaling of the same map; no data."""
+    """Tie from one pooling to one scaling of the same map; no data."""
 
     z: Tensor
     w: Tensor
@@ -41,7 +41,7 @@ def channel_pool(kernels: str, x: Tensor, maximum: bool) -> tuple[Tensor, Tensor
     Args:
         kernels: ``"cpu"`` or ``"triton"``.
         x: Feature map, (B, C, H, W), contiguous or channels_last.
-        maximum: Whether to find the maximum too.
+        maximum: True to find the maximum too.
 
     Returns:
         Mean and maximum (None if not wanted), (B, C), float32, and what :func:`scale` needs.
@@ -94,9 +94,9 @@ def hybrid_pool(
         kernels: ``"cpu"`` or ``"triton"``.
         x: Feature map, (B, C, H, W), contiguous or channels_last.
         filters: Weight and bias of the convolutions avg, max and fuse, float32.
-        relu: Whether ReLU follows each convolution.
-        positions: Whether to pool over the channels.
-        weighted: Whether to pool ``w ⊙ x``, not ``x``.
+        relu: True if ReLU follows each convolution.
+        positions: True to pool over the channels.
+        weighted: True to pool ``w ⊙ x``, not ``x``.
         neighbor_weight: As for :func:`position_pool`.
     """
     w, _, _, mean, maxima, neighbors, *rest = _call(
@@ -122,13 +122,13 @@ def scale(
     Args:
         kernels: ``"cpu"`` or ``"triton"``.
         x: The map that was pooled.
-        carry: What the pooling returned.
+        carry: Result of the pooling.
         w: Channel weights, (B, C), float32; None for ones.
         s: Spatial weights, (B, 1, H, W), float32; None for ones.
         position_w: The channel weights that the maximum over the channels was taken with.
         position_max: That maximum, whose ties the backward pass counts.
         shortcut: Added, (B, C, H, W), of the type and memory format of ``x``.
-        relu: Whether ReLU follows.
+        relu: True if ReLU follows.
     """
     y: Tensor = _call("scale", kernels, x, w, s, shortcut, relu, position_w, position_max, *carry)
     return y
@@ -174,7 +174,7 @@ def _operator(namespace: str, name: str) -> Any:
 
 
 class _Differentiable:
-    """How one operator keeps what its backward pass needs, and that pass: one gradient (or None) for each argument."""
+    """Operator with its backward pass: it saves what that needs, and gives one gradient (or None) for each argument."""
 
     name: str
 
@@ -365,7 +365,7 @@ class _NotAgain(torch.autograd.Function):
 
 
 def _once(gradients: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """Let whoever differentiates gradients be told that it cannot be done, and not take them for constants."""
+    """Make differentiating the gradients an error, because it cannot be done and they would pass for constants."""
 
     def compute(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         if not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Who is tracing."""
+"""Test for tracing by torch.export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["exporting"]
 
 
 def exporting() -> bool:
-    """Whether torch.export is tracing, and not torch.compile alone."""
+    """Return True if torch.export is tracing, and not torch.compile alone."""
     return torch.compiler.is_exporting()
 
 

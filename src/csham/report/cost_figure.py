@@ -1,4 +1,4 @@
-"""What attentions add to a backbone, as a picture: parameters, FLOPs, time and memory, a line for each attention."""
+"""Picture of what attentions add to a backbone: parameters, FLOPs, time and memory, a line for each attention."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_cost_figure(path: Path, costs: Sequence[Cost], title: str) -> None:
         path: A file whose suffix is one of :data:`FIGURE_FORMATS`.
         costs: Of one comparison, the plain network first. Several batch sizes, precisions or ways of running it make
             rows of panels. Networks without any ratio are left out.
-        title: What was measured, on what.
+        title: Text above the panels: what was measured, on what.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  takes seconds
 

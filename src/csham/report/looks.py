@@ -1,4 +1,4 @@
-"""How networks look in every figure and legend of a report: told apart by colour, by line and by marker.
+"""Look of each network in every figure and legend of a report: told apart by colour, by line and by marker.
 
 Figures are drawn in the light colours; in a page each becomes a CSS variable, so that dark mode can change it.
 """
@@ -41,7 +41,7 @@ class Look:
         colour: On white.
         marker: As matplotlib names it.
         dashes: Lengths of strokes and gaps in points; empty for a solid line.
-        filled: Whether the marker is.
+        filled: True if the marker is filled.
         width: Of its line in points.
     """
 

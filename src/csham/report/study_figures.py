@@ -79,8 +79,8 @@ def draw_curves(curves: Sequence[Curve], looks: Mapping[str, Look], title: str, 
     Args:
         curves: Drawn in their order, the last on top.
         looks: Of each label.
-        title: What is drawn, with its unit.
-        logarithmic: Whether the vertical axis is.
+        title: Quantity drawn, with its unit.
+        logarithmic: True if the vertical axis is logarithmic.
     """
     figure, axes = _figure(4.9, 3.5)
     for place, curve in enumerate(curves):
@@ -142,7 +142,7 @@ def draw_points(points: Sequence[Point], looks: Mapping[str, Look], title: str, 
     Args:
         points: A network each.
         looks: Of each label.
-        title: What the cost is.
+        title: Name of the cost.
         unit: Of the cost.
     """
     figure, axes = _figure(4.2, 3.4)
@@ -185,7 +185,7 @@ def add_legend(figure: Figure, labels: Sequence[str], looks: Mapping[str, Look],
         figure: Made taller by the legend's rows.
         labels: In the legend's order.
         looks: Of each label.
-        lines: Whether networks are lines in it rather than points.
+        lines: True if networks are lines in it rather than points.
     """
     from matplotlib.lines import Line2D  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What a report is made of: everything that a study's folder says, read without changing it."""
+"""Material of a report: everything that a study's folder says, read without changing it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Costs:
-    """What costs.json says.
+    """Contents of costs.json.
 
     Attributes:
         rows: By the network's label; without those that could not be measured.
-        machine: Where they were measured.
-        notes: What is wrong with them.
+        machine: Machine that they were measured on.
+        notes: Sentences on what is wrong with them.
     """
 
     rows: Mapping[str, Mapping[str, Any]]
@@ -40,11 +40,11 @@ class Material:
 
     Attributes:
         path: The folder.
-        study: What study.yaml says.
+        study: Contents of study.yaml.
         records: Those of the study's cells, in their order.
-        results: What they amount to.
+        results: Results that they amount to.
         costs: Of its networks.
-        warnings: What a reader should know before relying on them.
+        warnings: Warnings that a reader should know before relying on them.
     """
 
     path: Path

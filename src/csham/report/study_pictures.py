@@ -54,11 +54,11 @@ class Picture:
 
     Attributes:
         name: Stem of its files and of its ids in the page.
-        title: What it is.
+        title: Name of the picture.
         inline: Element of the page, which has a legend of its own.
         svg: File.
         png: File.
-        caption: How to read it.
+        caption: Explanation of how to read it.
         table: Its numbers.
     """
 
@@ -77,7 +77,7 @@ class Family:
 
     Attributes:
         name: Of the backbone.
-        legend: How each network looks, in the page's terms.
+        legend: Look of each network, in the page's terms.
         curves: Over epochs.
         points: Accuracy against costs.
     """

@@ -36,12 +36,12 @@ _PARTS = {"index.html", "figures", "tables"}
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`write_report` made.
+    """Report that :func:`write_report` made.
 
     Attributes:
         page: The HTML file.
-        results: What is in it.
-        warnings: What its reader is warned of.
+        results: Results in it.
+        warnings: Warnings for its reader.
     """
 
     page: Path

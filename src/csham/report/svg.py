@@ -19,7 +19,7 @@ __all__ = ["drawing", "inline_svg", "png_bytes", "svg_bytes"]
 _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "csham",
-    "text.parse_math": False,  # names are a stranger's, and may have $ in them
+    "text.parse_math": False,  # names are third-party text, and may have $ in them
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
     "font.size": 10,
@@ -78,8 +78,8 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     Args:
         figure: Drawn in the colours of :mod:`csham.report.looks`.
         name: Begins every id in it; unique within the page.
-        title: What it is, for those who do not see it.
-        description: What it shows, with the numbers.
+        title: Name of the picture, for those who do not see it.
+        description: Text on what it shows, with the numbers.
     """
     root = ET.fromstring(svg_bytes(figure, transparent=True))  # noqa: S314  matplotlib's own output
     for parent in root.iter():

@@ -1,6 +1,6 @@
 """Tables, and the files they become: CSV and XLSX with every digit, Markdown and LaTeX as they are read.
 
-Names in them are a stranger's: no cell becomes a formula, a tag or a command.
+Names in them are third-party text: no cell becomes a formula, a tag or a command.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Column:
     Attributes:
         title: Its head.
         numeric: Set to the right, and sorted by number.
-        help: What it means, in a few words.
+        help: Meaning of the column in a few words.
     """
 
     title: str
@@ -38,8 +38,8 @@ class Cell:
     """One cell as it is read.
 
     Attributes:
-        text: What is shown.
-        value: What the column is sorted by; None goes last.
+        text: Text shown.
+        value: Value by which the column is sorted; None goes last.
         mark: A class of the style sheet.
     """
 
@@ -54,7 +54,7 @@ class Table:
 
     Attributes:
         name: Stem of its files.
-        caption: What it shows.
+        caption: Summary of what it shows.
         columns: As they are read.
         rows: As they are read; as many cells as columns.
         raw: The same and more for programs: rows of the same keys, with every digit.

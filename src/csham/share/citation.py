@@ -1,4 +1,4 @@
-"""What to cite, as CITATION.cff has it, for who uses a shared network."""
+"""References for users of a shared network to cite, as CITATION.cff has them."""
 
 from __future__ import annotations
 

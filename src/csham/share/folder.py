@@ -95,9 +95,9 @@ def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: Ru
 
     Args:
         folder: The folder.
-        network: Whose weights are written.
-        info: What it is.
-        weights: Which ones of its run.
+        network: Network whose weights are written.
+        info: Description of the network.
+        weights: Weights of its run that these are.
         card: The text of README.md.
     """
     write_weights(folder / WEIGHTS, network.state_dict(), info, weights)

@@ -34,7 +34,7 @@ class HubModel(nn.Module, ModelHubMixin, library_name="csham", pipeline_tag="ima
     once the weights have changed it refuses to save them under that card.
 
     Args:
-        trained: What :func:`csham.load` returned.
+        trained: Network that :func:`csham.load` returned.
         card: The text of README.md; empty for the mixin's own, which has no numbers.
 
     Shape:

@@ -1,4 +1,4 @@
-"""What else the money buys: plain networks, widened or deepened to the training time of those with attention."""
+"""Budget controls: plain networks, widened or deepened to the training time that those with attention take."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def step_times(
         batch_size: Images per step.
         precision: ``"fp32"`` or another, which is taken as ``"bf16"``.
         device: As in :class:`csham.training.config.TrainConfig`.
-        seconds: When to begin no further round, of each run.
+        seconds: Time after which no further round begins, of each run.
         progress: Told what happens.
     """
 
@@ -117,7 +117,7 @@ def control_networks(
 
 
 def add_controls(store: Store, measure: Measure, note: Callable[[str], Any] = lambda text: None) -> Study:
-    """Extend a study by budget controls of those of its networks for which nobody has looked for any.
+    """Extend a study by budget controls of those of its networks for which none have been looked for.
 
     Args:
         store: The study's folder.

@@ -43,7 +43,7 @@ class CellRunner:
         progress: Told what happens.
 
     Attributes:
-        must_restart: Whether a cell failed in a way that may have left this process unfit for others.
+        must_restart: True if a cell failed in a way that may have left this process unfit for others.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CellRunner:
 
         Args:
             key: Of the cell.
-            attempts: How many of its attempts have failed.
+            attempts: Number of its attempts that have failed.
 
         Returns:
             The record; None where another process has the cell, or has been through with it.
@@ -159,12 +159,12 @@ def run_cell(
 
     Args:
         store: The study's folder.
-        cell: What to train.
-        study: What it belongs to.
+        cell: Cell to train.
+        study: Study that it belongs to.
         dataset: The study's images.
         machine: Settings of :data:`csham.study.grid.MACHINE_FIELDS` that were asked for.
         progress: Told what happens.
-        attempts: How many attempts have failed before this one.
+        attempts: Number of attempts that have failed before this one.
 
     Returns:
         The record, which has not been appended.

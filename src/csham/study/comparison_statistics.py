@@ -19,10 +19,10 @@ class Statistic:
         name: Its key in JSON.
         columns: Its keys in tables for programs, if not :attr:`keys`; of an interval two.
         title: Its head in tables for readers; empty: it is not in them.
-        help: What it means, in a few words.
+        help: Its meaning, in a few words.
         compute: Finds it from the paired differences, perhaps none, in percentage points; None where there is none.
             Without it the number is what :class:`~csham.study.statistics.Difference` has under ``name``.
-        shown: What it is to readers: a number with its sign, one without, an interval, a p-value or a count.
+        shown: Its kind to readers: a number with its sign, one without, an interval, a p-value or a count.
         instead: Words in its place, if there is something to say.
     """
 

@@ -1,4 +1,4 @@
-"""What each network of a study costs, measured side by side in one run and kept in ``costs.json``."""
+"""Costs of each network of a study, measured side by side in one run and kept in ``costs.json``."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def measure_costs(
     Args:
         study: Gives classes, image size, batch size and precision.
         path: The study's folder.
-        networks: Which; None takes all of the study's.
+        networks: Networks to measure; None takes all of the study's.
         device: As in :class:`csham.training.config.TrainConfig`.
         compiled: Use torch.compile.
-        seconds: When to begin no further round, after the third.
+        seconds: Time after which no further round begins, after the third.
         rounds: Exactly so many.
         again: Measure though the file has it.
         progress: Told what happens.
 
     Returns:
-        What the file holds: ``finished`` (False after Ctrl-C), ``machine``, ``measured`` (batch size, precision, ...)
+        Contents of the file: ``finished`` (False after Ctrl-C), ``machine``, ``measured`` (batch size, precision, ...)
         and ``costs``, a row for each network. A network that could not be measured has its error under ``failed``.
 
     Raises:
@@ -106,7 +106,7 @@ def _precision(study: Study) -> str:
 
 
 def _same(found: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
-    """Whether a file is of these networks, measured so, on this machine."""
+    """Return True if a file is of these networks, measured so, on this machine."""
     before, now = found.get("machine", {}), circumstances()
     same_machine = all(before.get(name) == now[name] for name in _MACHINE)
     return bool(found.get("finished")) and found.get("measured") == measured and same_machine

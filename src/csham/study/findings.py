@@ -43,13 +43,13 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow:
-    """What the runs of one network gave; percent, and None where no run says.
+    """Results of the runs of one network; percent, and None where no run says.
 
     Attributes:
         label: Of the network.
         backbone: Its backbone.
         attention: Its attention, or ``"none"``.
-        plain: Whether others are compared with it.
+        plain: True if others are compared with it.
         instead_of: Label of the network whose training time it matches, if it is a budget control.
         n: Seeds that finished.
         top1: Last epoch's accuracy on the test part: the number reported.
@@ -93,7 +93,7 @@ class AgainstControl:
         n: Seeds that both have.
         mean: Of the network minus the control, in percentage points; None without seeds.
         t_interval: Student-t 95% interval of it.
-        control_mean: What the control gains over the plain network, on its own seeds.
+        control_mean: Gain of the control over the plain network, on its own seeds.
     """
 
     label: str
@@ -104,13 +104,13 @@ class AgainstControl:
 
     @property
     def at_least_as_good(self) -> bool:
-        """Whether the network cannot be said to beat the control; False where nothing is known."""
+        """True if the network cannot be said to beat the control; False where nothing is known."""
         return self.mean is not None and (self.t_interval is None or self.t_interval[0] <= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Difference):
-    """One network against the plain one: what :class:`~csham.study.statistics.Difference` says, and of whom.
+    """One network against the plain one: what :class:`~csham.study.statistics.Difference` says, and of which networks.
 
     Attributes:
         label: Of the network.
@@ -121,7 +121,7 @@ class Comparison(Difference):
         seeds: That both have.
         differences: Top-1 of the network minus that of the plain one, in percentage points, in the order of ``seeds``.
         controls: Against each budget control of this network.
-        more: What is computed from ``differences`` for :data:`csham.study.comparison_statistics.STATISTICS` alone;
+        more: Those of :data:`csham.study.comparison_statistics.STATISTICS` that are computed from ``differences``;
             beside the others in JSON.
     """
 
@@ -160,7 +160,7 @@ class FailedCell:
         label: Of the network.
         seed: Of the run.
         error: Type and message.
-        attempts: How often it was tried.
+        attempts: Number of times it was tried.
         run: Its folder.
     """
 
@@ -173,7 +173,7 @@ class FailedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a study found, so far.
+    """Findings of a study, so far.
 
     Attributes:
         networks: A row each, in the study's order.
@@ -182,7 +182,7 @@ class Results:
             was seen, which claims nothing. Networks without a pair are left out.
         missing: Runs still to come.
         failed: Runs that failed.
-        warnings: What differs between the runs that should not.
+        warnings: Differences between the runs that there should not be.
         headline: One to three sentences.
         seeds: Of the study.
         worthwhile: In percentage points.
@@ -212,7 +212,7 @@ class Results:
 
 @dataclass(frozen=True)
 class ClassDifference:
-    """How one class fares with a network, against the plain one.
+    """Accuracy of one class with a network, against the plain one.
 
     Attributes:
         name: Of the class.

@@ -1,4 +1,4 @@
-"""What a study is: the networks and seeds it pairs, the settings that all its runs share, and the cells these make.
+"""Plan of a study: the networks and seeds it pairs, the settings that all its runs share, and the cells these make.
 
 Nothing here imports PyTorch. :mod:`csham.study.study_file` keeps a study as ``study.yaml``.
 """
@@ -76,7 +76,7 @@ class Network(NetworkSpec):
 
     @property
     def plain(self) -> bool:
-        """Whether this is what the others of its backbone are compared with."""
+        """True if this is what the others of its backbone are compared with."""
         return self.attention == "none" and self.instead_of is None
 
     @property
@@ -104,8 +104,8 @@ class Data:
 
     Attributes:
         source: Name of the dataset or path of the folder, as the user gave it.
-        classes: How many.
-        images: How many, of all parts.
+        classes: Number of classes.
+        images: Number of images, of all parts.
         image_size: Side in pixels.
         fingerprint: Of labels, parts and content.
     """
@@ -122,7 +122,7 @@ class Cell:
     """One run of a study: one network with one seed.
 
     Attributes:
-        network: What is trained.
+        network: Network that is trained.
         config: Every setting of the run; those of :data:`MACHINE_FIELDS` are defaults, which a call may change.
         key: Of the settings that change the result, and of the data: 16 hexadecimal digits.
     """
@@ -138,7 +138,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What people call the cell."""
+        """Name of the cell for people."""
         return f"{self.network.label}, seed {self.seed}"
 
     @property
@@ -152,7 +152,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What ``study.yaml`` holds.
+    """Study, as ``study.yaml`` holds it.
 
     Attributes:
         data: The images.

@@ -1,4 +1,4 @@
-"""What differs between the runs of a study and should not: code, versions, machines, settings, data."""
+"""Differences between the runs of a study that there should not be: code, versions, machines, settings, data."""
 
 from __future__ import annotations
 

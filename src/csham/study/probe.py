@@ -1,4 +1,4 @@
-"""How long a study will take: a few real training steps of each of its networks, on this machine."""
+"""Estimate of how long a study will take: a few real training steps of each of its networks, on this machine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _EVALUATION = 1 / 3
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured of one network.
+    """Measurements of one network.
 
     Attributes:
         seconds_per_image: Of training.
-        failed: Why it cannot be trained, if so.
+        failed: Reason why it cannot be trained, if so.
     """
 
     seconds_per_image: float | None
@@ -49,8 +49,8 @@ def probe(
 
     Args:
         study: Gives image size, batch size and precision.
-        networks: Which to time.
-        device: Where, as in :class:`csham.training.config.TrainConfig`.
+        networks: Networks to time.
+        device: Device, as in :class:`csham.training.config.TrainConfig`.
         threads: Of a job on the CPU; None leaves them as they are.
         seconds: To spend on all of them; a step that takes longer than its share is timed on fewer images.
         tell: Told each network's label.
@@ -76,11 +76,11 @@ def estimate_seconds(study: Study, cell: Cell, measured: Probe, parts: tuple[int
     """Estimate how long a cell still takes.
 
     Args:
-        study: What it belongs to.
+        study: Study that it belongs to.
         cell: The cell.
         measured: Of its network.
         parts: Images of the training, validation and test part.
-        epochs_done: Which need not be trained again.
+        epochs_done: Number of epochs that need not be trained again.
     """
     assert measured.seconds_per_image is not None
     train, validation, test = parts

@@ -1,4 +1,4 @@
-"""What a study says while it runs: a bar for it and one for each job on a terminal, plain lines elsewhere."""
+"""Progress of a study while it runs: a bar for it and one for each job on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StudyProgress:
         """Tell how far the cell of a job is.
 
         Args:
-            job: Which of the processes that work at the same time, from 0.
+            job: Number of the process among those that work at the same time, from 0.
             label: Of the cell.
             where: Such as ``epoch 2/30``.
             fraction: 0 to 1.
@@ -43,7 +43,7 @@ class StudyProgress:
         """Tell that a cell is done or has failed.
 
         Args:
-            job: Whose it was; None if another process's.
+            job: Number of its job; None if another process's.
             record: Of the cell.
         """
 

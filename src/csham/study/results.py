@@ -3,7 +3,7 @@
 The number reported is the last epoch's top-1 on the test part, in percent. A network is compared with the plain network
 of its backbone, a budget control with the plain network of the backbone that it is a larger version of; by seed, and
 only by seeds that both have. Holm's correction goes over all comparisons of the study, of all backbones and with
-the budget controls: each ends in a verdict that somebody may quote. Controls whose gain is plain cost the others
+the budget controls: each ends in a verdict that may be quoted. Controls whose gain is plain cost the others
 nothing, because Holm's method counts only what has not been rejected.
 """
 

@@ -29,12 +29,12 @@ def done_record(
     """Build the record of a finished run.
 
     Args:
-        study: What the cell belongs to.
-        cell: What was trained.
+        study: Study that the cell belongs to.
+        cell: Cell that was trained.
         folder: The finished run.
         classes: Their names.
         run: The run folder, relative to the study's.
-        attempts: Which attempt this was, from 1.
+        attempts: Number of the attempt, from 1.
     """
     environment = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))
     result = folder.read_summary()
@@ -62,12 +62,12 @@ def failed_record(
     """Build the record of a cell that cannot be trained as it is.
 
     Args:
-        study: What the cell belongs to.
-        cell: What was tried.
+        study: Study that the cell belongs to.
+        cell: Cell that was tried.
         error: ``type``, ``message`` and ``traceback``.
         run: The run folder, relative to the study's.
-        started: When, as :func:`now` says it.
-        attempts: Which attempt this was, from 1.
+        started: Time of the start, as :func:`now` says it.
+        attempts: Number of the attempt, from 1.
     """
     return {
         **_head(study, cell, "failed"),

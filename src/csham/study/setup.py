@@ -46,7 +46,7 @@ Preparing = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a call asks for; what it leaves out is None or empty.
+    """Request: everything a call asks for; what it leaves out is None or empty.
 
     Attributes:
         data: Name of a dataset or path of a folder.
@@ -54,9 +54,9 @@ class Request:
         backbones: Names.
         attentions: Names, perhaps with a strategy: ``csham:transfer``.
         strategies: Names.
-        networks: What the names above cannot say.
+        networks: Networks that the names above cannot say.
         attached: Of :data:`csham.backbones.spec.CONNECTION_FIELDS`, for all with attention.
-        seeds: Which.
+        seeds: Seeds of the runs.
         settings: Of :data:`csham.study.grid.SHARED_FIELDS`, from the command line.
         file_settings: The same, from a file, over which the command line wins.
         machine: Of :data:`csham.study.grid.MACHINE_FIELDS`.
@@ -85,9 +85,9 @@ class Setup:
 
     Attributes:
         store: Its folder, which does not exist yet if nothing was written.
-        study: What is, or would be, in it.
+        study: Study that is, or would be, in it.
         dataset: Its images, if they had to be opened.
-        notes: What the user should know.
+        notes: Notes for the user.
     """
 
     store: Store
@@ -115,10 +115,10 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
     """Make the study that was asked for, or open and extend the one that is there.
 
     Args:
-        request: What was asked for.
+        request: Settings and networks that were asked for.
         note: Told what is found damaged in the store.
         preparing: Told how far the reading of the images is.
-        write: Whether to write ``study.yaml``; without, no folder is made.
+        write: True to write ``study.yaml``; without, no folder is made.
 
     Raises:
         UserError: Something asked for cannot be, or differs from what the study began with.
@@ -142,7 +142,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
 
 
 def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Path) -> list[str]:
-    """Refuse records of other settings than the study's, which someone edited.
+    """Refuse records of other settings than the study's, whose file was edited since.
 
     Returns:
         Notes on records that belong to networks or seeds no longer in the study.

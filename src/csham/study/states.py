@@ -1,4 +1,4 @@
-"""How far each cell of a study is, without importing PyTorch."""
+"""State of each cell of a study, found without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CellState", "cell_states"]
 
 @dataclass(frozen=True)
 class CellState:
-    """How far a cell is.
+    """State of a cell: how far it is.
 
     Attributes:
         cell: The cell.
@@ -28,7 +28,7 @@ class CellState:
 
     @property
     def sentence(self) -> str:
-        """What to tell people."""
+        """Sentence to tell people."""
         if self.state != "cut off":
             return self.state
         if self.epochs_done >= self.cell.config.epochs:

@@ -1,4 +1,4 @@
-"""What a study leaves behind: ``records.jsonl``, one line for each finished or failed cell, and who works on what.
+"""Files that a study leaves: ``records.jsonl``, one line for each finished or failed cell, and claims of running cells.
 
 A record is appended with one write under a lock and is on the disk when :meth:`Store.append` returns. A process that
 was killed while it wrote leaves at most a torn last line, which the next one moves aside. Claims are locks of the
@@ -51,7 +51,7 @@ class Store:
 
     @property
     def study(self) -> Study:
-        """What ``study.yaml`` says now."""
+        """Study that ``study.yaml`` holds now."""
         return read_study(self.path)
 
     @property
@@ -61,11 +61,11 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a study in the folder."""
+        """True if there is a study in the folder."""
         return (self.path / FILE).is_file()
 
     def run_folder(self, name: str) -> Path:
-        """Where a cell's run folder is."""
+        """Return the path of a cell's run folder."""
         return self.path / "runs" / name
 
     def logs(self) -> Path:
@@ -171,7 +171,7 @@ class Store:
 
         Args:
             key: Of the cell.
-            attempts: How many of its attempts had failed when the caller decided to make another.
+            attempts: Number of its attempts that had failed when the caller decided to make another.
 
         Returns:
             None where another process works on it, or has finished or failed it in the meantime.
@@ -179,7 +179,7 @@ class Store:
         lock = self._lock(key, wait=False)
         if not self._acquired(lock):
             return None
-        # Looked at only now: whoever held the claim before may have written its record a moment ago.
+        # Looked at only now: the last holder of the claim may have written its record a moment ago.
         record = self.by_key().get(key)
         if record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts):
             lock.release()
@@ -187,7 +187,7 @@ class Store:
         return Claim(lock)
 
     def is_claimed(self, key: str) -> bool:
-        """Whether some process works on a cell at this moment."""
+        """Return True if some process works on a cell at this moment."""
         lock = self._lock(key, wait=False)
         if not self._acquired(lock):
             return True
@@ -224,7 +224,7 @@ class Store:
         return [*lines, rest] if _parse(rest) is not None else lines
 
     def _repair(self) -> None:
-        """See :meth:`repair`; the lock is held, so nobody is writing."""
+        """See :meth:`repair`; the lock is held, so no process is writing."""
         try:
             content = self.records_file.read_bytes()
         except FileNotFoundError:

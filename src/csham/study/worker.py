@@ -96,7 +96,7 @@ class _Answers(QuietProgress):
     """Progress of a run, told to the engine.
 
     Attributes:
-        training: Whether a run is under way, which answers the first signal itself.
+        training: True if a run is under way, which answers the first signal itself.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop"}
-"""What a run or a study did before there was a setting for it."""
+"""Settings of a run or a study from before each of them existed."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
 _BELOW_1 = Within(lambda v: 0 <= v < 1, "from 0 to below 1")
@@ -49,7 +49,7 @@ class Images(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """How a network is trained.
+    """Settings of a network's training.
 
     Attributes:
         pretrained: Start from the backbone's published weights.
@@ -95,11 +95,11 @@ class TrainingSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
-    """How images are read, cut and split.
+    """Settings of how images are read, cut and split.
 
     Attributes:
         image_size: Height and width in pixels; None takes the dataset's own.
-        crop: How training images are cut: ``"pad"``, a square of the image in a black border (above 64 px of the
+        crop: Cut of training images: ``"pad"``, a square of the image in a black border (above 64 px of the
             larger stored image); ``"resized"``, a box of random area and ratio, resampled; ``"auto"``, padded up to
             64 px and resized above.
         crop_scale: Least area of a resized crop, as a fraction of the stored image's.
@@ -120,7 +120,7 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings(Settings):
-    """Where a run works, how fast, and how often it saves.
+    """Settings of a run that decide where it works, how fast, and how often it saves.
 
     Attributes:
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
@@ -191,8 +191,8 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     A recipe named in ``given`` wins over ``file`` as a whole.
 
     Args:
-        given: What the command line or the caller set.
-        file: What a configuration file set (:func:`read_settings`).
+        given: Values that the command line or the caller set.
+        file: Values that a configuration file set (:func:`read_settings`).
     """
     file = dict(file or {})
     name = given.get("recipe", file.get("recipe", "fast"))

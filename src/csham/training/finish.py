@@ -26,12 +26,12 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
     """Measure the last and the chosen weights, and complete the run folder.
 
     Args:
-        session: What the run worked with.
+        session: Session that the run worked with.
         state: After the last epoch.
         predict: Lets the network answer a part of the data.
 
     Returns:
-        What summary.json holds.
+        Contents of summary.json.
     """
     classes, folder = session.info.classes, session.folder
     last = predict("test")

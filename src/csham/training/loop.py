@@ -61,11 +61,11 @@ def train(
     Args:
         config: The settings (:func:`csham.training.config.resolve`).
         run: The run folder, which must not exist; None names it after the settings, under ``runs``.
-        dataset: What ``config.data`` names, if it is open already.
+        dataset: Dataset that ``config.data`` names, if it is open already.
         progress: Told what happens.
 
     Returns:
-        What summary.json holds.
+        Contents of summary.json.
 
     Raises:
         UserError: Something given cannot work.
@@ -107,7 +107,7 @@ def resume(
             ``device``.
 
     Returns:
-        What summary.json holds; that of a finished run at once.
+        Contents of summary.json; that of a finished run at once.
 
     Raises:
         UserError: The folder is no run, its checkpoint is damaged, or its settings or data have changed.
@@ -153,8 +153,8 @@ class Loop:
     """One run under way.
 
     Attributes:
-        session: What it works with.
-        state: How far it is.
+        session: Session that it works with.
+        state: Progress of the run so far.
     """
 
     def __init__(self, session: Session, state: State, stop: StopRequest) -> None:

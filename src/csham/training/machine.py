@@ -1,4 +1,4 @@
-"""What this machine should train with: device, precision, memory format, compiler; and why."""
+"""Settings that this machine should train with: device, precision, memory format, compiler; and why."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def choose(config: TrainConfig, train_images: int) -> Choices:
         train_images: Images of one epoch.
 
     Raises:
-        UserError: What was asked for explicitly is not there.
+        UserError: Something asked for explicitly is not there.
     """
     device = choose_device(config.device)
     kind = device.partition(":")[0]
@@ -103,7 +103,7 @@ def choose_precision(asked: str, kind: str) -> tuple[str, str]:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions that multiply bf16."""
+    """Return True if the processor has instructions that multiply bf16."""
     # Without these instructions bf16 is emulated and about ten times slower than float32.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(check() for check in checks if check is not None)

@@ -1,4 +1,4 @@
-"""The numbers of a run: every metric is declared here once, and whoever writes or shows it reads that."""
+"""The numbers of a run: every metric is declared here once, and code that writes or shows it reads that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 __all__ = ["METRICS", "TOP", "Metric", "Predictions", "StudyColumn", "accuracy_names", "in_tables", "of_study"]
 
 TOP = 5
-"""How many answers are kept; top-5 accuracy says something where there are more classes."""
+"""Number of answers kept; top-5 accuracy says something where there are more classes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class StudyColumn:
     Attributes:
         name: Its key in tables for programs; empty: it is not in them.
         title: Its head in tables for readers, before the unit.
-        help: What it means, in a few words.
+        help: Meaning in a few words.
         every_run: Also in the table of all runs.
         digits: Decimals for readers.
     """
@@ -45,10 +45,10 @@ class Metric:
         name: Its key in ``summary.json``.
         title: Head of its column on a terminal.
         label: Its name where nothing around explains it, without the unit.
-        summary: What it is, in a few words.
+        summary: Meaning in a few words.
         compute: The number, from predictions and the number of classes; a share of one where the unit is ``"%"``.
         unit: ``"%"`` or another; empty for a plain number.
-        better: Which values are; None for what is neither good nor bad.
+        better: Direction of better values; None for what is neither good nor bad.
         above: It says something where there are more classes than this.
         every_epoch: Also in ``metrics.csv``, of every part that is measured after an epoch. Of the training part there
             is only what the training step sums up.
@@ -97,10 +97,10 @@ def accuracy_names(classes: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said about a part of a dataset.
+    """Answers of a network for a part of a dataset.
 
     Attributes:
-        indices: Which images of the dataset, (N,).
+        indices: Indices of the images in the dataset, (N,).
         labels: Their classes, (N,).
         top: The classes it named, most likely first, (N, 5) or fewer columns with fewer classes.
         losses: Cross-entropy of each image, (N,).
@@ -113,7 +113,7 @@ class Predictions:
 
     @cached_property
     def hits(self) -> np.ndarray:
-        """Which of the classes it named are right, (N, 5)."""
+        """True for each of the named classes that is right, (N, 5)."""
         return self.top == self.labels[:, None]
 
     @cached_property

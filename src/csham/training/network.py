@@ -1,4 +1,4 @@
-"""What must be known to build a trained network again and to feed it, and the file its weights travel in."""
+"""Facts that must be known to build a trained network again and to feed it, and the file its weights travel in."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
 
     Args:
         path: The file, which anyone may have written.
-        info: What the network is, if that is known from elsewhere; the file must not say otherwise.
+        info: Description of the network, if that is known from elsewhere; the file must not say otherwise.
 
     Raises:
         UserError: The file is missing, damaged, does not say what network it is for, or does not fit it.
@@ -187,7 +187,7 @@ def build_for(info: NetworkInfo, shapes: Mapping[str, tuple[int, ...] | str], wh
     """Build a network for weights of which only the shapes are known.
 
     Args:
-        info: What the network is.
+        info: Description of the network.
         shapes: Of each weight of a file.
         where: The file, for the message.
 

@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar on a terminal, plain lines elsewhere, nothing if quiet."""
+"""Progress of a run while it works: a bar on a terminal, plain lines elsewhere, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # whoever wants no bar, such as csham.load, needs no Rich
+if TYPE_CHECKING:  # callers that want no bar, such as csham.load, need no Rich
     from rich.console import Console
     from rich.progress import Progress, TaskID
 

@@ -24,7 +24,7 @@ __all__ = ["RunFolder", "is_main_process"]
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and speaks; known from the launcher's variable, before PyTorch is imported."""
+    """Return True if this process writes and speaks; known from the launcher's variable, before PyTorch is imported."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """True if the run came to its end."""
         return self.summary_file.is_file()
 
     def check_free(self) -> None:
@@ -111,7 +111,7 @@ class RunFolder:
 
         Args:
             config: The resolved settings.
-            environment: What environment.json holds.
+            environment: Contents of environment.json.
             save: Writes the first checkpoint to the path it is given.
         """
         self.check_free()

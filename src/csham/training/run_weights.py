@@ -1,4 +1,4 @@
-"""Which weights of a run stand behind a number: one choice, read by every command after training.
+"""Weights of a run that stand behind a number: one choice, read by every command after training.
 
 A run ends with two sets: those of the last epoch, which the headline and every study report, and those of the epoch
 that its validation part chose. Nothing here imports PyTorch.

@@ -41,7 +41,7 @@ _PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "sc
 
 @dataclass
 class State:
-    """What training changes; with the settings and the data, it determines the rest of the run.
+    """State that training changes; with the settings and the data, it determines the rest of the run.
 
     Attributes:
         epoch: Epochs finished.
@@ -62,22 +62,22 @@ class State:
 
 @dataclass
 class Session:
-    """What a run works with.
+    """Everything that a run works with.
 
     Attributes:
         config: The settings, every ``auto`` resolved.
-        folder: Where the run is kept.
+        folder: Folder of the run.
         dataset: The images.
-        parts: Which of them are for what.
-        info: What the network is.
+        parts: Rows of them for training, validation and test.
+        info: Description of the network.
         accelerator: Device, precision and processes.
         network: Holds the weights.
-        model: What is called: the network, prepared for the device and perhaps compiled.
+        model: Model that is called: the network, prepared for the device and perhaps compiled.
         optimizer: As prepared.
         train_batches: The training part.
         progress: Told what happens.
-        notes: What was chosen for this machine, and why.
-        compile_was_chosen: Whether it was left to the machine to use torch.compile or not.
+        notes: Choices made for this machine, and why.
+        compile_was_chosen: True if the machine chose whether to use torch.compile.
     """
 
     config: TrainConfig
@@ -96,7 +96,7 @@ class Session:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """True if this process writes and speaks."""
         return bool(self.accelerator.is_main_process)
 
     def note(self, text: str) -> None:
@@ -193,7 +193,7 @@ def start_session(
     Args:
         config: The settings; ``auto`` is resolved here.
         dataset: The images.
-        folder: Where the run is kept.
+        folder: Folder of the run.
         progress: Told what happens.
         new: Start from the weights that the settings name (a resumed run has its own).
     """

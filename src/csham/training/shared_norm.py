@@ -30,7 +30,7 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> list[str]:
 
     Args:
         network: Before it is wrapped in DDP or compiled; attention may be attached.
-        device: Where it will run: on CUDA torch's own ``SyncBatchNorm`` computes, but for attention's norms.
+        device: Device it will run on: on CUDA torch's own ``SyncBatchNorm`` computes, but for attention's norms.
 
     Returns:
         Names of the norms that stay as they are, being of a class whose forward is not known.
@@ -53,7 +53,7 @@ def _is_known(kind: type[nn.Module]) -> bool:
 
 
 def _has_activation(kind: type[nn.Module]) -> bool:
-    """Whether this is timm's batch norm with an activation; a network without timm need not import it."""
+    """Return True if this class is timm's batch norm with an activation; a network without timm need not import it."""
     timm_layers = sys.modules.get("timm.layers")
     accelerated = kind.__module__ == "csham.layers.accelerated"
     return timm_layers is not None and (kind is timm_layers.BatchNormAct2d or accelerated)
@@ -73,7 +73,7 @@ class _OnCuda(nn.SyncBatchNorm):
 
 
 class _InOperations(_BatchNorm):
-    """What ``SyncBatchNorm`` computes, in plain operations."""
+    """Computation of ``SyncBatchNorm``, in plain operations."""
 
     is_plain_batch_norm = False
 
@@ -97,7 +97,7 @@ class _InOperations(_BatchNorm):
 
 
 class _Activated(nn.Module):
-    """What follows the norm in timm's ``BatchNormAct2d``."""
+    """Activation that follows the norm in timm's ``BatchNormAct2d``."""
 
     drop: nn.Module
     act: nn.Module

@@ -1,4 +1,4 @@
-"""How many steps a run makes: the batch that fits the training part, and what to say of it.
+"""Steps of a run: the batch that fits the training part, and what to say of it.
 
 Nothing here imports PyTorch.
 """

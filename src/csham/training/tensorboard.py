@@ -13,7 +13,7 @@ class EventWriter:
     """Writes one point per epoch and curve; epochs that an earlier, killed process wrote are taken back.
 
     Args:
-        folder: Where the event files go.
+        folder: Folder of the event files.
         epochs_done: Epochs that are in the history already.
     """
 

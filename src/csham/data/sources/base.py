@@ -47,13 +47,13 @@ class Listing:
     Attributes:
         root: Folder, or archive, that holds them.
         classes: Class names; ``labels`` counts in this order.
-        files: What each image is called, such as its path below ``root``; empty for images without names.
+        files: Name of each image, such as its path below ``root``; empty for images without names.
         labels: (N,) int64.
         parts: (N,) uint8, as in ``PackedDataset``.
         fingerprint: Changes when an image is added, removed, renamed or modified.
-        ignored: How many other files there were.
+        ignored: Number of other files there were.
         notes: Sentences for the user.
-        shown: What each image is called where it is told to be bad; by default its full path.
+        shown: Name of each image in the message that it is bad; by default its full path.
     """
 
     root: Path
@@ -71,7 +71,7 @@ class Listing:
         return [os.path.join(self.root, file) for file in self.files]  # noqa: PTH118 - a million Paths are slow
 
     def names(self) -> list[str]:
-        """What to call each image in a sentence about it alone."""
+        """Return what to call each image in a sentence about it alone."""
         return self.paths() if self.shown is None else self.shown
 
 
@@ -83,8 +83,8 @@ class Images:
         listing: All of them.
         chunks: Their contents: each image once, a chunk holding at most so many images and about so many bytes, in
             whatever order the source is read fastest. Called once, perhaps from another thread.
-        decoded: Whether contents are pixels, for which workers are not worth their start.
-        flip: Whether a mirrored image still belongs to its class.
+        decoded: True if contents are pixels, for which workers are not worth their start.
+        flip: True if a mirrored image still belongs to its class.
     """
 
     listing: Listing
@@ -95,7 +95,7 @@ class Images:
 
 @dataclass
 class Workplace:
-    """What a source may use while it is packed.
+    """Means that a source may use while it is packed.
 
     Attributes:
         downloads: Folder in which downloads are kept.
@@ -112,10 +112,10 @@ class Source(ABC):
     """Images with classes and parts, wherever they are; a new kind of data is a new subclass.
 
     Attributes:
-        name: What the data set is called.
-        location: Where it is: one place has one cache for each image size.
+        name: Name of the data set.
+        location: Location of the data: one location has one cache for each image size.
         fingerprint: Changes when what is there does.
-        listing: What is there, if that is known before it is loaded; its files then have names.
+        listing: Listing of the images, if that is known before it is loaded; its files then have names.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What columns of labels and parts mean, in a table as in Parquet files."""
+"""Meaning of columns of labels and parts, in a table as in Parquet files."""
 
 from __future__ import annotations
 

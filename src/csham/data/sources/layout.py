@@ -1,4 +1,4 @@
-"""What folders of images mean, on a disk or in an archive: which is a part, which a class, and what cannot be."""
+"""Meaning of folders of images, on a disk or in an archive: which is a part, which a class, and what cannot be."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _open_shard(path: Path, columns: tuple[str, ...]) -> _Shard:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """What ``datasets`` says of the columns, as far as it does."""
+    """Return what ``datasets`` says of the columns, as far as it does."""
     try:
         found = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}

@@ -22,7 +22,7 @@ _failed: dict[Path, str] = {}
 
 
 def load(sources: Path = SOURCES) -> Library:
-    """Load the kernels into this process, after building them if nobody has.
+    """Load the kernels into this process, after building them if no process has.
 
     Only the first call does anything: what failed once in a process is not tried again in it.
 

@@ -52,9 +52,9 @@ class Library:
     """The kernels as built, or to be built, from these sources for this PyTorch.
 
     Attributes:
-        folder: Where the library is kept, or the log of the build that failed.
+        folder: Folder of the library, or of the log of the build that failed.
         sources: Folder of the headers, ``kernels.cpp`` and ``operators.cpp``.
-        compiler: What builds it; None where there is none and another machine built it.
+        compiler: Compiler that builds it; None where there is none and another machine built it.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Library:
 
     @property
     def log(self) -> Path:
-        """What the compiler said when it failed."""
+        """File that has what the compiler said when it failed."""
         return self.folder / "failed.log"
 
     @property
@@ -128,7 +128,7 @@ def build_library(library: Library, *, again: bool = False) -> None:
 
     Args:
         library: As :func:`find_library` returns it.
-        again: Whether to build it also where it was built, or failed, before.
+        again: True to build it also where it was built, or failed, before.
 
     Raises:
         Unavailable: The cache cannot be written, or the build was cut short. Another process will try again.
@@ -195,7 +195,7 @@ def _build(library: Library) -> None:
         _write_about(temporary, compiler, seconds)
         if failed:
             (temporary / library.log.name).write_text(failed, encoding="utf-8")
-        shutil.rmtree(library.folder, ignore_errors=True)  # somebody may have left parts of one
+        shutil.rmtree(library.folder, ignore_errors=True)  # another process may have left parts of one
         temporary.replace(library.folder)
         _say(f"building the CPU kernels failed after {seconds} s" if failed else f"built in {seconds} s")
     finally:

@@ -77,7 +77,7 @@ class Compiler:
 
     @property
     def openmp(self) -> bool:
-        """Whether its threads can be those of the OpenMP library that PyTorch has loaded, which is GCC's."""
+        """True if its threads can be those of the OpenMP library that PyTorch has loaded, which is GCC's."""
         return sys.platform == "linux" and "clang" not in self.version
 
 
@@ -99,7 +99,7 @@ def compile_library(sources: Path, compiler: Compiler, target: Path) -> str:
 
     Args:
         sources: Folder of the two and of their headers.
-        compiler: What does it.
+        compiler: Compiler to call.
         target: The shared library to be; object files and logs are left beside it, named ``*.o`` and ``*.o.log``.
 
     Returns:

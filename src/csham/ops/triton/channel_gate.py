@@ -38,7 +38,7 @@ class Gate:
         return 4 * self.kernel_size + 3
 
     def arguments(self, map_: Map) -> dict[str, Any]:
-        """What the kernels need to know."""
+        """Return the arguments that the kernels need."""
         block = triton.next_power_of_2(map_.C)
         warps = 4 if block <= 1024 else 8
         return {"K": self.kernel_size, "RELU": self.relu, "BLOCK_C": block, **OPTIONS, "num_warps": warps}
@@ -66,7 +66,7 @@ def gate_backward(
     """Return gradients of mean and maximum, (B, C), and of the filters, flattened.
 
     Args:
-        parts: What the pass over x left, (chunks, B, slots, C).
+        parts: Results of the pass over x, (chunks, B, slots, C).
         outputs: Room for what it says of others, see ``PoolBackward.outputs``.
         map_: The map.
         given: The filters.

@@ -1,4 +1,4 @@
-"""What every operator asks of its arrays, and how a map is cut into blocks.
+"""Checks of the arrays that operators take, and the cutting of a map into blocks.
 
 Blocks follow from shapes alone, never from a measurement or the machine, so that a result depends on its input only.
 """
@@ -159,7 +159,7 @@ class Quads(NamedTuple):
         return triton.cdiv(self.H, self.rows) * triton.cdiv(self.W, 4)
 
     def arguments(self, map_: Map) -> dict[str, Any]:
-        """What the kernels need to know of this cut."""
+        """Return the arguments that the kernels need for this cut."""
         unit = gcd(self.W, 4)
         return {
             "C": map_.C,

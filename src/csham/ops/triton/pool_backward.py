@@ -41,7 +41,7 @@ _SLOTS = 11
 
 
 class PoolBackward:
-    """What one call knows, passes and returns; ``None`` for what there is not."""
+    """Values that one call knows, passes and returns; ``None`` for those there are not."""
 
     def __init__(self, grad_z: Tensor | None, x: Tensor, w: Tensor | None, s: Tensor | None, map_: Map):
         self.x, self.map = x, map_

@@ -1,4 +1,4 @@
-"""What kernels over quads share: 4 columns of each row at a time, and the taps of the neighbour term.
+"""Functions that kernels over quads share: 4 columns of each row at a time, and the taps of the neighbour term.
 
 A quad is 4 rows x 4 columns (or 1 x 4 where there is no neighbour term): 2 x 2 cells of the 2 x 2 average pooling.
 Under the 3 x 3 convolution with stride 2, each row of cells of quad ``i`` meets output row ``i`` ("self") with one tap,

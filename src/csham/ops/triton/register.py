@@ -34,7 +34,7 @@ _OPERATORS = (
 
 
 def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, which takes tensors on the CPU too."""
+    """Return True if the kernels run in Triton's interpreter, which takes tensors on the CPU too."""
     return not isinstance(scale_kernel, triton.JITFunction)
 
 

@@ -1,7 +1,7 @@
 """Engines: what runs the cells of a study, on one machine (:mod:`~csham.study.engines.local`) or on many.
 
 An engine is a function that takes a store and the tasks to do, and returns an :class:`Outcome` when each of them is
-done, failed, or left to others. Records are appended by whoever ran the cell, so that an engine that is killed loses
+done, failed, or left to others. Records are appended by the process that ran the cell, so that a killed engine loses
 nothing.
 """
 
@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         cell: The cell.
-        attempts: How many of its attempts have failed before.
+        attempts: Number of its attempts that have failed before.
     """
 
     cell: Cell
@@ -33,7 +33,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an engine came to its end.
+    """End of an engine's work.
 
     Attributes:
         signum: The signal that stopped it early; None if nothing did.
@@ -43,7 +43,7 @@ class Outcome:
 
 
 Engine = Callable[[Store, Sequence[Task], Mapping[str, Any], StudyProgress], Outcome]
-"""Takes store, tasks, machine settings (:data:`csham.study.grid.MACHINE_FIELDS`) and whom to tell."""
+"""Takes store, tasks, machine settings (:data:`csham.study.grid.MACHINE_FIELDS`) and the progress to tell."""
 
 
 def plan_tasks(
@@ -57,8 +57,8 @@ def plan_tasks(
 
     Args:
         study: The study.
-        records: What is known, by the keys of cells.
-        retry_failed: Whether failed cells are tried again.
+        records: Known records, by the keys of cells.
+        retry_failed: True if failed cells are tried again.
         shard: (i, n): every n-th cell of the study, from number i on, counted from 1.
     """
     part, parts = shard

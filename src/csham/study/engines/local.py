@@ -50,14 +50,14 @@ def run_local(
 
     Args:
         store: The study's folder.
-        tasks: What to do, in this order.
+        tasks: Tasks to do, in this order.
         machine: Machine settings that were asked for.
         progress: Told what happens.
         jobs: Processes that train at the same time.
-        wait: Whether to wait for cells that processes elsewhere have claimed.
+        wait: True to wait for cells that processes elsewhere have claimed.
 
     Returns:
-        What stopped it, if anything did.
+        Signal that stopped it, if any did.
 
     Raises:
         UserError: Nothing in this study can be trained here, or workers cannot even start.
@@ -83,9 +83,9 @@ class _Worker:
     Attributes:
         job: Its number, from 0.
         process: The process.
-        log: What it said.
-        task: What it works on.
-        answered: Whether it ever said anything.
+        log: Output of the process so far.
+        task: Task that it works on.
+        answered: True if it ever said anything.
     """
 
     job: int
@@ -122,7 +122,7 @@ class _Engine:
         self._looked_at = 0.0
 
     def run(self, stop: StopRequest) -> Outcome:
-        """Give tasks out until none is left or somebody wants to stop."""
+        """Give tasks out until none is left or a stop is wanted."""
         while stop.signum is None:
             self._give_out()
             if not any(worker.task for worker in self._workers.values()) and not self._pending:
@@ -163,7 +163,7 @@ class _Engine:
             worker.send({"key": task.cell.key, "attempts": task.attempts})
 
     def _next(self) -> Task | None:
-        """Take the first task that nobody elsewhere has done or works on."""
+        """Take the first task that no other process has done or works on."""
         if not self._pending or time.monotonic() < self._looked_at + _SECONDS_BETWEEN_LOOKS:
             return None
         records = self._store.by_key()
@@ -256,7 +256,7 @@ class _Engine:
             if event["leaving"]:
                 del self._workers[worker.job]
             if event["status"] is None:
-                self._take_back(worker)  # somebody else was faster
+                self._take_back(worker)  # another process was faster
             else:
                 worker.task = None
                 self._progress.ended(worker.job, self._store.by_key()[task.cell.key])

@@ -59,7 +59,7 @@ def run_ray(
 
     Args:
         store: The study's folder.
-        tasks: What to do, in this order.
+        tasks: Tasks to do, in this order.
         machine: Machine settings that were asked for.
         progress: Told what happens.
         address: Of a cluster, as ``ray.init`` takes it (``"auto"``, ``"10.0.0.1:6379"``); None starts one on this
@@ -67,10 +67,10 @@ def run_ray(
         num_cpus: Cores for each cell, and its threads.
         num_gpus: GPUs for each cell, or a part of one; None gives one where the cluster has any and ``machine`` names
             no other device.
-        wait: Whether to wait for cells that processes elsewhere have claimed.
+        wait: True to wait for cells that processes elsewhere have claimed.
 
     Returns:
-        What stopped it, if anything did.
+        Signal that stopped it, if any did.
 
     Raises:
         UserError: Ray is not installed, there is no cluster, no node has room for a cell, or nothing in this study can
@@ -200,7 +200,7 @@ class _Engine:
         self._mark.unlink(missing_ok=True)
 
     def _give_out(self) -> None:
-        """Hand to Ray what nobody elsewhere has done or works on."""
+        """Hand to Ray what no other process has done or works on."""
         if not self._pending or time.monotonic() < self._asked_at + _SECONDS_UNTIL_OTHERS_ARE_ASKED:
             return
         self._asked_at = time.monotonic()
@@ -263,7 +263,7 @@ class _Engine:
             raise UserError(f"{answer['message']} (on {answer['host']})")
         if answer["event"] == "interrupted" or answer["record"] is None:
             if not stopping:
-                self._pending.append(task)  # somebody else has it, or stopped it
+                self._pending.append(task)  # another process has it, or stopped it
             return
         record = answer["record"]
         if answer["run"] is not None and not self._take_in(task, record, answer["run"]):
