@@ -18,8 +18,9 @@ SETTINGS = ["--recipe", "quick", "--epochs", "2", "--batch-size", "32", "--jobs"
 
 CONCLUSION = """\
 What may be concluded: that it works here. Not which network is better: 2 seeds are too few, and in some 80 steps
-attention mostly shows that its gates start half shut, which halves every branch and alone costs several points (docs/
-training.md, "Short trainings"). A study of your own images: csham compare FOLDER --attentions se,csham --seeds 5"""
+attention mostly shows that its gates start half shut, which halves every branch and alone costs several points
+(docs/training.md, "Short trainings"). A study of your own images:
+csham compare FOLDER --attentions se,csham --seeds 5"""
 
 
 def demo(folder: Path) -> int:
