@@ -141,3 +141,8 @@ def test_wrong_names_are_named(settings, message):
 def test_a_wrong_depth_is_named():
     with pytest.raises(ValueError, match=r"even.* got 21"):
         CifarResNet(21)
+
+
+def test_a_setting_without_an_attention_is_refused():
+    with pytest.raises(ValueError, match=r"kernel_size: no such setting.*attention="):
+        csham.create_model("resnet20", num_classes=3, kernel_size=5)

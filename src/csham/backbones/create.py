@@ -82,6 +82,11 @@ def create_model(
     check_position(position, points)
     if not plain:
         check_strategy(str(attention), strategy, period)
+    if plain and settings:
+        raise UserError(
+            f"create_model: {', '.join(settings)}: no such setting; attentions have settings of their own, and there is "
+            "none. Name one with attention=, or leave it out."
+        )
     model = _create_backbone(backbone, num_classes, image_size, in_chans, pretrained, weights_file)
     if not plain:
         side = max(image_size, 32)
