@@ -84,8 +84,8 @@ def create_model(
         check_strategy(str(attention), strategy, period)
     if plain and settings:
         raise UserError(
-            f"create_model: {', '.join(settings)}: no such setting; attentions have settings of their own, and there is "
-            "none. Name one with attention=, or leave it out."
+            f"create_model: {', '.join(settings)}: no such setting; attentions have settings of their own, and there "
+            "is none. Name one with attention=, or leave it out."
         )
     model = _create_backbone(backbone, num_classes, image_size, in_chans, pretrained, weights_file)
     if not plain:
