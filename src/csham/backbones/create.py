@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from csham.attach import attach
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.points import PointChoice
+from csham.attach.graph.points import PointChoice
+from csham.attach.names import check_position, check_strategy
 from csham.backbones.cifar import CifarResNet
 from csham.backbones.lenet import LeNet5
 from csham.backbones.lookup import Found, check_backbone, find_backbone

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.names import STRATEGIES
+from csham.attach.names import STRATEGIES, check_position, check_strategy
 from csham.backbones.lookup import check_backbone
 from csham.layers.names import ATTENTIONS
 from csham.settings import InFile, Settings, check_choice, count, is_name, list_of, names_of

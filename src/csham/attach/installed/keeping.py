@@ -17,8 +17,8 @@ from torch.fx import Proxy
 from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from csham.attach.attached import Attached, attends, hang, place_below
-from csham.attach.host_class import is_marked, mark_host
+from csham.attach.installed.attached import Attached, attends, hang, place_below
+from csham.attach.installed.host_class import is_marked, mark_host
 from csham.errors import UserError
 
 __all__ = ["watch", "watches"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from csham.attach.kinds import other_maps
-from csham.attach.values import CONVOLUTIONS, Call, Trace, Value
+from csham.attach.graph.kinds import other_maps
+from csham.attach.graph.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating

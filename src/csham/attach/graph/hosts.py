@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from csham.attach.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
+from csham.attach.graph.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
 
 __all__ = ["Ends", "around_joins", "host_of", "outermost_at", "outputs_at", "within_call"]
 

@@ -10,12 +10,17 @@ from itertools import groupby
 
 from torch import nn
 
-from csham.attach.checks import check_position
-from csham.attach.hosts import Ends
-from csham.attach.kinds import map_modules, token_branches, works_otherwise
-from csham.attach.positions import auto_ends, block_ends, last_map, residual_ends, stage_ends
-from csham.attach.residuals import residual_branches
-from csham.attach.values import Trace
+from csham.attach.graph.hosts import Ends
+from csham.attach.graph.kinds import map_modules, token_branches, works_otherwise
+from csham.attach.graph.positions import (
+    auto_ends,
+    block_ends,
+    last_map,
+    residual_branches,
+    residual_ends,
+    stage_ends,
+)
+from csham.attach.graph.values import Trace
 from csham.errors import UserError, nearest_names
 
 __all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
@@ -64,7 +69,6 @@ def find_points(
     Raises:
         UserError: A network without such points, or a choice that names no module or one without a feature map.
     """
-    check_position(position, points)
     if points is not None:
         return _staged(trace, _chosen(model, trace, points))
     return _staged(trace, _at_position(model, trace, position))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from csham.attach.hosts import host_of
-from csham.attach.residuals import residual_branches
-from csham.attach.values import ADDITIONS, Trace, Value
+from csham.attach.graph.hosts import host_of
+from csham.attach.graph.positions import residual_branches
+from csham.attach.graph.values import ADDITIONS, Trace, Value
 
 __all__ = ["map_modules", "other_maps", "token_branches", "works_on_tokens", "works_otherwise"]
 

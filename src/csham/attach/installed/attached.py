@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from csham import ops
-from csham.attach.trace import CONTAINERS
-from csham.attach.transfer import ChannelWeightTransfer
+from csham.attach.graph.trace import CONTAINERS
+from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.layers.hybrid import connect
 from csham.layers.opaque import Opaque
 from csham.layers.recording import has_hooks

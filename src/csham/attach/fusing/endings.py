@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from csham.attach.epilogue import End, Epilogue, can_bypass, can_open
-from csham.attach.forward_graph import ForwardGraph, forward_graph
-from csham.attach.subclass import can_subclass
-from csham.attach.values import ADDITIONS, Trace
+from csham.attach.fusing.epilogue import End, Epilogue, can_bypass, can_open
+from csham.attach.fusing.forward_graph import ForwardGraph, forward_graph
+from csham.attach.graph.values import ADDITIONS, Trace
+from csham.module_class import can_subclass
 
 __all__ = ["find_epilogues"]
 
