@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import torch
 from torch import nn
 
 from csham.attach import attach
 from csham.attach.graph.points import PointChoice
 from csham.attach.names import check_position, check_strategy
-from csham.backbones.cifar import CifarResNet
+from csham.backbones.cifar import CifarResNet, WideResNet
 from csham.backbones.lenet import LeNet5
 from csham.backbones.lookup import Found, check_backbone, find_backbone
 from csham.backbones.names import BackboneName
 from csham.backbones.scale import Scale
-from csham.backbones.sizes import check_size
 from csham.backbones.weights import load_weights_file
-from csham.backbones.wide import WideResNet
 from csham.errors import UserError
+from csham.probing import blank_image, evaluating
 
-__all__ = ["create_model"]
+__all__ = ["check_size", "create_model"]
 
 # Up to this side, in pixels, a stem that divides by four would leave the stages too little to look at.
 _SMALL_IMAGE = 64
+
+# Sides that networks are made for, in pixels.
+_USUAL = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512)
 
 
 def create_model(
@@ -105,6 +109,35 @@ def create_model(
     return model
 
 
+def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, image_size: int) -> None:
+    """Refuse a network that does not turn an image of this size into logits.
+
+    Runs it on one blank image; on meta tensors torch would import its compiler first, which takes longer.
+
+    Args:
+        model: The network, without attention; left as it was.
+        name: Its name, for the message.
+        num_classes: Width that the logits must have; 0 for any.
+        in_chans: Channels of the images.
+        image_size: Side of the images, in pixels.
+
+    Raises:
+        UserError: It does not run, or returns something else; says which size would do.
+    """
+    problem = _problem(model, num_classes, in_chans, image_size)
+    if problem is None:
+        return
+    larger = [side for side in _USUAL if side > image_size]
+    smaller = [side for side in reversed(_USUAL) if side < image_size]
+    found = next((s for s in larger + smaller if _problem(model, num_classes, in_chans, s) is None), None)
+    advice = (
+        f"It runs at {found} pixels: image_size={found} (--image-size {found})."
+        if found is not None
+        else "It runs at none of the usual sizes; take another backbone (csham list backbones)."
+    )
+    raise UserError(f"{name} cannot classify images of {image_size} pixels ({problem}). {advice}")
+
+
 def _create_backbone(
     backbone: str,
     num_classes: int,
@@ -144,12 +177,10 @@ def _own(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> 
 
 
 def _from_library(found: Found, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
+    from csham.backbones.libraries import scaled_timm_network, timm_network, torchvision_network  # noqa: PLC0415  slow
+
     if found.scale is not None:
-        from csham.backbones.scaled import scaled_timm_network  # noqa: PLC0415  imports timm too
-
         return scaled_timm_network(found.name, found.scale, num_classes, in_chans)
-    from csham.backbones.libraries import timm_network, torchvision_network  # noqa: PLC0415  takes seconds to import
-
     build = timm_network if found.library == "timm" else torchvision_network
     return build(found.name, num_classes, in_chans, pretrained=pretrained)
 
@@ -163,3 +194,15 @@ def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tup
     if entry.made_from:
         group_first_convolutions(model)
     return fit_small_images(model) if small else ()
+
+
+def _problem(model: nn.Module, num_classes: int, in_chans: int, image_size: int) -> str | None:
+    """Say what goes wrong, or None."""
+    try:
+        with evaluating(model):
+            output = model(blank_image(model, (in_chans, image_size, image_size)))
+    except Exception as err:
+        return shorten(str(err) or type(err).__name__, 120, placeholder=" ...").rstrip(".")
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or num_classes not in (0, output.shape[1]):
+        return "it does not return one row of logits an image"
+    return None

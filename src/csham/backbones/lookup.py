@@ -1,16 +1,23 @@
-"""From a backbone's name to the network it means, without importing PyTorch where that can be known without."""
+"""From a backbone's name to the network it means.
+
+A name of csham's table is known at once. For any other timm is asked, and then torchvision, which takes the seconds
+that importing them takes.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from csham.backbones.names import BACKBONES, BackboneName
-from csham.backbones.registries import LIBRARIES, is_registered, registered_names
-from csham.backbones.scale import Scale, split_scale
+from csham.backbones.scale import Scale, family_of, split_scale
 from csham.errors import UserError, unknown_name
 
-__all__ = ["Found", "check_backbone", "find_backbone"]
+__all__ = ["LIBRARIES", "Found", "check_backbone", "deeper", "find_backbone", "names_in"]
+
+LIBRARIES = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -47,24 +54,6 @@ def find_backbone(name: str) -> Found:
     return found if scale is None else replace(found, scale=scale)
 
 
-def _find(name: str) -> Found:
-    if name in BACKBONES:
-        return Found(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
-    library, slash, rest = name.partition("/")
-    if slash and library in LIBRARIES:
-        if rest in registered_names(library) or is_registered(library, rest):
-            return Found(library, rest)
-    elif "." in name:
-        architecture = name.partition(".")[0]
-        if architecture in registered_names("timm") and is_registered("timm", name):
-            return Found("timm", name, BACKBONES.get(architecture))
-    else:
-        for library in LIBRARIES:
-            if name in registered_names(library):
-                return Found(library, name)
-    raise _unknown(name)
-
-
 def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | str | None = None) -> None:
     """Refuse a name that means no network, and weights that are not there: published ones, or a file.
 
@@ -85,9 +74,72 @@ def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | 
         )
 
 
+@cache
+def names_in(library: str) -> frozenset[str]:
+    """Return the classification networks of a library, which is imported; none if it is not installed."""
+    if importlib.util.find_spec(library) is None:
+        return frozenset()
+    if library == "torchvision":
+        import torchvision.models  # noqa: PLC0415  takes seconds to import
+
+        return frozenset(torchvision.models.list_models(module=torchvision.models))
+    import timm  # noqa: PLC0415
+
+    return frozenset(timm.list_models())
+
+
+def deeper(backbone: str, steps: int) -> list[int]:
+    """Return the next ``steps`` depths above a backbone's own, each one block more; none where it cannot be deepened.
+
+    Args:
+        backbone: Its name, without a scale.
+        steps: Number of steps.
+
+    Raises:
+        UserError: There is no such backbone.
+    """
+    family = family_of(backbone)
+    if family is None or "depth" not in family.settings:
+        return []
+    found = find_backbone(backbone)
+    if found.entry is not None and found.entry.depth is not None:
+        depth, step = found.entry.depth, 2
+    else:
+        from csham.backbones.libraries import timm_depth  # noqa: PLC0415  takes seconds to import
+
+        depth, step = timm_depth(found.name)
+    return [depth + step * number for number in range(1, steps + 1)]
+
+
+def _find(name: str) -> Found:
+    if name in BACKBONES:
+        return Found(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
+    library, slash, rest = name.partition("/")
+    if slash and library in LIBRARIES:
+        if _is_in(library, rest):
+            return Found(library, rest)
+    elif "." in name:
+        if _is_in("timm", name):
+            return Found("timm", name, BACKBONES.get(name.partition(".")[0]))
+    else:
+        for library in LIBRARIES:
+            if name in names_in(library):
+                return Found(library, name)
+    raise _unknown(name)
+
+
+def _is_in(library: str, name: str) -> bool:
+    """Ask a library; timm knows deprecated names and those of pretrained weights (``resnet50.a1_in1k``) too."""
+    if library != "timm" or name in names_in(library):
+        return name in names_in(library)
+    import timm  # noqa: PLC0415  takes seconds to import
+
+    return name in timm.list_models(pretrained=True) if "." in name else timm.is_model(name)
+
+
 def _unknown(name: str) -> UserError:
-    unlisted = [f"{library}/{other}" for library in LIBRARIES for other in sorted(registered_names(library))]
-    unlisted += sorted(frozenset().union(*(registered_names(library) for library in LIBRARIES)) - set(BACKBONES))
+    unlisted = [f"{library}/{other}" for library in LIBRARIES for other in sorted(names_in(library))]
+    unlisted += sorted(frozenset().union(*(names_in(library) for library in LIBRARIES)) - set(BACKBONES))
     if "." in name:
         unlisted += _tagged(name)
     return unknown_name(

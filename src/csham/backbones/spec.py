@@ -58,8 +58,15 @@ class NetworkSpec(Settings):
     gated: Annotated[bool, InFile(lambda v: type(v) is bool, "true or false")] = False
 
     def check_names(self) -> None:
-        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        """Refuse unknown backbones, attentions, strategies and positions.
+
+        PyTorch is imported only for a backbone that is not csham's own or listed: to ask timm and torchvision for it.
+        """
         check_backbone(self.backbone)
+        self.check_connection()
+
+    def check_connection(self) -> None:
+        """Refuse unknown attentions, strategies and positions, without importing PyTorch."""
         check_choice("attention", self.attention, ["none", *ATTENTIONS])
         check_choice("strategy", self.strategy, STRATEGIES)
         check_position(self.position, self.points)

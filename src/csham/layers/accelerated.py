@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torchvision.ops import misc as torchvision_misc
 
 from csham import ops
+from csham.layers.attention import Fused, has_hooks
 from csham.layers.cbam import CBAMChannel, CBAMSpatial, CBAMSteps, LightCBAMChannel, LightCBAMSpatial
 from csham.layers.opaque import Unscriptable
-from csham.layers.recording import has_hooks
 from csham.module_class import change_class
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-class ChannelScaling(Unscriptable):
+class ChannelScaling(Unscriptable, Fused):
     """Base class put before a third-party layer: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
 
     Attributes:
