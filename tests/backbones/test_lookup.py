@@ -3,7 +3,7 @@
 import pytest
 
 from csham.backbones import BACKBONES, check_backbone
-from csham.backbones.lookup import Found, find_backbone, names_in
+from csham.backbones.lookup import Meaning, find_backbone, names_in
 from csham.errors import UserError
 
 
@@ -52,7 +52,7 @@ def test_a_deprecated_name_of_timms_is_known_under_its_prefix():
     from timm.models import is_model
 
     assert is_model("tv_resnet50")
-    assert find_backbone("timm/tv_resnet50") == Found("timm", "tv_resnet50")
+    assert find_backbone("timm/tv_resnet50") == Meaning("timm", "tv_resnet50")
 
 
 @pytest.mark.parametrize(

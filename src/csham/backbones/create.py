@@ -15,7 +15,7 @@ from csham.attach.graph.points import PointChoice
 from csham.attach.names import check_position, check_strategy
 from csham.backbones.cifar import CifarResNet, WideResNet
 from csham.backbones.lenet import LeNet5
-from csham.backbones.lookup import Found, check_backbone, find_backbone
+from csham.backbones.lookup import Meaning, check_backbone, find_backbone
 from csham.backbones.names import BackboneName
 from csham.backbones.scale import Scale
 from csham.backbones.weights import load_weights_file
@@ -129,10 +129,10 @@ def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, ima
         return
     larger = [side for side in _USUAL if side > image_size]
     smaller = [side for side in reversed(_USUAL) if side < image_size]
-    found = next((s for s in larger + smaller if _problem(model, num_classes, in_chans, s) is None), None)
+    fitting = next((s for s in larger + smaller if _problem(model, num_classes, in_chans, s) is None), None)
     advice = (
-        f"It runs at {found} pixels: image_size={found} (--image-size {found})."
-        if found is not None
+        f"It runs at {fitting} pixels: image_size={fitting} (--image-size {fitting})."
+        if fitting is not None
         else "It runs at none of the usual sizes; take another backbone (csham list backbones)."
     )
     raise UserError(f"{name} cannot classify images of {image_size} pixels ({problem}). {advice}")
@@ -146,20 +146,20 @@ def _create_backbone(
     pretrained: bool,
     weights_file: Path | str | None,
 ) -> nn.Module:
-    found = find_backbone(backbone)
-    if found.entry is not None and image_size < found.entry.min_size:
+    meaning = find_backbone(backbone)
+    if meaning.entry is not None and image_size < meaning.entry.min_size:
         raise UserError(
-            f"{backbone} cannot classify images of {image_size} pixels, it needs {found.entry.min_size}: "
-            f"image_size={found.entry.min_size} (--image-size {found.entry.min_size})."
+            f"{backbone} cannot classify images of {image_size} pixels, it needs {meaning.entry.min_size}: "
+            f"image_size={meaning.entry.min_size} (--image-size {meaning.entry.min_size})."
         )
     new: tuple[str, ...] = ()
-    if found.library == "csham":
-        assert found.entry is not None
-        model = _own(found.entry, found.scale or Scale(), num_classes, in_chans)
+    if meaning.library == "csham":
+        assert meaning.entry is not None
+        model = _own(meaning.entry, meaning.scale or Scale(), num_classes, in_chans)
     else:
-        model = _from_library(found, num_classes, in_chans, pretrained and weights_file is None)
-        new = _change(model, found.entry, small=image_size <= _SMALL_IMAGE)
-        if found.entry is None:
+        model = _from_library(meaning, num_classes, in_chans, pretrained and weights_file is None)
+        new = _change(model, meaning.entry, small=image_size <= _SMALL_IMAGE)
+        if meaning.entry is None:
             check_size(model, backbone, num_classes, in_chans, image_size)
     if weights_file is not None:
         load_weights_file(model, weights_file, backbone, in_chans, new)
@@ -176,13 +176,13 @@ def _own(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> 
     return WideResNet(depth, entry.width * factor, num_classes, in_chans)
 
 
-def _from_library(found: Found, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
+def _from_library(meaning: Meaning, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
     from csham.backbones.libraries import scaled_timm_network, timm_network, torchvision_network  # noqa: PLC0415  slow
 
-    if found.scale is not None:
-        return scaled_timm_network(found.name, found.scale, num_classes, in_chans)
-    build = timm_network if found.library == "timm" else torchvision_network
-    return build(found.name, num_classes, in_chans, pretrained=pretrained)
+    if meaning.scale is not None:
+        return scaled_timm_network(meaning.name, meaning.scale, num_classes, in_chans)
+    build = timm_network if meaning.library == "timm" else torchvision_network
+    return build(meaning.name, num_classes, in_chans, pretrained=pretrained)
 
 
 def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tuple[str, ...]:

@@ -132,15 +132,15 @@ def _timm_weights(name: str) -> dict[str, Any]:
         return {}
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     cached = [try_to_load_from_cache(config.hf_hub_id, file) for file in names]
-    found = next((path for path in cached if isinstance(path, str)), None)
-    if found is None:
+    file = next((path for path in cached if isinstance(path, str)), None)
+    if file is None:
         try:
             published = HfApi().model_info(config.hf_hub_id, timeout=_PATIENCE_S).siblings or []
             there = {file.rfilename for file in published}
-            found = hf_hub_download(config.hf_hub_id, next((n for n in names if n in there), names[0]))
+            file = hf_hub_download(config.hf_hub_id, next((n for n in names if n in there), names[0]))
         except Exception as err:  # whatever the hub's client raises means the same
             raise _unreachable(name, f", {names[0]} of {config.hf_hub_id} on the Hugging Face hub", err) from err
-    return {"file": found, "custom_load": bool(config.custom_load)}
+    return {"file": file, "custom_load": bool(config.custom_load)}
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
@@ -217,9 +217,9 @@ def _resnet(name: str, model: ResNet, scale: Scale) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if scale.width is not None:
         expansion = stages[0][0].expansion
-        own = [info["num_chs"] // expansion for info in model.feature_info[-4:]]
+        published = [info["num_chs"] // expansion for info in model.feature_info[-4:]]
         # A ResNeXt's groups divide a block's channels only if these divide by 16.
-        settings["channels"] = tuple(_rounded(channels * scale.width, 2 * _DIVISOR) for channels in own)
+        settings["channels"] = tuple(_rounded(channels * scale.width, 2 * _DIVISOR) for channels in published)
     if scale.depth is not None:
         layers = [len(stage) for stage in stages]
         layers[2] += _blocks_more(name, scale.depth, layers[2])
@@ -241,13 +241,13 @@ def _densenet(name: str, model: DenseNet, scale: Scale) -> dict[str, Any]:
 
 def _blocks_more(name: str, depth: int, blocks: int) -> int:
     """Return how many blocks a stage of ``blocks`` gets, so that the network has ``depth`` layers."""
-    own, per_block = timm_depth(name)
-    more, rest = divmod(depth - own, per_block)
+    layers, per_block = timm_depth(name)
+    more, rest = divmod(depth - layers, per_block)
     if rest or blocks + more < 1:
-        least = own - per_block * (blocks - 1)
+        least = layers - per_block * (blocks - 1)
         below = max(least, depth - rest)
         raise UserError(
-            f"{name}@depth={depth}: it has {own} layers, and a block has {per_block}, so {below} or "
+            f"{name}@depth={depth}: it has {layers} layers, and a block has {per_block}, so {below} or "
             f"{below + per_block} would do; at least {least}."
         )
     return more

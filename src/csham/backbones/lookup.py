@@ -15,13 +15,13 @@ from csham.backbones.names import BACKBONES, BackboneName
 from csham.backbones.scale import Scale, family_of, split_scale
 from csham.errors import UserError, unknown_name
 
-__all__ = ["LIBRARIES", "Found", "check_backbone", "deeper", "find_backbone", "names_in"]
+__all__ = ["LIBRARIES", "Meaning", "check_backbone", "deeper", "find_backbone", "names_in"]
 
 LIBRARIES = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
-class Found:
+class Meaning:
     """Meaning of a name.
 
     Attributes:
@@ -37,7 +37,7 @@ class Found:
     scale: Scale | None = None
 
 
-def find_backbone(name: str) -> Found:
+def find_backbone(name: str) -> Meaning:
     """Look a name up: csham's table, then timm's networks, then torchvision's.
 
     ``timm/NAME`` and ``torchvision/NAME`` mean that library's network as it is. A pretrained tag of timm's may follow
@@ -48,10 +48,10 @@ def find_backbone(name: str) -> Found:
         UserError: None of them has it; names the nearest. Or its width or depth cannot be changed.
     """
     base, scale = split_scale(name)
-    found = _find(base)
-    if scale is not None and found.library == "torchvision":
+    meaning = _find(base)
+    if scale is not None and meaning.library == "torchvision":
         raise UserError(f"{name}: the width and depth of torchvision's networks are fixed. Take one of timm's.")
-    return found if scale is None else replace(found, scale=scale)
+    return meaning if scale is None else replace(meaning, scale=scale)
 
 
 def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | str | None = None) -> None:
@@ -60,14 +60,14 @@ def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | 
     Raises:
         UserError: Says which names are near, or what to leave out.
     """
-    found = find_backbone(name)
-    entry = found.entry
+    meaning = find_backbone(name)
+    entry = meaning.entry
     if weights_file is not None:
         if not Path(weights_file).is_file():
             raise UserError(
                 f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file."
             )
-    elif pretrained and (found.scale is not None or (entry is not None and not entry.has_published_weights)):
+    elif pretrained and (meaning.scale is not None or (entry is not None and not entry.has_published_weights)):
         raise UserError(
             f"{name} has no pretrained weights that others published. Leave pretrained=False (--no-pretrained), or "
             "give a file of your own: weights_file=FILE (--weights-file FILE)."
@@ -101,30 +101,30 @@ def deeper(backbone: str, steps: int) -> list[int]:
     family = family_of(backbone)
     if family is None or "depth" not in family.settings:
         return []
-    found = find_backbone(backbone)
-    if found.entry is not None and found.entry.depth is not None:
-        depth, step = found.entry.depth, 2
+    meaning = find_backbone(backbone)
+    if meaning.entry is not None and meaning.entry.depth is not None:
+        depth, step = meaning.entry.depth, 2
     else:
         from csham.backbones.libraries import timm_depth  # noqa: PLC0415  takes seconds to import
 
-        depth, step = timm_depth(found.name)
+        depth, step = timm_depth(meaning.name)
     return [depth + step * number for number in range(1, steps + 1)]
 
 
-def _find(name: str) -> Found:
+def _find(name: str) -> Meaning:
     if name in BACKBONES:
-        return Found(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
+        return Meaning(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
     library, slash, rest = name.partition("/")
     if slash and library in LIBRARIES:
         if _is_in(library, rest):
-            return Found(library, rest)
+            return Meaning(library, rest)
     elif "." in name:
         if _is_in("timm", name):
-            return Found("timm", name, BACKBONES.get(name.partition(".")[0]))
+            return Meaning("timm", name, BACKBONES.get(name.partition(".")[0]))
     else:
         for library in LIBRARIES:
             if name in names_in(library):
-                return Found(library, name)
+                return Meaning(library, name)
     raise _unknown(name)
 
 

@@ -49,7 +49,7 @@ class _FromTimm(Opaque):
     """Base class put before a layer of timm's.
 
     Attributes:
-        gate_kind: What the outputs of ``gate`` make: ``"channel"`` or ``"full"`` weights, None where it is not used.
+        gate_kind: See :mod:`csham.layers.attention`.
     """
 
     gate_kind: str | None = "channel"

@@ -26,8 +26,8 @@ class AttentionName(Named):
         layer: Class, or function of a number of channels, that builds it, as ``"module:name"``.
         formula: Its parameters for C channels, in the functions of :data:`FORMULAS`.
         params: Its parameters for 256 channels.
-        maps: What :func:`csham.layers.record_weights` finds, in this order: of ``"channel"`` (B, C), ``"spatial"``
-            (B, 1, H, W) and ``"full"`` (B, C, H, W); empty where the attention adds instead of scaling.
+        maps: Kinds of weights that :func:`csham.layers.record_weights` finds, in order: ``"channel"`` (B, C),
+            ``"spatial"`` (B, 1, H, W) and ``"full"`` (B, C, H, W); none where the attention adds instead of scaling.
         two_part: True if it has a ``channel`` part and a ``spatial`` part that a strategy can place on their own.
         paper: Settings that make the paper's form of it, where the default is another (``source`` says "after").
     """

@@ -73,11 +73,11 @@ class _Observed:
 def _observe(layer: nn.Module, note: Note) -> Callable[[], None]:
     observed = vars(layer).setdefault("weights", _Observed(layer))
     # Wrapped, so that one note given twice is two recordings, each with its own end.
-    own = partial(note)
-    observed.notes.append(own)
+    this = partial(note)
+    observed.notes.append(this)
 
     def stop() -> None:
-        observed.notes[:] = [other for other in observed.notes if other is not own]
+        observed.notes[:] = [other for other in observed.notes if other is not this]
         if not observed.notes and vars(layer).get("weights") is observed:
             del layer.weights
 

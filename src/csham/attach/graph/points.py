@@ -129,8 +129,8 @@ def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
     """Say what else could be chosen in a network of many layers where one point was found."""
     if position != "auto" or len(names) > 1 or max(trace.depths) < _MANY_LAYERS:
         return ""
-    found = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
-    more = " or ".join(f"position={other!r} ({number} points)" for other, number in found.items() if number > 1)
+    counts = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
+    more = " or ".join(f"position={other!r} ({number} points)" for other, number in counts.items() if number > 1)
     modules = [name for name in map_modules(trace, range(len(trace.values))) if name not in names]
     choices = [f"Use {more}."] if more else []
     if modules:

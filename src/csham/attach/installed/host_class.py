@@ -91,8 +91,8 @@ def _only_attached(host: nn.Module) -> Attached | None:
     hooks = [hook for hook in hooks if not ChannelWeightTransfer.owns(hook)]
     if len(hooks) != 1 or not attends(hooks[0]) or host._backward_hooks or host._backward_pre_hooks:
         return None
-    found = host.get_submodule(hooks[0].args[0])
-    return found if isinstance(found, Attached) else None
+    attached = host.get_submodule(hooks[0].args[0])
+    return attached if isinstance(attached, Attached) else None
 
 
 def _is_leaf(tracer: Tracer, module: nn.Module) -> bool:
