@@ -116,6 +116,7 @@ def _fused(kind: Any, epilogue: Epilogue) -> Any:
 
 
 def _compiled(source: str) -> Callable[..., Any]:
+    # As torch.fx.GraphModule does it, which would be another module than the block.
     scope = dict(Graph().python_code("self").globals)
     exec(compile(source, "<csham epilogue>", "exec"), scope)  # noqa: S102  written by torch.fx from the block's graph
     return scope["forward"]

@@ -2,8 +2,9 @@
 
 Conversions such as timm's ``freeze`` and ``reparameterize_model`` or ``SyncBatchNorm.convert_sync_batchnorm`` put new
 modules in the place of a network's, and know nothing of hooks. Two things are done about it. Where a module is replaced
-and nothing within it but its output is attended to, attention moves to what takes its place. And every module above a
-host looks, whenever it runs, whether what it had below is still there.
+and nothing within it but its output is attended to, attention moves to what takes its place: torch's hook on the
+registration of modules, of every network in the process, is where that is seen. And every module above a host looks,
+whenever it runs, whether what it had below is still there.
 """
 
 from __future__ import annotations
