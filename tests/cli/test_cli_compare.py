@@ -310,7 +310,7 @@ def test_without_the_packages_of_the_report_nothing_begins(compare, monkeypatch)
 
 
 def test_without_data(compare):
-    code, _, err = compare(data=None)
+    code, _, err = compare("--study", STUDY, data=None)
     assert code == 2
     assert "no data" in err
     code, _, err = compare("--study", "nowhere", data=None)
@@ -373,6 +373,10 @@ def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 2
     assert "of lenet5, seed 0, lr is 0.2 there and 0.3 in study.yaml" in err
+    (STUDY / "study.yaml").write_text(text.replace("backbone: lenet5\n", "backbone: lenet6\n"))
+    code, _, err = compare("--study", STUDY, data=None)
+    assert code == 2
+    assert "unknown backbone 'lenet6'. Did you mean 'lenet5'" in err
     (STUDY / "study.yaml").write_text(text.replace("- 0\n- 1\n", "- 1\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0
