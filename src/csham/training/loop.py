@@ -192,8 +192,6 @@ class Loop:
         while state.epoch < session.config.epochs:
             self._train_epoch()
             self._end_epoch()
-        if self._events is not None:
-            self._events.close()
         return finish(session, state, self._predict)
 
     def _train_epoch(self) -> None:
