@@ -215,6 +215,21 @@ def test_infinite_loss_stops_and_keeps_the_good_checkpoint(settings, tmp_path):
     assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
 
 
+def test_answers_that_are_no_numbers_stop_and_keep_the_good_checkpoint(settings, tmp_path, monkeypatch):
+    """The weights are finite, what the network makes of them in evaluation is not."""
+
+    def forward(self, x):
+        logits = plain(self, x)
+        return logits if self.training else logits * 1e30 * 1e30
+
+    plain = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", forward)
+    with pytest.raises(DivergedError, match=r"the validation loss became (NaN|infinite) at epoch 1, step 6 of 6"):
+        train(resolve(settings), run=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").finished
+    assert load_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 0
+
+
 def copy(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
