@@ -14,7 +14,7 @@ import csham
 from csham.errors import UserError
 from csham.files import SUMS
 from csham.share import model_card, share
-from csham.share.citation import PAPER, SOFTWARE
+from csham.share.card import PAPER, SOFTWARE
 from csham.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]

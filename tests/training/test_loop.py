@@ -18,7 +18,7 @@ from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import DivergedError, resume, train
-from csham.training.network import read_weights
+from csham.training.network import read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -49,9 +49,9 @@ def same_results(run, expected):
         assert list(ours) == list(theirs)
         for key, value in ours.items():
             assert torch.equal(value, theirs[key]), f"{name}: {key}"
-    (info, ours), (expected_info, theirs) = (read_weights(path / "model.safetensors") for path in (run, expected))
+    (ours, info), (theirs, expected_info) = (read_network(path / "model.safetensors") for path in (run, expected))
     assert info == expected_info
-    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     assert timeless(run) == timeless(expected)
 
 

@@ -56,8 +56,7 @@ from csham.settings import names_of
 from csham.training.config import MachineSettings, TrainConfig, read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.sums import is_main_process
 
 __all__ = ["train"]

@@ -11,12 +11,27 @@ from csham.backbones.lookup import find_backbone
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.share.citation import PAPER, SOFTWARE
 from csham.training.config import TrainConfig
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
 
-__all__ = ["model_card"]
+__all__ = ["PAPER", "SOFTWARE", "model_card"]
+
+# As CITATION.cff has them.
+PAPER = """@inproceedings{pan2022csham,
+  title     = {A Channel-Spatial Hybrid Attention Mechanism using Channel Weight Transfer Strategy},
+  author    = {Pan, Jie and Hu, Haigen and Liu, Aizhu and Zhou, Qianwei and Guan, Qiu},
+  booktitle = {2022 26th International Conference on Pattern Recognition (ICPR)},
+  year      = {2022},
+  doi       = {10.1109/ICPR56361.2022.9956146},
+}"""
+
+SOFTWARE = f"""@software{{csham,
+  title   = {{csham: channel-spatial hybrid attention for convolutional networks}},
+  author  = {{{{The csham developers}}}},
+  version = {{{__version__}}},
+  year    = {{2026}},
+}}"""
 
 # Datasets that csham knows by name: what the Hub calls them, and people.
 _DATASETS = {

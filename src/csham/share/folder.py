@@ -15,8 +15,7 @@ from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
 from csham.share.card import model_card
 from csham.training.evaluation import load_network
 from csham.training.network import NetworkInfo, write_weights
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import write_listed
 
 __all__ = ["UNKNOWN", "check_choices", "share", "write_files"]

@@ -21,8 +21,7 @@ from csham.training.machine import choose
 from csham.training.metrics import TOP, Predictions
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import check_unchanged
 
 __all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]

@@ -28,10 +28,10 @@ from csham.layers.channel import in_todays_names
 from csham.settings import InFile, count, list_of, names_of, read_described
 from csham.training.checkpoints import check_finite, check_weights
 from csham.training.config import TrainConfig
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunWeights
 from csham.training.sums import write_listed
 
-__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "read_weights", "write_weights"]
+__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "write_weights"]
 
 
 def _is_fraction(value: object) -> bool:
@@ -139,16 +139,6 @@ def held_weights(path: Path) -> RunWeights:
     with _opened(path) as file:
         metadata = file.metadata() or {}
         return RunWeights.from_dict({key: parse_json(metadata[key]) for key in ("weights", "epoch") if key in metadata})
-
-
-def read_weights(path: Path) -> tuple[NetworkInfo, dict[str, Tensor]]:
-    """Read what :func:`write_weights` wrote.
-
-    Raises:
-        UserError: The file is missing, damaged, or does not say what network it is for.
-    """
-    with _opened(path) as file:
-        return _described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module, NetworkInfo]:
