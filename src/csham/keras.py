@@ -97,7 +97,7 @@ def load_keras_weights(
 
     Raises:
         UserError: It is no HDF5 file, has no such layer, more or fewer than the module, or others in shape; or it
-            holds links or arrays that lie outside of it, which are not followed.
+            holds links or arrays that lie outside of it, which are not followed, or numbers that are not finite.
 
     Example:
         >>> layer = csham.CSHAM(64)
@@ -115,7 +115,7 @@ def load_keras_weights(
         with h5py.File(path, "r", locking=False) as file:
             found = _layers(_variables(file, h5py, path))
             chosen = _assign(slots, _under(found, name, path), dict(names or {}), found, path)
-            values = [(tensor, _value(variable, tensor, path)) for _, tensor, variable in chosen]
+            values = [(tensor, _value(variable, own, tensor, path)) for own, tensor, variable in chosen]
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as err:
@@ -294,14 +294,19 @@ def _pairs(slot: _Slot, layer: _Layer, path: Path) -> list[tuple[str, Tensor, _V
     return [(own, tensor, variable) for (own, tensor, _), variable in zip(slot.tensors, layer.variables, strict=True)]
 
 
-def _value(variable: _Variable, tensor: Tensor, path: Path) -> Tensor:
+def _value(variable: _Variable, own: str, tensor: Tensor, path: Path) -> Tensor:
     """Read an array whose shape is known to be right, and transpose it to torch's order."""
     data = variable.data
     if data.dtype.kind != "f":
         raise UserError(f"{path}: {variable.path} holds {data.dtype}, not floating-point numbers.")
     if data.chunks is not None and np.prod(data.chunks, dtype=float) > 2**24:
         raise UserError(f"{path}: {variable.path} is stored in parts far larger than itself. It was not read.")
-    value = torch.from_numpy(np.asarray(data[()], dtype=np.float32))
+    with np.errstate(over="ignore"):
+        value = torch.from_numpy(np.asarray(data[()], dtype=np.float32))
+    if not value.isfinite().all():
+        raise UserError(f"{path}: {variable.path} holds NaN, infinity or numbers too large for float32.")
+    if own.endswith("running_var") and (value < 0).any():
+        raise UserError(f"{path}: {variable.path} holds variances below 0.")
     if value.ndim > 2:
         value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
     return value.reshape(tensor.shape)

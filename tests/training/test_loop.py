@@ -13,11 +13,12 @@ import yaml
 
 from csham.backbones import CifarResNet
 from csham.errors import UserError
+from csham.files import SUMS
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import DivergedError, resume, train
-from csham.training.network import read_weights
+from csham.training.network import read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -48,9 +49,9 @@ def same_results(run, expected):
         assert list(ours) == list(theirs)
         for key, value in ours.items():
             assert torch.equal(value, theirs[key]), f"{name}: {key}"
-    (info, ours), (expected_info, theirs) = (read_weights(path / "model.safetensors") for path in (run, expected))
+    (ours, info), (theirs, expected_info) = (read_network(path / "model.safetensors") for path in (run, expected))
     assert info == expected_info
-    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     assert timeless(run) == timeless(expected)
 
 
@@ -63,7 +64,7 @@ def test_the_run_folder_is_the_one_in_architecture_md(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith(("events.out.", "."))}
     assert names == {
         "config.yaml", "environment.json", "metrics.csv", "checkpoints", "model.safetensors", "summary.json",
-        "confusion.csv", "curves.png",
+        "confusion.csv", "curves.png", "csham.sha256",
     }  # fmt: skip
     assert {p.name for p in (finished / "checkpoints").iterdir()} - {".lock"} == {"last.ckpt", "best.ckpt"}
     assert list(finished.glob("events.out.*"))
@@ -162,6 +163,7 @@ def test_a_run_older_than_a_setting_goes_on_as_it_began(settings, tmp_path):
         train(resolve(given), run=run, progress=Stopping(3))
     old = {name: value for name, value in read_settings(run / "config.yaml").items() if not name.startswith("crop")}
     (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / SUMS).unlink()
     content = load_checkpoint(RunFolder(run).last)
     content["config"] = {name: value for name, value in content["config"].items() if not name.startswith("crop")}
     save_checkpoint(RunFolder(run).last, content)
@@ -213,6 +215,21 @@ def test_infinite_loss_stops_and_keeps_the_good_checkpoint(settings, tmp_path):
     assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
 
 
+def test_answers_that_are_no_numbers_stop_and_keep_the_good_checkpoint(settings, tmp_path, monkeypatch):
+    """The weights are finite, what the network makes of them in evaluation is not."""
+
+    def forward(self, x):
+        logits = plain(self, x)
+        return logits if self.training else logits * 1e30 * 1e30
+
+    plain = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", forward)
+    with pytest.raises(DivergedError, match=r"the validation loss became (NaN|infinite) at epoch 1, step 6 of 6"):
+        train(resolve(settings), run=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").finished
+    assert load_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 0
+
+
 def copy(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -222,6 +239,7 @@ def copy(finished, tmp_path):
 
 def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
     run = copy(finished, tmp_path)
+    (run / SUMS).unlink()
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("backbone: resnet20", "backbone: resnet32"))
     with pytest.raises(UserError, match="backbone is 'resnet20' there and 'resnet32'"):
@@ -304,6 +322,7 @@ def test_a_run_from_before_batches_were_filled_goes_on_to_the_same_bits(settings
         train(resolve(before), run=run, progress=Stopping(3))
     old = {name: value for name, value in read_settings(run / "config.yaml").items() if name != "last_batch"}
     (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / SUMS).unlink()
     content = load_checkpoint(RunFolder(run).last)
     content["config"].pop("last_batch")
     save_checkpoint(RunFolder(run).last, content)

@@ -67,3 +67,24 @@ def test_class_names_with_commas_and_quotes_survive(tmp_path):
         rows = list(csv.reader(file))
     assert rows[0] == ["true class", *names]
     assert [row[0] for row in rows[1:]] == names
+
+
+def test_the_second_of_two_that_begin_a_run_in_one_folder_is_told(tmp_path):
+    folder = RunFolder(tmp_path / "one")
+
+    def slow(path):
+        path.write_bytes(b"first")
+        create(RunFolder(tmp_path / "one"))
+
+    with pytest.raises(UserError, match=r"another process has begun a run in .*one in the meantime"):
+        create(folder, slow)
+    assert folder.last.read_bytes() == b"checkpoint"
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_json_holds_no_numbers_that_json_does_not_have(tmp_path):
+    folder = RunFolder(tmp_path / "one")
+    create(folder)
+    with pytest.raises(ValueError, match="JSON"):
+        folder.write_json("summary.json", {"loss": float("nan")})
+    assert not folder.finished

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from csham.errors import UserError
 from csham.training.metrics import in_tables
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, check_choice
+from csham.training.run_folder import DEFAULT, RunFolder, check_choice
 
 __all__ = [
     "DebugOption",

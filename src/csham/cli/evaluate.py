@@ -22,8 +22,7 @@ from csham.cli.common import (
 from csham.errors import UserError
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights, check_choice
+from csham.training.run_folder import RunFolder, RunWeights, check_choice
 
 __all__ = ["evaluate"]
 

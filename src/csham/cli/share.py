@@ -9,8 +9,7 @@ import typer
 
 from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json, print_table
 from csham.errors import UserError
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
 
 __all__ = ["share"]
 

@@ -174,6 +174,8 @@ def _percent(fraction: float) -> float:
 
 def _kappa(predictions: Predictions, classes: int) -> float:
     labels, first = predictions.labels, predictions.top[:, 0]
+    if len(np.unique([labels, first])) == 1:  # 0 / 0: always giving the only class there is says nothing
+        return 0.0
     return _sklearn().cohen_kappa_score(labels, first, labels=range(classes))
 
 
