@@ -36,7 +36,9 @@ def prepare(
     """Download or read a dataset, check it and pack it."""
     progress = create_progress(quiet=quiet)
     try:
-        dataset = csham.data.prepare(data, image_size=image_size, max_bad=max_bad, progress=progress.preparing)
+        dataset = csham.data.prepare(
+            data, image_size=image_size, max_bad=max_bad, thorough=True, progress=progress.preparing
+        )
     finally:
         progress.close()
     found = dataset.describe()
@@ -59,8 +61,6 @@ def prepare(
         say(f"  bad      {bad.path}: {bad.reason}")
     if len(dataset.bad_files) > _BAD_FILES_SHOWN:
         say(f"  bad      and {len(dataset.bad_files) - _BAD_FILES_SHOWN} more (--json lists all)")
-    if dataset.rebuilt:
-        say(f"  rebuilt  {dataset.rebuilt}")
     say(f"  packed   {dataset.path} ({found['bytes'] / 2**20:.1f} MiB)")
 
 
