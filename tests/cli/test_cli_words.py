@@ -1,6 +1,7 @@
 """Names that come from outside reach the terminal written out: no command prints a sign that disturbs it."""
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -110,6 +111,8 @@ def test_a_warning_is_a_line(capsys):
     for debug in (False, True):
         with _warnings_as_notes(debug=debug):
             warnings.warn("of \x1b[2J\u202e\n and so on", stacklevel=1)
-    first, second = undisturbed(*capsys.readouterr()).splitlines()
+            logging.getLogger("csham.somewhere").warning("%s was logged", "\x1b[2J\u202e\n")
+    first, second, third, _ = undisturbed(*capsys.readouterr()).splitlines()
     assert first == r"note: of \x1b[2J\u202e and so on"
-    assert second.startswith(f"note: {__file__}:")
+    assert second == r"note: \x1b[2J\u202e was logged"
+    assert third.startswith(f"note: {__file__}:")
