@@ -23,8 +23,7 @@ from csham.cli.common import (
     print_table,
 )
 from csham.errors import UserError
-from csham.export.draft import check_free
-from csham.export.formats import FORMATS, any_of, check_format
+from csham.export.formats import FORMATS, any_of, check_format, check_free
 from csham.training.progress import QuietProgress, create_progress
 from csham.words import say
 
