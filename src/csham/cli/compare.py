@@ -12,52 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from csham.backbones.spec import CONNECTION_FIELDS
-from csham.cli.common import (
-    MACHINE,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    check_report_packages,
-    split_list,
-)
+from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
+from csham.cli.common import check_report_packages
 from csham.cli.compare_end import conclude, part_of
 from csham.cli.compare_plan import show_plan
 from csham.cli.compare_start import check_store, find_controls
-from csham.cli.options import (
-    DATA_HELP,
-    NETWORK,
-    TRAINING,
-    AllowLeaksOption,
-    BatchSizeOption,
-    ChannelsLastOption,
-    CheckpointSecondsOption,
-    CheckpointStepsOption,
-    CompileOption,
-    CropOption,
-    CropScaleOption,
-    EpochsOption,
-    GatedOption,
-    ImageSizeOption,
-    LabelSmoothingOption,
-    LrOption,
-    MaxBadOption,
-    PeriodOption,
-    PointsOption,
-    PositionOption,
-    PrecisionOption,
-    PretrainedOption,
-    RecipeOption,
-    StagesOption,
-    TrackTestOption,
-    ValidationOption,
-    WeightDecayOption,
-    WeightsFileOption,
-    option,
-    split_places,
-)
+from csham.cli.options import DATA_HELP, MACHINE, DebugOption, JsonOption, QuietOption, option, takes_settings
 from csham.errors import UserError, unknown_name
+from csham.settings import Help
 from csham.study.budget import check_budget_control
 from csham.study.engines import Engine, Outcome, plan_tasks
 from csham.study.engines.local import available_cores, run_local
@@ -65,57 +27,34 @@ from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, Network, read_seeds
 from csham.study.progress import StudyProgress, create_study_progress
 from csham.study.setup import Request, merged, read_request_file, set_up
 from csham.study.store import Store
+from csham.training.config import DataSettings, MachineSettings, TrainingSettings
 
 __all__ = ["compare"]
 
 _STUDY = "Study"
 _ENGINES = ("local", "ray")
 
+_SEVERAL = {
+    "backbones": Help("Some of csham list backbones, or of timm's or torchvision's.", default="resnet18"),
+    "attentions": Help(
+        "Some of csham list attentions, or all; csham:transfer sets one's strategy.", default="none,se,eca,cbam,csham"
+    ),
+    "strategies": Help(
+        "Some of csham list strategies, for attentions that have the parts for it.", default="sequential"
+    ),
+}
 
+
+@takes_settings(NetworkSpec, TrainingSettings, DataSettings, MachineSettings, without=("seed",), several=_SEVERAL)
 def compare(
     ctx: typer.Context,
     data: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"{DATA_HELP}; left out, the one of --study.",
-            show_default=False,
-        ),
+        str | None, typer.Argument(help=f"{DATA_HELP}; left out, the one of --study.", show_default=False)
     ] = None,
     *,
-    backbones: Annotated[str | None, option("Some of csham list backbones.", NETWORK, "resnet18")] = None,
-    attentions: Annotated[
-        str | None,
-        option(
-            "Some of csham list attentions, or all; csham:transfer sets one's strategy.",
-            NETWORK,
-            "none,se,eca,cbam,csham",
-        ),
-    ] = None,
-    strategies: Annotated[
-        str | None,
-        option("Some of csham list strategies, for attentions that have the parts for it.", NETWORK, "sequential"),
-    ] = None,
-    period: PeriodOption = None,
-    position: PositionOption = None,
-    points: PointsOption = None,
-    stages: StagesOption = None,
-    gated: GatedOption = None,
-    pretrained: PretrainedOption = None,
-    weights_file: WeightsFileOption = None,
-    seeds: Annotated[str | None, option("How many, or which: 5, or 0,3,5.", TRAINING, "5")] = None,
-    recipe: RecipeOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: LrOption = None,
-    weight_decay: WeightDecayOption = None,
-    label_smoothing: LabelSmoothingOption = None,
-    track_test: TrackTestOption = None,
-    image_size: ImageSizeOption = None,
-    crop: CropOption = None,
-    crop_scale: CropScaleOption = None,
-    validation: ValidationOption = None,
-    max_bad: MaxBadOption = None,
-    allow_leaks: AllowLeaksOption = None,
+    settings: dict[str, Any],
+    seeds: Annotated[str | None, option("How many, or which: 5, or 0,3,5.", TrainingSettings.panel, "5")] = None,
+    seed: Annotated[str | None, typer.Option(hidden=True)] = None,
     study: Annotated[
         Path | None, option("The study's folder, new or to go on with.", _STUDY, "studies/<data>-<recipe>-<epochs>")
     ] = None,
@@ -164,19 +103,28 @@ def compare(
     shard: Annotated[
         str | None, option("Only part i of n of the cells, for a batch system: 1/4.", MACHINE, "all cells")
     ] = None,
-    checkpoint_seconds: CheckpointSecondsOption = None,
-    checkpoint_steps: CheckpointStepsOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    compile: CompileOption = None,
-    channels_last: ChannelsLastOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
     check_report_packages()
-    request = _request(ctx)
+    words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
+    request = Request(
+        data=data,
+        folder=study,
+        backbones=settings.get("backbone", ()),
+        attentions=settings.get("attention", ()),
+        strategies=settings.get("strategy", ()),
+        attached={name: settings[name] for name in CONNECTION_FIELDS if name in settings and name != "strategy"},
+        seeds=_seeds(seeds, seed),
+        settings={name: settings[name] for name in SHARED_FIELDS if name in settings},
+        machine={name: settings[name] for name in MACHINE_FIELDS if name in settings},
+        worthwhile=worthwhile,
+        command=shlex.join(["csham", *words]),
+    )
+    if config is not None:
+        request = merged(read_request_file(config), request)
     part = _shard(shard)
     run = _engine(engine, address, jobs, cpus_per_cell, wait=part == (1, 1))
     if budget_control:  # before anything is written
@@ -216,34 +164,13 @@ def compare(
     )
 
 
-def _request(ctx: typer.Context) -> Request:
-    """Put the command line, and the file it names, together."""
-    # Before any conversion of Typer's: in its older versions paths are words here.
-    given = split_places({name: value for name, value in ctx.params.items() if value is not None})
-    words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
-    request = Request(
-        data=given.get("data"),
-        folder=Path(given["study"]) if "study" in given else None,
-        backbones=_names("backbones", given),
-        attentions=_names("attentions", given),
-        strategies=_names("strategies", given),
-        attached={name: given[name] for name in CONNECTION_FIELDS if name in given},
-        seeds=read_seeds(given["seeds"]) if "seeds" in given else (),
-        settings={name: given[name] for name in SHARED_FIELDS if name in given},
-        machine={name: given[name] for name in MACHINE_FIELDS if name in given},
-        worthwhile=given.get("worthwhile"),
-        command=shlex.join(["csham", *words]),
-    )
-    return merged(read_request_file(Path(given["config"])), request) if "config" in given else request
-
-
-def _names(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:
-    if name not in given:
-        return ()
-    words = tuple(dict.fromkeys(split_list(given[name])))
-    if not words:
-        raise UserError(f"--{name} names nothing.")
-    return words
+def _seeds(several: str | None, one: str | None) -> tuple[int, ...]:
+    """Read ``--seeds``, how many or which, or ``--seed``, which."""
+    if several is not None and one is not None:
+        raise UserError("--seeds and --seed are the same option. Give it once.")
+    if one is not None:
+        return read_seeds(f"{one},")
+    return () if several is None else read_seeds(several)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

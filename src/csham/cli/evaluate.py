@@ -8,17 +8,8 @@ from typing import Annotated
 import typer
 
 import csham.training
-from csham.cli.common import (
-    MACHINE,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WeightsOption,
-    metrics_table,
-    print_json,
-    print_table,
-)
+from csham.cli.common import metrics_table, print_json, print_table
+from csham.cli.options import MACHINE, DebugOption, DeviceOption, JsonOption, QuietOption, WeightsOption
 from csham.errors import UserError
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress

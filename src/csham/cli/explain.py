@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import csham
-from csham.cli.common import (
+from csham.cli.common import check_trained, print_json, print_table
+from csham.cli.options import (
     MACHINE,
     OUTPUT,
     DebugOption,
@@ -21,9 +22,6 @@ from csham.cli.common import (
     QuietOption,
     TrainedArgument,
     WeightsOption,
-    check_trained,
-    print_json,
-    print_table,
 )
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically

@@ -12,20 +12,11 @@ import numpy as np
 import typer
 
 import csham
-from csham.cli.common import (
-    OUTPUT,
-    DebugOption,
-    JsonOption,
-    QuietOption,
-    TrainedArgument,
-    WeightsOption,
-    check_trained,
-    print_json,
-    print_table,
-)
-from csham.errors import UserError
+from csham.cli.common import check_trained, print_json, print_table
+from csham.cli.options import OUTPUT, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
+from csham.errors import UserError, any_of
 from csham.export.draft import check_free
-from csham.export.formats import FORMATS, any_of, check_format
+from csham.export.formats import FORMATS, check_format
 from csham.training.progress import QuietProgress, create_progress
 
 if TYPE_CHECKING:

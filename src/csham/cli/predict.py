@@ -14,7 +14,8 @@ import typer
 
 import csham
 import csham.inference
-from csham.cli.common import (
+from csham.cli.common import check_trained
+from csham.cli.options import (
     MACHINE,
     OUTPUT,
     DebugOption,
@@ -22,14 +23,15 @@ from csham.cli.common import (
     QuietOption,
     TrainedArgument,
     WeightsOption,
-    check_trained,
+    setting_option,
 )
 from csham.cli.predict_lines import Lines, as_bytes, csv_lines, json_lines, printable, table_lines
 from csham.data.decode import BadFile
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
+from csham.training.config import MachineSettings
 from csham.training.progress import BarProgress, QuietProgress, create_progress, speed
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _BAD_FILES_LISTED = 1000  # and the rest counted, so that memory stays constant
 _SECONDS_BETWEEN_STEPS = 0.1
 
@@ -59,9 +60,7 @@ def predict(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 64,
     device: DeviceOption = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="the run's", rich_help_panel=MACHINE)
-    ] = None,
+    precision: Annotated[str | None, setting_option(MachineSettings, "precision", "the run's")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="An object of JSON for each image, one a line.", rich_help_panel=OUTPUT)
     ] = False,
@@ -78,7 +77,8 @@ def predict(
     """The most probable classes of images; unreadable files are listed at the end and stop nothing."""
     if as_json and as_csv:
         raise UserError("predict: --json and --csv exclude each other. Give one of them.")
-    _check_values({"--top-k": top_k, "--batch-size": batch_size}, precision)
+    _check_values({"--top-k": top_k, "--batch-size": batch_size})
+    MachineSettings(device=device or "auto", precision=precision or "auto")  # checks them
     check_trained(run, weights)
     _check_output(output)
     files = ImageFiles(images, null=null)
@@ -104,12 +104,10 @@ def predict(
         progress.close()
 
 
-def _check_values(counts: dict[str, int], precision: str | None) -> None:
+def _check_values(counts: dict[str, int]) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
-    if precision is not None and precision not in _PRECISIONS:
-        raise unknown_name("precision", precision, _PRECISIONS)
 
 
 def _check_output(output: Path | None) -> None:

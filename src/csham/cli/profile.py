@@ -12,19 +12,18 @@ import typer
 
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
-from csham.backbones.spec import NetworkSpec
-from csham.cli.common import (
+from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
+from csham.cli.common import print_json
+from csham.cli.options import (
     MACHINE,
     OUTPUT,
     DebugOption,
-    DeviceOption,
     JsonOption,
     QuietOption,
-    print_json,
     split_list,
     split_numbers,
+    takes_settings,
 )
-from csham.cli.options import split_places
 from csham.cli.profile_table import print_costs
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
@@ -32,8 +31,9 @@ from csham.layers.names import ATTENTIONS
 from csham.provenance import circumstances
 from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
 from csham.report.csv_rows import write_csv
+from csham.settings import Help
 from csham.study.measuring import make_comparison, run_comparison
-from csham.training.config import MachineSettings
+from csham.training.config import DataSettings, MachineSettings
 from csham.training.progress import create_progress
 
 if TYPE_CHECKING:
@@ -41,8 +41,16 @@ if TYPE_CHECKING:
 
 __all__ = ["profile"]
 
-_NETWORK, _MEASURE = "Network", "Measuring"
+_MEASURE = "Measuring"
 _PLAIN = "none"
+_ATTENTIONS, _STRATEGIES = ("csham", "se", "eca", "cbam"), ("sequential",)
+_SEVERAL = {
+    "attention": Help("Some of csham list attentions, separated by commas, or all.", default=",".join(_ATTENTIONS)),
+    "strategy": Help(
+        "Some of csham list strategies, where the attention has the parts for it, or all.",
+        default=",".join(_STRATEGIES),
+    ),
+}
 
 Pair = tuple[str, str]  # attention, strategy
 
@@ -51,28 +59,18 @@ def _option(help: str, panel: str, *names: str, shown: str | bool = True) -> Any
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown)
 
 
+@takes_settings(
+    NetworkSpec,
+    DataSettings,
+    MachineSettings,
+    only=(*NETWORK_FIELDS, "image_size", "device", "compile"),
+    several=_SEVERAL,
+    defaults={"image_size": "224, or 32 for CIFAR's own networks", "compile": "no-compile"},
+)
 def profile(
     *,
-    backbone: Annotated[str, _option("csham list backbones.", _NETWORK)] = "resnet18",
-    attention: Annotated[
-        str, _option("Some of csham list attentions, separated by commas, or all.", _NETWORK)
-    ] = "csham,se,eca,cbam",
-    strategy: Annotated[
-        str, _option("Some of csham list strategies, where the attention has the parts for it, or all.", _NETWORK)
-    ] = "sequential",
-    period: Annotated[int | None, _option("Of transfer: points to each channel step.", _NETWORK, shown="2")] = None,
-    position: Annotated[str, _option("csham list positions.", _NETWORK)] = "auto",
-    points: Annotated[
-        str | None, _option("Instead of a position: modules' names or patterns, with commas.", _NETWORK, shown="none")
-    ] = None,
-    stages: Annotated[
-        str | None, _option("Only these stages: 0,1,... or from the last: -1.", _NETWORK, shown="all")
-    ] = None,
-    gated: Annotated[bool, _option("With gates.", _NETWORK, "--gated/--no-gated")] = False,
-    num_classes: Annotated[int, _option("Width of the logits.", _NETWORK)] = 1000,
-    image_size: Annotated[
-        int | None, _option("Height and width in pixels.", _NETWORK, shown="224, or 32 for CIFAR's own networks")
-    ] = None,
+    settings: dict[str, Any],
+    num_classes: Annotated[int, _option("Width of the logits.", NetworkSpec.panel)] = 1000,
     batch_size: Annotated[
         str | None,
         _option(
@@ -82,13 +80,11 @@ def profile(
         ),
     ] = None,
     precision: Annotated[str, _option("fp32, bf16 or both, separated by commas.", _MEASURE)] = "fp32",
-    compile: Annotated[bool, _option("Use torch.compile.", _MEASURE, "--compile/--no-compile")] = False,
     both: Annotated[bool, _option("Measure eager and compiled.", _MEASURE, "--both")] = False,
     training: Annotated[bool, _option("Measure training steps too.", _MEASURE, "--training/--no-training")] = True,
     rounds: Annotated[int | None, _option("Exactly so many.", _MEASURE, shown="3 to 15, as --seconds allows")] = None,
     seconds: Annotated[float, _option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
     seed: Annotated[int, _option("Of weights, images and the order in each round.", _MEASURE)] = 0,
-    device: DeviceOption = None,
     threads: Annotated[int | None, _option("Threads on the CPU.", MACHINE, shown="PyTorch's choice")] = None,
     csv: Annotated[Path | None, _option("Write the rows, with machine and versions.", OUTPUT, shown="no file")] = None,
     output: Annotated[Path | None, _option("Write what --json prints.", OUTPUT, shown="no file")] = None,
@@ -98,40 +94,43 @@ def profile(
     debug: DebugOption = False,
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
-    pairs = _pairs(_names("attention", attention, ATTENTIONS), _names("strategy", strategy, STRATEGIES))
-    where = split_places({"position": position, "points": points, "stages": stages, "gated": gated})
+    attentions = _names("attention", settings.pop("attention", _ATTENTIONS), ATTENTIONS)
+    strategies = _names("strategy", settings.pop("strategy", _STRATEGIES), STRATEGIES)
+    image_size, device = settings.pop("image_size", None), settings.pop("device", "auto")
+    compiled, period = settings.pop("compile", False), settings.pop("period", None)
     networks = {
-        name: NetworkSpec(backbone, attention, strategy, period if strategy == "transfer" else None, **where)
-        for name, (attention, strategy) in pairs.items()
+        name: NetworkSpec(
+            attention=attention, strategy=strategy, period=period if strategy == "transfer" else None, **settings
+        )
+        for name, (attention, strategy) in _pairs(attentions, strategies).items()
     }
-    MachineSettings(device=device or "auto")  # checks it
+    backbone = networks[_PLAIN].backbone
+    MachineSettings(device=device)  # checks it
     for network in networks.values():
         network.check_names()
     _check_numbers(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
     batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
-    precisions = _names("precision", precision, ("fp32", "bf16"))
+    precisions = _names("precision", split_list(precision), ("fp32", "bf16"))
     for file in (csv, output, plot):
         _check_file(file)
     if plot is not None and plot.suffix.lower() not in FIGURE_FORMATS:
         raise UserError(f"--plot {plot}: its name must end in {', '.join(FIGURE_FORMATS)}.")
-    size: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size or _usual_size(backbone)}
-    settings: dict[str, Any] = {
-        "batch_sizes": batch_sizes,
-        "precisions": precisions,
-        "compiled": (False, True) if both else (compile,),
-        "training": training,
-        "rounds": rounds,
-        "seconds": seconds,
-        "seed": seed,
-    }
+    image_size = image_size or _usual_size(backbone)
     progress = create_progress(quiet=quiet)
     comparison = make_comparison(
         networks,
-        **size,
-        device=device or "auto",
+        num_classes=num_classes,
+        image_size=image_size,
+        device=device,
         threads=threads,
         progress=progress,
-        **settings,
+        batch_sizes=batch_sizes,
+        precisions=precisions,
+        compiled=(False, True) if both else (compiled,),
+        training=training,
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
     )
     try:
         finished = run_comparison(comparison)
@@ -147,7 +146,7 @@ def profile(
         write_csv(csv, [row | machine for row in rows])
     if output is not None:
         write_atomically(output, lambda file: file.write((json.dumps(found, indent=2) + "\n").encode()))
-    title = _title(backbone, size["image_size"], machine, comparison)
+    title = _title(backbone, image_size, machine, comparison)
     if plot is not None:
         write_cost_figure(plot, costs, title)
     if as_json:
@@ -159,12 +158,12 @@ def profile(
         raise typer.Exit(130)
 
 
-def _names(kind: str, words: str, choices: Iterable[str]) -> list[str]:
-    """Split names at commas; ``all`` is every one of ``choices``."""
+def _names(kind: str, words: Sequence[str], choices: Iterable[str]) -> list[str]:
+    """Check names; ``all`` is every one of ``choices``."""
     known = list(choices)
-    if words == "all":
+    if list(words) == ["all"]:
         return [name for name in known if name != _PLAIN]
-    names = list(dict.fromkeys(split_list(words)))
+    names = list(dict.fromkeys(words))
     for name in names:
         if name not in known and name != _PLAIN:
             raise unknown_name(kind, name, [*known, "all"])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, any_of, unknown_name
 
-__all__ = ["FORMATS", "Format", "any_of", "check_format"]
+__all__ = ["FORMATS", "Format", "check_format"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,3 @@ def check_format(
     missing = [name for name in entry.packages if find_spec(name) is None]
     if missing:
         raise UserError(f'export to {format} needs {", ".join(missing)}. Install them: pip install "csham[export]".')
-
-
-def any_of(names: Sequence[str], word: str = "or") -> str:
-    """Write names as a sentence has them."""
-    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
