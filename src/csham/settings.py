@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum, auto
 from textwrap import shorten
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from csham.errors import UserError, unknown_name
 
@@ -109,7 +109,7 @@ class Settings:
         panel: Heading of their options in the help of a command.
     """
 
-    panel: ClassVar[str] = ""
+    panel = ""
 
     def __init_subclass__(cls) -> None:
         """Add to the docstring what its own fields say of themselves."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -38,7 +38,7 @@ HELPS = {
 class Kiln(Settings):
     """Settings of a kiln."""
 
-    panel: ClassVar = "Kiln"
+    panel = "Kiln"
 
     heat: Annotated[float, Help("Of the air.", default="from the recipe")] = 900.0
     hours: Annotated[int | Auto, Help("Of burning.")] = 3
@@ -75,7 +75,7 @@ def parameters(command: Any) -> dict[str, Any]:
 
 def test_a_field_is_an_option_with_its_type_its_words_and_its_default():
     burn = kiln()
-    assert burn("--pots", "2", "--heat", "850", "--hours", "2", "--no-fan", "--cones", "6, 10", "--shelves", "top,low") == {
+    assert burn(*["--pots", "2", "--heat", "850", "--hours", "2", "--no-fan", "--cones", "6,10", "--shelves", "top,low"]) == {
         "heat": 850.0, "hours": 2, "fan": False, "cones": (6, 10), "shelves": ("top", "low"),
     }  # fmt: skip
     assert burn() == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from csham.attach.checks import check_position, check_strategy
 from csham.attach.names import POSITIONS, STRATEGIES
@@ -35,7 +35,7 @@ class NetworkSpec(Settings):
     Creating it checks types; :meth:`check_names` checks the names.
     """
 
-    panel: ClassVar = "Network"
+    panel = "Network"
 
     backbone: Annotated[
         str,

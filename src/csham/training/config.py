@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import yaml
 
@@ -59,7 +59,7 @@ class Images(Settings):
 class TrainingSettings(Settings):
     """Settings of a network's training."""
 
-    panel: ClassVar = "Training"
+    panel = "Training"
 
     pretrained: Annotated[bool, Help("Start from the backbone's published weights.")] = False
     weights_file: Annotated[
@@ -117,7 +117,7 @@ class TrainingSettings(Settings):
 class DataSettings(Settings):
     """Settings of how images are read, cut and split."""
 
-    panel: ClassVar = "Data"
+    panel = "Data"
 
     image_size: Annotated[
         int | None,
@@ -148,7 +148,7 @@ class DataSettings(Settings):
 class MachineSettings(Settings):
     """Settings of a run that decide where it works, how fast, and how often it saves."""
 
-    panel: ClassVar = "Machine"
+    panel = "Machine"
 
     device: Annotated[
         str,
