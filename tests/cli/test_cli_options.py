@@ -75,7 +75,8 @@ def parameters(command: Any) -> dict[str, Any]:
 
 def test_a_field_is_an_option_with_its_type_its_words_and_its_default():
     burn = kiln()
-    assert burn(*["--pots", "2", "--heat", "850", "--hours", "2", "--no-fan", "--cones", "6,10", "--shelves", "top,low"]) == {
+    words = "--pots 2 --heat 850 --hours 2 --no-fan --cones 6,10 --shelves top,low"
+    assert burn(*words.split()) == {
         "heat": 850.0, "hours": 2, "fan": False, "cones": (6, 10), "shelves": ("top", "low"),
     }  # fmt: skip
     assert burn() == {}
