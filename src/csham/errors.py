@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from csham.words import printable
+
 __all__ = ["UserError", "any_of", "known_names", "nearest_names", "unknown_name"]
 
 _FEW = 5  # that many names are read faster than they are listed
@@ -21,8 +23,19 @@ _LISTED = {
 class UserError(ValueError):
     """Error in what the user gave; the message says what, where, and what to do.
 
-    The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``.
+    The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``. Names that
+    the message quotes need no care: what cannot be printed is written out.
+
+    Args:
+        message: One line.
+        below: Further lines, such as the end of a log.
     """
+
+    def __init__(self, message: str, *below: str) -> None:
+        super().__init__(message, *below)
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
 
 
 def unknown_name(

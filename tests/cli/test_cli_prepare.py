@@ -1,7 +1,10 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
+from PIL import Image
 
 
 def test_what_was_found(csham, images):
@@ -49,6 +52,15 @@ def test_bad_files_are_listed_and_too_many_are_refused(csham, tmp_path, write_im
     code, _, err = csham("prepare", root)
     assert code == 2
     assert "--max-bad" in err
+
+
+def test_an_image_of_too_many_pixels_is_a_bad_file_and_no_warning_of_pillow_s(tmp_path, write_images):
+    root = write_images(tmp_path / "animals")
+    Image.new("1", (9500, 9500)).save(root / "bee" / "large.png")
+    csham_prepare = [sys.executable, "-m", "csham", "prepare", str(root)]
+    done = subprocess.run(csham_prepare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "large.png: too many pixels (90.2 million, and at most 89.5 are decoded)\n" in done.stdout
 
 
 @pytest.fixture

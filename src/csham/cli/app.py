@@ -12,6 +12,7 @@ import typer
 from csham.cli.common import check_trained
 from csham.cli.options import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError
+from csham.words import say
 
 __all__ = ["app_page"]
 
@@ -42,9 +43,9 @@ def app_page(
     trained = load(run, weights=weights, device=device)
     other = None if compare is None else load(compare, weights=weights, device=device)
     with serve(trained, other, port=port) as address:
-        print(address, flush=True)
+        say(address)
         if not quiet:
-            typer.echo("Open it in a browser of this machine. Ctrl-C ends it.", err=True)
+            say("Open it in a browser of this machine. Ctrl-C ends it.", error=True)
         with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)

@@ -18,6 +18,7 @@ from csham.errors import UserError
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import check_choice
+from csham.words import printable, say
 
 __all__ = [
     "check_report_packages",
@@ -54,8 +55,7 @@ def check_report_packages() -> None:
 
 def print_json(content: Any) -> None:
     """Print a result on standard output for another program."""
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    say(*map(_printable_json, json.dumps(content, indent=2, ensure_ascii=False).split("\n")))
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], *, stack: bool = False) -> None:
@@ -67,7 +67,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
         rows: As many values as names.
         stack: Put what follows a row's first value below each other, where the table is wider than the terminal.
     """
-    rows = [list(row) for row in rows]
+    header, rows = [*map(printable, header)], [list(row) for row in rows]
     table = _table(title)
     for number, name in enumerate(header):
         numeric = all(_is_number(row[number]) for row in rows)
@@ -81,9 +81,9 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
     console.print(table)
 
 
-def print_note(text: str) -> None:
+def print_note(*lines: str) -> None:
     """Print what is to be known of a table, in lines as wide as the table may be."""
-    _console().print(text)
+    _console().print("\n".join(map(printable, lines)))
 
 
 def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -92,7 +92,7 @@ def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[An
     numeric = [all(_is_number(row[number]) for row in rows) for number in range(len(header))]
     cells = [list(header), ["---:" if right else "---" for right in numeric], *([*map(_cell, row)] for row in rows)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-    print("\n".join(([f"### {title}", ""] if title else []) + lines), end="\n\n")
+    say(*([f"### {title}", ""] if title else []), *lines, "")
 
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
@@ -101,6 +101,15 @@ def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None
     known = [metric for metric in in_tables() if any(metric.name in values for values in measured.values())]
     rows = ([row, *(values.get(metric.name) for metric in known)] for row, values in measured.items())
     print_table(title, ["", *(metric.title for metric in known)], rows)
+
+
+def _printable_json(line: str) -> str:
+    """Write out what cannot be printed, which only texts hold, as JSON does."""
+    if line.isprintable():
+        return line
+    units = (sign.encode("utf-16-be", "surrogatepass").hex() for sign in line)
+    escaped = ("".join(f"\\u{digits[at : at + 4]}" for at in range(0, len(digits), 4)) for digits in units)
+    return "".join(sign if sign.isprintable() else code for sign, code in zip(line, escaped, strict=True))
 
 
 _UNBOUND = 10_000
@@ -113,7 +122,7 @@ def _console() -> Console:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _stacked(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -137,7 +146,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, tuple):
-        return ", ".join(value)
+        return printable(", ".join(value))
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(value)

@@ -28,6 +28,7 @@ from csham.study.progress import StudyProgress, create_study_progress
 from csham.study.setup import Request, merged, read_request_file, set_up
 from csham.study.store import Store
 from csham.training.config import DataSettings, MachineSettings, TrainingSettings
+from csham.words import say
 
 __all__ = ["compare"]
 
@@ -149,7 +150,7 @@ def compare(
         outcome = _train(setup.store, request.machine, progress, run, shard=part, retry_failed=retry_failed)
     except KeyboardInterrupt:
         progress.close()
-        typer.echo("stopped at once; what was trained since the last checkpoints is lost.", err=True)
+        say("stopped at once; what was trained since the last checkpoints is lost.", error=True)
         raise typer.Exit(130) from None
     finally:
         progress.close()

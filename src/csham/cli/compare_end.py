@@ -13,6 +13,7 @@ from csham.study.engines import Outcome
 from csham.study.grid import Cell, Study
 from csham.study.store import Store
 from csham.training.progress import create_progress
+from csham.words import say
 
 __all__ = ["conclude", "part_of"]
 
@@ -48,7 +49,7 @@ def conclude(
     from csham.report.study_report import write_report  # noqa: PLC0415
 
     if outcome.signum is not None:
-        typer.echo(f"stopped, and saved. To go on: csham compare --study {shlex.quote(str(store.path))}", err=True)
+        say(f"stopped, and saved. To go on: csham compare --study {shlex.quote(str(store.path))}", error=True)
         raise typer.Exit(128 + outcome.signum)
     study, records = store.study, store.by_key()
     with store.concluding():
@@ -59,15 +60,15 @@ def conclude(
         print_json(_as_json(store, study, records) | {"results": report.results.to_dict(), "report": str(report.page)})
     else:
         print_results(f"{store.path}: test top-1 of the last epoch", report.results)
-        print(report.results.headline)
-        print(f"report: {shlex.quote(str(report.page))}")
+        say(report.results.headline)
+        say(f"report: {shlex.quote(str(report.page))}")
     cells = part_of(study, shard)
     failed = [records[cell.key] for cell in cells if records.get(cell.key, {}).get("status") == "failed"]
     missing = [cell for cell in cells if cell.key not in records]
     if failed:
         _list_failed(store, failed)
     if missing:
-        typer.echo(f"{len(missing)} of {len(cells)} cells are not done: {missing[0].label}, ...", err=True)
+        say(f"{len(missing)} of {len(cells)} cells are not done: {missing[0].label}, ...", error=True)
     if failed or missing:
         raise typer.Exit(1)
 
@@ -105,7 +106,7 @@ def _list_failed(store: Store, failed: Sequence[Mapping[str, Any]]) -> None:
         said = (str(error.get("message", "")).splitlines() or [""])[0]
         lines.append(f"  {record['label']}, seed {record['seed']}: {error.get('type', 'Error')}: {said}")
     lines.append(f"To try these again: csham compare --study {shlex.quote(str(store.path))} --retry-failed")
-    typer.echo("\n".join(lines), err=True)
+    say(*lines, error=True)
 
 
 def _as_json(store: Store, study: Study, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

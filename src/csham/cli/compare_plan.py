@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from csham.cli.common import print_json, print_table
 from csham.study.grid import Network, Study
 from csham.study.progress import StudyProgress
 from csham.study.setup import Setup
 from csham.study.states import CellState, cell_states
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.study.probe import Probe
@@ -43,12 +42,12 @@ def show_plan(
     print_table(f"{setup.store.path}: {len(states)} cells", ["network", "seed", "state", "hours"], rows)
     for network, found in measured.items():
         if found.failed:
-            typer.echo(f"{network.label} cannot be trained: {found.failed}", err=True)
+            say(f"{network.label} cannot be trained: {found.failed}", error=True)
     if not left:
-        typer.echo("nothing is left to do")
+        say("nothing is left to do")
     elif total is not None:
         many = f" with {jobs} jobs" if jobs > 1 else ""
-        typer.echo(
+        say(
             f"{len(left)} cells to do: about {_duration(total)}{many}, estimated from a few training steps of each "
             "network on this machine, without torch.compile and the first minute of each process"
         )

@@ -15,6 +15,7 @@ from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import RunWeights, check_choice
+from csham.words import say
 
 __all__ = ["evaluate"]
 
@@ -64,7 +65,7 @@ def evaluate(
     summary = found.summary
     metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {str(RunWeights.from_dict(summary)): summary})
     if summary["absent_classes"]:
-        print(f"{summary['absent_classes']} classes have no images here; macro averages leave them out\n")
+        say(f"{summary['absent_classes']} classes have no images here; macro averages leave them out", "")
     header = [METRICS[name].title if name in METRICS else name for name in found.per_class[0]]
     print_table("each class", header, (list(row.values()) for row in found.per_class))
     if len(found.classes) <= _CLASSES_SHOWN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
 from csham.report.csv_rows import write_csv
 from csham.training.progress import QuietProgress, create_progress
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.explain import Explanation, Faithfulness
@@ -134,7 +134,7 @@ def explain(
     for found in [] if as_json else scores:
         _print_scores(found)
     if table is not None and not as_json:
-        print(f"scores in {table}")
+        say(f"scores in {table}")
 
 
 @dataclass
@@ -202,16 +202,16 @@ def _draw_all(
             for network in found["networks"]:
                 answers = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in network["predictions"])
                 which = f"{network['network']}: " if len(found["networks"]) > 1 else ""
-                print(f"{found['image']}: {which}{_printable(answers)}")
+                say(f"{found['image']}: {which}{answers}")
     progress.close()
     if drawn.unreadable:
-        print(f"{len(drawn.unreadable)} of {total} images could not be read:", file=sys.stderr)
+        say(f"{len(drawn.unreadable)} of {total} images could not be read:", error=True)
     for _, reason in drawn.unreadable:
-        print(f"  {_printable(reason)}", file=sys.stderr)
+        say(f"  {reason}", error=True)
     if not drawn.images:
         raise UserError(f"none of the {total} images could be read.")
     if tell:
-        print(f"{len(drawn.images)} pictures in {drawn.folder}")
+        say(f"{len(drawn.images)} pictures in {drawn.folder}")
 
 
 def _measure(
@@ -255,11 +255,12 @@ def _print_scores(found: Faithfulness) -> None:
             ]
         )
     print_table(f"{found.network}: how faithful each map is, {found.images} test images", header, rows)
-    print(
+    say(
         "deletion: mean probability of the given class while pixels become the mean colour, first those with the "
-        "largest weights; lower is more faithful\n"
-        "insertion: the same while pixels replace a blurred image; higher is more faithful\n"
-        "intervals of the mean, Student t; differences are paired by image\n"
+        "largest weights; lower is more faithful",
+        "insertion: the same while pixels replace a blurred image; higher is more faithful",
+        "intervals of the mean, Student t; differences are paired by image",
+        "",
     )
 
 

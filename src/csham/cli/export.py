@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from csham.errors import UserError, any_of
 from csham.export.draft import check_free
 from csham.export.formats import FORMATS, check_format
 from csham.training.progress import QuietProgress, create_progress
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.export import Exported, LabelledImages, Quantized
@@ -177,24 +177,24 @@ def _record(found: Exported | Quantized) -> dict[str, Any]:
 
 
 def _show(label: str, exported: Exported) -> None:
-    print(f"{exported.path}: {label}, {exported.bytes / 1e6:.2f} MB")
+    say(f"{exported.path}: {label}, {exported.bytes / 1e6:.2f} MB")
     if exported.dynamic:
         least = exported.smallest_side
         any_size = "" if least is None else f", of any height and width from {least} pixels on"
-        print(f"takes any number of images{any_size}")
+        say(f"takes any number of images{any_size}")
     for note in exported.notes:
-        print(note)
+        say(note)
     sizes = ", ".join(f"{height} x {width}" for height, width in exported.sizes)
-    print(
+    say(
         f"logits differ from the network's by at most {exported.max_error:.2g} (the largest is "
-        f"{exported.largest_logit:.3g}), at {sizes} pixels\n"
-        f"top-1 agrees on {exported.top1_agreement:.2f}% of {exported.images:,} images"
+        f"{exported.largest_logit:.3g}), at {sizes} pixels",
+        f"top-1 agrees on {exported.top1_agreement:.2f}% of {exported.images:,} images",
     )
 
 
 def _show_quantized(quantized: Quantized) -> None:
     before, after = quantized.before, quantized.after
-    print(f"\n{quantized.path}: 8-bit integers, calibrated on {quantized.calibration_images:,} training images\n")
+    say("", f"{quantized.path}: 8-bit integers, calibrated on {quantized.calibration_images:,} training images", "")
     print_table(
         "",
         ["", "MB", *(f"ms, batch {batch}" for batch in before.latency_ms), f"top-1 of {quantized.images:,} images"],
@@ -204,8 +204,8 @@ def _show_quantized(quantized: Quantized) -> None:
         ],
     )
     if quantized.lost > _LOST:
-        print(
+        say(
             f"warning: quantizing cost {quantized.lost:.2f} points of top-1. More --calibration-images may help; the "
             "float32 file is unchanged.",
-            file=sys.stderr,
+            error=True,
         )

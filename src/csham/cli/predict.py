@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +24,7 @@ from csham.cli.options import (
     WeightsOption,
     setting_option,
 )
-from csham.cli.predict_lines import Lines, as_bytes, csv_lines, json_lines, printable, table_lines
+from csham.cli.predict_lines import Lines, as_bytes, csv_lines, json_lines, table_lines
 from csham.data.decode import BadFile
 from csham.errors import UserError
 from csham.files import write_atomically
@@ -33,6 +32,7 @@ from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
 from csham.training.config import MachineSettings
 from csham.training.progress import BarProgress, QuietProgress, create_progress, speed
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.inference import Prediction
@@ -97,9 +97,7 @@ def predict(
         else:
             lines = csv_lines(min(top_k, len(trained.classes))) if as_csv else table_lines(trained.classes)
         told = _told(results, progress, None if quiet else files.count())
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
-            _write(told, lines, output, progress if above_bar else None)
+        _write(told, lines, output, progress if above_bar else None)
     finally:
         progress.close()
 
@@ -154,11 +152,11 @@ def _told(
 
 def _list_bad(bad: list[BadFile], count: int, of: int) -> None:
     if bad:
-        print(f"{count:,} of {_images(of)} could not be read:", file=sys.stderr)
+        say(f"{count:,} of {_images(of)} could not be read:", error=True)
     for path, reason in bad:
-        print(f"  {printable(path)}: {reason}", file=sys.stderr)
+        say(f"  {path}: {reason}", error=True)
     if count > len(bad):
-        print(f"  and {count - len(bad):,} more", file=sys.stderr)
+        say(f"  and {count - len(bad):,} more", error=True)
 
 
 def _images(count: int) -> str:
@@ -172,7 +170,9 @@ def _write(
     if output is not None:
         write_atomically(output, lambda file: _each(results, lines, lambda text: file.write(as_bytes(text))))
     elif above is not None:
-        _each(results, lines, lambda text: above.note(text.removesuffix("\n")))
+        _each(results, lines, lambda text: _each_line(text, above.note))
+    elif sys.stdout.isatty():
+        _each(results, lines, lambda text: _each_line(text, say))
     else:
         _each(results, lines, _to_pipe)
 
@@ -182,6 +182,11 @@ def _each(results: Iterable[Prediction | BadFile], lines: Lines, write: Callable
     for result in results:
         write(head + lines.of(result))
         head = ""
+
+
+def _each_line(text: str, write: Callable[[str], object]) -> None:
+    for line in text.removesuffix("\n").split("\n"):
+        write(line)
 
 
 def _to_pipe(text: str) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.cells import cell_len
 
 from csham.data.decode import BadFile
+from csham.words import printable
 
 if TYPE_CHECKING:
     from csham.inference import Prediction
 
-__all__ = ["Lines", "as_bytes", "csv_lines", "json_lines", "printable", "table_lines"]
+__all__ = ["Lines", "as_bytes", "csv_lines", "json_lines", "table_lines"]
 
 _WIDEST_NAME = 40
 
@@ -74,13 +75,6 @@ def table_lines(classes: Sequence[str]) -> Lines:
         return "".join(rows)
 
     return Lines(row("class", "probability", "image"), write)
-
-
-def printable(text: str) -> str:
-    """Write out what would disturb a line or a terminal: control characters, and bytes that are no UTF-8."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def as_bytes(text: str) -> bytes:

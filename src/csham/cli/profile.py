@@ -35,6 +35,7 @@ from csham.settings import Help
 from csham.study.measuring import make_comparison, run_comparison
 from csham.training.config import DataSettings, MachineSettings
 from csham.training.progress import create_progress
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.cost import Comparison, Cost
@@ -154,7 +155,7 @@ def profile(
     else:
         print_costs(title, costs)
     if not finished:
-        typer.echo("stopped; this is what had been measured by then.", err=True)
+        say("stopped; this is what had been measured by then.", error=True)
         raise typer.Exit(130)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from csham.cli.common import print_table
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.cost import Cost, Spread
@@ -36,11 +35,11 @@ def print_costs(title: str, costs: Sequence[Cost]) -> None:
         for number, cost in enumerate(costs)
     ]
     print_table(title, ["", *shown, *_header("GFLOPs" if giga else "MFLOPs")], rows)
-    typer.echo(_LEGEND)
+    say(_LEGEND)
     for reason in dict.fromkeys(f"{cost.name}: {cost.failed}" for cost in costs if cost.failed):
-        typer.echo(reason)
+        say(reason)
     for operators in dict.fromkeys(" ".join(cost.flops_uncounted) for cost in costs if cost.flops_uncounted):
-        typer.echo(f"FLOPs leave out operators without a formula: {operators}")
+        say(f"FLOPs leave out operators without a formula: {operators}")
 
 
 def _header(flops: str) -> list[str]:

@@ -26,6 +26,7 @@ from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, is_main_process
 from csham.training.run_weights import RunWeights
+from csham.words import say
 
 __all__ = ["train"]
 
@@ -64,7 +65,7 @@ def train(
     last, best = RunWeights("last", summary["epochs"]), RunWeights("best", chosen["epoch"])
     metrics_table(f"{folder.path}: test part", {str(last): summary, str(best): chosen})
     if not quiet and chosen["epoch"] != summary["epochs"]:
-        print("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
+        say("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
 
 
 def _start(
@@ -122,10 +123,10 @@ class _Stoppable:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, InterruptedRunError):
-            typer.echo(f"stopped, and saved. To go on: csham train --resume {error.run}", err=True)
+            say(f"stopped, and saved. To go on: csham train --resume {error.run}", error=True)
             raise typer.Exit(128 + error.signum) from None
         if isinstance(error, KeyboardInterrupt):
             if self._folder.last.is_file():
                 how = f"csham train --resume {self._folder.path}"
-                typer.echo(f"stopped at once. To go on from the last checkpoint: {how}", err=True)
+                say(f"stopped at once. To go on from the last checkpoint: {how}", error=True)
             raise typer.Exit(130) from None

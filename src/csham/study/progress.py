@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from csham.training.progress import speed
+from csham.words import printable
 
 __all__ = ["BarStudyProgress", "PlainStudyProgress", "StudyProgress", "create_study_progress"]
 
@@ -94,7 +95,7 @@ class PlainStudyProgress(StudyProgress):
         return f"[{self._ended}/{self._cells}]"
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         self._last_line = time.monotonic()
 
 
@@ -151,6 +152,7 @@ class BarStudyProgress(PlainStudyProgress):
         self._bars.stop()
 
     def _show(self, job: int, label: str, fraction: float, detail: str) -> None:
+        label, detail = printable(label), printable(detail)
         if job not in self._jobs:
             self._jobs[job] = self._bars.add_task(label, total=1.0, detail=detail)
         self._fractions[job] = fraction

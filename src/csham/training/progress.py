@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from csham.words import printable
+
 if TYPE_CHECKING:  # callers that want no bar, such as csham.load, need no Rich
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -47,7 +49,7 @@ class PlainProgress(QuietProgress):
 
     def note(self, text: str) -> None:
         """Say one line."""
-        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
         self._last_line = time.monotonic()
 
     def start(self, done: int, total: int) -> None:
@@ -116,6 +118,7 @@ class BarProgress(PlainProgress):
         self._bar = self._task = None
 
     def _show(self, where: str, done: int, total: int, detail: str = "") -> None:
+        where = printable(where)
         if self._bar is None or self._task is None:
             from rich.progress import (  # noqa: PLC0415
                 BarColumn,

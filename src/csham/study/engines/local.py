@@ -279,7 +279,8 @@ class _Engine:
             return
         if not worker.answered and code > 0:
             raise UserError(
-                f"a worker could not start (exit code {code}); the end of {worker.log}:\n{_tail(worker.log)}"
+                f"a worker could not start (exit code {code}); the end of {worker.log}:",
+                *_tail(worker.log).splitlines(),
             )
         key = task.cell.key
         self._deaths[key] = self._deaths.get(key, 0) + 1
