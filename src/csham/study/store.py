@@ -7,14 +7,16 @@ operating system, which it frees when a process ends, however it ends. Nothing h
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from csham.files import write_atomically
 from csham.study.grid import Cell, Study
 from csham.study.study_file import FILE, read_study, write_study
 
-__all__ = ["FAILED_MARK", "FORMAT", "Claim", "Store", "writing_in"]
+__all__ = ["FAILED_MARK", "FORMAT", "CellState", "Claim", "Store", "cell_states", "writing_in"]
 
 FORMAT = 1
 """Of a record."""
@@ -278,6 +280,36 @@ class Claim:
         self._lock.release()
 
 
+@dataclass(frozen=True)
+class CellState:
+    """State of a cell: how far it is.
+
+    Attributes:
+        cell: The cell.
+        state: ``"done"``, ``"failed"``, ``"cut off"`` or ``"to do"``.
+        epochs_done: Of a cell that is cut off: epochs that need not be trained again.
+    """
+
+    cell: Cell
+    state: str
+    epochs_done: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """Sentence to tell people."""
+        if self.state != "cut off":
+            return self.state
+        if self.epochs_done >= self.cell.config.epochs:
+            return "cut off at its end"
+        return f"cut off in epoch {self.epochs_done + 1} of {self.cell.config.epochs}"
+
+
+def cell_states(store: Store, cells: Iterable[Cell]) -> list[CellState]:
+    """Look at records and run folders."""
+    records = store.by_key() if store.exists else {}
+    return [_cell_state(store, cell, records.get(cell.key, {}).get("status")) for cell in cells]
+
+
 @contextmanager
 def writing_in(folder: Path) -> Iterator[None]:
     """Turn what the operating system says about writing into a study into a :class:`UserError`."""
@@ -323,3 +355,16 @@ def _finite(value: Any) -> Any:
 
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=3)
+
+
+def _cell_state(store: Store, cell: Cell, status: str | None) -> CellState:
+    if status is not None:
+        return CellState(cell, status)
+    folder = store.run_folder(cell.name)
+    if not (folder / "config.yaml").is_file():
+        return CellState(cell, "to do")
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            return CellState(cell, "cut off", sum(1 for _ in csv.DictReader(file)))
+    except (OSError, csv.Error, UnicodeDecodeError):
+        return CellState(cell, "cut off")
