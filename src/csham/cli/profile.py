@@ -31,7 +31,7 @@ from csham.files import write_atomically
 from csham.layers.names import ATTENTIONS
 from csham.provenance import circumstances
 from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
-from csham.report.csv_rows import write_csv
+from csham.report.tables import write_csv
 from csham.study.costs import make_comparison, run_comparison
 from csham.training.config import MachineSettings
 from csham.training.progress import create_progress

@@ -110,10 +110,10 @@ def _files(tables: Sequence[Table], differences: Picture | None, families: Seque
     for picture in [*([differences] if differences else []), *pictures]:
         files[f"figures/{picture.name}.svg"] = picture.svg
         files[f"figures/{picture.name}.png"] = picture.png
-    filled = [table for table in tables if table.raw]
+    filled = [table for table in tables if table.items]
     for table in filled:
         files[f"tables/{table.name}.csv"] = csv_bytes(table)
-        if table.columns:
+        if table.shown:
             files[f"tables/{table.name}.md"] = markdown_bytes(table)
             files[f"tables/{table.name}.tex"] = latex_bytes(table)
     return files | ({} if find_spec("openpyxl") is None else {_SHEET: xlsx_bytes(filled)})
