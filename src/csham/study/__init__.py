@@ -1,7 +1,7 @@
 """Many runs: a study's plan, its store, the engines that run its cells, and the statistics of what they found.
 
 - Plan: ``grid``, which ``setup`` makes, with what ``probe``, ``costs`` and ``budget`` measure.
-- Store: ``store``, with ``study_file`` and ``run_record``.
+- Store: ``store``, with ``study_file`` and ``record``.
 - Engines: ``engines``, whose ``worker`` runs one ``cell`` after another.
 - Statistics: ``statistics``.
 - Results: ``results`` makes ``findings`` of records, ``headline`` the words on them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
 from csham.study.grid import Cell, Study, cell_key
-from csham.study.run_record import describe_error, done_record, failed_record, now
+from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store, writing_in
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import TrainConfig
@@ -176,14 +177,24 @@ def run_cell(
     """
     progress, machine = progress or QuietProgress(), dict(machine or {})
     folder = RunFolder(store.run_folder(cell.name))
+
+    def record() -> dict[str, Any]:
+        return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+
     state = _state(folder, cell, study, progress)
+    if state == "finished":
+        try:
+            found = record()
+        except DamagedRunError as err:
+            state = _set_aside(folder, cell, err, progress)
+        else:
+            progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
+            return found
     if state == "new":
         train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
-    elif state == "begun":
-        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
     else:
-        progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
-    return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+    return record()
 
 
 def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cell]:
@@ -238,7 +249,9 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
         config = folder.read_config()
         fingerprint = load_checkpoint(folder.last, ("data",))["data"]["fingerprint"]
     except UserError as err:
-        if folder.finished or not folder.last.parent.is_dir():
+        if folder.finished:
+            return _set_aside(folder, cell, err, progress)
+        if not folder.last.parent.is_dir():
             raise _OtherSettingsError(
                 f"{folder.path} cannot be told to be a run of this study: {err} Move it away, then csham compare "
                 f"--study {folder.path.parent.parent} --retry-failed."
@@ -256,6 +269,15 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
     if (folder.path / FAILED_MARK).exists():
         return _begin_again(folder, f"{cell.label} starts again after it failed", progress)
     return "begun"
+
+
+def _set_aside(folder: RunFolder, cell: Cell, why: UserError, progress: QuietProgress) -> str:
+    """Give a finished run that is damaged another name, so that its cell begins anew and nothing of it is lost."""
+    numbers = itertools.count(1)
+    aside = next(path for n in numbers if not (path := folder.path.with_name(f"{cell.name}.damaged-{n}")).exists())
+    folder.path.rename(aside)
+    progress.note(f"{cell.label} is trained again: {why} The damaged folder is {aside} now")
+    return "new"
 
 
 def _begin_again(folder: RunFolder, why: str, progress: QuietProgress) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csham.errors import UserError
-from csham.files import write_atomically
+from csham.files import has_right_sum, parse_json, summed, write_atomically
 from csham.provenance import circumstances
 from csham.study.grid import Network, Study
 
@@ -24,7 +24,8 @@ __all__ = ["COSTS_FILE", "make_comparison", "measure_costs", "read_costs", "run_
 
 COSTS_FILE = "costs.json"
 
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_SUM = 1
 # Of circumstances(): what times depend on. The date and the commit change without changing the machine.
 _MACHINE = ("processor", "cpu_capability", "threads", "torch")
 # How often the batch is halved where a network's training step does not fit into memory.
@@ -78,9 +79,12 @@ def measure_costs(
         "device": choose_device(device),
         "compiled": compiled,
     }
-    found = read_costs(path)
-    if not again and found is not None and _same(found, measured):
-        return found
+    try:
+        before = None if again else read_costs(path)
+    except UserError:
+        before = None  # they are measured again
+    if before is not None and _same(before, measured):
+        return before
     limits = {"seconds": seconds, "rounds": rounds}
     costs, finished = _measure(networks, measured, limits, progress)
     content = {
@@ -90,18 +94,36 @@ def measure_costs(
         "measured": measured,
         "costs": [_row(network, cost, study) for network, cost in zip(networks, costs, strict=True)],
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(summed(content), indent=2) + "\n"
     write_atomically(path / COSTS_FILE, lambda file: file.write(text.encode()))
     return content
 
 
 def read_costs(path: Path) -> dict[str, Any] | None:
-    """Read a study's ``costs.json``; None where there is none, or one that cannot be read."""
+    """Read a study's ``costs.json``; None where there is none.
+
+    Raises:
+        UserError: It cannot be read, or was changed since it was written.
+    """
     try:
-        content = json.loads((path / COSTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = parse_json((path / COSTS_FILE).read_bytes())
+    except FileNotFoundError:
         return None
-    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None
+    except (OSError, ValueError) as err:
+        raise UserError(f"{COSTS_FILE} cannot be read ({type(err).__name__}: {err})") from err
+    if not isinstance(content, dict) or content.get("format", _WITHOUT_SUM) not in (_WITHOUT_SUM, _FORMAT):
+        raise UserError(f"{COSTS_FILE} is not one that this version of csham reads")
+    right = has_right_sum(content)
+    if right is False or (right is None and content.get("format") == _FORMAT):
+        raise UserError(f"{COSTS_FILE} was changed since it was written")
+    rows = content.get("costs")
+    known = isinstance(rows, list) and all(
+        isinstance(row, dict) and isinstance(row.get("network"), str) for row in rows
+    )
+    if not known or not isinstance(content.get("machine", {}), dict):
+        raise UserError(f"{COSTS_FILE} holds something else than costs")
+    content.pop("sum", None)
+    return content
 
 
 def make_comparison(
@@ -168,11 +190,11 @@ def _precision(study: Study) -> str:
     return "fp32" if study.settings["precision"] == "fp32" else "bf16"
 
 
-def _same(found: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
+def _same(content: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
     """Return True if a file is of these networks, measured so, on this machine."""
-    before, now = found.get("machine", {}), circumstances()
+    before, now = content.get("machine", {}), circumstances()
     same_machine = all(before.get(name) == now[name] for name in _MACHINE)
-    return bool(found.get("finished")) and found.get("measured") == measured and same_machine
+    return bool(content.get("finished")) and content.get("measured") == measured and same_machine
 
 
 def _measure(

@@ -9,7 +9,6 @@ nothing, because Holm's method counts only what has not been rejected.
 
 from __future__ import annotations
 
-import math
 import statistics as stdlib_statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from csham.study.findings import (
 )
 from csham.study.grid import Network, Study
 from csham.study.headline import headline
+from csham.study.record import is_number
 from csham.study.statistics import binomial_se, compare, judge
 from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
 from csham.training.metrics import of_study
@@ -123,7 +123,7 @@ def _by_cell(study: Study, records: Iterable[Record]) -> dict[tuple[str, int], R
 
 def _checked(record: Record) -> Record:
     top1 = (record.get("result") or {}).get("top1")
-    if not _is_number(top1):
+    if not is_number(top1):
         raise UserError(
             f"the record of {record['label']}, seed {record['seed']} (key {record['key']}) has top1 {top1!r}, which is "
             "no number. Remove its line from records.jsonl, and the study will run it again."
@@ -242,7 +242,7 @@ def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], 
 
 
 def _spread(by_seed: Mapping[int, Any]) -> Spread | None:
-    values = {seed: float(value) for seed, value in by_seed.items() if _is_number(value)}
+    values = {seed: float(value) for seed, value in by_seed.items() if is_number(value)}
     if not values:
         return None
     mean, sd = _mean_and_sd(list(values.values()))
@@ -254,16 +254,12 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _mean(values: Iterable[Any]) -> float | None:
-    known = [float(value) for value in values if _is_number(value)]
+    known = [float(value) for value in values if is_number(value)]
     return stdlib_statistics.fmean(known) if known else None
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _failed(label: str, seed: int, record: Record) -> FailedCell:
