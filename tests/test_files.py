@@ -21,6 +21,7 @@ from csham.files import (
     parse_json,
     read_sums,
     remove_leftovers,
+    settle_sums,
     sha256_of,
     sum_files,
     summed,
@@ -318,6 +319,7 @@ def test_each_file_has_its_sum_as_other_programs_read_it(tmp_path):
     for text in ("first", "second"):
         write_in(tmp_path, "one", text)
         write_in(tmp_path, "below/two", text)
+    settle_sums(tmp_path)
     assert read_sums(tmp_path) == {name: (sha256_of(tmp_path / name),) for name in ("one", "below/two")}
     program = shutil.which("sha256sum")
     if program is not None:
@@ -336,15 +338,36 @@ Path.replace = slow
 files.write_summed(place, "one", lambda file: file.write(b"second"))
 """
     end(killed_while(code, tmp_path))
-    allowed = read_sums(tmp_path)["one"]
-    assert allowed[0] == first
-    assert len(allowed) == 2
+    sums = read_sums(tmp_path)["one"]
+    assert sums[0] == first
+    assert len(sums) == 2
     operations.clear()
-    write_in(tmp_path, "one", "second")
-    assert sha256_of(tmp_path / "one") == allowed[1]
-    assert read_sums(tmp_path) == {"one": allowed[1:]}
-    step, sums = f"sync {tmp_path.name}", ["sync new", f"new to {SUMS}", f"sync {tmp_path.name}"]
-    assert operations == ["sync new", *sums, "new to one", step, *sums]
+    write_in(tmp_path, "one", "third")
+    step = f"sync {tmp_path.name}"
+    assert operations == ["sync new", "sync new", f"new to {SUMS}", step, "new to one", step]
+    third = sha256_of(tmp_path / "one")
+    assert read_sums(tmp_path)["one"] == (*sums, third), "it is not known which the other process left"
+    write_in(tmp_path, "one", "fourth")
+    assert read_sums(tmp_path)["one"] == (third, sha256_of(tmp_path / "one"))
+
+
+def test_a_file_that_another_process_wrote_may_have_every_content_it_may_have_had(tmp_path):
+    write_in(tmp_path, "one", "first")
+    code = "files.write_summed(place, 'one', lambda file: file.write(b'second')); stop()"
+    end(killed_while(code, tmp_path))
+    before = read_sums(tmp_path)["one"]
+    end(killed_while(code.replace("second", "third"), tmp_path))
+    assert read_sums(tmp_path)["one"] == (*before, sha256_of(tmp_path / "one"))
+    assert before[1] != before[0]
+
+
+def test_a_changed_file_does_not_settle(tmp_path):
+    for text in ("first", "second"):
+        write_in(tmp_path, "one", text)
+    sums = read_sums(tmp_path)
+    (tmp_path / "one").write_text("changed")
+    settle_sums(tmp_path)
+    assert read_sums(tmp_path) == sums
 
 
 def test_a_file_from_before_there_were_sums_is_right_until_it_is_replaced(tmp_path):

@@ -7,9 +7,9 @@ what no process holds.
 
 Two forms of sums say whether something is as it was written; what has none is from before there were any:
 
-- ``SHA256SUMS`` in a folder, which ``sha256sum -c SHA256SUMS`` reads too: for each file a line ``<SHA-256>  <path>``,
-  and at its end ``# <SHA-256 of the lines above>``. While a file is replaced it has two lines, of its old and its new
-  content, each of which is right.
+- ``csham.sha256`` in a folder, which ``sha256sum -c csham.sha256`` reads too: a line ``<SHA-256>  <path>`` for each
+  file, and at its end ``# <SHA-256 of the lines above>``. A file that is being replaced has two lines, of its old and
+  its new content, each of which is right, until :func:`settle_sums` or the next replacement.
 - ``"sum"`` in an object of JSON, such as a line of a store: the first 16 digits of the SHA-256 of the rest, written by
   ``json.dumps(rest, sort_keys=True, separators=(",", ":"))``.
 """
@@ -43,6 +43,7 @@ __all__ = [
     "parse_json",
     "read_sums",
     "remove_leftovers",
+    "settle_sums",
     "sha256_of",
     "sum_files",
     "summed",
@@ -50,11 +51,14 @@ __all__ = [
     "write_summed",
 ]
 
-SUMS = "SHA256SUMS"
+SUMS = "csham.sha256"
 """Name of the file in a folder that has the checksums of the others."""
 
 _DAYS = 7 * 24 * 3600
 _LARGEST_SUMS = 2**20
+
+# The sums of what this process wrote last, by path: they need not be computed again when it is replaced.
+_written_sums: dict[Path, str] = {}
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
@@ -157,11 +161,20 @@ def write_summed(folder: Path, name: str, write: Callable[[IO[bytes]], Any]) -> 
     with _written(path, write) as temporary:
         sums, new = read_sums(folder) or {}, sha256_of(temporary)
         before = sums.get(name) or ((sha256_of(path),) if path.is_file() else ())
-        _write_sums(folder, {**sums, name: (*before, new)})
+        if before[-1:] == (_written_sums.get(path.absolute()),):  # no other process has written it since
+            before = before[-1:]
+        _write_sums(folder, {**sums, name: dict.fromkeys((*before, new))})
         temporary.replace(path)
         _sync_folder(path.parent)
-    if before:
-        _write_sums(folder, {**sums, name: (new,)})
+    _written_sums[path.absolute()] = new
+
+
+def settle_sums(folder: Path) -> None:
+    """Leave one checksum for each file of a folder, when no more of them will be replaced."""
+    sums = read_sums(folder) or {}
+    several = {name: sha256_of(folder / name) for name, digests in sums.items() if len(digests) > 1}
+    if several:
+        _write_sums(folder, {**sums, **{name: (digest,) for name, digest in several.items() if digest in sums[name]}})
 
 
 def sum_files(folder: Path, names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from csham.cli.common import print_json, print_table
 from csham.study.grid import Network, Study
 from csham.study.progress import StudyProgress
 from csham.study.setup import Setup
-from csham.study.states import CellState, cell_states
+from csham.study.store import CellState, cell_states
 from csham.words import say
 
 if TYPE_CHECKING:

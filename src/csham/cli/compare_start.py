@@ -22,7 +22,7 @@ def check_store(setup: Setup, progress: StudyProgress, adopt: Path | None) -> No
         progress.note(note)
     if adopt is not None:
         # Imported here: only this needs PyTorch.
-        from csham.study.adopt import adopt_runs  # noqa: PLC0415
+        from csham.study.cell import adopt_runs  # noqa: PLC0415
 
         adopt_runs(setup.store, adopt, progress.note)
 

@@ -25,7 +25,7 @@ from csham.cli.options import (
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
-from csham.report.csv_rows import write_csv
+from csham.report.tables import write_csv
 from csham.training.progress import QuietProgress, create_progress
 from csham.words import say
 

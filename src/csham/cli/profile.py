@@ -30,9 +30,9 @@ from csham.files import write_atomically
 from csham.layers.names import ATTENTIONS
 from csham.provenance import circumstances
 from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
-from csham.report.csv_rows import write_csv
+from csham.report.tables import write_csv
 from csham.settings import Help
-from csham.study.measuring import make_comparison, run_comparison
+from csham.study.costs import make_comparison, run_comparison
 from csham.training.config import DataSettings, MachineSettings
 from csham.training.progress import create_progress
 from csham.words import say
