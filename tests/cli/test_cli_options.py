@@ -176,7 +176,7 @@ def test_comparing_by_the_singular_names(csham, images, tmp_path, monkeypatch):
         "--backbone lenet5 --attention csham:reversed,csham --strategy sequential --seed 3 --epochs 1 --precision fp32"
     )
     # Stopped by an engine that cannot be begun, once the study is written.
-    monkeypatch.setattr("csham.cli.compare.run_local", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("csham.study.run.run_local", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert csham("compare", images, *words.split(), "--study", "one", "--quiet")[0] == 130
     study = read_study(Path("one"))
     labels = [network.label for network in study.networks]

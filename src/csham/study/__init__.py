@@ -1,5 +1,6 @@
 """Many runs: a study's plan, its store, the engines that run its cells, and the statistics of what they found.
 
+- Whole: ``run``, a comparison in one call, and ``plan``, how long it will take.
 - Plan: ``grid``, which ``setup`` makes, with what ``probe``, ``costs`` and ``budget`` measure.
 - Store: ``store``, with ``study_file`` and ``record``.
 - Engines: ``engines``, whose ``worker`` runs one ``cell`` after another.
