@@ -21,6 +21,7 @@ from csham.training.run_weights import check_choice
 from csham.words import printable, say
 
 __all__ = [
+    "check_counts",
     "check_report_packages",
     "check_trained",
     "metrics_table",
@@ -29,6 +30,13 @@ __all__ = [
     "print_note",
     "print_table",
 ]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse options that count something, by their names, and are below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
 
 def check_trained(path: Path, weights: str | None) -> None:

@@ -23,6 +23,7 @@ from csham.training.run_weights import DEFAULT
 
 __all__ = [
     "DATA_HELP",
+    "IMAGES_HELP",
     "MACHINE",
     "OUTPUT",
     "DebugOption",
@@ -241,6 +242,7 @@ def _completion(offered: Iterable[str]) -> Callable[[str], list[str]]:
 OUTPUT = "Output"
 MACHINE = MachineSettings.panel
 DATA_HELP = next(rule.text for rule in declared(Images)["data"][1] if isinstance(rule, Help)).rstrip(".")
+IMAGES_HELP = "Image files, folders (searched to the bottom), or - for paths on standard input, one a line."
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)

@@ -13,8 +13,9 @@ import typer
 
 import csham
 import csham.inference
-from csham.cli.common import check_trained
+from csham.cli.common import check_counts, check_trained
 from csham.cli.options import (
+    IMAGES_HELP,
     MACHINE,
     OUTPUT,
     DebugOption,
@@ -47,10 +48,7 @@ def predict(
     run: TrainedArgument,
     images: Annotated[
         list[str],
-        typer.Argument(
-            help="Image files, folders (searched to the bottom), or - for paths on standard input, one a line.",
-            show_default=False,
-        ),
+        typer.Argument(help=IMAGES_HELP, show_default=False),
     ],
     *,
     top_k: Annotated[int, typer.Option(help="Classes for each image.")] = 5,
@@ -77,7 +75,7 @@ def predict(
     """The most probable classes of images; unreadable files are listed at the end and stop nothing."""
     if as_json and as_csv:
         raise UserError("predict: --json and --csv exclude each other. Give one of them.")
-    _check_values({"--top-k": top_k, "--batch-size": batch_size})
+    check_counts(top_k=top_k, batch_size=batch_size)
     MachineSettings(device=device or "auto", precision=precision or "auto")  # checks them
     check_trained(run, weights)
     _check_output(output)
@@ -100,12 +98,6 @@ def predict(
         _write(told, lines, output, progress if above_bar else None)
     finally:
         progress.close()
-
-
-def _check_values(counts: dict[str, int]) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}.")
 
 
 def _check_output(output: Path | None) -> None:

@@ -13,7 +13,7 @@ import typer
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
 from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
-from csham.cli.common import print_json
+from csham.cli.common import check_counts, print_json
 from csham.cli.options import (
     MACHINE,
     OUTPUT,
@@ -109,7 +109,7 @@ def profile(
     MachineSettings(device=device)  # checks it
     for network in networks.values():
         network.check_names()
-    _check_numbers(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
+    check_counts(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
     batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
     precisions = _names("precision", split_list(precision), ("fp32", "bf16"))
     for file in (csv, output, plot):
@@ -216,12 +216,6 @@ def _batch_sizes(words: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise UserError(f"--batch-size must be at least 1, got {words}.")
     return numbers
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
 
 def _check_file(path: Path | None) -> None:
