@@ -22,6 +22,7 @@ from csham.words import printable, say
 
 __all__ = [
     "check_counts",
+    "check_output",
     "check_report_packages",
     "check_trained",
     "metrics_table",
@@ -48,6 +49,18 @@ def check_trained(path: Path, weights: str | None) -> None:
     check_choice(weights)
     if not str(path).startswith("hf:") and not path.exists():
         RunFolder(path).check_run()
+
+
+def check_output(option: str, file: Path | None) -> None:
+    """Refuse, before the long work, a file that could not be written after it."""
+    if file is None:
+        return
+    if file.exists() and not file.is_file():
+        raise UserError(f"{option} {file} is {'a folder' if file.is_dir() else 'not a file'}. Name a file.")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: there is no folder {file.parent}. Make it first.")
+    if not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {file}: {file.parent} is not writable. Name a file elsewhere.")
 
 
 def check_report_packages() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,18 +12,17 @@ import typer
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
 from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
-from csham.cli.common import check_counts, print_json
+from csham.cli.common import check_counts, check_output, print_json, print_table
 from csham.cli.options import (
     MACHINE,
     OUTPUT,
     DebugOption,
     JsonOption,
     QuietOption,
-    split_list,
+    names_in,
     split_numbers,
     takes_settings,
 )
-from csham.cli.profile_table import print_costs
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.layers.names import ATTENTIONS
@@ -38,9 +36,15 @@ from csham.training.progress import create_progress
 from csham.words import say
 
 if TYPE_CHECKING:
-    from csham.cost import Comparison, Cost
+    from csham.cost import Comparison, Cost, Spread
 
 __all__ = ["profile"]
+
+_LEGEND = (
+    "+%: more than the first row; x: times the first row's time, the median over rounds; ±: half the distance between "
+    "the quartiles. FLOPs: all operations for one image; those of convolutions and products alone are in --csv and "
+    "--json. Latency: one image. Peak: with parameters and batch; of training, with gradients and momentum too."
+)
 
 _MEASURE = "Measuring"
 _PLAIN = "none"
@@ -111,9 +115,9 @@ def profile(
         network.check_names()
     check_counts(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
     batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
-    precisions = _names("precision", split_list(precision), ("fp32", "bf16"))
-    for file in (csv, output, plot):
-        _check_file(file)
+    precisions = _names("precision", names_in("--precision", precision), ("fp32", "bf16"))
+    for name, file in {"--csv": csv, "--output": output, "--plot": plot}.items():
+        check_output(name, file)
     if plot is not None and plot.suffix.lower() not in FIGURE_FORMATS:
         raise UserError(f"--plot {plot}: its name must end in {', '.join(FIGURE_FORMATS)}.")
     image_size = image_size or _usual_size(backbone)
@@ -153,23 +157,20 @@ def profile(
     if as_json:
         print_json(found)
     else:
-        print_costs(title, costs)
+        _print_costs(title, costs)
     if not finished:
         say("stopped; this is what had been measured by then.", error=True)
         raise typer.Exit(130)
 
 
-def _names(kind: str, words: Sequence[str], choices: Iterable[str]) -> list[str]:
+def _names(kind: str, names: Sequence[str], choices: Iterable[str]) -> Sequence[str]:
     """Check names; ``all`` is every one of ``choices``."""
-    known = list(choices)
-    if list(words) == ["all"]:
-        return [name for name in known if name != _PLAIN]
-    names = list(dict.fromkeys(words))
+    known = [name for name in choices if name != _PLAIN]
+    if list(names) == ["all"]:
+        return known
     for name in names:
         if name not in known and name != _PLAIN:
             raise unknown_name(kind, name, [*known, "all"])
-    if not names:
-        raise UserError(f"--{kind} names nothing. Known: {', '.join(known)}, all.")
     return names
 
 
@@ -218,13 +219,60 @@ def _batch_sizes(words: str) -> tuple[int, ...]:
     return numbers
 
 
-def _check_file(path: Path | None) -> None:
-    """Refuse a place that cannot be written to, before the long work."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Name a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}.")
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {path}: {path.parent} is not writable.")
+def _print_costs(title: str, costs: Sequence[Cost]) -> None:
+    """Print a row for each network at each way of running it, and below what could not be measured."""
+    ways = {
+        "precision": [cost.precision for cost in costs],
+        "mode": ["compiled" if cost.compiled else "eager" for cost in costs],
+        "batch": [f"batch {cost.batch_size}" for cost in costs],
+    }
+    shown = {name: values for name, values in ways.items() if len(set(values)) > 1}
+    title = ", ".join([title, *(values[0] for name, values in ways.items() if name not in shown)])
+    giga = max(cost.flops or 0 for cost in costs) >= 1e9
+    rows = [
+        [cost.name, *(values[number] for values in shown.values()), *_numbers(cost, 1e9 if giga else 1e6)]
+        for number, cost in enumerate(costs)
+    ]
+    print_table(title, ["", *shown, *_header("GFLOPs" if giga else "MFLOPs")], rows)
+    say(_LEGEND)
+    for reason in dict.fromkeys(f"{cost.name}: {cost.failed}" for cost in costs if cost.failed):
+        say(reason)
+    for operators in dict.fromkeys(" ".join(cost.flops_uncounted) for cost in costs if cost.flops_uncounted):
+        say(f"FLOPs leave out operators without a formula: {operators}")
+
+
+def _header(flops: str) -> list[str]:
+    times = ("latency ms", "images/s", "train step ms")
+    return [
+        "params M",
+        "+%",
+        flops,
+        "+%",
+        *(word for name in times for word in (name, "±", "x")),
+        "peak MiB",
+        "train MiB",
+    ]
+
+
+def _numbers(cost: Cost, flops_unit: float) -> list[Any]:
+    return [
+        None if cost.params is None else cost.params / 1e6,
+        _extra(cost, "params"),
+        None if cost.flops is None else cost.flops / flops_unit,
+        _extra(cost, "flops"),
+        *_timing(cost.latency_ms, cost, "latency"),
+        *_timing(cost.images_per_s, cost, "inference"),
+        *_timing(cost.train_step_ms, cost, "train_step"),
+        cost.peak_mib,
+        cost.train_peak_mib,
+    ]
+
+
+def _extra(cost: Cost, ratio: str) -> float | None:
+    return 100 * (cost.ratios[ratio] - 1) if ratio in cost.ratios else None
+
+
+def _timing(spread: Spread | None, cost: Cost, ratio: str) -> list[float | None]:
+    if spread is None:
+        return [None, None, None]
+    return [spread.median, (spread.upper - spread.lower) / 2, cost.ratios.get(ratio)]
