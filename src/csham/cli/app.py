@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption, check_trained
+from csham.cli.common import check_trained
+from csham.cli.options import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError
 from csham.words import say
 

@@ -65,7 +65,6 @@ app = typer.Typer(
     name="csham",
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # main() says what went wrong
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

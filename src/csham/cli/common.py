@@ -1,4 +1,4 @@
-"""Options that have one name everywhere, and how results are printed."""
+"""Checks that commands share, and how results are printed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,16 +17,12 @@ from rich.table import Table
 from csham.errors import UserError
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, check_choice
+from csham.training.run_weights import check_choice
 from csham.words import printable, say
 
 __all__ = [
-    "DebugOption",
-    "DeviceOption",
-    "JsonOption",
-    "QuietOption",
-    "TrainedArgument",
-    "WeightsOption",
+    "check_counts",
+    "check_output",
     "check_report_packages",
     "check_trained",
     "metrics_table",
@@ -35,36 +30,14 @@ __all__ = [
     "print_markdown",
     "print_note",
     "print_table",
-    "split_list",
-    "split_numbers",
 ]
 
-OUTPUT = "Output"
-MACHINE = "Machine"
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE),
-]
-
-TrainedArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
-    ),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="last: of the last epoch; best: chosen by the validation part.",
-        show_default=f"{DEFAULT}, or what a file or a shared folder holds",
-    ),
-]
+def check_counts(**counts: int | None) -> None:
+    """Refuse options that count something, by their names, and are below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
 
 def check_trained(path: Path, weights: str | None) -> None:
@@ -78,6 +51,18 @@ def check_trained(path: Path, weights: str | None) -> None:
         RunFolder(path).check_run()
 
 
+def check_output(option: str, file: Path | None) -> None:
+    """Refuse, before the long work, a file that could not be written after it."""
+    if file is None:
+        return
+    if file.exists() and not file.is_file():
+        raise UserError(f"{option} {file} is {'a folder' if file.is_dir() else 'not a file'}. Name a file.")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: there is no folder {file.parent}. Make it first.")
+    if not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {file}: {file.parent} is not writable. Name a file elsewhere.")
+
+
 def check_report_packages() -> None:
     """Refuse to begin what could not end with a report.
 
@@ -87,19 +72,6 @@ def check_report_packages() -> None:
     missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
     if missing:
         raise UserError(f'the report of a study needs {", ".join(missing)}. Install them: pip install "csham[report]".')
-
-
-def split_list(text: str) -> list[str]:
-    """Take an option's value apart at its commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def split_numbers(option: str, text: str) -> list[int]:
-    """Take an option's value apart into whole numbers."""
-    try:
-        return [int(word) for word in split_list(text)]
-    except ValueError:
-        raise UserError(f"{option} takes whole numbers with commas between them, got {text!r}.") from None
 
 
 def print_json(content: Any) -> None:

@@ -8,18 +8,8 @@ from typing import Annotated
 import typer
 
 import csham.training
-from csham.cli.common import (
-    MACHINE,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WeightsOption,
-    metrics_table,
-    print_json,
-    print_table,
-)
-from csham.errors import UserError
+from csham.cli.common import check_counts, metrics_table, print_json, print_table
+from csham.cli.options import MACHINE, DebugOption, DeviceOption, JsonOption, QuietOption, WeightsOption
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder
@@ -51,8 +41,7 @@ def evaluate(
 ) -> None:
     """All metrics of a run's network, with a table per class and the confusion matrix."""
     check_choice(weights)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
+    check_counts(batch_size=batch_size)
     RunFolder(run).read_config()
     progress = create_progress(quiet=quiet)
     try:

@@ -11,16 +11,8 @@ import typer
 import csham.data
 from csham.attach.names import POSITIONS, STRATEGIES
 from csham.backbones.names import BACKBONES
-from csham.cli.common import (
-    OUTPUT,
-    DebugOption,
-    JsonOption,
-    QuietOption,
-    print_json,
-    print_markdown,
-    print_note,
-    print_table,
-)
+from csham.cli.common import print_json, print_markdown, print_note, print_table
+from csham.cli.options import OUTPUT, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS, FORMULAS, PAPER
 from csham.training.recipes import RECIPES

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import csham.data
-from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json
-from csham.cli.options import DATA_HELP
+from csham.cli.common import print_json
+from csham.cli.options import DATA_HELP, DebugOption, JsonOption, QuietOption, takes_settings
+from csham.training.config import DataSettings
 from csham.training.progress import create_progress
 from csham.words import say
 
@@ -19,16 +20,11 @@ _BAD_FILES_SHOWN = 10
 _SAME_SHOWN = 3
 
 
+@takes_settings(DataSettings, only=("image_size", "max_bad"))
 def prepare(
-    data: Annotated[
-        str,
-        typer.Argument(help=f"{DATA_HELP}."),
-    ],
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
     *,
-    image_size: Annotated[
-        int | None, typer.Option(help="Height and width in pixels.", show_default="the dataset's own")
-    ] = None,
-    max_bad: Annotated[int, typer.Option(help="Unreadable files to skip before giving up.")] = 10,
+    settings: dict[str, Any],
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -36,9 +32,7 @@ def prepare(
     """Download or read a dataset, check it and pack it."""
     progress = create_progress(quiet=quiet)
     try:
-        dataset = csham.data.prepare(
-            data, image_size=image_size, max_bad=max_bad, thorough=True, progress=progress.preparing
-        )
+        dataset = csham.data.prepare(data, thorough=True, **settings, progress=progress.preparing)
     finally:
         progress.close()
     found = dataset.describe()

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import OUTPUT, DebugOption, JsonOption, check_report_packages, print_json
+from csham.cli.common import check_report_packages, print_json
+from csham.cli.options import OUTPUT, DebugOption, JsonOption
 from csham.words import say
 
 __all__ = ["report"]

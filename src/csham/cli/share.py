@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json, print_table
+from csham.cli.common import print_json, print_table
+from csham.cli.options import DebugOption, JsonOption, QuietOption
 from csham.errors import UserError
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import DEFAULT, RunWeights, check_choice

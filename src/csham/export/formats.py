@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, any_of, unknown_name
 
-__all__ = ["FORMATS", "Format", "any_of", "check_format", "check_free"]
+__all__ = ["FORMATS", "Format", "check_format", "check_free"]
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,3 @@ def check_free(path: Path, force: bool) -> None:
         raise UserError(f"{path} is a folder. Name a file.")
     if path.exists() and not force:
         raise UserError(f"{path} exists already. Name another file, or replace it with --force (force=True).")
-
-
-def any_of(names: Sequence[str], word: str = "or") -> str:
-    """Write names as a sentence has them."""
-    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

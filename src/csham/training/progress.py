@@ -58,7 +58,7 @@ class PlainProgress(QuietProgress):
 
     def step(self, where: str, done: int, loss: float | None, images_per_s: float) -> None:
         """Say how far the run is, if nothing was said for half a minute."""
-        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self.waited_long():
             parts = [where]
             if self._total:
                 parts.append(f"{done / self._total:.0%}")
@@ -83,8 +83,12 @@ class PlainProgress(QuietProgress):
 
     def preparing(self, done: int, total: int, what: str) -> None:
         """Say how far the reading is, if nothing was said for half a minute."""
-        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self.waited_long():
             self.note(f"{what} {done}/{total}" if total else what)
+
+    def waited_long(self) -> bool:
+        """Return True if nothing was said for half a minute."""
+        return time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
 
 
 class BarProgress(PlainProgress):

@@ -24,7 +24,7 @@ from typing import Any
 from csham.errors import UserError
 from csham.study.engines import Outcome, Task
 from csham.study.progress import StudyProgress
-from csham.study.run_record import failed_record, now
+from csham.study.record import failed_record, now
 from csham.study.store import Store
 from csham.training.interrupt import StopRequest
 
