@@ -275,7 +275,7 @@ def test_budget_controls_are_looked_for_once(compare, monkeypatch):
             n.label: float(n.backbone.partition("@width=")[2] or 1) + 0.3 * (n.attention != "none") for n in networks
         }
 
-    monkeypatch.setattr("csham.cli.compare_start.step_times", lambda **_: measure)
+    monkeypatch.setattr("csham.study.run.step_times", lambda **_: measure)
     assert compare(*SMALL, "--budget-control")[0] == 0
     study = read_study(STUDY)
     assert [network.label for network in study.networks] == [

@@ -10,6 +10,7 @@ import pytest
 from study_cases import EFFECTS, network, networks_of, write_study
 
 from csham.errors import UserError
+from csham.files import summed
 from csham.report.study_report import write_report
 
 
@@ -191,7 +192,7 @@ def test_a_reader_is_warned(tmp_path):
     other = json.loads(lines[1])
     other["environment"]["commit"] = "0" * 40
     strange = {**json.loads(lines[0]), "key": "0" * 16}
-    text = "\n".join([lines[0], json.dumps(other), json.dumps(strange), "{torn", ""])
+    text = "\n".join([lines[0], json.dumps(other), json.dumps(summed(strange)), "{torn", ""])
     (study / "records.jsonl").write_text(text, encoding="utf-8")
     costs = json.loads((study / "costs.json").read_text())
     costs["costs"][0]["failed"] = "out of memory"

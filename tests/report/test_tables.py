@@ -6,7 +6,7 @@ import io
 import openpyxl
 import pytest
 
-from csham.report.tables import Cell, Column, Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
+from csham.report.tables import Column, Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
 
 NAMES = [
     "plain",
@@ -26,10 +26,13 @@ NAMES = [
 
 
 def table(names=NAMES):
-    columns = [Column("name", numeric=False), Column("top-1, %")]
-    rows = [[Cell(name, name), Cell("\N{MINUS SIGN}1.50 ± 0.10", -1.5)] for name in names]
-    raw = [{"name": name, "top1": -1 / 3, "seeds": 3, "missing": None} for name in names]
-    return Table("names", "All of 100% names.", columns, rows, raw)
+    columns = [
+        Column("name", lambda name: name, keys=("name",), numeric=False),
+        Column("top-1, %", lambda _: -1 / 3, lambda _: "\N{MINUS SIGN}1.50 ± 0.10", ("top1",)),
+        Column("", lambda _: 3, keys=("seeds",)),
+        Column("", lambda _: None, keys=("missing",)),
+    ]
+    return Table("names", "All of 100% names.", columns, names)
 
 
 def test_csv_reads_back():

@@ -10,8 +10,7 @@ import torch
 from csham.data import prepare
 from csham.data.identity import describe_data
 from csham.errors import UserError
-from csham.study.adopt import adopt_runs
-from csham.study.cell import CellRunner
+from csham.study.cell import CellRunner, adopt_runs
 from csham.study.grid import Data, Network
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint

@@ -129,7 +129,7 @@ def test_a_file_that_says_what_cannot_be_of_its_weights(finished, tmp_path, meta
     path = tmp_path / "model.safetensors"
     with safetensors.safe_open(finished / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        safetensors.torch.save_file(tensors, path, {**file.metadata(), **metadata})
+        safetensors.torch.save_file(tensors, path, {**file.metadata(), "seal": "", **metadata})
     with pytest.raises(UserError, match="weights should be 'last' or 'best' of an epoch"):
         csham.load(path)
 

@@ -107,6 +107,17 @@ class Explanation:
         """Index of the most probable class."""
         return int(self.probabilities.argmax())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return names and answers, without the maps, ready for JSON."""
+        return {
+            "network": self.network,
+            "predictions": [{"class": name, "probability": value} for name, value in self.predictions],
+            "target": self.classes[self.target],
+            "gradcam_layer": self.gradcam_layer,
+            "stages": [stage.label for stage in self.stages.values()],
+            "no_maps": self.no_maps,
+        }
+
     @property
     def no_maps(self) -> str | None:
         """Reason why there is nothing to show of the attention; None if there is."""

@@ -33,7 +33,17 @@ from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
 from csham.probing import eagerly, evaluating
 
-__all__ = ["CENTRE", "RANDOM", "Faithfulness", "Interval", "MapScores", "areas", "measure_faithfulness", "pixel_ranks"]
+__all__ = [
+    "CENTRE",
+    "RANDOM",
+    "Faithfulness",
+    "Interval",
+    "MapScores",
+    "areas",
+    "measure_faithfulness",
+    "pixel_ranks",
+    "score_table",
+]
 
 RANDOM, CENTRE = "random order", "centre first"
 
@@ -94,6 +104,23 @@ class Faithfulness:
                 better.setdefault(name, []).append(_is_better(interval, sign))
         row["verdict"] = _verdict(better)
         return row
+
+
+def score_table(scores: Iterable[Faithfulness]) -> list[dict[str, Any]]:
+    """Return the scores of several networks as rows of the same columns, an interval as two."""
+    rows = []
+    for one in scores:
+        for row in one.rows():
+            flat: dict[str, Any] = {"network": one.network, "images": one.images}
+            for key, value in row.items():
+                if key.endswith("_interval"):
+                    name = key.removesuffix("interval")
+                    flat[f"{name}low"], flat[f"{name}high"] = value or (None, None)
+                else:
+                    flat[key] = value
+            rows.append(flat)
+    columns = dict.fromkeys(key for row in rows for key in row)  # what is compared with the baselines has more
+    return [{**dict.fromkeys(columns), **row} for row in rows]
 
 
 def measure_faithfulness(

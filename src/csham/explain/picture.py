@@ -19,15 +19,14 @@ import numpy as np
 
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
+from csham.explain.folder import FORMATS
 from csham.explain.overlays import COLOUR_MAP, OPACITY, enlarged, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "draw", "picture_bytes"]
-
-FORMATS = ("png", "svg", "pdf")
+__all__ = ["draw", "picture_bytes"]
 
 _INK, _MUTED, _RULE, _BAR, _LINE = "#1b1f24", "#59626c", "#dfe3e6", "#bcd3e6", "#21608f"
 _PANEL, _GAP, _MARGIN = 1.75, 0.2, 0.25  # inches

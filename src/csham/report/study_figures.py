@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from csham.report.looks import GOOD, INK, MUTED, PAPER, Look
+from csham.report.drawing import GOOD, INK, MUTED, PAPER, Look
 from csham.study.findings import Comparison
 
 if TYPE_CHECKING:

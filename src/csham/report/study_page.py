@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from csham.report.looks import COLOURS
+from csham.report.drawing import COLOURS
 from csham.report.study_material import Material
 from csham.report.study_pictures import Family, Picture
 from csham.report.tables import Table

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from csham.report.looks import Look, looks_of
-from csham.report.numbers import DASH, fixed, interval, signed
+from csham.report.drawing import Look, drawing, inline_svg, looks_of, png_bytes, svg_bytes
 from csham.report.study_figures import (
     Curve,
     Point,
@@ -22,8 +22,7 @@ from csham.report.study_figures import (
 )
 from csham.report.study_material import Material
 from csham.report.study_tables import curve, shown
-from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
-from csham.report.tables import Cell, Column, Table
+from csham.report.tables import Column, Table, fixed, interval, signed
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
@@ -236,51 +235,47 @@ def _difference_words(one: Comparison) -> str:
 
 
 def _difference_table(found: Sequence[Comparison]) -> Table:
+    def of_seed(seed: int) -> Callable[[Comparison], float | None]:
+        return lambda one: dict(zip(one.seeds, one.differences, strict=True)).get(seed)
+
     seeds = sorted({seed for one in found for seed in one.seeds})
-    columns = [Column("network", numeric=False), *(Column(f"seed {seed}") for seed in seeds), Column("mean")]
-    rows = []
-    for one in found:
-        values = dict(zip(one.seeds, one.differences, strict=True))
-        cells = [Cell(signed(values[seed]) if seed in values else DASH, values.get(seed)) for seed in seeds]
-        rows.append([Cell(one.label, one.label), *cells, Cell(signed(one.mean), one.mean)])
-    return Table("differences", "Paired differences of test top-1, percentage points.", columns, rows)
+    columns = [
+        Column("network", attrgetter("label"), numeric=False),
+        *(Column(f"seed {seed}", of_seed(seed), signed) for seed in seeds),
+        Column("mean", attrgetter("mean"), signed),
+    ]
+    return Table("differences", "Paired differences of test top-1, percentage points.", columns, found)
 
 
 def _curve_table(title: str, curves: Sequence[Curve]) -> Table:
+    def at(epoch: int) -> Callable[[Curve], list[float] | None]:
+        return lambda one: next(
+            (ends for e, *ends in zip(one.epochs, one.mean, one.low, one.high, strict=True) if e == epoch), None
+        )
+
     epochs = sorted({epoch for one in curves for epoch in one.epochs})
     shown = sorted({epochs[(len(epochs) - 1) * part // 4] for part in range(5)})
-    columns = [Column("network", numeric=False), *(Column(f"epoch {epoch}") for epoch in shown)]
-    rows = []
-    for one in curves:
-        places = {epoch: place for place, epoch in enumerate(one.epochs)}
-        cells = [_curve_cell(one, places.get(epoch)) for epoch in shown]
-        rows.append([Cell(one.label, one.label), *cells])
-    return Table("curve", f"{title}: mean (lowest to highest seed).", columns, rows)
-
-
-def _curve_cell(one: Curve, place: int | None) -> Cell:
-    if place is None:
-        return Cell(DASH)
-    return Cell(_range(one.mean[place], one.low[place], one.high[place]), one.mean[place])
+    ends = ("mean", "lowest", "highest")
+    columns = [
+        Column("network", attrgetter("label"), numeric=False),
+        *(Column(f"epoch {epoch}", at(epoch), lambda values: _range(*values), ends) for epoch in shown),
+    ]
+    return Table("curve", f"{title}: mean (lowest to highest seed).", columns, curves)
 
 
 def _point_table(title: str, unit: str, points: Sequence[Point], front: Sequence[str]) -> Table:
     columns = [
-        Column("network", numeric=False),
-        Column(f"{title}, {unit}"),
-        Column("top-1, %"),
-        Column("on the front", numeric=False),
+        Column("network", attrgetter("label"), numeric=False),
+        Column(f"{title}, {unit}", attrgetter("cost"), _number),
+        Column("top-1, %", attrgetter("top1"), show=lambda point: _range(point.top1, point.low, point.high)),
+        Column(
+            "on the front",
+            lambda point: None,
+            show=lambda point: "yes" if point.label in front else "no",
+            numeric=False,
+        ),
     ]
-    rows = [
-        [
-            Cell(point.label, point.label),
-            Cell(_number(point.cost), point.cost),
-            Cell(_range(point.top1, point.low, point.high), point.top1),
-            Cell("yes" if point.label in front else "no"),
-        ]
-        for point in points
-    ]
-    return Table("points", f"Test top-1, mean (lowest to highest seed), and {title}.", columns, rows)
+    return Table("points", f"Test top-1, mean (lowest to highest seed), and {title}.", columns, points)
 
 
 def _range(mean: float, low: float, high: float) -> str:

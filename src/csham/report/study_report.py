@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
+from csham.files import new_folder
 from csham.report.study_material import Material, read_material
 from csham.report.study_page import render_page
 from csham.report.study_pictures import CURVES, Family, Picture, draw_difference_picture, draw_families
@@ -74,6 +73,8 @@ def write_report(study: Path | str, output: Path | str | None = None) -> Report:
     _replace(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
     if _SHEET not in contents:
         notes.append('The tables are not in a spreadsheet, which needs openpyxl: pip install "csham[report]".')
+    if material.unchecked:
+        notes.append(f"{material.unchecked}.")
     return Report(folder / "index.html", material.results, [*material.warnings, *notes])
 
 
@@ -110,10 +111,10 @@ def _files(tables: Sequence[Table], differences: Picture | None, families: Seque
     for picture in [*([differences] if differences else []), *pictures]:
         files[f"figures/{picture.name}.svg"] = picture.svg
         files[f"figures/{picture.name}.png"] = picture.png
-    filled = [table for table in tables if table.raw]
+    filled = [table for table in tables if table.items]
     for table in filled:
         files[f"tables/{table.name}.csv"] = csv_bytes(table)
-        if table.columns:
+        if table.shown:
             files[f"tables/{table.name}.md"] = markdown_bytes(table)
             files[f"tables/{table.name}.tex"] = latex_bytes(table)
     return files | ({} if find_spec("openpyxl") is None else {_SHEET: xlsx_bytes(filled)})
@@ -150,22 +151,13 @@ def _check_place(folder: Path) -> None:
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put a folder with these files in the place of the one that may be there."""
-    folder = folder.resolve()
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     try:
-        for name, content in files.items():
-            path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with new_folder(folder, replace=True) as new:
+            for name, content in files.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
     except OSError as err:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise UserError(
             f"cannot write the report to {folder}: {err.strerror or err}. Another place: --output DIR."
         ) from err
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from csham.backbones.lookup import deeper
 from csham.backbones.scale import FAMILIES, family_of
 from csham.errors import UserError
+from csham.study.costs import make_comparison
 from csham.study.grid import Network, Study
-from csham.study.measuring import make_comparison
 from csham.study.store import Store
 
 if TYPE_CHECKING:

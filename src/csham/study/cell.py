@@ -1,11 +1,13 @@
-"""One cell of a study: started, gone on with where it was cut off, or taken over from a run folder that is finished."""
+"""One cell of a study: started, gone on with where it was cut off, or taken over from a run trained by hand."""
 
 from __future__ import annotations
 
 import errno
 import gc
+import itertools
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +21,8 @@ from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
 from csham.study.grid import Cell, Study, cell_key
-from csham.study.run_record import describe_error, done_record, failed_record, now
-from csham.study.store import FAILED_MARK, Store
+from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
+from csham.study.store import FAILED_MARK, Store, writing_in
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
@@ -29,7 +31,7 @@ from csham.training.machine import choose, choose_device
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
-__all__ = ["CellRunner", "key_of_run", "run_cell"]
+__all__ = ["CellRunner", "adopt_runs", "open_data"]
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -175,26 +177,64 @@ def run_cell(
     """
     progress, machine = progress or QuietProgress(), dict(machine or {})
     folder = RunFolder(store.run_folder(cell.name))
+
+    def record() -> dict[str, Any]:
+        return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+
     state = _state(folder, cell, study, progress)
+    if state == "finished":
+        try:
+            found = record()
+        except DamagedRunError as err:
+            state = _set_aside(folder, cell, err, progress)
+        else:
+            progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
+            return found
     if state == "new":
         train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
-    elif state == "begun":
-        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
     else:
-        progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
-    return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+    return record()
 
 
-def key_of_run(folder: RunFolder) -> str:
-    """Return the key that a run has as a cell of a study of its data.
+def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cell]:
+    """Copy the finished runs among the folders in ``runs`` that are cells of the study, and write their records.
+
+    A run is a cell if every setting that changes its result and the content of its data are the cell's; where it lies,
+    what its data is called and on what machine it ran do not matter.
+
+    Args:
+        store: The study's folder.
+        runs: A folder of run folders, or one run folder.
+        say: Told of each run what became of it.
+
+    Returns:
+        The cells that were not done and are now.
 
     Raises:
-        UserError: The folder is no run, or its checkpoint is damaged.
+        UserError: There is no run folder.
     """
-    config = folder.read_config()
-    content = load_checkpoint(folder.last, ("data",))
-    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
-    return cell_key(config, content["data"]["fingerprint"], weights)
+    study = store.study
+    cells = {cell.key: cell for cell in study.cells()}
+    adopted = []
+    for path in _run_folders(runs):
+        folder = RunFolder(path)
+        if not folder.finished:
+            say(f"{path} is not finished: left out")
+            continue
+        try:
+            cell = cells.get(_key_of_run(folder))
+        except (UserError, OSError) as err:
+            say(f"{path} is left out: {err}")
+            continue
+        if cell is None:
+            say(f"{path} is left out: its settings or its data are those of no cell")
+        elif _adopt(store, cell, folder):
+            say(f"{path} is {cell.label} now")
+            adopted.append(cell)
+        else:
+            say(f"{path} is left out: {cell.label} is done or under way")
+    return adopted
 
 
 class _OtherSettingsError(UserError):
@@ -209,7 +249,9 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
         config = folder.read_config()
         fingerprint = load_checkpoint(folder.last, ("data",))["data"]["fingerprint"]
     except UserError as err:
-        if folder.finished or not folder.last.parent.is_dir():
+        if folder.finished:
+            return _set_aside(folder, cell, err, progress)
+        if not folder.last.parent.is_dir():
             raise _OtherSettingsError(
                 f"{folder.path} cannot be told to be a run of this study: {err} Move it away, then csham compare "
                 f"--study {folder.path.parent.parent} --retry-failed."
@@ -227,6 +269,15 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
     if (folder.path / FAILED_MARK).exists():
         return _begin_again(folder, f"{cell.label} starts again after it failed", progress)
     return "begun"
+
+
+def _set_aside(folder: RunFolder, cell: Cell, why: UserError, progress: QuietProgress) -> str:
+    """Give a finished run that is damaged another name, so that its cell begins anew and nothing of it is lost."""
+    numbers = itertools.count(1)
+    aside = next(path for n in numbers if not (path := folder.path.with_name(f"{cell.name}.damaged-{n}")).exists())
+    folder.path.rename(aside)
+    progress.note(f"{cell.label} is trained again: {why} The damaged folder is {aside} now")
+    return "new"
 
 
 def _begin_again(folder: RunFolder, why: str, progress: QuietProgress) -> str:
@@ -252,3 +303,46 @@ def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> d
     moved = here.partition(":")[0] != before.device.partition(":")[0]
     device = {"device": here} if moved else {}
     return {**device, **machine, "precision": cell.config.precision}
+
+
+def _run_folders(runs: Path) -> list[Path]:
+    found = [runs] if (runs / "config.yaml").is_file() else sorted(file.parent for file in runs.glob("*/config.yaml"))
+    if not found:
+        raise UserError(f"--adopt {runs}: there is no run folder in it.")
+    return found
+
+
+def _key_of_run(folder: RunFolder) -> str:
+    """Return the key that a run has as a cell of a study of its data."""
+    config = folder.read_config()
+    content = load_checkpoint(folder.last, ("data",))
+    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
+    return cell_key(config, content["data"]["fingerprint"], weights)
+
+
+def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
+    record = store.by_key().get(cell.key)
+    attempts = 0 if record is None else int(record.get("attempts", 1))
+    claim = store.claim(cell.key, attempts)
+    if claim is None:
+        return False
+    with claim:
+        place = store.run_folder(cell.name)
+        if place.exists():
+            shutil.rmtree(place)  # begun, or failed
+        _copy(store, source.path, place)
+        classes = load_checkpoint(source.last, ("data",))["data"]["classes"]
+        study, run = store.study, f"runs/{cell.name}"
+        store.append(done_record(study, cell, RunFolder(place), classes, run=run, attempts=attempts + 1))
+    return True
+
+
+def _copy(store: Store, source: Path, place: Path) -> None:
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with writing_in(store.path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copytree(source, temporary)
+            temporary.rename(place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

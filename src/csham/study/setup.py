@@ -5,6 +5,7 @@ Imports PyTorch only where a new study leaves the precision to the machine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from csham.study.grid import (
     with_plain,
 )
 from csham.study.store import Store
+from csham.study.study_file import FILE, is_edited
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
@@ -126,6 +128,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
     store = Store(_folder(request), note)
     if not write:
         return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)
+    store.remove_leftovers()
     _check_place(store)
     if not store.exists:
         setup = _new(request, store, preparing)  # before anything is left behind
@@ -134,9 +137,12 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
                 store.write_study(setup.study)
                 return setup
     with store.changing_study():  # also where another process has made the study a moment ago
-        before = store.study
+        before, edited = store.study, is_edited(store.path)
         setup = _extended(request, store, preparing)
-        if setup.study != before:
+        if edited:
+            check_records(setup.study, store.records(), store.path)
+            setup = replace(setup, notes=(f"{store.path / FILE} was edited: it counts as it is now", *setup.notes))
+        if edited or setup.study != before:
             store.write_study(setup.study)
         return setup
 
@@ -155,6 +161,7 @@ def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Pat
     left_out = 0
     for record in records:
         if record["key"] in keys:
+            _check_data(record, study, where)
             continue
         cell = cells.get((record["label"], record["seed"]))
         if cell is None:
@@ -166,6 +173,14 @@ def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Pat
             "with --study OTHER."
         )
     return [f"{left_out} records of networks or seeds that study.yaml does not name are left out"] if left_out else []
+
+
+def _check_data(record: Mapping[str, Any], study: Study, where: Path) -> None:
+    """Refuse a description of the data that is not that of a record of the same content."""
+    for name, value in record.get("data", {}).items():
+        ours = getattr(study.data, name, value)
+        if ours != value:
+            raise UserError(f"{where / FILE} says data: {name}: {ours!r}, and the records have {value!r}. Put it back.")
 
 
 def _folder(request: Request) -> Path:
@@ -185,8 +200,9 @@ def _check_place(store: Store) -> None:
     path = store.path
     if path.exists() and not path.is_dir():
         raise UserError(f"--study {path} is a file. Name a folder.")
-    left = {"locks", "logs", ".DS_Store"}  # of a study that was being made
-    if path.is_dir() and not store.exists and any(entry.name not in left for entry in path.iterdir()):
+    # Of a study that was being made, or is at this moment.
+    left = re.compile(rf"locks|logs|\.DS_Store|\.{re.escape(FILE)}\..+\.tmp")
+    if path.is_dir() and not store.exists and not all(left.fullmatch(entry.name) for entry in path.iterdir()):
         raise UserError(f"{path} exists, and is neither a study nor empty. Name another folder with --study DIR.")
 
 

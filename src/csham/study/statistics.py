@@ -1,4 +1,4 @@
-"""What paired differences say: intervals, tests, how many seeds would settle it, and the verdict.
+"""Verdicts on paired differences: intervals, tests, and how many seeds would settle it.
 
 One difference per seed: top-1 of a network minus top-1 of the plain network, in percentage points. A table is all
 comparisons of one study; what corrects for testing many things at once goes over all of it. ALPHA = 0.05.
@@ -70,7 +70,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What tests say of one comparison, and the verdict; percentage points, positive where the network is better.
+    """Tests of one comparison, and the verdict; percentage points, positive where the network is better.
 
     Attributes:
         n: Pairs.
@@ -268,7 +268,7 @@ class _Tests:
 
     @property
     def p_differs(self) -> float | None:
-        """What decides on a difference."""
+        """The p that decides on a difference."""
         return _p_differs(self)
 
     @classmethod
@@ -288,7 +288,7 @@ class _Tests:
 
     @property
     def equivalent_alone(self) -> bool:
-        """Whether the interval lies within the margin; without spread, what has the same chance of being wrong."""
+        """True if the interval lies within the margin; without spread, what has the same chance of being wrong."""
         return self.p_equivalent is not None and self.p_equivalent < ALPHA / 2
 
 
@@ -358,7 +358,7 @@ def _complete(
 
 @dataclass(frozen=True)
 class _Outlook:
-    """What other true differences, or more seeds, would give, if the spread is as observed."""
+    """Outlook on other true differences and on more seeds, if the spread is as observed."""
 
     found: Judgement
     level: float

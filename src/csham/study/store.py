@@ -1,34 +1,34 @@
 """Files that a study leaves: ``records.jsonl``, one line for each finished or failed cell, and claims of running cells.
 
 A record is appended with one write under a lock and is on the disk when :meth:`Store.append` returns. A process that
-was killed while it wrote leaves at most a torn last line, which the next one moves aside. Claims are locks of the
-operating system, which it frees when a process ends, however it ends. Nothing here imports PyTorch.
+was killed while it wrote leaves at most a torn last line, which the next one moves aside. A line that was changed since
+is told and left out (:mod:`csham.study.record`). Claims are locks of the operating system, which it frees when a
+process ends, however it ends. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
-import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from csham.errors import UserError
-from csham.files import write_atomically
+from csham.files import remove_leftovers, write_atomically
 from csham.study.grid import Cell, Study
+from csham.study.record import FORMAT, Line, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
 
-__all__ = ["FAILED_MARK", "FORMAT", "Claim", "Store", "writing_in"]
-
-FORMAT = 1
-"""Of a record."""
+__all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
 
 FAILED_MARK = "failed.json"
 """In the run folder of an attempt that failed."""
@@ -104,25 +104,30 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Return the records, the last one of each cell, in the order of the cells' first ones.
 
-        A line that another process is writing at this moment is left out. A line that is no record is told and left out
-        too: its cell counts as not done, and a finished run folder of it is taken over again.
+        A line that another process is writing at this moment is left out. A line that is no record, or not the one
+        that was written, is told and left out too: its cell counts as not done.
         """
-        found: dict[str, dict[str, Any]] = {}
+        records: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(self._lines(), start=1):
-            record = _parse(line)
-            if record is None:
+            if line.record is None:
                 self._note_once(
-                    f"{self.records_file}, line {number} is not a record and is left out; csham compare --study "
-                    f"{self.path} makes it again."
+                    f"{self.records_file}, line {number} {line.fault}, and is left out: csham compare --study "
+                    f"{self.path} takes its cell from its run folder, or trains it again."
                 )
                 continue
-            if record["format"] != FORMAT:
+            if not 1 <= line.record["format"] <= FORMAT:
                 raise UserError(
-                    f"{self.records_file}, line {number} has format {record['format']!r}; this version of csham reads "
-                    f"{FORMAT}. Use the version that wrote it."
+                    f"{self.records_file}, line {number} has format {line.record['format']!r}; this version of csham "
+                    f"reads up to {FORMAT}. Use the version that wrote it."
                 )
-            found[record["key"]] = record
-        return list(found.values())
+            records[line.record["key"]] = line.record
+        return list(records.values())
+
+    def unchecked(self) -> str:
+        """Say which lines are from before they had sums; nothing if none is."""
+        number = sum(line.record is not None and not line.checked for line in self._lines())
+        lines = f"{number} line{'s' if number > 1 else ''} of {self.records_file}"
+        return f"{lines} cannot be checked for changes, being from before lines had sums" if number else ""
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """Return the records by the keys of their cells."""
@@ -134,11 +139,11 @@ class Store:
         Raises:
             UserError: The folder is not writable, or the disk is full.
         """
-        line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
-        if _parse(line) is None:
-            raise ValueError(f"not a record: {line[:200]!r}")
+        line = written_line(record)
         with writing_in(self.path), self._lock("records", wait=True):
             self._repair()
+            if not self.records_file.exists():
+                write_atomically(self.records_file, lambda file: None)  # so that its name is on the disk too
             handle = os.open(self.records_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 before = os.fstat(handle).st_size
@@ -161,10 +166,21 @@ class Store:
                 write_atomically(folder / FAILED_MARK, lambda file: file.write(text.encode()))
 
     def repair(self) -> None:
-        """Move what a killed process left of a last line to a file beside, and tell it."""
+        """Move what a killed process left of a last line to a file beside, and tell it, and what cannot be checked."""
         if self.records_file.is_file():
             with writing_in(self.path), self._lock("records", wait=True):
                 self._repair()
+            if unchecked := self.unchecked():
+                self._note_once(f"{unchecked}.")
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed while they wrote left in the folder."""
+        runs = self.path / "runs"
+        places = [self.path / name for name in (FILE, "costs.json", "report")]
+        # .NAME.REST.tmp lies beside NAME
+        places += [path.with_name(path.name[1:].rsplit(".", 2)[0]) for path in runs.glob(".*.*.tmp")]
+        for place in places:
+            remove_leftovers(place)
 
     def claim(self, key: str, attempts: int = 0) -> Claim | None:
         """Take a cell for this process, until the claim is released or the process ends.
@@ -211,8 +227,8 @@ class Store:
         # Not shared within the process: two claims of one cell must exclude each other there too.
         return filelock.FileLock(folder / f"{name}.lock", timeout=seconds if wait else 0)
 
-    def _lines(self) -> list[bytes]:
-        """Return the lines that are complete."""
+    def _lines(self) -> list[Line]:
+        """Read the lines that are complete."""
         try:
             content = self.records_file.read_bytes()
         except FileNotFoundError:
@@ -221,7 +237,8 @@ class Store:
             raise UserError(f"cannot read {self.records_file}: {err.strerror}.") from err
         *lines, rest = content.split(b"\n")
         # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
-        return [*lines, rest] if _parse(rest) is not None else lines
+        last = read_line(rest)
+        return [*map(read_line, lines), *([] if last.torn else [last])]
 
     def _repair(self) -> None:
         """See :meth:`repair`; the lock is held, so no process is writing."""
@@ -229,22 +246,26 @@ class Store:
             content = self.records_file.read_bytes()
         except FileNotFoundError:
             return
-        complete = content[:-1] if content.endswith(b"\n") else content
+        complete = content.removesuffix(b"\n")
         start = complete.rfind(b"\n") + 1
-        last = content[start:]
-        if not content or (last.endswith(b"\n") and _parse(last) is not None):
+        if not content:
             return
-        if _parse(last) is not None:
-            self._rewrite_end(len(content), b"\n")
+        if not read_line(content[start:]).torn:
+            if complete == content:
+                self._rewrite_end(len(content), b"\n")
             return
+        torn = content[start:]
         aside = self.path / f"records.torn-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        with aside.open("ab") as file:
-            file.write(last)
-            os.fsync(file.fileno())
+        write_atomically(aside, lambda file: file.write(torn))
         self._rewrite_end(start, b"")
+        how = (
+            "ended in the middle of a record: a process was killed while it wrote"
+            if complete == content
+            else "had a last line that is not a record"
+        )
         self._note_once(
-            f"{self.records_file} ended in the middle of a record: a process was killed while it wrote. These "
-            f"{len(last)} bytes are in {aside.name} now, and the cell is done again or taken from its run folder."
+            f"{self.records_file} {how}. These {len(torn)} bytes are in {aside.name} now, and the cell is done again "
+            "or taken from its run folder."
         )
 
     def _rewrite_end(self, size: int, end: bytes) -> None:
@@ -278,6 +299,36 @@ class Claim:
         self._lock.release()
 
 
+@dataclass(frozen=True)
+class CellState:
+    """State of a cell: how far it is.
+
+    Attributes:
+        cell: The cell.
+        state: ``"done"``, ``"failed"``, ``"cut off"`` or ``"to do"``.
+        epochs_done: Of a cell that is cut off: epochs that need not be trained again.
+    """
+
+    cell: Cell
+    state: str
+    epochs_done: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """Sentence to tell people."""
+        if self.state != "cut off":
+            return self.state
+        if self.epochs_done >= self.cell.config.epochs:
+            return "cut off at its end"
+        return f"cut off in epoch {self.epochs_done + 1} of {self.cell.config.epochs}"
+
+
+def cell_states(store: Store, cells: Iterable[Cell]) -> list[CellState]:
+    """Look at records and run folders."""
+    records = store.by_key() if store.exists else {}
+    return [_cell_state(store, cell, records.get(cell.key, {}).get("status")) for cell in cells]
+
+
 @contextmanager
 def writing_in(folder: Path) -> Iterator[None]:
     """Turn what the operating system says about writing into a study into a :class:`UserError`."""
@@ -297,29 +348,18 @@ def writing_in(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write {what}: {err.strerror or err}. Another place: --study DIR.") from err
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Read one line; None if it is no record."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    texts = all(isinstance(record.get(name), str) for name in ("key", "label"))
-    whole = all(type(record.get(name)) is int for name in ("format", "seed"))
-    return record if texts and whole and record.get("status") in ("done", "failed") else None
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON does not have by null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=3)
+
+
+def _cell_state(store: Store, cell: Cell, status: str | None) -> CellState:
+    if status is not None:
+        return CellState(cell, status)
+    folder = store.run_folder(cell.name)
+    if not (folder / "config.yaml").is_file():
+        return CellState(cell, "to do")
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            return CellState(cell, "cut off", sum(1 for _ in csv.DictReader(file)))
+    except (OSError, csv.Error, UnicodeDecodeError):
+        return CellState(cell, "cut off")

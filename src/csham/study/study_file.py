@@ -1,7 +1,11 @@
-"""``study.yaml``: a study as a file, checked in every field when it is read, since people edit it."""
+"""``study.yaml``: a study as a file, checked in every field when it is read, since people edit it.
+
+Its first line has the SHA-256 of the others as csham wrote them, by which an edit is recognised.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +19,7 @@ from csham.settings import check_known
 from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds, shared_settings
 from csham.training.config import BEFORE, TrainConfig, read_settings
 
-__all__ = ["FILE", "FORMAT", "read_study", "write_study"]
+__all__ = ["FILE", "FORMAT", "is_edited", "read_study", "write_study"]
 
 FILE = "study.yaml"
 FORMAT = 1
@@ -42,8 +46,21 @@ def write_study(folder: Path, study: Study) -> None:
         content["weights_sha256"] = study.weights_sha256
     if study.controlled:
         content["controlled"] = list(study.controlled)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
-    write_atomically(folder / FILE, lambda file: file.write(text.encode()))
+    lines = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000).encode()
+    write_atomically(folder / FILE, lambda file: file.write(_head(lines) + lines))
+
+
+def is_edited(folder: Path) -> bool | None:
+    """Tell whether ``study.yaml`` is other than csham wrote it; None where it is from before that could be told."""
+    head, newline, lines = (folder / FILE).read_bytes().partition(b"\n")
+    return head + newline != _head(lines) if head.startswith(_HEAD[:8]) else None
+
+
+_HEAD = b"# csham wrote this, and sees edits by the SHA-256 of the lines below: "
+
+
+def _head(lines: bytes) -> bytes:
+    return _HEAD + hashlib.sha256(lines).hexdigest().encode() + b"\n"
 
 
 def read_study(folder: Path) -> Study:
@@ -109,6 +126,8 @@ def _settings(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"settings must be a mapping, got {values!r}.")
     check_known("setting", values, SHARED_FIELDS)
+    if missing := [name for name in SHARED_FIELDS if name not in values and name not in BEFORE]:
+        raise UserError(f"settings: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
     config = TrainConfig(data="-", **(BEFORE | values))
     return shared_settings(config)
 

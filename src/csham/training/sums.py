@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from csham.errors import UserError
-from csham.files import SUMS, read_sums, sha256_of, write_atomically, write_summed
+from csham.files import SUMS, has_right_seal, read_sums, sha256_of, write_atomically, write_summed
 
-__all__ = ["check_unchanged", "is_main_process", "write_listed"]
+__all__ = ["check_seal", "check_unchanged", "is_main_process", "write_listed"]
 
 _LOG = logging.getLogger(__name__)
 _said: set[Path] = set()
@@ -78,6 +78,18 @@ def check_unchanged(path: Path, what_to_do: str, *, by_itself: bool = False) -> 
             f"{path} was changed since it was written: its SHA-256 is not the one in {home / SUMS}. {what_to_do}"
         )
     return True
+
+
+def check_seal(path: Path, what_to_do: str) -> None:
+    """Refuse a file with a checksum of its own in it that is another's; without one it is from before there were any.
+
+    Raises:
+        UserError: It was changed.
+    """
+    if has_right_seal(path) is False:
+        raise UserError(
+            f"{path} was changed since it was written: its SHA-256 is not the one in its metadata. {what_to_do}"
+        )
 
 
 def _home(path: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 from csham.errors import UserError
 from csham.study.engines import Outcome, Task
 from csham.study.progress import StudyProgress
-from csham.study.run_record import failed_record, now
+from csham.study.record import failed_record, now
 from csham.study.store import Store
 from csham.training.interrupt import StopRequest
 
@@ -279,7 +279,8 @@ class _Engine:
             return
         if not worker.answered and code > 0:
             raise UserError(
-                f"a worker could not start (exit code {code}); the end of {worker.log}:\n{_tail(worker.log)}"
+                f"a worker could not start (exit code {code}); the end of {worker.log}:",
+                *_tail(worker.log).splitlines(),
             )
         key = task.cell.key
         self._deaths[key] = self._deaths.get(key, 0) + 1

@@ -26,7 +26,7 @@ from csham.errors import UserError
 from csham.files import cache_root, write_atomically
 from csham.study.engines import Outcome, Task
 from csham.study.progress import StudyProgress
-from csham.study.run_record import failed_record, now
+from csham.study.record import failed_record, now
 from csham.study.store import Store, writing_in
 from csham.study.study_file import FILE
 from csham.training.interrupt import InterruptedRunError, StopRequest
