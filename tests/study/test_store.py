@@ -37,11 +37,6 @@ def test_records_come_back_the_last_of_each_cell(store):
     assert len(store.records_file.read_text().splitlines()) == 3
 
 
-def test_what_json_lacks_is_written_as_null(store):
-    store.append(record("a", result={"loss": float("nan"), "top1": (float("inf"), 1.0)}))
-    assert store.records()[0]["result"] == {"loss": None, "top1": [None, 1.0]}
-
-
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_torn_last_line_is_moved_aside(store, notes, cut):
     store.append(record("a"))
@@ -98,9 +93,81 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(store, notes):
 
 
 def test_a_record_of_a_later_version_is_refused(store):
-    store.append(record("a") | {"format": 2})
-    with pytest.raises(UserError, match=r"line 1 has format 2"):
+    store.append(record("a") | {"format": 3})
+    with pytest.raises(UserError, match=r"line 1 has format 3; this version of csham reads up to 2"):
         store.records()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_changed_line_is_named_and_left_out_wherever_it_is(store, notes, number):
+    for key in "abc":
+        store.append(record(key, result={"top1": 25.0}))
+    lines = store.records_file.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1].replace(b"25.0", b"95.0")
+    store.records_file.write_bytes(b"".join(lines))
+    keys = [key for key in "abc" if key != "abc"[number - 1]]
+    assert [r["key"] for r in store.records()] == keys
+    assert (
+        f"records.jsonl, line {number} (lenet5, seed 0) was changed since it was written, and is left out" in notes[0]
+    )
+    assert f"csham compare --study {store.path} takes its cell from its run folder, or trains it again" in notes[0]
+    store.repair()
+    assert store.records_file.read_bytes() == b"".join(lines)  # it is nothing that a killed process leaves
+    with store.claim("abc"[number - 1]):
+        store.append(record("abc"[number - 1], result={"top1": 25.0}))
+    assert len(notes) == 1
+    assert {r["key"] for r in store.records()} == set("abc")
+
+
+def test_lines_from_before_there_were_sums_are_read_and_said_to_be_unchecked(store, notes):
+    store.records_file.write_text("".join(json.dumps(record(key)) + "\n" for key in "ab"))
+    store.append(record("c"))
+    assert [r["key"] for r in store.records()] == ["a", "b", "c"]
+    assert notes == []
+    store.repair()
+    store.repair()
+    assert notes == [
+        f"2 lines of {store.records_file} cannot be checked for changes, being from before lines had sums."
+    ]
+
+
+def test_the_first_line_of_a_file_lasts_as_its_name_does(store, monkeypatch):
+    """The name of a file is on the disk when its folder was synced."""
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+    store.append(record("a"))
+    order = [store.path.stat().st_ino, store.records_file.stat().st_ino]
+    assert [inode for inode in synced if inode in order][-2:] == order
+
+
+def test_what_was_torn_is_on_the_disk_before_it_leaves_its_file(store, monkeypatch):
+    store.append(record("a"))
+    with store.records_file.open("ab") as file:
+        file.write(b'{"half')
+    monkeypatch.setattr(Store, "_rewrite_end", lambda *_: None)  # the power is cut here
+    store.repair()
+    assert next(store.path.glob("records.torn-*")).read_bytes() == b'{"half'
+
+
+def dead():
+    """The number of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_dead_processes_left_goes_and_what_the_living_write_stays(store):
+    alive, gone = os.getppid(), dead()
+    (store.path / "runs").mkdir()
+    left = {number: [f".study.yaml.{number}.tmp", f"runs/.lenet5-seed0.{number}.tmp"] for number in (alive, gone)}
+    for name in [*left[alive], *left[gone]]:
+        (store.path / name).write_text("half")
+    for number in (alive, gone):
+        (store.path / f".report.{number}.new" / "tables").mkdir(parents=True)
+    store.remove_leftovers()
+    there = {str(path.relative_to(store.path)) for path in store.path.rglob(".*")}
+    assert there == {*left[alive], f".report.{alive}.new"}
 
 
 def test_a_claim_excludes_others_until_it_is_released(store):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -22,7 +21,7 @@ from csham.errors import UserError
 from csham.files import sha256_of
 from csham.study.grid import Cell, Study, cell_key
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
-from csham.study.store import FAILED_MARK, Store, writing_in
+from csham.study.store import FAILED_MARK, Store
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
@@ -184,16 +183,23 @@ def run_cell(
     state = _state(folder, cell, study, progress)
     if state == "finished":
         try:
-            found = record()
+            finished = record()
         except DamagedRunError as err:
-            state = _set_aside(folder, cell, err, progress)
+            progress.note(f"{cell.label} is measured again: {err}")
+            folder.summary_file.unlink()
+            state = "damaged"
         else:
             progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
-            return found
-    if state == "new":
-        train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
-    else:
-        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+            return finished
+    if state != "new":
+        try:
+            resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+            return record()
+        except UserError as err:
+            if state != "damaged":
+                raise
+            _set_aside(folder, cell, err, progress)
+    train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
     return record()
 
 
@@ -229,11 +235,14 @@ def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cel
             continue
         if cell is None:
             say(f"{path} is left out: its settings or its data are those of no cell")
-        elif _adopt(store, cell, folder):
-            say(f"{path} is {cell.label} now")
-            adopted.append(cell)
-        else:
-            say(f"{path} is left out: {cell.label} is done or under way")
+            continue
+        try:
+            taken = _adopt(store, cell, folder)
+        except DamagedRunError as err:
+            say(f"{path} is left out: {err}")
+            continue
+        say(f"{path} is {cell.label} now" if taken else f"{path} is left out: {cell.label} is done or under way")
+        adopted += [cell] * taken
     return adopted
 
 
@@ -327,22 +336,9 @@ def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
     if claim is None:
         return False
     with claim:
-        place = store.run_folder(cell.name)
-        if place.exists():
-            shutil.rmtree(place)  # begun, or failed
-        _copy(store, source.path, place)
         classes = load_checkpoint(source.last, ("data",))["data"]["classes"]
-        study, run = store.study, f"runs/{cell.name}"
-        store.append(done_record(study, cell, RunFolder(place), classes, run=run, attempts=attempts + 1))
+        run = f"runs/{cell.name}"
+        record = done_record(store.study, cell, source, classes, run=run, attempts=attempts + 1)
+        store.add_run(cell.name, lambda place: shutil.copytree(source.path, place, dirs_exist_ok=True))
+        store.append(record)
     return True
-
-
-def _copy(store: Store, source: Path, place: Path) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    with writing_in(store.path):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copytree(source, temporary)
-            temporary.rename(place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)

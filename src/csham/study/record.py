@@ -73,7 +73,7 @@ def done_record(
     """
     try:
         record = _done(study, cell, folder, classes, run, attempts)
-    except (ValueError, LookupError, TypeError, AttributeError) as err:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
         raise DamagedRunError(f"{folder.path} is damaged: {err}") from err
     if wrong := _misshapen(record) or _contradiction(record):
         raise DamagedRunError(f"the files of {folder.path} contradict each other: {wrong}")
@@ -334,8 +334,7 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
         return _other_settings(record)
     result = record.get("result", {})
     for name, said, made, of in [*_of_counts(record), *_of_history(record)]:
-        digits = 0.006 if name == "images_per_s" else 2e-4
-        if is_number(said) and not math.isclose(said, made, rel_tol=2e-5, abs_tol=digits):
+        if is_number(said) and not math.isclose(said, made, rel_tol=2e-5, abs_tol=_ROUNDED.get(name, 2e-4)):
             return f"{name} is {said:.6g}, and {of} {made:.6g}"
     for name, metric in METRICS.items():
         for numbers in (result, result.get("validation_chosen") or {}):
@@ -344,6 +343,9 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
                 return f"{name} is {value:.6g}%"
     return _other_settings(record)
 
+
+# What results are rounded to, where it is less than their history and their counts give.
+_ROUNDED = {"images_per_s": 6e-3, "seconds": 6e-4}
 
 _Fact = tuple[str, Any, float, str]
 

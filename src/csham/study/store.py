@@ -23,9 +23,9 @@ from typing import Any
 import filelock
 
 from csham.errors import UserError
-from csham.files import remove_leftovers, write_atomically
+from csham.files import SUMS, new_folder, read_sums, remove_leftovers, sha256_of, write_atomically
 from csham.study.grid import Cell, Study
-from csham.study.record import FORMAT, Line, read_line, written_line
+from csham.study.record import FORMAT, DamagedRunError, Line, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
 
 __all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
@@ -164,6 +164,27 @@ class Store:
             text = json.dumps(dict(error), indent=2) + "\n"
             with writing_in(self.path):
                 write_atomically(folder / FAILED_MARK, lambda file: file.write(text.encode()))
+
+    def add_run(self, name: str, fill: Callable[[Path], Any]) -> None:
+        """Make a run folder appear, whole, in place of one that may be there; its cell's claim must be held.
+
+        Args:
+            name: Of the cell.
+            fill: Writes the run into the folder it is given.
+
+        Raises:
+            DamagedRunError: A file of it is not as the run wrote it.
+            UserError: The folder is not writable, or the disk is full.
+        """
+        with writing_in(self.path), new_folder(self.run_folder(name), replace=True) as folder:
+            fill(folder)
+            try:
+                sums = read_sums(folder) or {}
+            except ValueError as err:
+                raise DamagedRunError(f"its {SUMS} was changed since it was written: {err}.") from err
+            for file, digests in sums.items():
+                if not (folder / file).is_file() or sha256_of(folder / file) not in digests:
+                    raise DamagedRunError(f"its {file} was changed since it was written.")
 
     def repair(self) -> None:
         """Move what a killed process left of a last line to a file beside, and tell it, and what cannot be checked."""

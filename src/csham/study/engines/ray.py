@@ -18,6 +18,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from csham.errors import UserError
 from csham.files import cache_root, write_atomically
 from csham.study.engines import Outcome, Task
 from csham.study.progress import StudyProgress
-from csham.study.record import failed_record, now
+from csham.study.record import DamagedRunError, failed_record, now
 from csham.study.store import Store, writing_in
 from csham.study.study_file import FILE
 from csham.training.interrupt import InterruptedRunError, StopRequest
@@ -275,11 +276,13 @@ class _Engine:
         claim = self._store.claim(task.cell.key, task.attempts)
         if claim is None:
             return False
-        with claim, writing_in(self._store.path):
-            folder = self._store.run_folder(task.cell.name)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if not folder.exists():
-                _unpack(run, folder)
+        with claim:
+            try:
+                self._store.add_run(task.cell.name, partial(_unpack, run))
+            except DamagedRunError as err:
+                self._progress.note(f"{task.cell.label} came back damaged and is trained again: {err}")
+                self._pending.append(task)
+                return False
             self._store.append(record)
         return True
 
@@ -414,11 +417,8 @@ def _pack(folder: Path) -> bytes | None:
 
 
 def _unpack(content: bytes, folder: Path) -> None:
-    """Make a folder of an archive appear, complete."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(temporary, filter="data")
-    temporary.rename(folder)
+        archive.extractall(folder, filter="data")
 
 
 def _first_line(err: BaseException) -> str:
