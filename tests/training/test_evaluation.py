@@ -75,16 +75,17 @@ def holds(network, checkpoint):
 
 
 @pytest.fixture
-def two_epochs(finished, tmp_path):
+def two_epochs(finished, copy_unlisted, tmp_path):
     """A finished run whose chosen epoch is not its last, with other weights in each."""
-    run = shutil.copytree(finished, tmp_path / "two")
+    run = copy_unlisted(finished, tmp_path / "two")
     content = load_checkpoint(run / "checkpoints" / "last.ckpt")
     content["model"] = {
         name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()
     }
     save_checkpoint(run / "checkpoints" / "best.ckpt", content)
     summary = json.loads((run / "summary.json").read_text())
-    summary["validation_chosen"]["epoch"] = 1
+    first = RunFolder(run).read_metrics()[0]["val_top1"]
+    summary["validation_chosen"] |= {"epoch": 1, "validation_top1": first}
     (run / "summary.json").write_text(json.dumps(summary))
     return run
 

@@ -23,12 +23,13 @@ from torch.nn.modules.module import (
 from csham.backbones.spec import NetworkSpec
 from csham.data.sources.layout import is_class_name
 from csham.errors import UserError
-from csham.files import parse_json, write_atomically
+from csham.files import parse_json
 from csham.layers.channel import in_todays_names
 from csham.settings import InFile, count, list_of, names_of, read_described
-from csham.training.checkpoints import check_weights
+from csham.training.checkpoints import check_finite, check_weights
 from csham.training.config import TrainConfig
 from csham.training.run_weights import RunWeights
+from csham.training.sums import write_listed
 
 __all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "read_weights", "write_weights"]
 
@@ -126,7 +127,7 @@ def write_weights(
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     content = safetensors.torch.save(tensors, metadata={"format": "pt", **metadata})
-    write_atomically(path, lambda file: file.write(content))
+    write_listed(path, lambda file: file.write(content))
 
 
 def held_weights(path: Path) -> RunWeights:
@@ -179,6 +180,7 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
     for name, own_weight in network.state_dict().items():
         if weights[name].is_floating_point() != own_weight.is_floating_point():
             raise UserError(f"{path}: {name!r} holds numbers of {weights[name].dtype}, not {own_weight.dtype}.")
+    check_finite(weights, str(path))
     network.load_state_dict(weights)
     return network, info
 
