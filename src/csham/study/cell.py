@@ -256,7 +256,7 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
         return "new"
     try:
         config = folder.read_config()
-        fingerprint = load_checkpoint(folder.last, ("data",))["data"]["fingerprint"]
+        fingerprint = _data_of(folder)["fingerprint"]
     except UserError as err:
         if folder.finished:
             return _set_aside(folder, cell, err, progress)
@@ -324,9 +324,20 @@ def _run_folders(runs: Path) -> list[Path]:
 def _key_of_run(folder: RunFolder) -> str:
     """Return the key that a run has as a cell of a study of its data."""
     config = folder.read_config()
-    content = load_checkpoint(folder.last, ("data",))
     weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
-    return cell_key(config, content["data"]["fingerprint"], weights)
+    return cell_key(config, _data_of(folder)["fingerprint"], weights)
+
+
+def _data_of(folder: RunFolder) -> dict[str, Any]:
+    """Return what a run's last checkpoint, or where that is damaged the chosen one, says of its images."""
+    try:
+        content = load_checkpoint(folder.last, ("data",))
+    except UserError:
+        if not folder.best.is_file():
+            raise
+        content = load_checkpoint(folder.best, ("data",))
+    data: dict[str, Any] = content["data"]
+    return data
 
 
 def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
@@ -336,9 +347,8 @@ def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
     if claim is None:
         return False
     with claim:
-        classes = load_checkpoint(source.last, ("data",))["data"]["classes"]
-        run = f"runs/{cell.name}"
-        record = done_record(store.study, cell, source, classes, run=run, attempts=attempts + 1)
+        study, classes, run = store.study, _data_of(source)["classes"], f"runs/{cell.name}"
+        record = done_record(study, cell, source, classes, run=run, attempts=attempts + 1)
         store.add_run(cell.name, lambda place: shutil.copytree(source.path, place, dirs_exist_ok=True))
         store.append(record)
     return True

@@ -6,7 +6,6 @@ format 1 is from before there were sums, and its numbers are compared with each 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -52,7 +51,6 @@ class DamagedRunError(UserError):
 
 
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
-_INTEGERS = frozenset({"epoch"})
 
 
 def done_record(
@@ -73,8 +71,8 @@ def done_record(
     """
     try:
         record = _done(study, cell, folder, classes, run, attempts)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
-        raise DamagedRunError(f"{folder.path} is damaged: {err}") from err
+    except UserError as err:
+        raise DamagedRunError(str(err)) from err
     if wrong := _misshapen(record) or _contradiction(record):
         raise DamagedRunError(f"the files of {folder.path} contradict each other: {wrong}")
     return record
@@ -196,8 +194,7 @@ def _words_without_places(command: str) -> str:
 def _done(
     study: Study, cell: Cell, folder: RunFolder, classes: Iterable[str], run: str, attempts: int
 ) -> dict[str, Any]:
-    environment = _read_json(folder.path / "environment.json")
-    result = _read_json(folder.summary_file)
+    environment, result = folder.read_json("environment.json"), folder.read_summary()
     result.pop("run", None)
     result["data"] = without_places(study.data.source)
     finished = time.strftime(_TIME, time.localtime(folder.summary_file.stat().st_mtime))
@@ -206,9 +203,9 @@ def _done(
         "config": _config(study, folder.read_config().to_dict()),
         "classes": list(classes),
         "result": result,
-        "history": _history(folder.path / "metrics.csv"),
-        "per_class": _per_class(folder.path / "confusion.csv"),
-        "environment": environment | {"command": _words_without_places(environment.get("command", ""))},
+        "history": folder.read_metrics(),
+        "per_class": _per_class(folder.read_confusion()),
+        "environment": environment | {"command": _words_without_places(str(environment.get("command", "")))},
         "run": run,
         "started": environment.get("started"),
         "finished": finished,
@@ -243,21 +240,8 @@ def _config(study: Study, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(name: str, text: str) -> float | None:
-    if text == "":
-        return None
-    return int(text) if name in _INTEGERS else float(text)
-
-
-def _per_class(path: Path) -> dict[str, list[int]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [[int(count) for count in row[1:]] for row in list(csv.reader(file))[1:]]
-    return {"correct": [row[number] for number, row in enumerate(rows)], "total": [sum(row) for row in rows]}
+def _per_class(confusion: Sequence[Sequence[int]]) -> dict[str, list[int]]:
+    return {"correct": [row[number] for number, row in enumerate(confusion)], "total": [*map(sum, confusion)]}
 
 
 def _shortened(text: str, study: Study) -> str:
@@ -269,16 +253,6 @@ def _shortened(text: str, study: Study) -> str:
         if len(place) > 1:
             text = re.sub(re.escape(place) + r"[/\\]", "", text)
     return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = parse_json(path.read_bytes())
-    except (OSError, ValueError) as err:
-        raise ValueError(f"{path.name} cannot be read ({err})") from err
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is not an object of JSON")
-    return values
 
 
 def _finite(value: Any) -> Any:
