@@ -372,7 +372,7 @@ def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):
     (STUDY / "study.yaml").write_text(text.replace("lr: 0.2\n", "lr: 0.3\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 2
-    assert "of lenet5, seed 0, lr is 0.2 there and 0.3 in study.yaml" in err
+    assert "of lenet5, seed 0, lr is 0.2 there, and 0.3 in the study" in err
     (STUDY / "study.yaml").write_text(text.replace("- 0\n- 1\n", "- 1\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0

@@ -115,7 +115,7 @@ def test_an_edit_that_the_records_contradict_is_refused_and_stays_seen(go, tmp_p
     replace_in(tmp_path / "study/study.yaml", "label_smoothing: 0.0", "label_smoothing: 0.1")
     text = (tmp_path / "study/study.yaml").read_text()
     for _ in range(2):
-        with pytest.raises(UserError, match=r"label_smoothing is 0.0 there and 0.1 in study.yaml. Put study.yaml back"):
+        with pytest.raises(UserError, match=r"label_smoothing is 0.0 there, and 0.1 in the study. Put study.yaml back"):
             go()
         assert (tmp_path / "study/study.yaml").read_text() == text
 

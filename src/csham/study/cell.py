@@ -7,7 +7,7 @@ import gc
 import itertools
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
-from csham.study.grid import Cell, Study, cell_key
+from csham.study.grid import Cell, Study, cell_key, differing_setting
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
 from csham.training.checkpoints import load_checkpoint
-from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import resume, train
 from csham.training.machine import choose, choose_device
@@ -269,9 +268,10 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
     if cell_key(config, fingerprint, study.weights_sha256) != cell_key(
         cell.config, study.data.fingerprint, study.weights_sha256
     ):
+        different = differing_setting(config.to_dict(), cell.config) or "its data is another"
         raise _OtherSettingsError(
-            f"{folder.path} holds a run of other settings or data{_difference(config, cell)}. Move it away, then "
-            f"csham compare --study {folder.path.parent.parent} --retry-failed."
+            f"{folder.path} holds a run of other settings or data ({different}). Move it away, then csham compare "
+            f"--study {folder.path.parent.parent} --retry-failed."
         )
     if folder.finished:
         return "finished"
@@ -293,16 +293,6 @@ def _begin_again(folder: RunFolder, why: str, progress: QuietProgress) -> str:
     progress.note(why)
     shutil.rmtree(folder.path)
     return "new"
-
-
-def _difference(theirs: TrainConfig, cell: Cell) -> str:
-    """Name the first setting in which a run and a cell differ."""
-    ours = cell.config
-    for field in fields(TrainConfig):
-        value = getattr(theirs, field.name)
-        if cell_key(replace(ours, **{field.name: value}), "") != cell_key(ours, ""):
-            return f" ({field.name} is {value!r} there, and {getattr(ours, field.name)!r} in the study)"
-    return ""
 
 
 def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:

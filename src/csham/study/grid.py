@@ -29,6 +29,7 @@ __all__ = [
     "Network",
     "Study",
     "cell_key",
+    "differing_setting",
     "expand_networks",
     "read_seeds",
     "shared_settings",
@@ -238,6 +239,15 @@ def cell_key(
     if instead_of is not None:
         content["instead_of"] = instead_of
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing_setting(theirs: Mapping[str, Any], ours: TrainConfig) -> str | None:
+    """Name the first setting that makes a run another than a cell's, with both values."""
+    for name, value in ours.to_dict().items():
+        other = theirs.get(name, value)
+        if other != value and cell_key(replace(ours, **{name: other}), "") != cell_key(ours, ""):
+            return f"{name} is {other!r} there, and {value!r} in the study"
+    return None
 
 
 def expand_networks(

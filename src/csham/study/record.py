@@ -34,6 +34,7 @@ __all__ = [
     "done_record",
     "failed_record",
     "is_number",
+    "is_over",
     "now",
     "read_line",
     "without_places",
@@ -110,6 +111,11 @@ def describe_error(err: BaseException, study: Study) -> dict[str, str]:
         "message": _shortened(str(err) or type(err).__name__, study),
         "traceback": _shortened(lines, study),
     }
+
+
+def is_over(record: Mapping[str, Any] | None, attempts: int) -> bool:
+    """Return True if a record ends a cell of which so many attempts had failed before."""
+    return record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts)
 
 
 def now() -> str:

@@ -24,7 +24,7 @@ from csham.study.grid import (
     Data,
     Network,
     Study,
-    cell_key,
+    differing_setting,
     expand_networks,
     read_seeds,
     shared_settings,
@@ -370,13 +370,8 @@ def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> Non
 
 
 def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:
-    """Name the first setting in which a record and its cell differ."""
-    theirs, ours = record.get("config", {}), config.to_dict()
-    for name in theirs:
-        if name in ours and theirs[name] != ours[name]:
-            changed: dict[str, Any] = {name: _tuple(theirs[name])}
-            if cell_key(replace(config, **changed), "") != cell_key(config, ""):
-                return f"{name} is {theirs[name]!r} there and {ours[name]!r} in study.yaml"
+    if different := differing_setting(record.get("config", {}), config):
+        return different
     if record.get("data", {}).get("fingerprint") != study.data.fingerprint:
         return "the data has another fingerprint"
     return "they differ in what their key stands for"

@@ -25,7 +25,7 @@ import filelock
 from csham.errors import UserError
 from csham.files import SUMS, new_folder, read_sums, remove_leftovers, sha256_of, write_atomically
 from csham.study.grid import Cell, Study
-from csham.study.record import FORMAT, DamagedRunError, Line, read_line, written_line
+from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
 
 __all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
@@ -217,8 +217,7 @@ class Store:
         if not self._acquired(lock):
             return None
         # Looked at only now: the last holder of the claim may have written its record a moment ago.
-        record = self.by_key().get(key)
-        if record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts):
+        if is_over(self.by_key().get(key), attempts):
             lock.release()
             return None
         return Claim(lock)

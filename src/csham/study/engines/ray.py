@@ -25,9 +25,9 @@ from typing import Any
 
 from csham.errors import UserError
 from csham.files import cache_root, write_atomically
-from csham.study.engines import Outcome, Task
+from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
-from csham.study.record import DamagedRunError, failed_record, now
+from csham.study.record import DamagedRunError, is_over, now
 from csham.study.store import Store, writing_in
 from csham.study.study_file import FILE
 from csham.training.interrupt import InterruptedRunError, StopRequest
@@ -208,7 +208,7 @@ class _Engine:
         records, left = self._store.by_key(), []
         for task in self._pending:
             record = records.get(task.cell.key)
-            if record is not None and (record["status"] == "done" or record.get("attempts", 1) > task.attempts):
+            if record is not None and is_over(record, task.attempts):
                 self._progress.ended(None, record)
             elif self._store.is_claimed(task.cell.key):
                 left.append(task)
@@ -288,23 +288,11 @@ class _Engine:
 
     def _record_death(self, task: Task, err: Exception) -> None:
         """Write down that a cell failed, which its process cannot."""
-        claim = self._store.claim(task.cell.key, task.attempts)
-        if claim is None:
-            return
         message = f"its process died, {_RETRIES + 1} times: {_first_line(err)}"
         error = {"type": "WorkerDied", "message": message, "traceback": str(err)}
-        with claim:
-            record = failed_record(
-                self._study,
-                task.cell,
-                error,
-                run=f"runs/{task.cell.name}",
-                started=self._started,
-                attempts=task.attempts + 1,
-            )
-            self._store.append(record)
-            self._store.mark_failed(task.cell, error)
-        self._progress.ended(self._jobs.pop(task.cell.key, _NO_BAR), record)
+        record = record_death(self._store, task, error, self._started)
+        if record is not None:
+            self._progress.ended(self._jobs.pop(task.cell.key, _NO_BAR), record)
 
     def _show(self) -> None:
         """Tell what the cells said since the last time."""
@@ -402,8 +390,7 @@ def _store_of(job: Mapping[str, Any]) -> tuple[Store, bool]:
 def _known(store: Store, job: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of a cell that this node brought to an end, but whose answer got lost."""
     record = store.by_key().get(job["key"])
-    ended = record is not None and (record["status"] == "done" or record["attempts"] > job["attempts"])
-    return record if ended else None
+    return record if is_over(record, job["attempts"]) else None
 
 
 def _pack(folder: Path) -> bytes | None:
