@@ -63,11 +63,11 @@ class Material:
     def families(self) -> dict[str, list[str]]:
         """Labels of the networks that have finished runs, under the backbone that they are compared on."""
         base = {one.label: one.backbone for one in self.results.comparisons}
-        found: dict[str, list[str]] = {}
+        families: dict[str, list[str]] = {}
         for row in self.results.networks:
             if row.n:
-                found.setdefault(base.get(row.label, row.backbone), []).append(row.label)
-        return found
+                families.setdefault(base.get(row.label, row.backbone), []).append(row.label)
+        return families
 
     def histories(self, label: str) -> list[Sequence[Mapping[str, Any]]]:
         """Return the epochs of each finished run of a network."""

@@ -145,8 +145,8 @@ def _per_class(material: Material, classes: Mapping[str, Sequence[ClassDifferenc
     networks = [
         {
             "label": label,
-            "caption": f"{label} against {against[label]}, {counted(found[0].n, 'seed')}, "
-            f"{counted(len(found), 'class', 'es')}.",
+            "caption": f"{label} against {against[label]}, {counted(differences[0].n, 'seed')}, "
+            f"{counted(len(differences), 'class', 'es')}.",
             "rows": [
                 {
                     "name": one.name,
@@ -156,23 +156,23 @@ def _per_class(material: Material, classes: Mapping[str, Sequence[ClassDifferenc
                     "sd": None if one.sd is None else round(one.sd, 4),
                     "images": round(one.images, 1) if one.images % 1 else int(one.images),
                 }
-                for one in sorted(found, key=lambda one: -one.mean)
+                for one in sorted(differences, key=lambda one: -one.mean)
             ],
         }
-        for label, found in classes.items()
-        if found
+        for label, differences in classes.items()
+        if differences
     ]
     return {"networks": networks} if networks else None
 
 
 def _failures(material: Material) -> list[dict[str, str]]:
-    found = []
+    failures = []
     for record in material.records:
         if record["status"] == "failed":
             error = record.get("error") or {}
             title = f"{record['label']}, seed {record['seed']}: {error.get('type')}: {error.get('message')}"
-            found.append({"title": title, "text": str(error.get("traceback") or "There is no traceback.")})
-    return found
+            failures.append({"title": title, "text": str(error.get("traceback") or "There is no traceback.")})
+    return failures
 
 
 def _settings(material: Material) -> list[tuple[str, str]]:

@@ -95,9 +95,9 @@ class CellRunner:
 
     def _cell(self, key: str) -> Cell:
         for _ in range(2):
-            found = next((cell for cell in self._study.cells() if cell.key == key), None)
-            if found is not None:
-                return found
+            cell = next((cell for cell in self._study.cells() if cell.key == key), None)
+            if cell is not None:
+                return cell
             self._study = self.store.study  # extended since it was read
         raise UserError(f"{self.store.path}: study.yaml has no cell {key} any more. Give the command again.")
 
@@ -305,10 +305,10 @@ def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> d
 
 
 def _run_folders(runs: Path) -> list[Path]:
-    found = [runs] if (runs / "config.yaml").is_file() else sorted(file.parent for file in runs.glob("*/config.yaml"))
-    if not found:
+    folders = [runs] if (runs / "config.yaml").is_file() else sorted(file.parent for file in runs.glob("*/config.yaml"))
+    if not folders:
         raise UserError(f"--adopt {runs}: there is no run folder in it.")
-    return found
+    return folders
 
 
 def _key_of_run(folder: RunFolder) -> str:

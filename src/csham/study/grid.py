@@ -310,11 +310,11 @@ def with_plain(networks: Iterable[Network]) -> tuple[list[Network], list[str]]:
     given = {network.backbone for network in networks if network.plain}
     # A budget control is measured against the plain network of the backbone that it widens.
     backbones = list(dict.fromkeys(n.backbone.partition("@")[0] if n.instead_of else n.backbone for n in networks))
-    found = []
+    together = []
     for backbone in backbones:
-        found += [Network(backbone)]
-        found += [n for n in networks if not n.plain and backbone in (n.backbone, n.backbone.partition("@")[0])]
-    return list(dict.fromkeys(found)), [backbone for backbone in backbones if backbone not in given]
+        together += [Network(backbone)]
+        together += [n for n in networks if not n.plain and backbone in (n.backbone, n.backbone.partition("@")[0])]
+    return list(dict.fromkeys(together)), [backbone for backbone in backbones if backbone not in given]
 
 
 def read_seeds(given: object) -> tuple[int, ...]:

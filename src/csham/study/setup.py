@@ -335,8 +335,10 @@ def _open(request: Request, image_size: int | None, preparing: Preparing) -> Pac
 
 
 def _data(source: str, dataset: PackedDataset) -> Data:
-    found = describe_data(dataset)
-    return Data(source, len(found["classes"]), found["images"], found["image_size"], found["fingerprint"])
+    data = describe_data(dataset)
+    return Data(
+        source, len(described["classes"]), described["images"], described["image_size"], described["fingerprint"]
+    )
 
 
 def _resolved(config: TrainConfig, dataset: PackedDataset, machine: Mapping[str, Any]) -> TrainConfig:
@@ -440,13 +442,13 @@ def _tuple(value: Any) -> Any:
 
 def merged(file: Request, given: Request) -> Request:
     """Put what the command line says over what a file says."""
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for part in fields(Request):
         ours, theirs = getattr(given, part.name), getattr(file, part.name)
         if isinstance(ours, Mapping):
-            found[part.name] = {**theirs, **ours}
+            parts[part.name] = {**theirs, **ours}
         elif isinstance(ours, int | float):
-            found[part.name] = ours
+            parts[part.name] = ours
         else:
-            found[part.name] = ours or theirs
-    return Request(**found)
+            parts[part.name] = ours or theirs
+    return Request(**parts)

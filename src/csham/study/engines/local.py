@@ -325,10 +325,10 @@ def _gpus(machine: Mapping[str, Any]) -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     try:
-        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(number) for number, _ in enumerate(_gpu_lines(found.stdout))]
+    return [str(number) for number, _ in enumerate(_gpu_lines(listed.stdout))]
 
 
 def _gpu_lines(text: str) -> Iterator[str]:
