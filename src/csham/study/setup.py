@@ -336,9 +336,7 @@ def _open(request: Request, image_size: int | None, preparing: Preparing) -> Pac
 
 def _data(source: str, dataset: PackedDataset) -> Data:
     data = describe_data(dataset)
-    return Data(
-        source, len(described["classes"]), described["images"], described["image_size"], described["fingerprint"]
-    )
+    return Data(source, len(data["classes"]), data["images"], data["image_size"], data["fingerprint"])
 
 
 def _resolved(config: TrainConfig, dataset: PackedDataset, machine: Mapping[str, Any]) -> TrainConfig:
