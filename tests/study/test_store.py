@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -148,6 +149,39 @@ def test_what_was_torn_is_on_the_disk_before_it_leaves_its_file(store, monkeypat
     monkeypatch.setattr(Store, "_rewrite_end", lambda *_: None)  # the power is cut here
     store.repair()
     assert next(store.path.glob("records.torn-*")).read_bytes() == b'{"half'
+
+
+PAGE = 4096
+
+
+def states_after_a_power_cut(before, after):
+    """Give what a disk may hold of a file that was being appended to: any length, and zeros for any of its pages."""
+    new = len(after) - len(before)
+    for length in sorted({*range(0, new + 1, 997), 1, new - 1, new, *range(PAGE - len(before), new, PAGE)}):
+        pages = range(len(before) // PAGE, -(-(len(before) + length) // PAGE))
+        for lost in itertools.product((False, True), repeat=len(pages)):
+            content = bytearray(after[: len(before) + length])
+            for page in itertools.compress(pages, lost):
+                start, end = max(page * PAGE, len(before)), min((page + 1) * PAGE, len(content))
+                content[start:end] = bytes(end - start)
+            yield bytes(content)
+
+
+def test_whatever_a_power_cut_leaves_of_a_record_is_healed_and_taken_for_no_change(store, notes):
+    store.append(record("a"))
+    before = store.records_file.read_bytes()
+    large = record("b", text="words " * 1700)
+    store.append(large)
+    after = store.records_file.read_bytes()
+    states = list(states_after_a_power_cut(before, after))
+    assert len(states) > 60
+    for state in states:
+        store.records_file.write_bytes(state)
+        again = Store(store.path, notes.append)
+        again.append(record("c"))
+        assert again.records() in ([record("a"), large, record("c")], [record("a"), record("c")])
+        assert all(json.loads(line) for line in store.records_file.read_text().splitlines())
+    assert not [note for note in notes if "changed" in note]
 
 
 def dead():
