@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from csham.errors import UserError
+from csham.files import summed, write_atomically
 from csham.study.store import Store
 
 
@@ -112,12 +113,25 @@ def test_a_changed_line_is_named_and_left_out_wherever_it_is(store, notes, numbe
         f"records.jsonl, line {number} (lenet5, seed 0) was changed since it was written, and is left out" in notes[0]
     )
     assert f"csham compare --study {store.path} takes its cell from its run folder, or trains it again" in notes[0]
+    assert store.records_file.read_bytes() == b"".join(lines)  # a reader leaves everything as it is
     store.repair()
-    assert store.records_file.read_bytes() == b"".join(lines)  # it is nothing that a killed process leaves
+    (aside,) = store.path.glob("records.changed-*")
+    assert aside.read_bytes() == lines[number - 1]
+    assert f"line {number} (lenet5, seed 0) was changed since it was written. It is in {aside.name} now" in notes[1]
     with store.claim("abc"[number - 1]):
         store.append(record("abc"[number - 1], result={"top1": 25.0}))
-    assert len(notes) == 1
-    assert {r["key"] for r in store.records()} == set("abc")
+    again = Store(store.path, pytest.fail)
+    again.repair()
+    assert {r["key"] for r in again.records()} == set("abc")
+
+
+def test_a_record_of_a_later_version_is_not_moved_aside(store):
+    store.records_file.write_text(json.dumps(summed({"format": 3, "of another": "shape"})) + "\n")
+    before = store.records_file.read_bytes()
+    Store(store.path, pytest.fail).repair()
+    assert store.records_file.read_bytes() == before
+    with pytest.raises(UserError, match="line 1 has format 3"):
+        store.records()
 
 
 def test_lines_from_before_there_were_sums_are_read_and_said_to_be_unchecked(store, notes):
@@ -146,8 +160,15 @@ def test_what_was_torn_is_on_the_disk_before_it_leaves_its_file(store, monkeypat
     store.append(record("a"))
     with store.records_file.open("ab") as file:
         file.write(b'{"half')
-    monkeypatch.setattr(Store, "_rewrite_end", lambda *_: None)  # the power is cut here
-    store.repair()
+
+    def until_the_power_is_cut(path, write):
+        if path == store.records_file:
+            raise OSError(errno.EIO, "cut", str(path))
+        write_atomically(path, write)
+
+    monkeypatch.setattr("csham.study.store.write_atomically", until_the_power_is_cut)
+    with pytest.raises(UserError, match="cut"):
+        store.repair()
     assert next(store.path.glob("records.torn-*")).read_bytes() == b'{"half'
 
 

@@ -138,7 +138,7 @@ class Line:
     """One line of ``records.jsonl``, as it is read.
 
     Attributes:
-        record: The record; None where the line is not believed.
+        record: The record, of any shape if its format is a later one; None where the line is not believed.
         checked: True if a sum says that it is as it was written.
         fault: Why it is not believed.
         torn: True if it is no record at all, as what a process that was killed while it wrote leaves.
@@ -171,6 +171,8 @@ def read_line(line: bytes) -> Line:
     right = has_right_sum(values) if isinstance(values, dict) else None
     if right is False or (right is None and _needs_sum(values)):
         return Line(None, fault=f"{_whose(values)}was changed since it was written")
+    if right and type(values.get("format")) is int and values["format"] > FORMAT:
+        return Line(values, checked=True)
     if _misshapen(values):
         return Line(None, fault="is not a record", torn=True)
     values.pop("sum", None)

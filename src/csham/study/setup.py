@@ -140,6 +140,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         before, edited = store.study, is_edited(store.path)
         setup = _extended(request, store, preparing)
         if edited:
+            store.repair()
             check_records(setup.study, store.records(), store.path)
             setup = replace(setup, notes=(f"{store.path / FILE} was edited: it counts as it is now", *setup.notes))
         if edited or setup.study != before:

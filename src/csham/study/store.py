@@ -1,9 +1,9 @@
 """Files that a study leaves: ``records.jsonl``, one line for each finished or failed cell, and claims of running cells.
 
 A record is appended with one write under a lock and is on the disk when :meth:`Store.append` returns. A process that
-was killed while it wrote leaves at most a torn last line, which the next one moves aside. A line that was changed since
-is told and left out (:mod:`csham.study.record`). Claims are locks of the operating system, which it frees when a
-process ends, however it ends. Nothing here imports PyTorch.
+was killed while it wrote leaves at most a torn last line. That, and a line that was changed since it was written
+(:mod:`csham.study.record`), readers leave out and the next writer moves aside. Claims are locks of the operating
+system, which it frees when a process ends, however it ends. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Store:
                     raise DamagedRunError(f"its {file} was changed since it was written.")
 
     def repair(self) -> None:
-        """Move what a killed process left of a last line to a file beside, and tell it, and what cannot be checked."""
+        """Move lines that are not believed to a file beside, and tell it, and how many lines cannot be checked."""
         if self.records_file.is_file():
             with writing_in(self.path), self._lock("records", wait=True):
                 self._repair()
@@ -266,35 +266,23 @@ class Store:
             content = self.records_file.read_bytes()
         except FileNotFoundError:
             return
-        complete = content.removesuffix(b"\n")
-        start = complete.rfind(b"\n") + 1
-        if not content:
-            return
-        if not read_line(content[start:]).torn:
-            if complete == content:
-                self._rewrite_end(len(content), b"\n")
-            return
-        torn = content[start:]
-        aside = self.path / f"records.torn-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        write_atomically(aside, lambda file: file.write(torn))
-        self._rewrite_end(start, b"")
-        how = (
-            "ended in the middle of a record: a process was killed while it wrote"
-            if complete == content
-            else "had a last line that is not a record"
-        )
-        self._note_once(
-            f"{self.records_file} {how}. These {len(torn)} bytes are in {aside.name} now, and the cell is done again "
-            "or taken from its run folder."
-        )
-
-    def _rewrite_end(self, size: int, end: bytes) -> None:
-        with self.records_file.open("r+b") as file:
-            file.truncate(size)
-            file.seek(size)
-            file.write(end)
-            file.flush()
-            os.fsync(file.fileno())
+        *lines, rest = content.split(b"\n")
+        lines = [line + b"\n" for line in lines] + [rest] * bool(rest)
+        faults = {number: read for number, line in enumerate(lines) if (read := read_line(line)).record is None}
+        if faults:
+            kind = "torn" if all(read.torn for read in faults.values()) else "changed"
+            aside = self.path / f"records.{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            write_atomically(aside, lambda file: file.writelines(lines[number] for number in faults))
+            for number, read in faults.items():
+                cut = rest and number == len(lines) - 1
+                what = "was being written by a process that was killed" if cut else read.fault
+                self._note_once(
+                    f"{self.records_file}, line {number + 1} {what}. It is in {aside.name} now, and its cell is taken "
+                    "from its run folder, or trained again."
+                )
+        if faults or rest:
+            good = [line.removesuffix(b"\n") + b"\n" for number, line in enumerate(lines) if number not in faults]
+            write_atomically(self.records_file, lambda file: file.writelines(good))
 
     def _note_once(self, text: str) -> None:
         if text not in self._noted:
