@@ -367,7 +367,7 @@ def _of_history(record: Mapping[str, Any]) -> Iterator[_Fact]:
         yield "validation_top1", chosen.get("validation_top1"), max(validated), "the best of its history is"
         yield "the chosen epoch", chosen.get("epoch"), validated.index(max(validated)) + 1, "the best of its history is"
     if chosen.get("epoch") == last:
-        for name in METRICS:
+        for name in ("loss", "top1", "macro_top1", "top5", "recall"):
             if is_number(result.get(name)):
                 yield f"{name} of the chosen epoch", chosen.get(name), result[name], "of the last, the same, is"
 

@@ -48,6 +48,7 @@ class Store:
         self.path = Path(path)
         self._note = note or _warn
         self._noted: set[str] = set()
+        self._known: dict[bytes, Line] = {}  # lines of the records, which are read for every cell
 
     @property
     def study(self) -> Study:
@@ -256,9 +257,11 @@ class Store:
         except OSError as err:
             raise UserError(f"cannot read {self.records_file}: {err.strerror}.") from err
         *lines, rest = content.split(b"\n")
+        known, self._known = self._known, {}
+        for line in [*lines, rest]:
+            self._known[line] = known.get(line) or read_line(line)
         # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
-        last = read_line(rest)
-        return [*map(read_line, lines), *([] if last.torn else [last])]
+        return [self._known[line] for line in [*lines, *([] if self._known[rest].torn else [rest])]]
 
     def _repair(self) -> None:
         """See :meth:`repair`; the lock is held, so no process is writing."""
