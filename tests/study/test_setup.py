@@ -94,9 +94,12 @@ def test_an_edit_is_said_once_and_counts(go, tmp_path):
 
 def test_a_study_from_before_edits_were_seen_is_gone_on_with(go, tmp_path):
     study = go().study
-    head, _, lines = (tmp_path / "study/study.yaml").read_text().partition("\n")
+    path = tmp_path / "study/study.yaml"
+    head, _, lines = path.read_text().partition("\n")
     assert head.startswith("# csham wrote this")
-    (tmp_path / "study/study.yaml").write_text(lines.replace("worthwhile: 0.5", "worthwhile: 1.5"))
+    path.write_text(lines)
+    assert go().notes  # a file of today without its first line is an edited one
+    path.write_text(lines.replace("worthwhile: 0.5", "worthwhile: 1.5").replace("format: 2", "format: 1"))
     setup = go()
     assert setup.notes == ()
     assert setup.study.worthwhile == 1.5

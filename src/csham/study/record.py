@@ -275,6 +275,8 @@ def _finite(value: Any) -> Any:
 
 
 _MAPPINGS = ("network", "data", "config", "result", "environment", "error", "per_class")
+_KNOWN = {*_MAPPINGS, "format", "key", "status", "label", "seed", "classes", "history"}
+_KNOWN |= {"run", "started", "finished", "attempts"}
 
 
 def _misshapen(record: Any) -> str | None:
@@ -312,6 +314,8 @@ def _all_are(values: Any, kind: type) -> bool:
 
 def _contradiction(record: Mapping[str, Any]) -> str | None:
     """Find what a record says twice and differently: settings, accuracies and counts, history and its summary."""
+    if unknown := set(record) - _KNOWN:
+        return f"it has the unknown {min(unknown)[:60]!r}"
     if record["status"] != "done":
         return _other_settings(record)
     result = record.get("result", {})

@@ -142,7 +142,6 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         if edited:
             store.repair()
             check_records(setup.study, store.records(), store.path)
-            setup = replace(setup, notes=(f"{store.path / FILE} was edited: it counts as it is now", *setup.notes))
         if edited or setup.study != before:
             store.write_study(setup.study)
         return setup
@@ -250,7 +249,8 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     if len(extended.cells()) > len(study.cells()) and request.command:
         extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
     leaks = [] if dataset is None else _leaks(request, extended, dataset)
-    return Setup(store, extended, dataset, (*_added(added), *leaks))
+    edited = [f"{store.path / FILE} was edited: it counts as it is now"] if is_edited(store.path) else []
+    return Setup(store, extended, dataset, (*edited, *_added(added), *leaks))
 
 
 def _added(backbones: Sequence[str]) -> tuple[str, ...]:
