@@ -179,7 +179,7 @@ def edit(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (edit(format=2), "format 2 is not one"),
+        (edit(format=3), "format 3 is not one"),
         (edit(seedz=[0]), "unknown field 'seedz'. Did you mean 'seeds'"),
         (edit(networks=None), "networks is missing"),
         (edit(seeds=3), "seeds must be a list"),

@@ -6,6 +6,7 @@ Its first line has the SHA-256 of the others as csham wrote them, by which an ed
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,12 +23,13 @@ from csham.training.config import BEFORE, TrainConfig, read_settings
 __all__ = ["FILE", "FORMAT", "is_edited", "read_study", "write_study"]
 
 FILE = "study.yaml"
-FORMAT = 1
+FORMAT = 2
+"""Of a file with a sum; one of format 1 is from before there was any."""
 
 _FIELDS = (
     "format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256", "controlled"
 )  # fmt: skip
-_REQUIRED = ("format", "data", "settings", "networks", "seeds")
+_REQUIRED = ("format", "data", "settings", "networks", "seeds", "worthwhile")
 
 
 def write_study(folder: Path, study: Study) -> None:
@@ -52,8 +54,10 @@ def write_study(folder: Path, study: Study) -> None:
 
 def is_edited(folder: Path) -> bool | None:
     """Tell whether ``study.yaml`` is other than csham wrote it; None where it is from before that could be told."""
-    head, newline, lines = (folder / FILE).read_bytes().partition(b"\n")
-    return head + newline != _head(lines) if head.startswith(_HEAD[:8]) else None
+    content = (folder / FILE).read_bytes()
+    head, newline, lines = content.partition(b"\n")
+    before = not head.startswith(b"#") and re.search(rb"^format: *1 *$", content, re.MULTILINE)
+    return None if before else head + newline != _head(lines)
 
 
 _HEAD = b"# csham wrote this, and sees edits by the SHA-256 of the lines below: "
@@ -97,14 +101,14 @@ def _study(content: Mapping[str, Any]) -> Study:
     missing = [name for name in _REQUIRED if name not in content]
     if missing:
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-    if content["format"] != FORMAT:
-        raise UserError(f"format {content['format']!r} is not one this version of csham reads ({FORMAT}).")
+    if content["format"] not in (1, FORMAT):
+        raise UserError(f"format {content['format']!r} is not one this version of csham reads (up to {FORMAT}).")
     return Study(
         data=_data(content["data"]),
         settings=_settings(content["settings"]),
         networks=_networks(content["networks"]),
         seeds=read_seeds(_list("seeds", content["seeds"])),
-        worthwhile=content.get("worthwhile", 0.5),
+        worthwhile=content["worthwhile"],
         command=_text("command", content.get("command", "")),
         weights_sha256=_text("weights_sha256", content["weights_sha256"]) if "weights_sha256" in content else None,
         controlled=tuple(_text("controlled", label) for label in _list("controlled", content.get("controlled", []))),
