@@ -15,12 +15,16 @@ from pathlib import Path
 import pytest
 
 from csham.files import (
+    SEAL,
     SUMS,
+    has_right_seal,
     has_right_sum,
+    new_file,
     new_folder,
     parse_json,
     read_sums,
     remove_leftovers,
+    sealed,
     settle_sums,
     sha256_of,
     sum_files,
@@ -148,6 +152,23 @@ def test_a_folder_and_all_in_it_are_synced_before_it_gets_its_name(tmp_path, ope
     assert (tmp_path / "runs" / "one" / "below" / "file").read_text() == "text"
 
 
+def test_a_file_that_is_written_to_a_path_appears_synced_and_alone(tmp_path, operations):
+    place = tmp_path / "deep" / "one.onnx"
+    for text in ("old", "new"):
+        with new_file(place) as draft:
+            assert draft.name == place.name
+            draft.write_text(text)
+            draft.with_name("beside").write_text("scratch")
+            assert place.exists() == (text == "new")
+        assert place.read_text() == text
+    assert operations[-3:] == ["sync one.onnx", "one.onnx to one.onnx", "sync deep"]
+    with pytest.raises(OSError, match="No space") as caught, new_file(place) as draft:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
+    assert caught.value.filename.startswith(str(place))
+    assert place.read_text() == "new"
+    assert names(tmp_path / "deep") == ["one.onnx"]
+
+
 def test_an_empty_folder_in_its_place_is_replaced_also_behind_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
@@ -239,6 +260,7 @@ def test_a_folder_of_a_killed_process_goes_with_the_next_one_beside_it(tmp_path)
         pass
     assert len(names(tmp_path)) == 2, "a living process keeps its folder"
     end(process)
+    end(killed_while("with files.new_file(place) as draft: draft.write_text('half'); stop()", tmp_path / "four"))
     with new_folder(tmp_path / "three"):
         pass
     assert names(tmp_path) == ["three", "two"]
@@ -435,6 +457,31 @@ def test_an_object_without_a_sum_is_from_before():
     assert summed(summed({"top1": 1})) == summed({"top1": 1})
     with pytest.raises(ValueError, match="JSON"):
         summed({"top1": float("nan")})
+
+
+@pytest.mark.parametrize("place", [0, 7, 300])
+def test_a_changed_file_is_seen_by_the_sum_in_it(tmp_path, place):
+    body = random.Random(0).randbytes(300)
+    path = tmp_path / "one"
+    content = sealed(body[:place] + SEAL.encode() + body[place:])
+    path.write_bytes(content)
+    assert has_right_seal(path)
+    without = SEAL.replace("0" * 64, "").encode()
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        # The words before the digits are about no content: a file without them is as one from before there were any.
+        assert has_right_seal(path) is (None if without not in changed else False)
+    for other in (content[:-1], content + b"x", content[1:]):
+        path.write_bytes(other)
+        assert not has_right_seal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"csham-sha256", b"csham-sha256:"[1:] + b"0" * 64])
+def test_a_file_without_a_sum_in_it_is_from_before(tmp_path, content):
+    (tmp_path / "one").write_bytes(content)
+    assert has_right_seal(tmp_path / "one") is None
 
 
 @pytest.mark.parametrize(

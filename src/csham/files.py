@@ -5,13 +5,15 @@ Until then it lies beside its place, as ``.NAME.csham-new-HOST-PID-TOKEN.tmp``, 
 replaced, with a lock on it that the system frees when its process ends. The next call that writes beside it removes
 what no process holds.
 
-Two forms of sums say whether something is as it was written; what has none is from before there were any:
+Three forms of sums say whether something is as it was written; what has none is from before there were any:
 
 - ``csham.sha256`` in a folder, which ``sha256sum -c csham.sha256`` reads too: a line ``<SHA-256>  <path>`` for each
   file, and at its end ``# <SHA-256 of the lines above>``. A file that is being replaced has two lines, of its old and
   its new content, each of which is right, until :func:`settle_sums` or the next replacement.
 - ``"sum"`` in an object of JSON, such as a line of a store: the first 16 digits of the SHA-256 of the rest, written by
   ``json.dumps(rest, sort_keys=True, separators=(",", ":"))``.
+- ``csham-sha256:`` and 64 digits anywhere in a file that goes about alone, such as in its metadata: the SHA-256 of the
+  file with zeros for these digits, whatever its format.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import platform
 import re
@@ -36,13 +39,17 @@ except ImportError:  # Windows: the number of the process has to do
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "SEAL",
     "SUMS",
     "cache_root",
+    "has_right_seal",
     "has_right_sum",
+    "new_file",
     "new_folder",
     "parse_json",
     "read_sums",
     "remove_leftovers",
+    "sealed",
     "settle_sums",
     "sha256_of",
     "sum_files",
@@ -53,6 +60,10 @@ __all__ = [
 
 SUMS = "csham.sha256"
 """Name of the file in a folder that has the checksums of the others."""
+
+_SEAL = b"csham-sha256:"
+SEAL = f"{_SEAL.decode()}{64 * '0'}"
+"""Text in a file's content of which :func:`sealed` makes its checksum."""
 
 _DAYS = 7 * 24 * 3600
 _LARGEST_SUMS = 2**20
@@ -100,23 +111,33 @@ def new_folder(place: Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: With ``filename`` in ``place``.
     """
     place = place.resolve()
-    _make_folders(place.parent)
-    remove_leftovers(place)
-    temporary, handle = _held_folder(place)
-    try:
+    with _beside(place) as temporary:
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
                 _sync(Path(folder, name))
             _sync_folder(Path(folder))
         _put(temporary, place, replace=replace)
-    except OSError as err:
-        if isinstance(err.filename, str):
-            err.filename = err.filename.replace(str(temporary), str(place))
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(handle)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a path of the same name in a temporary folder, for what writes to a path; the file there replaces ``path``.
+
+    What else is in the folder vanishes, and all of it if the block fails.
+
+    Args:
+        path: The file to be made or replaced; its folder is made.
+
+    Raises:
+        OSError: With ``filename`` in the folder of ``path``.
+    """
+    with _beside(path) as temporary:
+        draft = temporary / path.name
+        yield draft
+        _sync(draft)
+        draft.replace(path)
+        _sync_folder(path.parent)
 
 
 def remove_leftovers(place: Path) -> None:
@@ -230,6 +251,29 @@ def has_right_sum(values: Mapping[str, Any]) -> bool | None:
         return False
 
 
+def sealed(content: bytes) -> bytes:
+    """Return the content of a file with its checksum in place of the :data:`SEAL` that stands in it once."""
+    before, after = content.split(SEAL.encode())
+    return b"".join([before, _SEAL, hashlib.sha256(content).hexdigest().encode(), after])
+
+
+def has_right_seal(path: Path) -> bool | None:
+    """Tell whether a file's content is as :func:`sealed` made it; None where it has no checksum in it."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            place = content.find(_SEAL)
+            if place < 0:
+                return None
+            start, end = place + len(_SEAL), place + len(SEAL)
+            digest = hashlib.sha256()
+            with memoryview(content) as view, view[:start] as before, view[end:] as after:
+                for part in (before, SEAL.encode()[len(_SEAL) :], after):
+                    digest.update(part)
+            return content[start:end] == digest.hexdigest().encode()
+
+
 def parse_json(text: str | bytes) -> Any:
     """Read JSON that anyone may have written.
 
@@ -292,6 +336,23 @@ def _written(path: Path, write: Callable[[IO[bytes]], Any]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _beside(place: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``place``, which goes unless it is given another name."""
+    _make_folders(place.parent)
+    remove_leftovers(place)
+    temporary, handle = _held_folder(place)
+    try:
+        yield temporary
+    except OSError as err:
+        if isinstance(err.filename, str):
+            err.filename = err.filename.replace(str(temporary), str(place))
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def _held_folder(place: Path) -> tuple[Path, int]:

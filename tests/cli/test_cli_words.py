@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-import warnings
+import subprocess
+import sys
 
 import pytest
 
@@ -104,12 +105,21 @@ def test_a_word_that_a_pattern_of_the_shell_made_of_a_name(csham, words, shown):
     assert shown in undisturbed(out, err)
 
 
-def test_a_warning_is_a_line(capsys):
-    from csham.cli.commands import _warnings_as_notes
+NOTED = r"""
+import logging, sys, warnings
+from csham.cli.commands import _warnings_as_notes
+for debug in (False, True):
+    with _warnings_as_notes(debug=debug):
+        warnings.warn("of \x1b[2J\u202e\n and so on")
+        logging.getLogger("csham.somewhere").warning("%s was logged", "\x1b[2J\u202e\n")
+"""
 
-    for debug in (False, True):
-        with _warnings_as_notes(debug=debug):
-            warnings.warn("of \x1b[2J\u202e\n and so on", stacklevel=1)
-    first, second = undisturbed(*capsys.readouterr()).splitlines()
-    assert first == r"note: of \x1b[2J\u202e and so on"
-    assert second.startswith(f"note: {__file__}:")
+
+def test_a_warning_is_a_line():
+    # In a process of its own: pytest has handlers of what is logged.
+    done = subprocess.run([sys.executable, "-c", NOTED], capture_output=True, text=True, check=True)
+    lines = undisturbed(done.stdout, done.stderr).splitlines()
+    logged = r"note: \x1b[2J\u202e was logged"
+    first, second, third, last = lines
+    assert (first, second, last) == (r"note: of \x1b[2J\u202e and so on", logged, logged)
+    assert third == r"note: <string>:6: UserWarning: of \x1b[2J\u202e and so on"

@@ -75,16 +75,17 @@ def holds(network, checkpoint):
 
 
 @pytest.fixture
-def two_epochs(finished, tmp_path):
+def two_epochs(finished, copy_unlisted, tmp_path):
     """A finished run whose chosen epoch is not its last, with other weights in each."""
-    run = shutil.copytree(finished, tmp_path / "two")
+    run = copy_unlisted(finished, tmp_path / "two")
     content = load_checkpoint(run / "checkpoints" / "last.ckpt")
     content["model"] = {
         name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()
     }
     save_checkpoint(run / "checkpoints" / "best.ckpt", content)
     summary = json.loads((run / "summary.json").read_text())
-    summary["validation_chosen"]["epoch"] = 1
+    first = RunFolder(run).read_metrics()[0]["val_top1"]
+    summary["validation_chosen"] |= {"epoch": 1, "validation_top1": first}
     (run / "summary.json").write_text(json.dumps(summary))
     return run
 
@@ -127,6 +128,6 @@ def test_a_file_that_says_what_cannot_be_of_its_weights(finished, tmp_path, meta
     path = tmp_path / "model.safetensors"
     with safetensors.safe_open(finished / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        safetensors.torch.save_file(tensors, path, {**file.metadata(), **metadata})
+        safetensors.torch.save_file(tensors, path, {**file.metadata(), "seal": "", **metadata})
     with pytest.raises(UserError, match="weights should be 'last' or 'best' of an epoch"):
         csham.load(path)

@@ -13,6 +13,7 @@ import yaml
 
 from csham.backbones import CifarResNet
 from csham.errors import UserError
+from csham.files import SUMS
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
@@ -63,7 +64,7 @@ def test_the_run_folder_is_the_one_in_architecture_md(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith(("events.out.", "."))}
     assert names == {
         "config.yaml", "environment.json", "metrics.csv", "checkpoints", "model.safetensors", "summary.json",
-        "confusion.csv", "curves.png",
+        "confusion.csv", "curves.png", "csham.sha256",
     }  # fmt: skip
     assert {p.name for p in (finished / "checkpoints").iterdir()} - {".lock"} == {"last.ckpt", "best.ckpt"}
     assert list(finished.glob("events.out.*"))
@@ -162,6 +163,7 @@ def test_a_run_older_than_a_setting_goes_on_as_it_began(settings, tmp_path):
         train(resolve(given), run=run, progress=Stopping(3))
     old = {name: value for name, value in read_settings(run / "config.yaml").items() if not name.startswith("crop")}
     (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / SUMS).unlink()
     content = load_checkpoint(RunFolder(run).last)
     content["config"] = {name: value for name, value in content["config"].items() if not name.startswith("crop")}
     save_checkpoint(RunFolder(run).last, content)
@@ -222,6 +224,7 @@ def copy(finished, tmp_path):
 
 def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
     run = copy(finished, tmp_path)
+    (run / SUMS).unlink()
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("backbone: resnet20", "backbone: resnet32"))
     with pytest.raises(UserError, match="backbone is 'resnet20' there and 'resnet32'"):
@@ -304,6 +307,7 @@ def test_a_run_from_before_batches_were_filled_goes_on_to_the_same_bits(settings
         train(resolve(before), run=run, progress=Stopping(3))
     old = {name: value for name, value in read_settings(run / "config.yaml").items() if name != "last_batch"}
     (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / SUMS).unlink()
     content = load_checkpoint(RunFolder(run).last)
     content["config"].pop("last_batch")
     save_checkpoint(RunFolder(run).last, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from csham.app.views import GRAD_CAM, choices, show
+from csham.app.views import GRAD_CAM, choices, plain, show
 from csham.errors import UserError
 from csham.explain import Explanation, explain_together
 from csham.inference import Trained
+from csham.inference.transform import UnreadableImageError
+from csham.words import printable
 
 __all__ = ["LOOKS", "build_page"]
 
@@ -23,6 +26,7 @@ LOOKS: dict[str, Any] = {
 }
 
 _TOP = 5
+_UNUSABLE = "This image cannot be used"
 _HOUR = 3600
 
 
@@ -38,17 +42,17 @@ def build_page(trained: Trained, other: Trained | None = None) -> gr.Blocks:
     # What people upload is deleted an hour later, or when the page closes.
     with gr.Blocks(title=f"csham: {trained.label}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         names = _names(networks)
-        gr.Markdown("# " + " and ".join(names))
+        gr.Markdown("# " + " and ".join(map(plain, names)))
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 image = gr.Image(
-                    type="filepath",
-                    image_mode=None,
                     sources=["upload", "clipboard"],
                     label="Image",
                     buttons=[],
                     elem_id="image",
                 )
+                # Gradio would open it, and show what Pillow says. Of a class it would write stubs beside this file.
+                image.preprocess = _unopened
                 choice = gr.Radio(shown, value=shown[min(1, len(shown) - 1)], label="Show", elem_id="show")
             sides = [_side(name, number) for number, name in enumerate(names)]
         explained = gr.State(time_to_live=_HOUR)
@@ -89,15 +93,25 @@ def _side(name: str, number: int) -> list[gr.components.Component]:
         ]
 
 
-def _ask(networks: Sequence[Trained], path: str | None, choice: str | None) -> list[Any]:
+def _unopened(payload: Any) -> tuple[str, str] | None:
+    """Give the path of an uploaded file, and the name that it had."""
+    if payload is None:
+        return None
+    if payload.path is None:
+        raise gr.Error("An image is uploaded as a file.", title=_UNUSABLE, print_exception=False)
+    return payload.path, payload.orig_name or Path(payload.path).name
+
+
+def _ask(networks: Sequence[Trained], upload: tuple[str, str] | None, choice: str | None) -> list[Any]:
     """Answer one image."""
-    if path is None:
+    if upload is None:
         return [None, *[None] * len(networks), *_draw(networks, choice, None)]
+    path, name = upload
     try:
         (explanations,) = explain_together(networks, [path], top=_TOP)
     except UserError as err:
-        words = str(err).replace(path, Path(path).name)
-        raise gr.Error(words, title="This image cannot be used", print_exception=False) from err
+        words = f"{printable(name)}: {err.file.reason}." if isinstance(err, UnreadableImageError) else str(err)
+        raise gr.Error(html.escape(words, quote=False), title=_UNUSABLE, print_exception=False) from err
     answers = [dict(explanation.predictions) for explanation in explanations]
     return [explanations, *answers, *_draw(networks, choice, explanations)]
 

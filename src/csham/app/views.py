@@ -15,7 +15,7 @@ from csham.inference import Trained
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["GRAD_CAM", "View", "choices", "show"]
+__all__ = ["GRAD_CAM", "View", "choices", "plain", "show"]
 
 GRAD_CAM = "Grad-CAM"
 # Least side of the shown picture, in pixels.
@@ -56,7 +56,7 @@ def show(explanation: Explanation, choice: str) -> View:
     """
     if choice == GRAD_CAM:
         name = explanation.classes[explanation.target]
-        caption = f"What speaks for **{_plain(name)}** at the output of `{explanation.gradcam_layer}`: light is more."
+        caption = f"What speaks for **{plain(name)}** at the output of `{explanation.gradcam_layer}`: light is more."
         return View(_over(explanation, explanation.gradcam, (0.0, 1.0)), caption, None)
     stage = explanation.stages.get(choice)
     spatial = stage.spatial if stage else None
@@ -90,6 +90,6 @@ def _bars(point: str, weights: np.ndarray) -> Figure:
     return figure
 
 
-def _plain(name: str) -> str:
-    """Return a class name that Markdown leaves as it is."""
+def plain(name: str) -> str:
+    """Return a name that Markdown leaves as it is."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+-.!|~" else letter for letter in name)

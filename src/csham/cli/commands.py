@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -115,9 +116,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Notes(logging.Handler):
+    """Prints what is logged as what is said besides, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        say(f"note: {' '.join(record.getMessage().split())}", error=True)
+
+
 @contextmanager
 def _warnings_as_notes(*, debug: bool) -> Iterator[None]:
-    """Print warnings as what is said besides, a line each, without the place in the code unless ``debug``."""
+    """Print warnings, and what is logged and nothing else shows, without the place in the code unless ``debug``."""
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         place = f"{filename}:{lineno}: {category.__name__}: " if debug else ""
@@ -126,7 +135,11 @@ def _warnings_as_notes(*, debug: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
         warnings.showwarning = show
-        yield
+        before, logging.lastResort = logging.lastResort, _Notes(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.lastResort = before
 
 
 @contextmanager

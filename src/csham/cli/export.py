@@ -14,8 +14,7 @@ import csham
 from csham.cli.common import check_counts, check_trained, print_json, print_table
 from csham.cli.options import OUTPUT, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError, any_of
-from csham.export.draft import check_free
-from csham.export.formats import FORMATS, check_format
+from csham.export.formats import FORMATS, check_format, check_free
 from csham.training.progress import create_progress
 from csham.words import say
 

@@ -32,7 +32,7 @@ def prepare(
     """Download or read a dataset, check it and pack it."""
     progress = create_progress(quiet=quiet)
     try:
-        dataset = csham.data.prepare(data, **settings, progress=progress.preparing)
+        dataset = csham.data.prepare(data, thorough=True, **settings, progress=progress.preparing)
     finally:
         progress.close()
     found = dataset.describe()
@@ -55,8 +55,6 @@ def prepare(
         say(f"  bad      {bad.path}: {bad.reason}")
     if len(dataset.bad_files) > _BAD_FILES_SHOWN:
         say(f"  bad      and {len(dataset.bad_files) - _BAD_FILES_SHOWN} more (--json lists all)")
-    if dataset.rebuilt:
-        say(f"  rebuilt  {dataset.rebuilt}")
     say(f"  packed   {dataset.path} ({found['bytes'] / 2**20:.1f} MiB)")
 
 

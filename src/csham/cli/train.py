@@ -24,8 +24,9 @@ from csham.training.config import (
 )
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
-from csham.training.run_folder import RunFolder, is_main_process
+from csham.training.run_folder import RunFolder
 from csham.training.run_weights import RunWeights
+from csham.training.sums import is_main_process
 from csham.words import say
 
 __all__ = ["train"]
@@ -106,7 +107,7 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[s
         raise UserError(f"--resume keeps the run's settings, leave out {what}.")
     folder = RunFolder(run)
     folder.read_config()
-    if not folder.finished and not folder.last.is_file():
+    if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
     with _Stoppable(folder):
         return csham.training.resume(run, progress=progress, **given)

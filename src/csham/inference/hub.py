@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 from csham.errors import UserError
+from csham.files import SUMS
 from csham.inference.shared import FILES
 
 __all__ = ["download", "is_on_hub"]
@@ -21,7 +22,7 @@ def is_on_hub(path: Path | str) -> bool:
 
 
 def download(name: str, **settings: Any) -> Path:
-    """Return the folder to which the Hub's client downloads the three files of a shared folder, once.
+    """Return the folder to which the Hub's client downloads the files of a shared folder, once.
 
     Args:
         name: ``hf:user/name`` or ``hf:user/name@revision``.
@@ -39,7 +40,7 @@ def download(name: str, **settings: Any) -> Path:
         raise UserError(f'{name} needs huggingface_hub. Install it: pip install "csham[share]".') from err
     try:
         settings = {"revision": revision or None, **settings}
-        return Path(snapshot_download(repo, allow_patterns=list(FILES), **settings))
+        return Path(snapshot_download(repo, allow_patterns=[*FILES, SUMS], **settings))
     except Exception as err:  # whatever the Hub's client raises means the same
         reason = shorten(str(err) or type(err).__name__, 160, placeholder=" ...").rstrip(".")
         where = os.environ.get("HF_ENDPOINT") or "the Hugging Face Hub"

@@ -15,6 +15,7 @@ from csham.training.machine import choose_device
 from csham.training.network import held_weights, read_network
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import check_choice
+from csham.training.sums import check_unchanged
 
 __all__ = ["load"]
 
@@ -44,6 +45,7 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
     check_choice(weights)
     path = download(str(path)) if is_on_hub(path) else Path(path)
     if path.is_file():
+        check_unchanged(path, "Take it anew from where it came from.", by_itself=True)
         (network, info), held = read_network(path), held_weights(path)
     elif is_shared(path):
         network, info, held = read_shared(path)

@@ -1,7 +1,8 @@
 """The shared folder: a trained network as others get it, without its run.
 
 ``config.json`` says which network it is and how images are prepared for it, ``model.safetensors`` has its weights,
-``README.md`` is the model card. Nothing else in the folder is ever opened.
+``README.md`` is the model card, which people edit. ``csham.sha256`` has the sums of the first two; a folder without it
+is from before there were any. Nothing else in the folder is ever opened.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import nn
 from csham._version import __version__
 from csham.data.dataset import stored_side
 from csham.errors import UserError
-from csham.files import parse_json
+from csham.files import SUMS, parse_json
 from csham.settings import check_keys, names_of
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.run_weights import CHOICES, RunWeights
+from csham.training.sums import check_unchanged
 
 __all__ = ["CARD", "CONFIG", "FILES", "FORMAT", "WEIGHTS", "is_shared", "read_card", "read_shared", "shared_config"]
 
@@ -81,6 +83,11 @@ def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, RunWeights]:
         UserError: A file is missing, damaged, or says what cannot be.
     """
     path = folder / CONFIG
+    if os.path.lexists(folder / SUMS):
+        _inside(folder, SUMS)
+    for name in (CONFIG, WEIGHTS):
+        _inside(folder, name)
+        check_unchanged(folder / name, f"Take it anew from where it came from; without {SUMS} it is read unchecked.")
     try:
         content = parse_json(_read(folder, CONFIG))
     except ValueError as err:

@@ -10,7 +10,6 @@ from csham._version import __version__
 from csham.backbones.lookup import find_backbone
 from csham.data.dataset import stored_side
 from csham.errors import UserError
-from csham.files import parse_json
 from csham.layers.names import ATTENTIONS
 from csham.share.citation import PAPER, SOFTWARE
 from csham.training.config import TrainConfig
@@ -41,7 +40,7 @@ def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None =
         UserError: The run is not finished, or what it measured cannot be read.
     """
     config = run.read_config()
-    summary, environment = _summary(run), _json(run, "environment.json")
+    summary, environment = _summary(run), run.read_json("environment.json")
     measured = summary if weights == "last" else summary.get("validation_chosen")
     wanted = {"top1", "f1", "images"}
     if not isinstance(measured, dict) or not wanted <= set(measured):
@@ -67,20 +66,7 @@ def _summary(run: RunFolder) -> dict[str, Any]:
             f"{run.path} has not finished: nothing was measured on its test images yet, which is what a model card "
             f"says. csham train --resume {run.path} goes on with it."
         )
-    return _json(run, "summary.json")
-
-
-def _json(run: RunFolder, name: str) -> dict[str, Any]:
-    path = run.path / name
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {run.path} is not a whole run folder.")
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as err:
-        raise UserError(f"{path} is damaged: {str(err)[:200]}.") from err
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no object of JSON.")
-    return content
+    return run.read_summary()
 
 
 def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import yaml
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop"}
-"""Settings of a run or a study from before each of them existed."""
+"""Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
 _BELOW_1 = Within(lambda v: 0 <= v < 1, "from 0 to below 1")
@@ -244,11 +245,47 @@ _FITTED = {"batch_size": "auto", "last_batch": "fill"}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a configuration file; its keys and values are checked by :func:`resolve`."""
+    """Read a configuration file, which anyone may have written; :func:`resolve` checks its keys and values.
+
+    Raises:
+        UserError: It is not YAML, or of a kind that needs far more memory than its length.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(err).split())}") from err
+        with path.open("rb") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST // 2**20} MiB")
+        content = yaml.load(text.decode(), _PlainLoader)  # noqa: S506 (a safe loader)
+    except (OSError, MemoryError):
+        raise
+    except Exception as err:  # yaml raises AttributeError, IndexError and others for tags that do not fit their values
+        raise UserError(f"{path} is not a YAML file: {shorten(' '.join(str(err).split()), 300)}") from err
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold settings such as 'epochs: 30', one on a line.")
     return {str(key): value for key, value in content.items()}
+
+
+# Of a file, in bytes: a study of a thousand networks takes a third of a megabyte. Of its values, how deep they lie.
+_LONGEST, _DEEPEST = 2**22, 20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases, of which ten lines may make billions of values, without depth, and each key once."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*), which is not understood")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        content = super().construct_mapping(node, deep)
+        if len(content) < len(node.value):
+            raise ValueError(f"a key is there twice in what begins on line {node.start_mark.line + 1}")
+        return content

@@ -23,6 +23,7 @@ from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.sums import check_unchanged
 
 __all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]
 
@@ -103,6 +104,11 @@ def evaluate(
     )
     with autocast(config.device, config.precision):
         predictions = predict(network, batches.in_order())
+    if not np.isfinite(predictions.losses).all():
+        raise UserError(
+            f"{folder.path} answers with numbers that are not finite, in {config.precision}. Either its {found.name} "
+            "weights are damaged or the precision does not suffice."
+        )
     predictions = Predictions(predictions.indices, order[predictions.labels], predictions.top, predictions.losses)
     summary = {
         "run": str(folder.path),
@@ -148,6 +154,12 @@ def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, 
     check_choice(weights)
     # Before its end, what a run did last is in its checkpoint.
     ended = folder.weights.is_file() and (folder.finished or weights == "best")
+    if ended:
+        checkpoint = f"checkpoints/{weights}.ckpt"
+        there = (folder.path / checkpoint).is_file()
+        check_unchanged(
+            folder.weights, f"Without it, they are read from {checkpoint}." if there else "Put back a copy of it."
+        )
     if ended and held_weights(folder.weights).name == weights:
         return read_network(folder.weights)
     path = folder.best if weights == "best" else folder.last

@@ -6,7 +6,6 @@ that its validation part chose. Nothing here imports PyTorch.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +68,4 @@ def weights_of_run(folder: RunFolder, name: str) -> RunWeights:
     if name == "best":
         chosen = folder.read_summary().get("validation_chosen") if folder.finished else None
         return RunWeights(name, chosen.get("epoch") if isinstance(chosen, dict) else None)
-    try:
-        with (folder.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            return RunWeights(name, sum(1 for _ in csv.DictReader(file)))
-    except (OSError, ValueError):
-        return RunWeights(name)
+    return RunWeights(name, len(folder.read_metrics()) if (folder.path / "metrics.csv").is_file() else None)
