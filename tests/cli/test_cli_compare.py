@@ -372,7 +372,7 @@ def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):
     (STUDY / "study.yaml").write_text(text.replace("lr: 0.2\n", "lr: 0.3\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 2
-    assert "of lenet5, seed 0, lr is 0.2 there and 0.3 in study.yaml" in err
+    assert "of lenet5, seed 0, lr is 0.2 there, and 0.3 in the study" in err
     (STUDY / "study.yaml").write_text(text.replace("- 0\n- 1\n", "- 1\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0
@@ -385,7 +385,7 @@ def test_a_torn_line_is_told_and_its_cell_done_again(compare):
     (STUDY / "records.jsonl").write_bytes(content[:-30])
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0
-    assert "ended in the middle of a record" in err
+    assert "was being written by a process that was killed" in err
     assert compare.ran() == [1]
 
 

@@ -56,6 +56,13 @@ def test_xlsx_reads_back_without_formulas():
     assert {(row[1].value, row[2].value, row[3].value) for row in rows} == {(-1 / 3, 3, None)}
 
 
+def test_xlsx_has_columns_as_wide_as_their_heads_within_limits():
+    widths = {"k" * 9: 12, "k" * 10: 12, "k" * 11: 13, "k" * 37: 39, "k" * 38: 40, "k" * 39: 40}
+    columns = [Column("", lambda _: 1, keys=(key,)) for key in widths]
+    sheet = openpyxl.load_workbook(io.BytesIO(xlsx_bytes([Table("widths", "", columns, [None])])))["widths"]
+    assert {cell.value: sheet.column_dimensions[cell.column_letter].width for cell in sheet[1]} == widths
+
+
 def test_xlsx_takes_characters_that_excel_does_not():
     book = openpyxl.load_workbook(io.BytesIO(xlsx_bytes([table(["a\x00b"])])))
     assert book["names"]["A2"].value == "a\N{REPLACEMENT CHARACTER}b"

@@ -308,6 +308,24 @@ def test_a_gain_that_may_be_small_says_so():
     assert "perhaps by less than the 0.5 points" in one([1.0, 1.4, 0.4, 1.5, 0.4]).sentence
 
 
+@pytest.mark.parametrize(
+    ("differences", "inside"),
+    [
+        ([0.1, 0.35, -0.15, 0.3, -0.1], True),  # 95% -0.19 to 0.39
+        ([0.2, 0.6, -0.15, 0.55, -0.1], False),  # 95% -0.21 to 0.65: only its lower end
+        ([-0.2, -0.6, 0.15, -0.55, 0.1], False),  # only its upper end
+        ([0.9, -0.8, 0.7, -0.9, 0.2], False),  # neither
+    ],
+)
+def test_an_interval_is_within_the_margin_where_both_its_ends_are(differences, inside):
+    found = compare([differences] + 9 * [[0.0, 1.0, -1.0]])[0]
+    assert found.verdict == "cannot tell yet"
+    low, high = found.t_interval
+    assert low < 0 < high
+    assert (low > -0.5 and high < 0.5) == inside
+    assert ("within 0.5 points, but among 10 comparisons chance may do that" in found.sentence) == inside
+
+
 def test_the_level_is_what_holm_leaves():
     clear, noise = [1.0, 1.2, 0.9, 1.1, 1.05], [0.9, -0.8, 1.5, -2.0, 0.7]
     found = compare([clear, noise, noise])

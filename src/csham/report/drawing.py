@@ -205,7 +205,7 @@ def _own(key: str, value: str, name: str) -> str:
     if key == "href":
         return value.replace("#", f"#{name}-", 1)
     value = re.sub(r"url\(#", f"url(#{name}-", value)
-    return re.sub(r"#[0-9a-f]{6}\b", lambda found: _css_variables().get(found[0], found[0]), value)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _css_variables().get(colour[0], colour[0]), value)
 
 
 def _describe(root: ET.Element, name: str, title: str, description: str) -> None:

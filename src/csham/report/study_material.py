@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
+from csham.report.tables import counted
 from csham.study.costs import COSTS_FILE, read_costs
 from csham.study.findings import FailedCell, MissingCell, Results
 from csham.study.grid import Study
@@ -62,11 +63,11 @@ class Material:
     def families(self) -> dict[str, list[str]]:
         """Labels of the networks that have finished runs, under the backbone that they are compared on."""
         base = {one.label: one.backbone for one in self.results.comparisons}
-        found: dict[str, list[str]] = {}
+        families: dict[str, list[str]] = {}
         for row in self.results.networks:
             if row.n:
-                found.setdefault(base.get(row.label, row.backbone), []).append(row.label)
-        return found
+                families.setdefault(base.get(row.label, row.backbone), []).append(row.label)
+        return families
 
     def histories(self, label: str) -> list[Sequence[Mapping[str, Any]]]:
         """Return the epochs of each finished run of a network."""
@@ -89,10 +90,8 @@ def read_material(path: Path) -> Material:
     costs = _read_costs(path, [network.label for network in study.networks])
     results = assess(study, records, keys=[cell.key for cell in cells])
     if others := len(by_key) - len(records):
-        belongs = "belongs" if others == 1 else "belong"
-        notes.append(
-            f"{_count(others, 'record')} {belongs} to other settings than study.yaml's and {_is(others)} left out."
-        )
+        belong, are = ("belongs", "is") if others == 1 else ("belong", "are")
+        notes.append(f"{counted(others, 'record')} {belong} to other settings than study.yaml's and {are} left out.")
     if is_edited(path):
         notes.append(f"{FILE} was edited or damaged since csham wrote it; this report goes by what it says now.")
     warnings = [*_unfinished(len(cells), results), *results.warnings, *notes, *costs.notes]
@@ -121,11 +120,11 @@ def _unfinished(cells: int, results: Results) -> list[str]:
     if results.missing:
         has = "has" if len(results.missing) == 1 else "have"
         notes.append(
-            f"{_count(len(results.missing), 'run')} of {cells} {has} no record yet: {_cells(results.missing)}."
+            f"{counted(len(results.missing), 'run')} of {cells} {has} no record yet: {_cells(results.missing)}."
         )
     if results.failed:
         notes.append(
-            f"{_count(len(results.failed), 'run')} failed: {_cells(results.failed)}; why is under “Every run”."
+            f"{counted(len(results.failed), 'run')} failed: {_cells(results.failed)}; why is under “Every run”."
         )
     if notes:
         notes.append("Comparisons use the seeds that both networks have finished.")
@@ -134,14 +133,6 @@ def _unfinished(cells: int, results: Results) -> list[str]:
 
 def _cells(cells: Sequence[MissingCell | FailedCell]) -> str:
     return _listed(f"{cell.label}, seed {cell.seed}" for cell in cells)
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from csham.report.drawing import COLOURS
 from csham.report.study_material import Material
 from csham.report.study_pictures import Family, Picture
-from csham.report.tables import Table
+from csham.report.tables import Table, counted
 from csham.study.findings import ClassDifference
 from csham.study.statistics import FEW
 
@@ -99,9 +99,9 @@ def _facts(material: Material) -> str:
     study, data = material.study, material.study.data
     facts = [
         f"{data.source}: {data.images:,} images of {data.classes} classes at {data.image_size} px",
-        _count(len(study.networks), "network"),
-        _count(len(study.seeds), "seed"),
-        f"recipe {study.settings.get('recipe')}, {_count(study.settings.get('epochs', 0), 'epoch')}",
+        counted(len(study.networks), "network"),
+        counted(len(study.seeds), "seed"),
+        f"recipe {study.settings.get('recipe')}, {counted(study.settings.get('epochs', 0), 'epoch')}",
     ]
     images = {row.test_images for row in material.results.networks if row.test_images}
     if len(images) == 1:
@@ -115,7 +115,7 @@ def _cautions(material: Material) -> list[str]:
     notes = []
     if pairs and max(pairs) < FEW:
         notes.append(
-            f"{_count(max(pairs), 'seed')} can say little: only differences as large as “smallest detectable” in the "
+            f"{counted(max(pairs), 'seed')} can say little: only differences as large as “smallest detectable” in the "
             "table would have shown. Five are the least, ten are better; the same command with more seeds runs only "
             "the new ones."
         )
@@ -145,8 +145,8 @@ def _per_class(material: Material, classes: Mapping[str, Sequence[ClassDifferenc
     networks = [
         {
             "label": label,
-            "caption": f"{label} against {against[label]}, {_count(found[0].n, 'seed')}, "
-            f"{_count(len(found), 'class', 'es')}.",
+            "caption": f"{label} against {against[label]}, {counted(differences[0].n, 'seed')}, "
+            f"{counted(len(differences), 'class', 'es')}.",
             "rows": [
                 {
                     "name": one.name,
@@ -156,23 +156,23 @@ def _per_class(material: Material, classes: Mapping[str, Sequence[ClassDifferenc
                     "sd": None if one.sd is None else round(one.sd, 4),
                     "images": round(one.images, 1) if one.images % 1 else int(one.images),
                 }
-                for one in sorted(found, key=lambda one: -one.mean)
+                for one in sorted(differences, key=lambda one: -one.mean)
             ],
         }
-        for label, found in classes.items()
-        if found
+        for label, differences in classes.items()
+        if differences
     ]
     return {"networks": networks} if networks else None
 
 
 def _failures(material: Material) -> list[dict[str, str]]:
-    found = []
+    failures = []
     for record in material.records:
         if record["status"] == "failed":
             error = record.get("error") or {}
             title = f"{record['label']}, seed {record['seed']}: {error.get('type')}: {error.get('message')}"
-            found.append({"title": title, "text": str(error.get("traceback") or "There is no traceback.")})
-    return found
+            failures.append({"title": title, "text": str(error.get("traceback") or "There is no traceback.")})
+    return failures
 
 
 def _settings(material: Material) -> list[tuple[str, str]]:
@@ -202,7 +202,7 @@ def _environments(material: Material) -> list[dict[str, Any]]:
     every = len(groups) == 1
     return [
         {
-            "title": f"{'All ' if every and len(runs) > 1 else ''}{_count(len(runs), 'run')}"
+            "title": f"{'All ' if every and len(runs) > 1 else ''}{counted(len(runs), 'run')}"
             + ("." if every else f", such as {runs[0]}."),
             "entries": entries,
         }
@@ -244,7 +244,3 @@ def _sections(page: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         ("files", "Files", True),
     ]
     return [(name, title) for name, title, there in sections if there]
-
-
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number} {what}{'' if number == 1 else plural}"

@@ -103,32 +103,32 @@ def draw_families(material: Material) -> list[Family]:
 
 def draw_difference_picture(material: Material) -> Picture | None:
     """Draw all paired differences with their intervals; None where there is no pair."""
-    found = [one for one in material.results.comparisons if one.n]
-    if not found:
+    compared = [one for one in material.results.comparisons if one.n]
+    if not compared:
         return None
     groups: dict[str, list[Comparison]] = {}
-    for one in found:
+    for one in compared:
         groups.setdefault(str(one.against), []).append(one)
     looks = {label: look for labels in material.families.values() for label, look in _looks(material, labels).items()}
     worthwhile = material.results.worthwhile
     with drawing():
         figure = draw_differences(groups, looks, worthwhile)
-        beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, found) else ""
+        beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, compared) else ""
         return _picture(
             figure,
             "differences",
             "Difference of each network's test top-1 to the plain network's",
-            "; ".join(_difference_words(one) for one in found) + ".",
+            "; ".join(_difference_words(one) for one in compared) + ".",
             "Marker: mean over seeds. Thick bar: 95% Student-t interval. Thin line with ends: 95% BCa bootstrap "
             f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {worthwhile:g} points worth "
             f"having.{beyond}",
-            _difference_table(found),
+            _difference_table(compared),
         )
 
 
-def _cut(figure: Figure, found: Sequence[Comparison]) -> bool:
+def _cut(figure: Figure, compared: Sequence[Comparison]) -> bool:
     low, high = figure.axes[0].get_xlim()
-    ends = [end for one in found for ends in (one.t_interval, one.bootstrap_interval) for end in ends or ()]
+    ends = [end for one in compared for ends in (one.t_interval, one.bootstrap_interval) for end in ends or ()]
     return any(not low <= end <= high for end in ends)
 
 
@@ -143,7 +143,7 @@ def _curve_pictures(
     material: Material, family: str, stem: str, labels: Sequence[str], looks: Mapping[str, Look]
 ) -> Iterator[Picture]:
     for measure, title in CURVES.items():
-        curves = [found for label in labels if (found := curve(material, label, measure)) is not None]
+        curves = [one for label in labels if (one := curve(material, label, measure)) is not None]
         if not curves:
             continue
         name = measure.replace("_", "-")
@@ -197,18 +197,18 @@ def _point_pictures(
 
 def _costs(material: Material, rows: Sequence[NetworkRow]) -> dict[str, tuple[str, str, dict[str, float]]]:
     """Return title, unit and numbers of each cost; a run's own time where steps were not timed side by side."""
-    found = {}
+    costs = {}
     for name, (title, unit) in _COSTS.items():
         measured = material.costs.rows
         known = {row.label: measured[row.label].get(name) for row in rows if row.label in measured}
-        found[name.removesuffix("_ms").replace("_", "-")] = (title, unit, {k: v for k, v in known.items() if v})
-    if not found["train-step"][2]:
+        costs[name.removesuffix("_ms").replace("_", "-")] = (title, unit, {k: v for k, v in known.items() if v})
+    if not costs["train-step"][2]:
         seconds = {row.label: row.seconds / 60 for row in rows if row.seconds}
-        found["train-step"] = ("training time", "minutes for a run, as it was", seconds)
+        costs["train-step"] = ("training time", "minutes for a run, as it was", seconds)
     params = {row.label: row.params for row in rows if row.params}
     scale, unit = (1e6, "millions") if max(params.values(), default=0) >= 1e6 else (1e3, "thousands")
-    found["params"] = ("parameters", unit, {label: count / scale for label, count in params.items()})
-    return found
+    costs["params"] = ("parameters", unit, {label: count / scale for label, count in params.items()})
+    return costs
 
 
 def _picture(
@@ -234,17 +234,17 @@ def _difference_words(one: Comparison) -> str:
     )
 
 
-def _difference_table(found: Sequence[Comparison]) -> Table:
+def _difference_table(compared: Sequence[Comparison]) -> Table:
     def of_seed(seed: int) -> Callable[[Comparison], float | None]:
         return lambda one: dict(zip(one.seeds, one.differences, strict=True)).get(seed)
 
-    seeds = sorted({seed for one in found for seed in one.seeds})
+    seeds = sorted({seed for one in compared for seed in one.seeds})
     columns = [
         Column("network", attrgetter("label"), numeric=False),
         *(Column(f"seed {seed}", of_seed(seed), signed) for seed in seeds),
         Column("mean", attrgetter("mean"), signed),
     ]
-    return Table("differences", "Paired differences of test top-1, percentage points.", columns, found)
+    return Table("differences", "Paired differences of test top-1, percentage points.", columns, compared)
 
 
 def _curve_table(title: str, curves: Sequence[Curve]) -> Table:
@@ -290,9 +290,9 @@ def _stem(name: str, taken: set[str]) -> str:
     """Return a part of a file's name for a backbone's, unlike those taken."""
     stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "network"
     number = 1
-    found = stem
-    while found in taken:
+    unlike = stem
+    while unlike in taken:
         number += 1
-        found = f"{stem}-{number}"
-    taken.add(found)
-    return found
+        unlike = f"{stem}-{number}"
+    taken.add(unlike)
+    return unlike

@@ -79,7 +79,7 @@ def write_report(study: Path | str, output: Path | str | None = None) -> Report:
 
 
 def _classes(material: Material) -> tuple[dict[str, list[ClassDifference]], list[str]]:
-    found, notes = {}, []
+    classes, notes = {}, []
     for one in material.results.comparisons:
         try:
             differences = per_class_difference(material.results, one.label) if one.n else []
@@ -87,8 +87,8 @@ def _classes(material: Material) -> tuple[dict[str, list[ClassDifference]], list
             notes.append(f"No table class by class for {one.label}: {err}")
         else:
             if differences:
-                found[one.label] = differences
-    return found, notes
+                classes[one.label] = differences
+    return classes, notes
 
 
 def _tables(material: Material, classes: Mapping[str, Sequence[ClassDifference]]) -> list[Table]:

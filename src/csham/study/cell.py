@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
-from csham.study.grid import Cell, Study, cell_key
+from csham.study.grid import Cell, Study, cell_key, differing_setting
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
-from csham.study.store import FAILED_MARK, Store, writing_in
+from csham.study.store import FAILED_MARK, Store
 from csham.training.checkpoints import load_checkpoint
-from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import resume, train
 from csham.training.machine import choose, choose_device
@@ -97,9 +95,9 @@ class CellRunner:
 
     def _cell(self, key: str) -> Cell:
         for _ in range(2):
-            found = next((cell for cell in self._study.cells() if cell.key == key), None)
-            if found is not None:
-                return found
+            cell = next((cell for cell in self._study.cells() if cell.key == key), None)
+            if cell is not None:
+                return cell
             self._study = self.store.study  # extended since it was read
         raise UserError(f"{self.store.path}: study.yaml has no cell {key} any more. Give the command again.")
 
@@ -184,16 +182,23 @@ def run_cell(
     state = _state(folder, cell, study, progress)
     if state == "finished":
         try:
-            found = record()
+            finished = record()
         except DamagedRunError as err:
-            state = _set_aside(folder, cell, err, progress)
+            progress.note(f"{cell.label} is measured again: {err}")
+            folder.summary_file.unlink()
+            state = "damaged"
         else:
             progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
-            return found
-    if state == "new":
-        train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
-    else:
-        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+            return finished
+    if state != "new":
+        try:
+            resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+            return record()
+        except UserError as err:
+            if state != "damaged":
+                raise
+            _set_aside(folder, cell, err, progress)
+    train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
     return record()
 
 
@@ -229,11 +234,14 @@ def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cel
             continue
         if cell is None:
             say(f"{path} is left out: its settings or its data are those of no cell")
-        elif _adopt(store, cell, folder):
-            say(f"{path} is {cell.label} now")
-            adopted.append(cell)
-        else:
-            say(f"{path} is left out: {cell.label} is done or under way")
+            continue
+        try:
+            taken = _adopt(store, cell, folder)
+        except DamagedRunError as err:
+            say(f"{path} is left out: {err}")
+            continue
+        say(f"{path} is {cell.label} now" if taken else f"{path} is left out: {cell.label} is done or under way")
+        adopted += [cell] * taken
     return adopted
 
 
@@ -247,7 +255,7 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
         return "new"
     try:
         config = folder.read_config()
-        fingerprint = load_checkpoint(folder.last, ("data",))["data"]["fingerprint"]
+        fingerprint = _data_of(folder)["fingerprint"]
     except UserError as err:
         if folder.finished:
             return _set_aside(folder, cell, err, progress)
@@ -260,9 +268,10 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
     if cell_key(config, fingerprint, study.weights_sha256) != cell_key(
         cell.config, study.data.fingerprint, study.weights_sha256
     ):
+        different = differing_setting(config.to_dict(), cell.config) or "its data is another"
         raise _OtherSettingsError(
-            f"{folder.path} holds a run of other settings or data{_difference(config, cell)}. Move it away, then "
-            f"csham compare --study {folder.path.parent.parent} --retry-failed."
+            f"{folder.path} holds a run of other settings or data ({different}). Move it away, then csham compare "
+            f"--study {folder.path.parent.parent} --retry-failed."
         )
     if folder.finished:
         return "finished"
@@ -286,16 +295,6 @@ def _begin_again(folder: RunFolder, why: str, progress: QuietProgress) -> str:
     return "new"
 
 
-def _difference(theirs: TrainConfig, cell: Cell) -> str:
-    """Name the first setting in which a run and a cell differ."""
-    ours = cell.config
-    for field in fields(TrainConfig):
-        value = getattr(theirs, field.name)
-        if cell_key(replace(ours, **{field.name: value}), "") != cell_key(ours, ""):
-            return f" ({field.name} is {value!r} there, and {getattr(ours, field.name)!r} in the study)"
-    return ""
-
-
 def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the machine settings that a run goes on with: its own, where this machine has them."""
     before = folder.read_config()
@@ -306,18 +305,29 @@ def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> d
 
 
 def _run_folders(runs: Path) -> list[Path]:
-    found = [runs] if (runs / "config.yaml").is_file() else sorted(file.parent for file in runs.glob("*/config.yaml"))
-    if not found:
+    folders = [runs] if (runs / "config.yaml").is_file() else sorted(file.parent for file in runs.glob("*/config.yaml"))
+    if not folders:
         raise UserError(f"--adopt {runs}: there is no run folder in it.")
-    return found
+    return folders
 
 
 def _key_of_run(folder: RunFolder) -> str:
     """Return the key that a run has as a cell of a study of its data."""
     config = folder.read_config()
-    content = load_checkpoint(folder.last, ("data",))
     weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
-    return cell_key(config, content["data"]["fingerprint"], weights)
+    return cell_key(config, _data_of(folder)["fingerprint"], weights)
+
+
+def _data_of(folder: RunFolder) -> dict[str, Any]:
+    """Return what a run's last checkpoint, or where that is damaged the chosen one, says of its images."""
+    try:
+        content = load_checkpoint(folder.last, ("data",))
+    except UserError:
+        if not folder.best.is_file():
+            raise
+        content = load_checkpoint(folder.best, ("data",))
+    data: dict[str, Any] = content["data"]
+    return data
 
 
 def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
@@ -327,22 +337,8 @@ def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
     if claim is None:
         return False
     with claim:
-        place = store.run_folder(cell.name)
-        if place.exists():
-            shutil.rmtree(place)  # begun, or failed
-        _copy(store, source.path, place)
-        classes = load_checkpoint(source.last, ("data",))["data"]["classes"]
-        study, run = store.study, f"runs/{cell.name}"
-        store.append(done_record(study, cell, RunFolder(place), classes, run=run, attempts=attempts + 1))
+        study, classes, run = store.study, _data_of(source)["classes"], f"runs/{cell.name}"
+        record = done_record(study, cell, source, classes, run=run, attempts=attempts + 1)
+        store.add_run(cell.name, lambda place: shutil.copytree(source.path, place, dirs_exist_ok=True))
+        store.append(record)
     return True
-
-
-def _copy(store: Store, source: Path, place: Path) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    with writing_in(store.path):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copytree(source, temporary)
-            temporary.rename(place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)

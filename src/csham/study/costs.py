@@ -12,6 +12,7 @@ from csham.errors import UserError
 from csham.files import has_right_sum, parse_json, summed, write_atomically
 from csham.provenance import circumstances
 from csham.study.grid import Network, Study
+from csham.study.record import is_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,10 +118,7 @@ def read_costs(path: Path) -> dict[str, Any] | None:
     if right is False or (right is None and content.get("format") == _FORMAT):
         raise UserError(f"{COSTS_FILE} was changed since it was written")
     rows = content.get("costs")
-    known = isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get("network"), str) for row in rows
-    )
-    if not known or not isinstance(content.get("machine", {}), dict):
+    if not isinstance(rows, list) or not all(map(_is_row, rows)) or not isinstance(content.get("machine", {}), dict):
         raise UserError(f"{COSTS_FILE} holds something else than costs")
     content.pop("sum", None)
     return content
@@ -183,6 +181,16 @@ def run_comparison(comparison: Comparison) -> bool:
     except KeyboardInterrupt:
         return False
     return True
+
+
+def _is_row(row: Any) -> bool:
+    """Return True if something may be one network's costs, in the numbers that are shown."""
+    if not isinstance(row, dict) or not isinstance(row.get("network"), str):
+        return False
+    return all(row.get(name) is None or is_number(row[name]) for name in _NUMBERS)
+
+
+_NUMBERS = ("params", "flops", "train_step_ms", "images_per_s", "latency_ms", "peak_mib", "train_peak_mib")
 
 
 def _precision(study: Study) -> str:

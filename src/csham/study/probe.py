@@ -62,12 +62,12 @@ def probe(
         torch.set_num_threads(threads or before)
     try:
         until = time.monotonic() + seconds
-        found = {}
+        measured = {}
         for number, network in enumerate(networks):
             tell(network.label)
             share = max(until - time.monotonic(), 0.0) / (len(networks) - number)
-            found[network] = _probe(study, network, place, share)
-        return found
+            measured[network] = _probe(study, network, place, share)
+        return measured
     finally:
         torch.set_num_threads(before)
 

@@ -6,7 +6,6 @@ format 1 is from before there were sums, and its numbers are compared with each 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -35,6 +34,7 @@ __all__ = [
     "done_record",
     "failed_record",
     "is_number",
+    "is_over",
     "now",
     "read_line",
     "without_places",
@@ -52,7 +52,6 @@ class DamagedRunError(UserError):
 
 
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
-_INTEGERS = frozenset({"epoch"})
 
 
 def done_record(
@@ -73,8 +72,8 @@ def done_record(
     """
     try:
         record = _done(study, cell, folder, classes, run, attempts)
-    except (ValueError, LookupError, TypeError, AttributeError) as err:
-        raise DamagedRunError(f"{folder.path} is damaged: {err}") from err
+    except UserError as err:
+        raise DamagedRunError(str(err)) from err
     if wrong := _misshapen(record) or _contradiction(record):
         raise DamagedRunError(f"the files of {folder.path} contradict each other: {wrong}")
     return record
@@ -114,6 +113,11 @@ def describe_error(err: BaseException, study: Study) -> dict[str, str]:
     }
 
 
+def is_over(record: Mapping[str, Any] | None, attempts: int) -> bool:
+    """Return True if a record ends a cell of which so many attempts had failed before."""
+    return record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts)
+
+
 def now() -> str:
     """Return the time, as records say it."""
     return time.strftime(_TIME)
@@ -134,7 +138,7 @@ class Line:
     """One line of ``records.jsonl``, as it is read.
 
     Attributes:
-        record: The record; None where the line is not believed.
+        record: The record, of any shape if its format is a later one; None where the line is not believed.
         checked: True if a sum says that it is as it was written.
         fault: Why it is not believed.
         torn: True if it is no record at all, as what a process that was killed while it wrote leaves.
@@ -167,6 +171,8 @@ def read_line(line: bytes) -> Line:
     right = has_right_sum(values) if isinstance(values, dict) else None
     if right is False or (right is None and _needs_sum(values)):
         return Line(None, fault=f"{_whose(values)}was changed since it was written")
+    if right and type(values.get("format")) is int and values["format"] > FORMAT:
+        return Line(values, checked=True)
     if _misshapen(values):
         return Line(None, fault="is not a record", torn=True)
     values.pop("sum", None)
@@ -196,8 +202,7 @@ def _words_without_places(command: str) -> str:
 def _done(
     study: Study, cell: Cell, folder: RunFolder, classes: Iterable[str], run: str, attempts: int
 ) -> dict[str, Any]:
-    environment = _read_json(folder.path / "environment.json")
-    result = _read_json(folder.summary_file)
+    environment, result = folder.read_json("environment.json"), folder.read_summary()
     result.pop("run", None)
     result["data"] = without_places(study.data.source)
     finished = time.strftime(_TIME, time.localtime(folder.summary_file.stat().st_mtime))
@@ -206,9 +211,9 @@ def _done(
         "config": _config(study, folder.read_config().to_dict()),
         "classes": list(classes),
         "result": result,
-        "history": _history(folder.path / "metrics.csv"),
-        "per_class": _per_class(folder.path / "confusion.csv"),
-        "environment": environment | {"command": _words_without_places(environment.get("command", ""))},
+        "history": folder.read_metrics(),
+        "per_class": _per_class(folder.read_confusion()),
+        "environment": environment | {"command": _words_without_places(str(environment.get("command", "")))},
         "run": run,
         "started": environment.get("started"),
         "finished": finished,
@@ -243,21 +248,8 @@ def _config(study: Study, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(name: str, text: str) -> float | None:
-    if text == "":
-        return None
-    return int(text) if name in _INTEGERS else float(text)
-
-
-def _per_class(path: Path) -> dict[str, list[int]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [[int(count) for count in row[1:]] for row in list(csv.reader(file))[1:]]
-    return {"correct": [row[number] for number, row in enumerate(rows)], "total": [sum(row) for row in rows]}
+def _per_class(confusion: Sequence[Sequence[int]]) -> dict[str, list[int]]:
+    return {"correct": [row[number] for number, row in enumerate(confusion)], "total": [*map(sum, confusion)]}
 
 
 def _shortened(text: str, study: Study) -> str:
@@ -269,16 +261,6 @@ def _shortened(text: str, study: Study) -> str:
         if len(place) > 1:
             text = re.sub(re.escape(place) + r"[/\\]", "", text)
     return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = parse_json(path.read_bytes())
-    except (OSError, ValueError) as err:
-        raise ValueError(f"{path.name} cannot be read ({err})") from err
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is not an object of JSON")
-    return values
 
 
 def _finite(value: Any) -> Any:
@@ -334,8 +316,7 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
         return _other_settings(record)
     result = record.get("result", {})
     for name, said, made, of in [*_of_counts(record), *_of_history(record)]:
-        digits = 0.006 if name == "images_per_s" else 2e-4
-        if is_number(said) and not math.isclose(said, made, rel_tol=2e-5, abs_tol=digits):
+        if is_number(said) and not math.isclose(said, made, rel_tol=2e-5, abs_tol=_ROUNDED.get(name, 2e-4)):
             return f"{name} is {said:.6g}, and {of} {made:.6g}"
     for name, metric in METRICS.items():
         for numbers in (result, result.get("validation_chosen") or {}):
@@ -344,6 +325,9 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
                 return f"{name} is {value:.6g}%"
     return _other_settings(record)
 
+
+# What results are rounded to, where it is less than their history and their counts give.
+_ROUNDED = {"images_per_s": 6e-3, "seconds": 6e-4}
 
 _Fact = tuple[str, Any, float, str]
 
@@ -383,7 +367,7 @@ def _of_history(record: Mapping[str, Any]) -> Iterator[_Fact]:
         yield "validation_top1", chosen.get("validation_top1"), max(validated), "the best of its history is"
         yield "the chosen epoch", chosen.get("epoch"), validated.index(max(validated)) + 1, "the best of its history is"
     if chosen.get("epoch") == last:
-        for name in METRICS:
+        for name in ("loss", "top1", "macro_top1", "top5", "recall"):
             if is_number(result.get(name)):
                 yield f"{name} of the chosen epoch", chosen.get(name), result[name], "of the last, the same, is"
 

@@ -24,7 +24,7 @@ from csham.study.grid import (
     Data,
     Network,
     Study,
-    cell_key,
+    differing_setting,
     expand_networks,
     read_seeds,
     shared_settings,
@@ -140,6 +140,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         before, edited = store.study, is_edited(store.path)
         setup = _extended(request, store, preparing)
         if edited:
+            store.repair()
             check_records(setup.study, store.records(), store.path)
             setup = replace(setup, notes=(f"{store.path / FILE} was edited: it counts as it is now", *setup.notes))
         if edited or setup.study != before:
@@ -335,8 +336,8 @@ def _open(request: Request, image_size: int | None, preparing: Preparing) -> Pac
 
 
 def _data(source: str, dataset: PackedDataset) -> Data:
-    found = describe_data(dataset)
-    return Data(source, len(found["classes"]), found["images"], found["image_size"], found["fingerprint"])
+    data = describe_data(dataset)
+    return Data(source, len(data["classes"]), data["images"], data["image_size"], data["fingerprint"])
 
 
 def _resolved(config: TrainConfig, dataset: PackedDataset, machine: Mapping[str, Any]) -> TrainConfig:
@@ -370,13 +371,8 @@ def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> Non
 
 
 def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:
-    """Name the first setting in which a record and its cell differ."""
-    theirs, ours = record.get("config", {}), config.to_dict()
-    for name in theirs:
-        if name in ours and theirs[name] != ours[name]:
-            changed: dict[str, Any] = {name: _tuple(theirs[name])}
-            if cell_key(replace(config, **changed), "") != cell_key(config, ""):
-                return f"{name} is {theirs[name]!r} there and {ours[name]!r} in study.yaml"
+    if different := differing_setting(record.get("config", {}), config):
+        return different
     if record.get("data", {}).get("fingerprint") != study.data.fingerprint:
         return "the data has another fingerprint"
     return "they differ in what their key stands for"
@@ -445,13 +441,13 @@ def _tuple(value: Any) -> Any:
 
 def merged(file: Request, given: Request) -> Request:
     """Put what the command line says over what a file says."""
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for part in fields(Request):
         ours, theirs = getattr(given, part.name), getattr(file, part.name)
         if isinstance(ours, Mapping):
-            found[part.name] = {**theirs, **ours}
+            parts[part.name] = {**theirs, **ours}
         elif isinstance(ours, int | float):
-            found[part.name] = ours
+            parts[part.name] = ours
         else:
-            found[part.name] = ours or theirs
-    return Request(**found)
+            parts[part.name] = ours or theirs
+    return Request(**parts)

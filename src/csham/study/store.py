@@ -1,9 +1,9 @@
 """Files that a study leaves: ``records.jsonl``, one line for each finished or failed cell, and claims of running cells.
 
 A record is appended with one write under a lock and is on the disk when :meth:`Store.append` returns. A process that
-was killed while it wrote leaves at most a torn last line, which the next one moves aside. A line that was changed since
-is told and left out (:mod:`csham.study.record`). Claims are locks of the operating system, which it frees when a
-process ends, however it ends. Nothing here imports PyTorch.
+was killed while it wrote leaves at most a torn last line. That, and a line that was changed since it was written
+(:mod:`csham.study.record`), readers leave out and the next writer moves aside. Claims are locks of the operating
+system, which it frees when a process ends, however it ends. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 import filelock
 
 from csham.errors import UserError
-from csham.files import remove_leftovers, write_atomically
+from csham.files import SUMS, new_folder, read_sums, remove_leftovers, sha256_of, write_atomically
 from csham.study.grid import Cell, Study
-from csham.study.record import FORMAT, Line, read_line, written_line
+from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
 
 __all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
@@ -48,6 +48,7 @@ class Store:
         self.path = Path(path)
         self._note = note or _warn
         self._noted: set[str] = set()
+        self._known: dict[bytes, Line] = {}  # lines of the records, which are read for every cell
 
     @property
     def study(self) -> Study:
@@ -165,8 +166,29 @@ class Store:
             with writing_in(self.path):
                 write_atomically(folder / FAILED_MARK, lambda file: file.write(text.encode()))
 
+    def add_run(self, name: str, fill: Callable[[Path], Any]) -> None:
+        """Make a run folder appear, whole, in place of one that may be there; its cell's claim must be held.
+
+        Args:
+            name: Of the cell.
+            fill: Writes the run into the folder it is given.
+
+        Raises:
+            DamagedRunError: A file of it is not as the run wrote it.
+            UserError: The folder is not writable, or the disk is full.
+        """
+        with writing_in(self.path), new_folder(self.run_folder(name), replace=True) as folder:
+            fill(folder)
+            try:
+                sums = read_sums(folder) or {}
+            except ValueError as err:
+                raise DamagedRunError(f"its {SUMS} was changed since it was written: {err}.") from err
+            for file, digests in sums.items():
+                if not (folder / file).is_file() or sha256_of(folder / file) not in digests:
+                    raise DamagedRunError(f"its {file} was changed since it was written.")
+
     def repair(self) -> None:
-        """Move what a killed process left of a last line to a file beside, and tell it, and what cannot be checked."""
+        """Move lines that are not believed to a file beside, and tell it, and how many lines cannot be checked."""
         if self.records_file.is_file():
             with writing_in(self.path), self._lock("records", wait=True):
                 self._repair()
@@ -196,8 +218,7 @@ class Store:
         if not self._acquired(lock):
             return None
         # Looked at only now: the last holder of the claim may have written its record a moment ago.
-        record = self.by_key().get(key)
-        if record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts):
+        if is_over(self.by_key().get(key), attempts):
             lock.release()
             return None
         return Claim(lock)
@@ -236,9 +257,11 @@ class Store:
         except OSError as err:
             raise UserError(f"cannot read {self.records_file}: {err.strerror}.") from err
         *lines, rest = content.split(b"\n")
+        known, self._known = self._known, {}
+        for line in [*lines, rest]:
+            self._known[line] = known.get(line) or read_line(line)
         # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
-        last = read_line(rest)
-        return [*map(read_line, lines), *([] if last.torn else [last])]
+        return [self._known[line] for line in [*lines, *([] if self._known[rest].torn else [rest])]]
 
     def _repair(self) -> None:
         """See :meth:`repair`; the lock is held, so no process is writing."""
@@ -246,35 +269,23 @@ class Store:
             content = self.records_file.read_bytes()
         except FileNotFoundError:
             return
-        complete = content.removesuffix(b"\n")
-        start = complete.rfind(b"\n") + 1
-        if not content:
-            return
-        if not read_line(content[start:]).torn:
-            if complete == content:
-                self._rewrite_end(len(content), b"\n")
-            return
-        torn = content[start:]
-        aside = self.path / f"records.torn-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        write_atomically(aside, lambda file: file.write(torn))
-        self._rewrite_end(start, b"")
-        how = (
-            "ended in the middle of a record: a process was killed while it wrote"
-            if complete == content
-            else "had a last line that is not a record"
-        )
-        self._note_once(
-            f"{self.records_file} {how}. These {len(torn)} bytes are in {aside.name} now, and the cell is done again "
-            "or taken from its run folder."
-        )
-
-    def _rewrite_end(self, size: int, end: bytes) -> None:
-        with self.records_file.open("r+b") as file:
-            file.truncate(size)
-            file.seek(size)
-            file.write(end)
-            file.flush()
-            os.fsync(file.fileno())
+        *lines, rest = content.split(b"\n")
+        lines = [line + b"\n" for line in lines] + [rest] * bool(rest)
+        faults = {number: read for number, line in enumerate(lines) if (read := read_line(line)).record is None}
+        if faults:
+            kind = "torn" if all(read.torn for read in faults.values()) else "changed"
+            aside = self.path / f"records.{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            write_atomically(aside, lambda file: file.writelines(lines[number] for number in faults))
+            for number, read in faults.items():
+                cut = rest and number == len(lines) - 1
+                what = "was being written by a process that was killed" if cut else read.fault
+                self._note_once(
+                    f"{self.records_file}, line {number + 1} {what}. It is in {aside.name} now, and its cell is taken "
+                    "from its run folder, or trained again."
+                )
+        if faults or rest:
+            good = [line.removesuffix(b"\n") + b"\n" for number, line in enumerate(lines) if number not in faults]
+            write_atomically(self.records_file, lambda file: file.writelines(good))
 
     def _note_once(self, text: str) -> None:
         if text not in self._noted:

@@ -27,7 +27,7 @@ FORMAT = 1
 _FIELDS = (
     "format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256", "controlled"
 )  # fmt: skip
-_REQUIRED = ("format", "data", "settings", "networks", "seeds")
+_REQUIRED = ("format", "data", "settings", "networks", "seeds", "worthwhile")
 
 
 def write_study(folder: Path, study: Study) -> None:
@@ -104,7 +104,7 @@ def _study(content: Mapping[str, Any]) -> Study:
         settings=_settings(content["settings"]),
         networks=_networks(content["networks"]),
         seeds=read_seeds(_list("seeds", content["seeds"])),
-        worthwhile=content.get("worthwhile", 0.5),
+        worthwhile=content["worthwhile"],
         command=_text("command", content.get("command", "")),
         weights_sha256=_text("weights_sha256", content["weights_sha256"]) if "weights_sha256" in content else None,
         controlled=tuple(_text("controlled", label) for label in _list("controlled", content.get("controlled", []))),
