@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -38,6 +39,7 @@ __all__ = [
     "marked",
     "names_of",
     "read_described",
+    "split_names",
 ]
 
 Auto = Literal["auto"]
@@ -154,6 +156,11 @@ def declared(cls: type[Settings]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
 # Not functools.cache, whose arguments mypy takes classes of dataclasses for unfit for.
 _DECLARED: dict[type, dict[str, tuple[Any, tuple[Any, ...]]]] = {}
+
+
+def split_names(text: str) -> list[str]:
+    """Take names apart at their commas, but for those within one: ``resnet20@width=1.25,depth=26``."""
+    return [name.strip() for name in re.split(r",(?!\s*\w+=)", text) if name.strip()]
 
 
 def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from typer.main import get_command
 from csham.attach.names import STRATEGIES
 from csham.backbones.spec import NetworkSpec
 from csham.cli.commands import app
-from csham.cli.options import split_list, takes_settings
+from csham.cli.options import takes_settings
 from csham.errors import UserError
 from csham.settings import Auto, Help, OneOf, Settings, declared
 from csham.study.study_file import read_study
@@ -92,6 +92,7 @@ def test_a_field_is_an_option_with_its_type_its_words_and_its_default():
 
 def test_one_or_several_by_either_name():
     assert kiln()("--glazes", "raku", "--several", "3") == {"glaze": "raku", "shelf": 3}
+    assert kiln()("--glaze", "raku@heat=9,hours=3") == {"glaze": "raku@heat=9,hours=3"}
     many = kiln(several={"glazes": Help("Some of them.", default="salt,raku")})
     assert many("--glazes", "raku, salt,raku") == many("--glaze", "raku,salt") == {"glaze": ("raku", "salt")}
     glazes = parameters(many.command)["--glazes"]
@@ -114,10 +115,6 @@ def test_what_cannot_be_one_setting(words, message):
     with pytest.raises(UserError) as caught:
         kiln()(*words.split())
     assert message in str(caught.value)
-
-
-def test_commas_within_a_name():
-    assert split_list("resnet20@width=1.25,depth=26, lenet5 ,") == ["resnet20@width=1.25,depth=26", "lenet5"]
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -9,7 +9,7 @@ import pytest
 from csham.errors import UserError
 from csham.study.results import assess
 from csham.study.run import choose_engine, compare, dry_run
-from csham.study.setup import Request
+from csham.study.setup import Request, read_request_file
 
 
 @pytest.fixture
@@ -77,3 +77,8 @@ def test_what_has_no_controls_is_refused_before_anything_is_written(request_of, 
         with pytest.raises(UserError, match="googlenet can be neither widened nor deepened"):
             call(request_of(backbones=["googlenet"]), budget_control=True, quiet=True)
     assert not (tmp_path / "study").exists()
+
+
+def test_names_in_a_file_are_taken_apart_as_on_the_command_line(tmp_path):
+    (tmp_path / "grid.yaml").write_text("backbones: resnet20@width=1.25,depth=26, lenet5\n")
+    assert read_request_file(tmp_path / "grid.yaml").backbones == ("resnet20@width=1.25,depth=26", "lenet5")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from csham.errors import UserError
-from csham.settings import Help, OneOf, Settings, declared, names_of
+from csham.settings import Help, OneOf, Settings, declared, names_of, split_names
 from csham.training.config import Images, MachineSettings
 from csham.training.run_folder import DEFAULT
 
@@ -35,7 +34,6 @@ __all__ = [
     "names_in",
     "option",
     "setting_option",
-    "split_list",
     "split_numbers",
     "takes_settings",
 ]
@@ -95,22 +93,17 @@ def setting_option(cls: type[Settings], field: str, default: str = "") -> Any:
     return made.info
 
 
-def split_list(text: str) -> list[str]:
-    """Take an option's value apart at its commas, but for those within a name: ``resnet20@width=1.25,depth=26``."""
-    return [word.strip() for word in re.split(r",(?!\s*\w+=)", text) if word.strip()]
-
-
 def split_numbers(flag: str, text: str) -> list[int]:
     """Take an option's value apart into whole numbers."""
     try:
-        return [int(word) for word in split_list(text)]
+        return [int(word) for word in split_names(text)]
     except ValueError:
         raise UserError(f"{flag} takes whole numbers with commas between them, got {text!r}.") from None
 
 
 def names_in(flag: str, text: str) -> tuple[str, ...]:
     """Take an option's value apart into names, each once, of which there must be one."""
-    names = tuple(dict.fromkeys(split_list(text)))
+    names = tuple(dict.fromkeys(split_names(text)))
     if not names:
         raise UserError(f"{flag} names nothing.")
     return names
@@ -195,7 +188,7 @@ def _reader(hint: Any, *, one: bool) -> tuple[type, Callable[[str, Any], Any]]:
 
 
 def _texts(_: str, text: str) -> tuple[str, ...]:
-    return tuple(split_list(text))
+    return tuple(split_names(text))
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from csham.data.duplicates import check_leaks
 from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
-from csham.settings import check_choice
+from csham.settings import check_choice, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
@@ -427,7 +427,7 @@ def _words(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
     """Read a list of names, which may be written with commas."""
     value = content.get(name, ())
     if isinstance(value, str):
-        return tuple(word.strip() for word in value.split(",") if word.strip())
+        return tuple(split_names(value))
     # YAML reads a bare none as text, and ~ or null as nothing.
     words = ["none" if word is None else word for word in value] if isinstance(value, list | tuple) else None
     if words is None or not all(isinstance(word, str) for word in words):
