@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from csham.errors import UserError
+from csham.study.comparison_statistics import STATISTICS
 from csham.study.statistics import (
     ALPHA,
     EXACT_UP_TO,
@@ -266,6 +267,25 @@ def test_equal_differences_of_six_seeds_decide(value, verdict):
     assert found.verdict == verdict
     assert found.p_sign_flip == (1.0 if value == 0 else 2 / 64)
     assert {c.verdict for c in compare([[value] * 6] * 2)} == {"cannot tell yet" if value else verdict}
+
+
+@pytest.mark.parametrize(
+    ("differences", "sentence"),
+    [
+        ([5.0] * 2, "Cannot tell yet: +5.00 points with each of 2 seeds, which leaves no spread to measure; "),
+        ([5.0], "Cannot tell yet: +5.00 points with one seed, which says nothing of chance; "),
+        ([5.0] * 6, "Helps: +5.00 points with each of 6 seeds, which leaves no spread to measure."),
+    ],
+)
+def test_without_spread_the_sentence_says_why_there_is_no_interval(differences, sentence):
+    assert one(differences).sentence.startswith(sentence)
+
+
+@pytest.mark.parametrize(("differences", "said"), [(DIFFERENCES[:4], True), (DIFFERENCES, False), ([5.0] * 4, False)])
+def test_the_table_says_why_a_bootstrap_interval_is_missing(differences, said):
+    # Not where more seeds would not bring it: without spread there is none.
+    words = STATISTICS["bootstrap_interval"].instead(one(differences))
+    assert words == (f"from {FEW} seeds on" if said else None)
 
 
 def test_verdicts_of_clear_cases():

@@ -71,6 +71,12 @@ def test_a_class_without_images_has_a_row():
     assert rows[2]["recall"] is rows[2]["f1"] is None
 
 
+def test_the_precision_of_a_class_that_is_never_named_is_none_of_its_images():
+    rows = make([0, 1], [[0], [0]]).per_class(["a", "b", "c"])
+    assert [row["precision"] for row in rows] == [50, 0, 0]
+    assert rows[1]["f1"] == 0
+
+
 def test_the_pages_table_is_the_declaration():
     page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- metrics -->\n(.*)<!-- /metrics -->", page, flags=re.DOTALL)[1]
