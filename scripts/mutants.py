@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import contextlib
 import difflib
 import importlib
@@ -43,8 +44,8 @@ ROOMS = {
     "study": "statistics store results findings comparison_statistics",
     "training": "metrics config schedule loop checkpoints evaluation shared_norm steps",
     "data": "split batches crops duplicates cache sources/*",
-    "layers": "*",
-    "attach": "*",
+    "layers": "**/*",
+    "attach": "**/*",
 }
 
 # One for each kind of mistake. Most others of Cosmic Ray's (a product for a sum, << for +) end in an error anywhere.
@@ -57,7 +58,7 @@ OPERATORS = """
 """
 
 # Imported once, before the process divides for each mutant.
-WARM = ("torch", "torchvision", "timm", "accelerate", "sklearn.model_selection", "scipy.stats", "hypothesis", "pytest")
+WARM = ("torchvision", "timm", "accelerate", "sklearn.model_selection", "scipy.stats", "hypothesis", "pytest")
 
 # Seconds that one test may take, and all of a room.
 TEST_LIMIT, ROOM_LIMIT = 120, 1800
@@ -106,7 +107,10 @@ def main() -> int:
         for mutant in mutants:
             say(mutant, "mutant")
         return 0
-    warm_up(rooms)
+    warm_up()
+    for room in [] if options.near else rooms:
+        if run_tests(room) != "survived":
+            sys.exit(f"The tests of {room} fail while nothing is changed: see {BUILD / 'output.txt'}")
     log = BUILD / f"{options.seed}.jsonl"
     rows = map(json.loads, log.read_text(encoding="utf-8").splitlines()) if log.exists() else ()
     known = {tuple(row["key"]): row["outcome"] for row in rows}
@@ -114,7 +118,7 @@ def main() -> int:
     for mutant in mutants:
         outcome = "same program" if mutant.key in same else known.get(mutant.key, "survived")
         if outcome == "survived":
-            outcome = try_out(mutant)
+            outcome = try_out(mutant, options.near)
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"outcome": outcome, "key": mutant.key}) + "\n")
             say(mutant, outcome, failures())
@@ -130,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True, help="of the sample")
     parser.add_argument("--count", type=int, default=200, help="mutants, the same number of each room; default 200")
     parser.add_argument("--only", choices=ROOMS, metavar="ROOM", help=f"all of them in one of {', '.join(ROOMS)}")
+    parser.add_argument("--near", action="store_true", help="for now, only the test files that name the changed module")
     parser.add_argument("--list", action="store_true", help="print the sample and try nothing")
     return parser.parse_args()
 
@@ -188,7 +193,11 @@ def passed_over(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
                 spans.append(node)
             case ast.keyword(arg="strict" | "frozen" | "kw_only" | "slots", value=span):
                 spans.append(span)
-    return [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in spans]
+    stars = [(n, m.start()) for n, line in enumerate(code.splitlines(), 1) for m in re.finditer(r"\*,", line)]
+    return [
+        *(((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in spans),
+        *(((line, column), (line, column + 1)) for line, column in stars),  # of keyword-only arguments
+    ]
 
 
 def change(path: Path, operator: str, occurrence: int) -> Mutant:
@@ -207,37 +216,36 @@ def change(path: Path, operator: str, occurrence: int) -> Mutant:
     return Mutant(str(path.relative_to(TREE)), first + 1, ".".join(around), before, after, changed)
 
 
-def warm_up(rooms: list[str]) -> None:
-    """Import what is large, and see that the tests pass while nothing is changed."""
+def warm_up() -> None:
+    """Import what is large, and compile what stays as it is."""
     os.environ |= {"PYTHONPATH": str(TREE / "src"), "CI": "1"}  # hypothesis draws the same examples each time
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True  # of changed files, which may be as long and as old as the next
+    compileall.compile_dir(TREE, quiet=2)
     sys.path.insert(0, str(TREE / "src"))
+    if not importlib.import_module("torch").cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # as tests/conftest.py does, before others import triton
     for name in WARM:
         importlib.import_module(name)
-    for room in rooms:
-        if run_tests(room, "") != "survived":
-            sys.exit(f"The tests of {room} fail while nothing is changed: see {BUILD / 'output.txt'}")
-    # From here on the compiled files are those of the code as it was; a changed one is never written.
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True
 
 
-def try_out(mutant: Mutant) -> str:
+def try_out(mutant: Mutant, near: bool) -> str:
     """Run the tests on the changed file and put the old one back; return "killed" or "survived"."""
     path = TREE / mutant.path
     original = path.with_suffix(".original")
     path.rename(original)
     try:
         path.write_text(mutant.code, encoding="utf-8")
-        return run_tests(mutant.room, path.stem)
+        return run_tests(mutant.room, path.stem, near)
     finally:
         original.replace(path)
 
 
-def run_tests(room: str, module: str) -> str:
+def run_tests(room: str, module: str = "", near: bool = False) -> str:
     """Run the room's quick tests in a process of its own, first those that name the module, until one fails."""
     files = sorted((TREE / "tests" / room).rglob("test_*.py"))
-    files.sort(key=lambda file: (module not in file.stem, not re.search(rf"\b{module}\b", file.read_text("utf-8"))))
+    naming = [file for file in files if module in file.stem or re.search(rf"\b{module}\b", file.read_text("utf-8"))]
+    files = naming if near and naming else sorted(files, key=lambda file: file not in naming)
     child = os.fork()
     if not child:
         os.setsid()

@@ -16,7 +16,6 @@ from csham.study.statistics import (
     ALPHA,
     EXACT_UP_TO,
     FEW,
-    MOST_SEEDS,
     _equivalence_power,
     _power,
     binomial_se,
@@ -273,6 +272,10 @@ def test_equal_differences_of_six_seeds_decide(value, verdict):
     ("differences", "sentence"),
     [
         ([5.0] * 2, "Cannot tell yet: +5.00 points with each of 2 seeds, which leaves no spread to measure; "),
+        (
+            [5.0] * 5,
+            "Cannot tell yet: +5.00 points with each of 5 seeds, which leaves no spread to measure; about 1 more seed to",
+        ),
         ([5.0], "Cannot tell yet: +5.00 points with one seed, which says nothing of chance; "),
         ([5.0] * 6, "Helps: +5.00 points with each of 6 seeds, which leaves no spread to measure."),
     ],
@@ -384,7 +387,7 @@ def test_five_seeds_are_asked_for_at_least():
 def test_absurd_numbers_of_seeds_are_not_counted():
     found = one([10.0, -10.0, 5.0, -4.0, 0.2])
     assert found.seeds_needed is None
-    assert f"more than {MOST_SEEDS} seeds" in found.sentence
+    assert "more than 1000 seeds" in found.sentence
 
 
 def test_the_binomial_error_of_an_accuracy():
