@@ -1,4 +1,4 @@
-"""Among the processes of a group of one, a shared batch norm is the batch norm that it was; test_many_processes has two."""
+"""In a group of one process a shared batch norm is what it was; test_many_processes has two."""
 
 import copy
 
