@@ -132,6 +132,13 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, images, kind, name)
     refused(pack(tmp_path / f"pets.{kind}", [*images, (name, b"x")]), repr(name), "refused")
 
 
+@pytest.mark.parametrize(("length", "shown"), [(200, 200), (201, 200), (5000, 200)])
+def test_of_a_long_name_the_beginning_is_shown(tmp_path, images, length, shown):
+    name = "../" + "n" * (length - 3)
+    words = repr(name[:shown] + "..." * (length > shown))
+    refused(pack(tmp_path / "pets.zip", [*images, (name, b"x")]), f"holds {words}, which may lie outside its folder")
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, images, kind):
     path = pack(tmp_path / "pets.tar", images)
