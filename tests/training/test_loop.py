@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from csham.backbones import CifarResNet
+from csham.data.batches import Batches
 from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
@@ -110,6 +111,50 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
     assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
+
+
+@pytest.fixture
+def stop_measuring(monkeypatch):
+    """Function that lets a signal come while a part of the data is measured, after so many others."""
+
+    def arm(others):
+        def in_order(batches):
+            parts.append(batches)
+            if len(parts) == others + 1:
+                signal.raise_signal(signal.SIGINT)
+            return real(batches)
+
+        parts, real = [], Batches.in_order
+        monkeypatch.setattr(Batches, "in_order", in_order)
+
+    return arm
+
+
+@pytest.mark.parametrize(("others", "at"), [(0, (0, 6)), (1, (0, 6)), (4, (2, 0))], ids=["validation", "test", "end"])
+def test_a_run_stopped_while_it_measures_goes_on_to_the_same_bits(
+    settings, finished, tmp_path, stop_measuring, others, at
+):
+    run = tmp_path / "run"
+    stop_measuring(others)
+    with pytest.raises(InterruptedRunError):
+        train(resolve({**settings, "track_test": True}), run=run)
+    content = load_checkpoint(RunFolder(run).last)
+    assert (content["epoch"], content["step"]) == at
+    resume(run)
+    same_results(run, finished)
+
+
+def test_a_run_stopped_while_it_measures_the_chosen_weights_keeps_the_last(finished, tmp_path, stop_measuring):
+    run = copy(finished, tmp_path)
+    content = load_checkpoint(RunFolder(run).last)
+    content["best"] = {"epoch": 1, "value": 100.0}
+    save_checkpoint(RunFolder(run).last, content)
+    lower = {name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()}
+    save_checkpoint(RunFolder(run).best, content | {"model": lower})
+    stop_measuring(1)
+    with pytest.raises(InterruptedRunError):
+        resume(run)
+    assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run).items())
 
 
 @pytest.mark.slow
