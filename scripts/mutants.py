@@ -1,7 +1,7 @@
 """Mutants of src and the tests that notice them: one place of the code is changed at a time, and its room's tests run.
 
 A mutant that no test fails on has survived: behaviour that no test holds. It gets a test or, where it is the same
-program to every caller, an entry in ``mutants_same.toml`` that says why. Cosmic Ray makes the changes, in a copy of the
+program to every caller, an entry in ``mutants_known.toml`` that says why. Cosmic Ray makes the changes, in a copy of the
 working tree, ``build/mutants/tree``. Only quick tests run, first those that name the changed module. The outcomes are
 kept in ``build/mutants/SEED.jsonl``: called again, only what had survived is tried again.
 """
@@ -37,7 +37,7 @@ from cosmic_ray.operators.provider import OperatorProvider  # noqa: E402
 
 TREE = BUILD / "tree"
 SOURCE = "src/csham"
-SAME = Path(__file__).with_name("mutants_same.toml")
+KNOWN = Path(__file__).with_name("mutants_known.toml")
 
 # The rooms, each with the same share of the mutants; of two of them what computes and what is read back.
 ROOMS = {
@@ -101,8 +101,6 @@ def main() -> int:
     copy_tree()
     rooms = [options.only] if options.only else list(ROOMS)
     mutants = [mutant for room in rooms for mutant in sample(room, options.count // len(rooms), options.seed)]
-    rows = tomllib.loads(SAME.read_text(encoding="utf-8"))["same"]
-    same = {(row["where"], row["before"], row["after"]) for row in rows}
     if options.list:
         for mutant in mutants:
             say(mutant, "mutant")
@@ -112,11 +110,10 @@ def main() -> int:
         if run_tests(room) != "survived":
             sys.exit(f"The tests of {room} fail while nothing is changed: see {BUILD / 'output.txt'}")
     log = BUILD / f"{options.seed}.jsonl"
-    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines()) if log.exists() else ()
-    known = {tuple(row["key"]): row["outcome"] for row in rows}
+    known = kept(log) | explained()
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     for mutant in mutants:
-        outcome = "same program" if mutant.key in same else known.get(mutant.key, "survived")
+        outcome = known.get(mutant.key, "survived")
         if outcome == "survived":
             outcome = try_out(mutant, options.near)
             with log.open("a", encoding="utf-8") as file:
@@ -214,6 +211,19 @@ def change(path: Path, operator: str, occurrence: int) -> Mutant:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.lineno <= first + 1 <= (node.end_lineno or 0)
     ]
     return Mutant(str(path.relative_to(TREE)), first + 1, ".".join(around), before, after, changed)
+
+
+def kept(log: Path) -> dict[tuple[str, ...], str]:
+    """Read the outcomes of earlier calls."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return {tuple(row["key"]): row["outcome"] for row in map(json.loads, lines)}
+
+
+def explained() -> dict[tuple[str, ...], str]:
+    """Read what is known of mutants that no quick test notices."""
+    tables = tomllib.loads(KNOWN.read_text(encoding="utf-8"))
+    names = {"same": "same program", "slow": "killed by a slow test"}
+    return {(row["where"], row["before"], row["after"]): names[kind] for kind in tables for row in tables[kind]}
 
 
 def warm_up() -> None:
