@@ -1,9 +1,9 @@
 """Mutants of src and the tests that notice them: one place of the code is changed at a time, and its room's tests run.
 
 A mutant that no test fails on has survived: behaviour that no test holds. It gets a test or, where it is the same
-program to every caller, an entry in ``mutants_known.toml`` that says why. Cosmic Ray makes the changes, in a copy of the
-working tree, ``build/mutants/tree``. Only quick tests run, first those that name the changed module. The outcomes are
-kept in ``build/mutants/SEED.jsonl``: called again, only what had survived is tried again.
+program to every caller, an entry in ``mutants_known.toml`` that says why. Cosmic Ray makes the changes, in a copy of
+the working tree, ``build/mutants/tree``. Only quick tests run, first those that name the changed module. The outcomes
+are kept in ``build/mutants/SEED.jsonl``: called again, only what had survived is tried again.
 """
 
 from __future__ import annotations
