@@ -195,6 +195,22 @@ def test_bombs_are_refused(tmp_path, images, kind, name, monkeypatch):
         refused(path, "decompression bomb")
 
 
+@pytest.mark.parametrize(("mebibytes", "taken"), [(1000, True), (1050, False)])
+def test_a_small_zip_may_hold_a_gibibyte_and_no_more(tmp_path, mebibytes, taken):
+    """By what its table of contents says, which is all that is read."""
+    path = pack(tmp_path / "pets.zip", [(f"{kind}/{i}.bmp", b"x") for kind in ("cat", "dog") for i in range(5)])
+    content = bytearray(path.read_bytes())
+    entry = content.find(b"PK\x01\x02")
+    while entry >= 0:
+        content[entry + 24 : entry + 28] = (mebibytes * 2**20 // 10).to_bytes(4, "little")
+        entry = content.find(b"PK\x01\x02", entry + 1)
+    path.write_bytes(content)
+    if taken:
+        assert len(open_source(path).listing.files) == 10
+    else:
+        refused(path, "more than 1.0 GiB unpacked", "decompression bomb")
+
+
 def test_a_header_that_asks_for_memory_is_refused(tmp_path, monkeypatch):
     """A long name's length is what its header says, and tarfile reads it at once."""
     monkeypatch.setattr(archive, "_MOST_BYTES", 100_000)
