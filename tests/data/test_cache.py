@@ -214,6 +214,16 @@ def test_too_little_space_is_noticed_before_the_work(two_classes, cache_dir, mon
     assert nothing_left(cache_dir)
 
 
+def test_space_is_told_in_mebibytes_and_just_enough_is_enough(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**30, 2**30))
+    with pytest.raises(UserError, match=rf"^packing needs 2,048 MiB in {tmp_path}, and 1,024 MiB are free\. "):
+        cache.check_space(tmp_path, 2**31)
+    with pytest.raises(UserError, match=r"^packing needs"):
+        cache.check_space(tmp_path, 2**30 + 1)
+    cache.check_space(tmp_path, 2**30)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -61,7 +61,18 @@ def test_a_torn_last_line_is_moved_aside(store, notes, cut):
         assert torn[0].name in notes[0]
 
 
-@pytest.mark.parametrize("end", [b"garbage\n", b"\x00\xff\x00\n", b'{"half": 1}\n', b"\n"])
+NO_RECORDS = [
+    b"garbage\n",
+    b"\x00\xff\x00\n",
+    b"\n",
+    b'{"half": 1}\n',
+    b'{"format": 1, "key": "b", "label": "lenet5", "seed": 0, "status": "perhaps"}\n',
+    b'{"format": 1, "key": "b", "label": "lenet5", "seed": "0", "status": "done"}\n',
+    b'{"format": 1, "key": "b", "label": null, "seed": 0, "status": "done"}\n',
+]
+
+
+@pytest.mark.parametrize("end", NO_RECORDS)
 def test_a_last_line_that_is_no_record_is_moved_aside(store, notes, end):
     store.append(record("a"))
     with store.records_file.open("ab") as file:
@@ -248,6 +259,14 @@ def test_a_claim_looks_at_the_records_after_it_was_taken(store):
     store.append(record("b", status="failed", attempts=2))
     assert store.claim("b", attempts=1) is None
     assert not store.is_claimed("a")
+
+
+def test_a_failure_that_counts_no_attempts_is_one(store):
+    failed = record("a", status="failed")
+    del failed["attempts"]
+    store.append(failed)
+    assert store.claim("a") is None
+    assert store.claim("a", attempts=1) is not None
 
 
 HOLD = """

@@ -44,6 +44,12 @@ def test_yaml_round_trip(tmp_path):
     assert resolve({}, read_settings(tmp_path / "config.yaml")) == config
 
 
+def test_its_file_can_be_read_by_people():
+    text = resolve({"data": "Bilder/Käfer", "milestones": [0.5]}).to_yaml()
+    assert text.startswith("data: Bilder/Käfer\n")
+    assert text.index("epochs:") < text.index("lr:") < text.index("seed:")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -80,6 +86,38 @@ def test_settings_that_cannot_work(settings, message):
     with pytest.raises(UserError) as caught:
         resolve({"data": "digits"}, settings) if "data" not in settings else resolve(settings)
     assert message in str(caught.value)
+
+
+# What is taken, and what is beyond it on either side, where there is something.
+ENDS = {
+    "epochs": ([1], [0]),
+    "batch_size": ([2, "auto"], [1]),
+    "lr": ([1e-9], [0.0, -0.1]),
+    "momentum": ([0.0, 0.999], [-0.1, 1.0]),
+    "weight_decay": ([0.0], [-1e-9]),
+    "warmup_epochs": ([0.0], [-1e-9]),
+    "milestones": ([[], [0.5], [0.001, 0.999]], [[0.0], [1.0], [0.5, 0.4]]),
+    "decay": ([1e-9, 1.0], [0.0, 1.001]),
+    "label_smoothing": ([0.0, 0.999], [-0.1, 1.0]),
+    "seed": ([0, 2**63 - 1], [-1, 2**63]),
+    "image_size": ([None, 8, 1024], [7, 1025]),
+    "crop_scale": ([1e-9, 1.0], [0.0, 1.001]),
+    "validation": ([0.0, 0.999], [-0.1, 1.0]),
+    "max_bad": ([0], [-1]),
+    "checkpoint_seconds": ([0.0], [-1e-9]),
+    "checkpoint_steps": ([None, 1], [0]),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_ends_of_every_range(name):
+    within, beyond = ENDS[name]
+    for value in within:
+        found = getattr(resolve({"data": "digits", name: value}), name)
+        assert (list(found) if isinstance(value, list) else found) == value
+    for value in beyond:
+        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} must be"):
+            resolve({"data": "digits", name: value})
 
 
 @pytest.mark.parametrize(
@@ -138,9 +176,12 @@ def test_runs_that_differ_have_different_names():
         {}, {"attention": "se"}, {"attention": "csham"}, {"attention": "csham", "strategy": "transfer"},
         {"attention": "csham", "gated": True}, {"backbone": "resnet18", "pretrained": True}, {"backbone": "resnet18"},
         {"weights_file": "start.pth"}, {"backbone": "timm/resnet18"}, {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
+        {"attention": "csham", "position": "stage"}, {"attention": "csham", "position": "last"},
+        {"attention": "csham", "points": ["a"]}, {"attention": "csham", "stages": [0]},
     ]  # fmt: skip
     names = [resolve({**base, **config}).default_name() for config in configs]
     assert names[0] == "photos-resnet20-none-fast-30epochs-seed0"
+    assert names[2] == "photos-resnet20-csham-fast-30epochs-seed0"
     assert len(set(names)) == len(names)
     assert not any("/" in name for name in names)
 

@@ -61,6 +61,13 @@ def test_classes_that_differ_are_named(finished, tmp_path, write_images):
     write_images(tmp_path / "zoo", classes=("ant", "bee", "dog"), count=5)
     with pytest.raises(UserError, match="lacks 'cow' and has the unknown 'dog'"):
         evaluate(finished, str(tmp_path / "zoo"))
+    many = [f"dog {number}" for number in range(7)]
+    write_images(tmp_path / "dogs", classes=["ant", "bee", "cow", *many[:5]], count=5)
+    with pytest.raises(UserError, match=r"it has the unknown 'dog 0', 'dog 1', 'dog 2', 'dog 3', 'dog 4'\. "):
+        evaluate(finished, str(tmp_path / "dogs"))
+    write_images(tmp_path / "kennel", classes=["ant", "bee", "cow", *many], count=5)
+    with pytest.raises(UserError, match=r"it has the unknown 'dog 0', .*, 'dog 4' and 2 more\. "):
+        evaluate(finished, str(tmp_path / "kennel"))
 
 
 def test_what_cannot_be_asked_for(finished):

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from csham.backbones import CifarResNet
+from csham.data.batches import Batches
 from csham.errors import UserError
 from csham.files import SUMS
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
@@ -56,8 +57,12 @@ def same_results(run, expected):
 
 
 def timeless(run):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in epochs_of(run)]
+
+
+def epochs_of(run):
     with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def test_the_run_folder_is_the_one_in_architecture_md(finished):
@@ -107,6 +112,50 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
     assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
+
+
+@pytest.fixture
+def stop_measuring(monkeypatch):
+    """Function that lets a signal come while a part of the data is measured, after so many others."""
+
+    def arm(others):
+        def in_order(batches):
+            parts.append(batches)
+            if len(parts) == others + 1:
+                signal.raise_signal(signal.SIGINT)
+            return real(batches)
+
+        parts, real = [], Batches.in_order
+        monkeypatch.setattr(Batches, "in_order", in_order)
+
+    return arm
+
+
+@pytest.mark.parametrize(("others", "at"), [(0, (0, 6)), (1, (0, 6)), (4, (2, 0))], ids=["validation", "test", "end"])
+def test_a_run_stopped_while_it_measures_goes_on_to_the_same_bits(
+    settings, finished, tmp_path, stop_measuring, others, at
+):
+    run = tmp_path / "run"
+    stop_measuring(others)
+    with pytest.raises(InterruptedRunError):
+        train(resolve({**settings, "track_test": True}), run=run)
+    content = load_checkpoint(RunFolder(run).last)
+    assert (content["epoch"], content["step"]) == at
+    resume(run)
+    same_results(run, finished)
+
+
+def test_a_run_stopped_while_it_measures_the_chosen_weights_keeps_the_last(finished, tmp_path, stop_measuring):
+    run = copy(finished, tmp_path)
+    content = load_checkpoint(RunFolder(run).last)
+    content["best"] = {"epoch": 1, "value": 100.0}
+    save_checkpoint(RunFolder(run).last, content)
+    lower = {name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()}
+    save_checkpoint(RunFolder(run).best, content | {"model": lower})
+    stop_measuring(1)
+    with pytest.raises(InterruptedRunError):
+        resume(run)
+    assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run).items())
 
 
 @pytest.mark.slow
@@ -298,6 +347,77 @@ class Listening(QuietProgress):
 
     def note(self, text):
         self.notes.append(text)
+
+
+class Counting(QuietProgress):
+    """Remembers what it is told of every step, and the step that the last checkpoint is of."""
+
+    def __init__(self, run):
+        self.last, self.began, self.steps, self.saved = RunFolder(run).last, [], [], []
+
+    def start(self, done, total):
+        self.began.append((done, total))
+
+    def step(self, where, done, loss, images_per_s):
+        self.steps.append((where, done, loss, images_per_s))
+        self.saved.append(load_checkpoint(self.last)["step"])
+
+
+def test_progress_is_told_images_loss_and_speed_of_every_step(settings, tmp_path):
+    told = Counting(tmp_path / "run")
+    began = time.monotonic()
+    train(resolve({**settings, "backbone": "lenet5"}), run=tmp_path / "run", progress=told)
+    passed = time.monotonic() - began
+    assert told.began == [(0, 96)]
+    assert [done for _, done, _, _ in told.steps] == list(range(8, 97, 8))
+    assert [where for where, *_ in told.steps] == ["epoch 1/2"] * 6 + ["epoch 2/2"] * 6
+    assert all(speed > 0 for *_, speed in told.steps)
+    rows = epochs_of(tmp_path / "run")
+    assert [told.steps[step][2] for step in (5, 11)] == pytest.approx([float(row["train_loss"]) for row in rows])
+    for row in rows:  # its seconds are those of training and of measuring
+        assert float(row["seconds"]) > 48 / float(row["images_per_s"]) > 0
+    assert sum(float(row["seconds"]) for row in rows) < passed
+
+
+def test_the_seconds_of_an_epoch_go_on_where_it_stopped(settings, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(resolve({**settings, "backbone": "lenet5", "epochs": 1}), run=run, progress=Stopping(2))
+    content = load_checkpoint(RunFolder(run).last)
+    assert content["seconds"] > 0
+    save_checkpoint(RunFolder(run).last, content | {"seconds": 100.0})
+    told = Counting(run)
+    resume(run, progress=told)
+    assert told.began == [(16, 48)]
+    (row,) = epochs_of(run)
+    assert float(row["seconds"]) >= 100
+    assert 0 < float(row["images_per_s"]) < 0.48
+
+
+@pytest.mark.parametrize(
+    ("often", "saved"),
+    [
+        ({"checkpoint_seconds": 3600.0}, [0, 0, 0, 0, 0, 0]),
+        ({"checkpoint_seconds": 0.0}, [0, 1, 2, 3, 4, 5]),
+        ({"checkpoint_seconds": 3600.0, "checkpoint_steps": 2}, [0, 0, 2, 2, 4, 4]),
+    ],
+)
+def test_checkpoints_are_as_often_as_asked_for(settings, tmp_path, often, saved):
+    told = Counting(tmp_path / "run")
+    train(resolve({**settings, "backbone": "lenet5", "epochs": 1, **often}), run=tmp_path / "run", progress=told)
+    assert told.saved == saved
+    content = load_checkpoint(RunFolder(tmp_path / "run").last)
+    assert (content["epoch"], content["step"]) == (1, 0)
+
+
+def test_where_memory_runs_out_a_smaller_batch_is_named(settings, tmp_path):
+    class Filled(QuietProgress):
+        def step(self, where, done, loss, images_per_s):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    given = resolve({**settings, "backbone": "lenet5"})
+    with pytest.raises(UserError, match=r"with --batch-size 8. Try --batch-size 4, .*Tried to allocate 2 GiB\)$"):
+        train(given, run=tmp_path / "run", progress=Filled())
 
 
 def test_a_small_folder_gets_a_batch_that_fits_and_a_word_on_its_steps(settings, tmp_path):
