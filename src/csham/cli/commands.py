@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from csham._extras import how_to_install
+from csham._lazy import how_to_install
 from csham._version import __version__
 from csham.cli.app import app_page
 from csham.cli.compare import compare
