@@ -30,6 +30,7 @@ from csham.cli.profile import profile
 from csham.cli.report import report
 from csham.cli.share import share
 from csham.cli.train import train
+from csham.cli.verdict import verdict
 from csham.errors import UserError
 from csham.words import printable, say
 
@@ -75,6 +76,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("verdict")(verdict)
 app.command("profile")(profile)
 app.command("predict")(predict)
 app.command("explain")(explain)

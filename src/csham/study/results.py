@@ -34,7 +34,7 @@ from csham.study.statistics import binomial_se, compare, judge
 from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
 from csham.training.metrics import of_study
 
-__all__ = ["assess", "per_class_difference"]
+__all__ = ["assess", "per_class_difference", "spread"]
 
 Record = Mapping[str, Any]
 
@@ -217,7 +217,7 @@ def _ranking(study: Study, comparisons: Sequence[Comparison]) -> dict[str, list[
 
 def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
     results = {seed: runs[network.label, seed]["result"] for seed in seeds if (network.label, seed) in runs}
-    top1 = _spread({seed: result["top1"] for seed, result in results.items()})
+    top1 = spread({seed: result["top1"] for seed, result in results.items()})
     images = _mean(result.get("images") for result in results.values())
     return NetworkRow(
         label=network.label,
@@ -227,9 +227,9 @@ def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], 
         instead_of=network.instead_of,
         n=len(results),
         top1=top1,
-        chosen_top1=_spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
+        chosen_top1=spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
         metrics={
-            name: _spread({seed: result.get(metric.name) for seed, result in results.items()})
+            name: spread({seed: result.get(metric.name) for seed, result in results.items()})
             for name, metric in of_study().items()
         },
         test_images=round(images) if images else None,
@@ -241,7 +241,8 @@ def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], 
     )
 
 
-def _spread(by_seed: Mapping[int, Any]) -> Spread | None:
+def spread(by_seed: Mapping[Any, Any]) -> Spread | None:
+    """Sum up one number of all seeds; None where none has it."""
     values = {seed: float(value) for seed, value in by_seed.items() if is_number(value)}
     if not values:
         return None

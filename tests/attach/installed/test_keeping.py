@@ -9,6 +9,7 @@ import torch
 from timm.utils import freeze, reparameterize_model, unfreeze
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import csham
 from csham.attach.install import attached_modules
@@ -277,3 +278,65 @@ def test_other_modules_are_replaced_as_ever():
     assert model(images(16)).shape == (2, 7)
     model.layer1[0].conv1 = None
     assert model.layer1[0].conv1 is None
+
+
+class _ConvNorm(nn.Module):
+    """A convolution as Ultralytics and EfficientViT write it, whose norm can be folded away."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+    def fold(self) -> None:
+        self.conv = fuse_conv_bn_eval(self.conv, self.norm)
+        del self.norm
+        self.forward = lambda x: self.act(self.conv(x))
+
+
+class _Folding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branches = nn.ModuleList(_ConvNorm(8) for _ in range(2))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = (x + branch(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_norm_that_is_folded_away_leaves_attention_where_it_was():
+    model = _Folding().eval()
+    points = csham.attach(model, "csham", strategy="transfer")
+    for branch in model.branches:
+        nn.init.uniform_(branch.norm.running_var, 0.5, 2)
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    state = model.state_dict()
+
+    for branch in model.branches:
+        branch.fold()
+
+    assert [point.name for point in points] == ["branches.0", "branches.1"]
+    torch.testing.assert_close(model(x), expected)
+    assert {key for key in state if "attached" in key} == {key for key in model.state_dict() if "attached" in key}
+
+
+def test_weights_of_attention_at_the_norm_itself_load_as_ever():
+    model, other = _Folding(), _Folding()
+    csham.attach(model, "csham")
+    csham.attach(other, "csham")
+    state = {key.replace(".attached.", ".norm.attached."): value for key, value in model.state_dict().items()}
+
+    for network in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        network.load_state_dict(state)
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in network.state_dict().items())
+    csham.detach(other)
+    assert not any(module._load_state_dict_pre_hooks for module in other.modules())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from csham.attach.graph.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
 
-__all__ = ["Ends", "around_joins", "host_of", "outermost_at", "outputs_at", "within_call"]
+__all__ = ["Ends", "around_joins", "host_of", "norm_within", "outermost_at", "outputs_at", "within_call"]
 
 # Names of the modules whose output is attended to, in execution order; and of the modules that hold an addition or a
 # concatenation where no module's output is.
@@ -53,8 +53,26 @@ def around_joins(trace: Trace, joins: list[int]) -> Ends:
 def host_of(trace: Trace, value: Value, wanted: set[int] | None = None) -> str | None:
     """Return the innermost module that puts out a value, one with weights rather than an identity within it."""
     hosts = [host for host in value.hosts if _sees_only(trace, host, wanted)]
-    layers = (host for host in hosts if host in trace.weighted - trace.containers)
-    return next(layers, hosts[0] if hosts else None)
+    layers = [host for host in hosts if host in trace.weighted - trace.containers]
+    if len(layers) > 1 and _has_placeholder(value, *layers[:2]):
+        return layers[1]
+    return next(iter(layers), hosts[0] if hosts else None)
+
+
+def norm_within(trace: Trace, host: str) -> str:
+    """Return the norm, by its name below a host, in whose place :func:`host_of` took the host; else ''."""
+    value = trace.values[trace.outputs_of(host)[0] or 0]
+    inner = next(iter(value.hosts), "")
+    return inner.rpartition(".")[2] if inner in trace.weighted and _has_placeholder(value, inner, host) else ""
+
+
+def _has_placeholder(value: Value, norm: str, around: str) -> bool:
+    """Return True if a module ends with a norm and an identity in an activation's place.
+
+    Ultralytics' convolutions do, and fold the norm away for inference: its output is then that of the module around.
+    """
+    after = value.hosts[value.hosts.index(norm) + 1 :][:1]
+    return value.op == "batch_norm" and [around] != after and {h.rpartition(".")[0] for h in (norm, *after)} == {around}
 
 
 def outermost_at(trace: Trace, end: int, ends: list[int]) -> str | None:

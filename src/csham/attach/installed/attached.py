@@ -160,6 +160,23 @@ def attends(hook: Any) -> bool:
     return isinstance(hook, partial) and hook.func is attend
 
 
+def accept_weights_of(host: nn.Module, inner: str) -> None:
+    """Let a host load the weights of attention that stood at a layer within it, which puts out the same."""
+    host.register_load_state_dict_pre_hook(partial(_take_from, inner))
+
+
+def accepts_weights(hook: Any) -> bool:
+    """Return True if a hook was made by :func:`accept_weights_of`."""
+    inner = getattr(hook, "hook", None)  # torch wraps hooks on loading
+    return isinstance(inner, partial) and inner.func is _take_from
+
+
+def _take_from(inner: str, host: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    before = f"{prefix}{inner}.{_CHILD}."
+    for key in [key for key in state_dict if key.startswith(before)]:
+        state_dict[f"{prefix}{_CHILD}.{key.removeprefix(before)}"] = state_dict.pop(key)
+
+
 def place_below(host: nn.Module) -> str:
     """Say where below a host its attention is to live: in it, or in a layer of it if it would run a new child."""
     path: list[str] = []

@@ -19,7 +19,7 @@ from csham.data.sources.columns import PARTS, check_classes, path_and_columns, s
 from csham.data.sources.layout import is_class_name, note_background
 from csham.errors import UserError
 
-__all__ = ["TableSource"]
+__all__ = ["TableSource", "rows_of"]
 
 _ENDINGS = (".csv", ".tsv")
 _NAMES = {
@@ -66,6 +66,15 @@ class TableSource(Source):
     def _contents(self) -> list[Content]:
         pairs = zip(self.listing.paths(), self._statuses, strict=True)
         return [path if status.fault is None else Unreadable(path, status.fault) for path, status in pairs]
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read the rows of a CSV or TSV file that are not empty, each with the number of the line that it ends on.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return _rows(path, _text(path, _read(path)))
 
 
 class _Line(NamedTuple):
@@ -139,7 +148,6 @@ def _lines(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[_Line]:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, each with the number of the line that it ends on."""
     first = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
