@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -136,7 +135,7 @@ class Bench:
             with _time_limit(seconds):
                 found, said = self._result()
         except UserError as err:
-            outcome = _refused(str(err), path)
+            outcome = _refused(str(err), path, target.also)
         except HangError:
             outcome = Outcome("hang", f"no answer within {seconds:.0f} s")
         except (Exception, SystemExit) as err:
@@ -166,13 +165,12 @@ class Bench:
         return _digest(found), "\n".join(said)
 
 
-def _refused(message: str, path: str) -> Outcome:
-    name = Path(path).name
-    if name not in message:
+def _refused(message: str, path: str, also: Sequence[str]) -> Outcome:
+    if Path(path).name not in message and not any(word in message for word in also):
         return Outcome("nameless", message[:LONGEST])
     if len(message) > LONGEST:
         return Outcome("wordy", f"{len(message)} characters: {message[:500]}")
-    if re.search(r"[^\n\t\x20-\x7e\xa0-\u2fff\U00010000-]|[\u202a-\u202e]", message):
+    if not message.replace("\n", "").isprintable():
         return Outcome("raw", ascii(message))
     return Outcome("refused", message)
 
