@@ -121,7 +121,7 @@ def main() -> int:
             say(mutant, outcome, failures())
         outcomes[mutant.room][outcome] += 1
     for room in rooms:
-        print(room, *(f"{count} {outcome}" for outcome, count in sorted(outcomes[room].items())), sep="  ")  # noqa: T201
+        print(room, *(f"{count} {outcome}" for outcome, count in sorted(outcomes[room].items())), sep="  ")
     return int(any(counts["survived"] for counts in outcomes.values()))
 
 
@@ -151,7 +151,7 @@ def copy_tree() -> None:
 
 def sample(room: str, count: int, seed: int) -> list[Mutant]:
     """Draw places of the room, of every file in proportion to how many it has, and one change of each."""
-    draw = random.Random(f"{seed} {room}")  # noqa: S311
+    draw = random.Random(f"{seed} {room}")
     places = []
     for path in sorted(path for name in ROOMS[room].split() for path in (TREE / SOURCE / room).glob(f"{name}.py")):
         found = sorted(changes(path.read_text(encoding="utf-8")).items())
@@ -292,7 +292,7 @@ def failures() -> str:
 def say(mutant: Mutant, outcome: str, reason: str = "") -> None:
     """Print a mutant and what became of it."""
     lines = (f"{outcome}  {mutant.path}:{mutant.line}  {reason}", f"- {mutant.before}", f"+ {mutant.after}")
-    print(*lines, sep="\n    ", flush=True)  # noqa: T201
+    print(*lines, sep="\n    ", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csham.cli.common import DebugOption, JsonOption, check_report_packages, print_json, print_table, split_list
+from csham.cli.common import check_report_packages, print_json, print_table
+from csham.cli.options import DebugOption, JsonOption
 from csham.errors import UserError
+from csham.settings import split_names
+from csham.words import say
 
 if TYPE_CHECKING:
     from csham.study.verdict import MetricVerdict, TableVerdict
@@ -91,15 +94,15 @@ def verdict(
 
     result = judge(
         table,
-        metric=split_list(metric),
+        metric=split_names(metric),
         variant=variant,
         seed=seed,
         baseline=baseline,
-        groups=split_list(group or ""),
+        groups=split_names(group or ""),
         worthwhile=_by_metric("--worthwhile", worthwhile, _number),
         unit=_by_metric("--unit", unit, str),
-        lower_is_better=split_list(lower_is_better),
-        higher_is_better=split_list(higher_is_better),
+        lower_is_better=split_names(lower_is_better),
+        higher_is_better=split_names(higher_is_better),
     )
     if as_json:
         print_json(result.to_dict())
@@ -113,7 +116,7 @@ def _by_metric(option: str, text: str | None, read: Callable[[str], Any]) -> Any
         return None
     if "=" not in text:
         return read(text.strip())
-    pairs = [word.rpartition("=") for word in split_list(text)]
+    pairs = [word.rpartition("=") for word in split_names(text)]
     if not all(name for name, _, _ in pairs):
         raise UserError(f"{option} takes one value for all metrics, or name=value for each; got {text!r}.")
     return {name.strip(): read(value.strip()) for name, _, value in pairs}
@@ -153,7 +156,7 @@ def _print(result: TableVerdict) -> None:
         print_table(f"{one.measure.name}{shown}{lower}", [*(["group"] if _grouped(one) else []), *header], rows)
     print(result.headline)
     for note in result.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
 
 
 def _grouped(one: MetricVerdict) -> bool:
