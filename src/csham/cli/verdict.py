@@ -154,9 +154,9 @@ def _print(result: TableVerdict) -> None:
         lower = ", lower is better" if one.measure.better == "lower" else ""
         header = ["variant", "seeds", "mean", "deviation", "gain", "95%", "verdict"]
         print_table(f"{one.measure.name}{shown}{lower}", [*(["group"] if _grouped(one) else []), *header], rows)
-    print(result.headline)
+    say(*result.headline.splitlines())
     for note in result.notes:
-        say(f"note: {note}")
+        say(f"note: {note}", error=True)
 
 
 def _grouped(one: MetricVerdict) -> bool:
