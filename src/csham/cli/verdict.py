@@ -11,7 +11,6 @@ import typer
 from csham.cli.common import check_report_packages, print_json, print_table
 from csham.cli.options import DebugOption, JsonOption
 from csham.errors import UserError
-from csham.settings import split_names
 from csham.words import say
 
 if TYPE_CHECKING:
@@ -94,15 +93,15 @@ def verdict(
 
     result = judge(
         table,
-        metric=split_names(metric),
+        metric=_words(metric),
         variant=variant,
         seed=seed,
         baseline=baseline,
-        groups=split_names(group or ""),
+        groups=_words(group or ""),
         worthwhile=_by_metric("--worthwhile", worthwhile, _number),
         unit=_by_metric("--unit", unit, str),
-        lower_is_better=split_names(lower_is_better),
-        higher_is_better=split_names(higher_is_better),
+        lower_is_better=_words(lower_is_better),
+        higher_is_better=_words(higher_is_better),
     )
     if as_json:
         print_json(result.to_dict())
@@ -116,10 +115,14 @@ def _by_metric(option: str, text: str | None, read: Callable[[str], Any]) -> Any
         return None
     if "=" not in text:
         return read(text.strip())
-    pairs = [word.rpartition("=") for word in split_names(text)]
+    pairs = [word.rpartition("=") for word in _words(text)]
     if not all(name for name, _, _ in pairs):
         raise UserError(f"{option} takes one value for all metrics, or name=value for each; got {text!r}.")
     return {name.strip(): read(value.strip()) for name, _, value in pairs}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _number(text: str) -> float:
