@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csham.cli.common import check_report_packages, print_json, print_table
-from csham.cli.options import DebugOption, JsonOption
+from csham.cli.options import OUTPUT, DebugOption, JsonOption
 from csham.errors import UserError
 from csham.words import say
 
@@ -84,6 +85,14 @@ def verdict(
             show_default="all others",
         ),
     ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a page with pictures and tables, replaced as a whole.",
+            rich_help_panel=OUTPUT,
+            show_default="none",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -103,10 +112,19 @@ def verdict(
         lower_is_better=_words(lower_is_better),
         higher_is_better=_words(higher_is_better),
     )
+    page = None if output is None else _write(result, output)
     if as_json:
-        print_json(result.to_dict())
+        print_json(result.to_dict() | ({} if page is None else {"report": str(page)}))
         return
     _print(result)
+    if page is not None:
+        say(f"report: {shlex.quote(str(page))}")
+
+
+def _write(result: TableVerdict, output: Path) -> Path:
+    from csham.report.verdict_page import write_verdict  # noqa: PLC0415  so does matplotlib
+
+    return write_verdict(result, output)
 
 
 def _by_metric(option: str, text: str | None, read: Callable[[str], Any]) -> Any:

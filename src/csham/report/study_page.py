@@ -18,7 +18,7 @@ from csham.report.tables import Table, counted
 from csham.study.findings import ClassDifference
 from csham.study.statistics import FEW
 
-__all__ = ["render_page"]
+__all__ = ["inlined", "render", "render_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,6 +43,17 @@ def render_page(
         files: Mappings with ``what`` and ``paths``, relative to the page.
         warnings: More than the material's.
     """
+    page = _page(material, tables, classes) | {
+        "differences": inlined(differences) if differences else None,
+        "families": [_family(family) for family in families],
+        "files": files,
+        "warnings": [*material.warnings, *warnings],
+    }
+    return render("study.html", page | {"sections": _sections(page)})
+
+
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """Return a page made of one of the templates that extend ``page.html``."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -52,14 +63,8 @@ def render_page(
     )
     environment.filters["unbroken"] = lambda text: text.replace("-", "\N{NON-BREAKING HYPHEN}")
     script = (_TEMPLATES / "study.js").read_text(encoding="utf-8")
-    page = _page(material, tables, classes) | {
-        "differences": _inline(differences) if differences else None,
-        "families": [_family(family) for family in families],
-        "files": files,
-        "warnings": [*material.warnings, *warnings],
-    }
-    text = environment.get_template("study.html").render(
-        page=page | {"sections": _sections(page)},
+    text = environment.get_template(template).render(
+        page=page,
         style=Markup(environment.get_template("study.css").render(colours=COLOURS)),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -72,6 +77,7 @@ def _page(
 ) -> dict[str, Any]:
     results, study = material.results, material.study
     return {
+        "kind": "study",
         "title": material.path.resolve().name,
         "facts": _facts(material),
         "headline": results.headline,
@@ -83,7 +89,7 @@ def _page(
         "sentences": [{"label": one.label, "text": one.sentence} for one in results.comparisons],
         "nothing": "the study has plain networks only.",
         "comparisons": len(results.comparisons),
-        "worthwhile": f"{results.worthwhile:g}",
+        "margin": f"±{results.worthwhile:g} points",
         "costs_note": _costs_note(material),
         "per_class": _per_class(material, classes),
         "failures": _failures(material),
@@ -222,12 +228,13 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _inline(picture: Picture) -> dict[str, Any]:
+def inlined(picture: Picture) -> dict[str, Any]:
+    """Return what the templates read of a picture."""
     return vars(picture) | {"inline": Markup(picture.inline)}  # noqa: S704  made by ElementTree, which escapes
 
 
 def _family(family: Family) -> dict[str, Any]:
-    return vars(family) | {name: [_inline(one) for one in getattr(family, name)] for name in ("curves", "points")}
+    return vars(family) | {name: [inlined(one) for one in getattr(family, name)] for name in ("curves", "points")}
 
 
 def _sections(page: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

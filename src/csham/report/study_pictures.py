@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -21,8 +21,8 @@ from csham.report.study_figures import (
     pareto_front,
 )
 from csham.report.study_material import Material
-from csham.report.study_tables import curve, shown
-from csham.report.tables import Column, Table, fixed, interval, signed
+from csham.report.study_tables import curve
+from csham.report.tables import Column, Table, counted, fixed, interval, signed
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
@@ -31,7 +31,7 @@ from csham.training.metrics import METRICS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "Family", "Picture", "draw_difference_picture", "draw_families"]
+__all__ = ["CURVES", "Family", "Gains", "Picture", "draw_difference_picture", "draw_families", "draw_gains"]
 
 # Columns of metrics.csv, and what a picture of them is called.
 _TOP1, _LOSS = METRICS["top1"], METRICS["loss"]
@@ -101,28 +101,64 @@ def draw_families(material: Material) -> list[Family]:
     return families
 
 
+@dataclass(frozen=True)
+class Gains:
+    """What differences are of, in the words of a picture.
+
+    Attributes:
+        name: Stem of the picture's files.
+        title: Name of the picture.
+        axis: Title of the horizontal axis.
+        caption: Of the table of the numbers.
+        subject: Head of the column of labels.
+        unit: Word behind a number; may be empty.
+        digits: Decimals.
+    """
+
+    name: str = "differences"
+    title: str = "Difference of each network's test top-1 to the plain network's"
+    axis: str = "test top-1 minus the plain network's, percentage points"
+    caption: str = "Paired differences of test top-1, percentage points."
+    subject: str = "network"
+    unit: str = "points"
+    digits: int = 2
+
+
 def draw_difference_picture(material: Material) -> Picture | None:
     """Draw all paired differences with their intervals; None where there is no pair."""
-    compared = [one for one in material.results.comparisons if one.n]
+    looks = {label: look for labels in material.families.values() for label, look in _looks(material, labels).items()}
+    return draw_gains(material.results.comparisons, looks, material.results.worthwhile, Gains())
+
+
+def draw_gains(
+    comparisons: Iterable[Comparison], looks: Mapping[str, Look], worthwhile: float, words: Gains
+) -> Picture | None:
+    """Draw paired differences with their intervals; None where there is no pair.
+
+    Args:
+        comparisons: Those without a pair are left out.
+        looks: Of each label.
+        worthwhile: In the unit of the differences.
+        words: What they are of.
+    """
+    compared = [one for one in comparisons if one.n]
     if not compared:
         return None
     groups: dict[str, list[Comparison]] = {}
     for one in compared:
         groups.setdefault(str(one.against), []).append(one)
-    looks = {label: look for labels in material.families.values() for label, look in _looks(material, labels).items()}
-    worthwhile = material.results.worthwhile
+    margin = f"{worthwhile:g} {words.unit}".rstrip()
     with drawing():
-        figure = draw_differences(groups, looks, worthwhile)
+        figure = draw_differences(groups, looks, worthwhile, words.axis)
         beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, compared) else ""
         return _picture(
             figure,
-            "differences",
-            "Difference of each network's test top-1 to the plain network's",
-            "; ".join(_difference_words(one) for one in compared) + ".",
+            words.name,
+            words.title,
+            "; ".join(_difference_words(one, words) for one in compared) + ".",
             "Marker: mean over seeds. Thick bar: 95% Student-t interval. Thin line with ends: 95% BCa bootstrap "
-            f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {worthwhile:g} points worth "
-            f"having.{beyond}",
-            _difference_table(compared),
+            f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {margin} worth having.{beyond}",
+            _difference_table(compared, words),
         )
 
 
@@ -226,25 +262,32 @@ def _picture(
     return Picture(name, title, inline, svg_bytes(figure), png_bytes(figure), caption, table)
 
 
-def _difference_words(one: Comparison) -> str:
-    bootstrap = shown(STATISTICS["bootstrap_interval"], one)
+def _difference_words(one: Comparison, words: Gains) -> str:
+    statistic = STATISTICS["bootstrap_interval"]
+    bootstrap = statistic.instead(one) or interval(one.bootstrap_interval, words.digits)
+    gain = f"{signed(one.mean, words.digits)} {words.unit}".rstrip()
     return (
-        f"{one.label} {signed(one.mean)} points against {one.against}, t interval {interval(one.t_interval)}, BCa "
-        f"interval {bootstrap}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
+        f"{one.label} {gain} against {one.against}, t interval {interval(one.t_interval, words.digits)}, BCa "
+        f"interval {bootstrap}, {counted(one.n, 'seed')}: {one.verdict}"
     )
 
 
-def _difference_table(compared: Sequence[Comparison]) -> Table:
-    def of_seed(seed: int) -> Callable[[Comparison], float | None]:
+def _difference_table(compared: Sequence[Comparison], words: Gains) -> Table:
+    def of_seed(seed: Any) -> Callable[[Comparison], float | None]:
         return lambda one: dict(zip(one.seeds, one.differences, strict=True)).get(seed)
 
-    seeds = sorted({seed for one in compared for seed in one.seeds})
+    form = partial(signed, digits=words.digits)
+    seeds = {seed: None for one in compared for seed in one.seeds}
     columns = [
-        Column("network", attrgetter("label"), numeric=False),
-        *(Column(f"seed {seed}", of_seed(seed), signed) for seed in seeds),
-        Column("mean", attrgetter("mean"), signed),
+        Column(words.subject, attrgetter("label"), numeric=False),
+        *(Column(f"seed {seed}", of_seed(seed), form) for seed in sorted(seeds, key=_by_number)),
+        Column("mean", attrgetter("mean"), form),
     ]
-    return Table("differences", "Paired differences of test top-1, percentage points.", columns, compared)
+    return Table(words.name, words.caption, columns, compared)
+
+
+def _by_number(seed: Any) -> tuple[int, str]:
+    return (int(seed), "") if str(seed).isdecimal() else (2**63, str(seed))
 
 
 def _curve_table(title: str, curves: Sequence[Curve]) -> Table:
