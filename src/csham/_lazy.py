@@ -77,5 +77,7 @@ def how_to_install(what: str, err: ImportError) -> str | None:
 
 
 class _CallableModule(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        # The function itself: a method around it would be the caller that its warnings name.
+        return getattr(self, self.__name__.rpartition(".")[2])
