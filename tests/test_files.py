@@ -442,6 +442,7 @@ def test_an_object_without_a_sum_is_from_before():
     [
         ('{"a": 1, "a": 2}', "'a' is there twice"),
         ("[NaN]", "NaN is not a number"),
+        ("[1e999]", "1e999 is too large"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff\xff\xff", "codec can't decode"),
     ],
