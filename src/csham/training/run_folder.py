@@ -27,7 +27,7 @@ from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.metrics import METRICS
 from csham.training.sums import check_unchanged, is_main_process, write_listed
 
-__all__ = ["CHOICES", "DEFAULT", "RunFolder", "RunWeights", "check_choice", "weights_of_run"]
+__all__ = ["CHOICES", "DEFAULT", "RunFolder", "RunWeights", "check_choice", "check_place", "weights_of_run"]
 
 CHOICES = ("last", "best")
 
@@ -91,14 +91,7 @@ class RunFolder:
                 f"the run folder {self.path} exists already. csham train --resume {self.path} goes on with "
                 "it; --run DIR starts another one."
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UserError(f"{self.path} exists and is not an empty folder. Name another with --run DIR.")
-
-        place = next(parent for parent in self.path.absolute().parents if parent.exists())
-        if not place.is_dir():
-            raise UserError(f"cannot make {self.path}: {place} is a file. Name another place with --run DIR.")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"cannot make {self.path}: {place} is not writable. Name another place with --run DIR.")
+        check_place(self.path, "Name another place with --run DIR.")
 
     def check_run(self) -> None:
         """Refuse a path that is not a run folder.
@@ -297,6 +290,22 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         self.write_text(name, text.getvalue())
+
+
+def check_place(folder: Path, what_to_do: str) -> None:
+    """Refuse a folder that holds something already, or that cannot be made.
+
+    Args:
+        folder: To be made.
+        what_to_do: Ends the message.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder. {what_to_do}")
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UserError(f"cannot make {folder}: {place} is a file. {what_to_do}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make {folder}: {place} is not writable. {what_to_do}")
 
 
 @dataclass(frozen=True)
