@@ -3,12 +3,13 @@
 import json
 import random
 import shutil
+import threading
 
 import pytest
 import torch
 
 from csham.errors import UserError
-from csham.files import SUMS, read_sums
+from csham.files import SUMS, read_sums, sum_files
 from csham.inference import load
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import resolve
@@ -16,6 +17,7 @@ from csham.training.evaluation import evaluate, load_network
 from csham.training.loop import resume, train
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
+from csham.training.sums import check_unchanged, write_listed
 
 READERS = {
     "config.yaml": lambda folder: folder.read_config(),
@@ -214,3 +216,24 @@ def test_weights_that_are_no_numbers_are_not_measured(run, finished):
     run.weights.unlink()
     with pytest.raises(UserError, match=r"'fc\.bias' holds numbers that are not finite"):
         evaluate(run.path)
+
+
+def test_a_file_that_is_being_replaced_is_never_taken_for_a_changed_one(tmp_path):
+    path = tmp_path / "file"
+    write_listed(path, lambda file: file.write(b"0"))
+    sum_files(tmp_path, ["file"])
+    ended = threading.Event()
+
+    def write():
+        for number in range(150):
+            write_listed(path, lambda file, number=number: file.write(bytes(10_000) + str(number).encode()))
+        ended.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    looks = 0
+    while not ended.is_set():
+        assert check_unchanged(path, "")
+        looks += 1
+    writer.join()
+    assert looks > 20
