@@ -110,6 +110,16 @@ def test_a_folder_from_before_there_were_sums_is_read_and_said_to_be_unchecked_o
     assert not (old / SUMS).exists()
 
 
+def test_a_run_may_be_called_like_the_folder_of_its_checkpoints(finished, tmp_path, caplog):
+    run = RunFolder(shutil.copytree(finished, tmp_path / "checkpoints"))
+    for read in READERS.values():
+        read(run)
+    assert caplog.records == []
+    flip(run.last)
+    with pytest.raises(UserError, match=r"last\.ckpt was changed"):
+        load_checkpoint(run.last)
+
+
 def test_a_config_that_lacks_a_setting_is_refused_where_it_is_a_runs_own(run, copy_unlisted, tmp_path):
     lines = run.config_file.read_text().splitlines(keepends=True)
     old = RunFolder(copy_unlisted(run.path, tmp_path / "old"))

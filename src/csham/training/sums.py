@@ -72,7 +72,7 @@ def check_unchanged(path: Path, what_to_do: str, *, by_itself: bool = False) -> 
     before = None
     while True:
         digest = sha256_of(path)
-        if digest in sums[name]:
+        if digest in sums.get(name, ()):
             return True
         if (digest, sums) == before:  # no run that is under way is replacing the file, and then its line
             raise UserError(
@@ -90,7 +90,8 @@ def _sums(home: Path) -> dict[str, tuple[str, ...]] | None:
 
 def _home(path: Path) -> Path:
     """Return the folder of the list in which a file is."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    in_run = path.parent.name == "checkpoints" and not (path.parent / SUMS).exists()  # or a run has that name
+    return path.parent.parent if in_run else path.parent
 
 
 def _damaged(home: Path, err: ValueError) -> UserError:
