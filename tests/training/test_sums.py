@@ -3,12 +3,13 @@
 import json
 import random
 import shutil
+import threading
 
 import pytest
 import torch
 
 from csham.errors import UserError
-from csham.files import SUMS, read_sums
+from csham.files import SUMS, read_sums, sum_files
 from csham.inference import load
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import resolve
@@ -16,6 +17,7 @@ from csham.training.evaluation import evaluate, load_network
 from csham.training.loop import resume, train
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
+from csham.training.sums import check_unchanged, write_listed
 
 READERS = {
     "config.yaml": lambda folder: folder.read_config(),
@@ -106,6 +108,16 @@ def test_a_folder_from_before_there_were_sums_is_read_and_said_to_be_unchecked_o
         f"{old} has no csham.sha256, as of an earlier version: whether its files were changed cannot be told"
     ]
     assert not (old / SUMS).exists()
+
+
+def test_a_run_may_be_called_like_the_folder_of_its_checkpoints(finished, tmp_path, caplog):
+    run = RunFolder(shutil.copytree(finished, tmp_path / "checkpoints"))
+    for read in READERS.values():
+        read(run)
+    assert caplog.records == []
+    flip(run.last)
+    with pytest.raises(UserError, match=r"last\.ckpt was changed"):
+        load_checkpoint(run.last)
 
 
 def test_a_config_that_lacks_a_setting_is_refused_where_it_is_a_runs_own(run, copy_unlisted, tmp_path):
@@ -199,7 +211,7 @@ def test_numbers_that_contradict_each_other_are_refused_without_a_list_too(
         run.read_summary()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"top1": NaN}', "[" * 100_000, "\xff", '{"epochs": "two"}', "{}"])
+@pytest.mark.parametrize("text", ["", "[]", '{"top1": NaN}', "[" * 100_000, "\xff", '{"top1": "two"}', "{}"])
 def test_a_summary_that_is_none_is_refused_by_its_name(finished, copy_unlisted, tmp_path, text):
     run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
     run.summary_file.write_bytes(text.encode("latin-1"))
@@ -214,3 +226,24 @@ def test_weights_that_are_no_numbers_are_not_measured(run, finished):
     run.weights.unlink()
     with pytest.raises(UserError, match=r"'fc\.bias' holds numbers that are not finite"):
         evaluate(run.path)
+
+
+def test_a_file_that_is_being_replaced_is_never_taken_for_a_changed_one(tmp_path):
+    path = tmp_path / "file"
+    write_listed(path, lambda file: file.write(b"0"))
+    sum_files(tmp_path, ["file"])
+    ended = threading.Event()
+
+    def write():
+        for number in range(150):
+            write_listed(path, lambda file, number=number: file.write(bytes(10_000) + str(number).encode()))
+        ended.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    looks = 0
+    while not ended.is_set():
+        assert check_unchanged(path, "")
+        looks += 1
+    writer.join()
+    assert looks > 20

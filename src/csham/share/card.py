@@ -60,8 +60,10 @@ def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None =
     wanted = {"top1", "f1", "images"}
     if not isinstance(measured, dict) or not wanted <= set(measured):
         raise UserError(f"{run.summary_file} lacks the numbers of the {weights} weights. Train the run again.")
-    if not isinstance(summary.get("classes"), int) or not isinstance(environment.get("versions"), dict):
-        raise UserError(f"{run.path}: summary.json or environment.json is not that of a run.")
+    if not isinstance(summary.get("classes"), int):
+        raise UserError(f"{run.summary_file} is not that of a run: it does not say how many classes there are.")
+    if not isinstance(environment.get("versions"), dict):
+        raise UserError(f"{run.path / 'environment.json'} is not that of a run: it names no versions.")
     parts = [
         _header(config, measured, license),
         f"# {_text(config.label)}, trained on {_text(_data_name(config))}",

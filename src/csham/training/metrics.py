@@ -129,8 +129,8 @@ class Predictions:
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return all metrics by name, and how many of the classes have no images here, ``absent_classes``."""
-        found = {metric.name: metric.measure(self, len(classes)) for metric in _measured(len(classes))}
-        return found | {"absent_classes": len(classes) - len(np.unique(self.labels))}
+        numbers = {metric.name: metric.measure(self, len(classes)) for metric in _measured(len(classes))}
+        return numbers | {"absent_classes": len(classes) - len(np.unique(self.labels))}
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 in percent and the number of images, of each class.

@@ -157,14 +157,14 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
     with _opened(path) as file:
         check_seal(path, _ANEW)
         if info is None or "backbone" in (file.metadata() or {}):
-            own = _described(file, path)
-            if info is not None and info != own:
-                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(own, f.name)]
+            described = _described(file, path)
+            if info is not None and info != described:
+                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(described, f.name)]
                 raise UserError(
                     f"{path} describes another network than the file beside it, in {', '.join(differ)}. "
                     "Take both from one place."
                 )
-            info = own
+            info = described
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         network = build_for(info, {name: tuple(part.get_shape()) for name, part in slices.items()}, str(path))
         weights = in_todays_names(network, {name: file.get_tensor(name) for name in slices})

@@ -62,22 +62,30 @@ def check_unchanged(path: Path, what_to_do: str, *, by_itself: bool = False) -> 
         UserError: It, or the list, was changed; or the folder has a list, and it is not in it.
     """
     home = _home(path)
-    try:
-        sums = read_sums(home)
-    except ValueError as err:
-        raise _damaged(home, err) from err
-    name = path.relative_to(home).as_posix()
+    name, sums = path.relative_to(home).as_posix(), _sums(home)
     if sums is None or (by_itself and name not in sums):
         if sums is None and not by_itself:
             _say_unchecked(home)
         return False
     if name not in sums:
         raise UserError(f"{path} was not written with the rest of {home}, whose {SUMS} does not list it. {what_to_do}")
-    if sha256_of(path) not in sums[name]:
-        raise UserError(
-            f"{path} was changed since it was written: its SHA-256 is not the one in {home / SUMS}. {what_to_do}"
-        )
-    return True
+    before = None
+    while True:
+        digest = sha256_of(path)
+        if digest in sums.get(name, ()):
+            return True
+        if (digest, sums) == before:  # no run that is under way is replacing the file, and then its line
+            raise UserError(
+                f"{path} was changed since it was written: its SHA-256 is not the one in {home / SUMS}. {what_to_do}"
+            )
+        before, sums = (digest, sums), _sums(home) or sums
+
+
+def _sums(home: Path) -> dict[str, tuple[str, ...]] | None:
+    try:
+        return read_sums(home)
+    except ValueError as err:
+        raise _damaged(home, err) from err
 
 
 def check_seal(path: Path, what_to_do: str) -> None:
@@ -94,7 +102,8 @@ def check_seal(path: Path, what_to_do: str) -> None:
 
 def _home(path: Path) -> Path:
     """Return the folder of the list in which a file is."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    in_run = path.parent.name == "checkpoints" and not (path.parent / SUMS).exists()  # or a run has that name
+    return path.parent.parent if in_run else path.parent
 
 
 def _damaged(home: Path, err: ValueError) -> UserError:
