@@ -18,8 +18,8 @@ from csham.explain.faithfulness import (
     areas,
     measure_faithfulness,
     pixel_ranks,
+    sample_test_images,
 )
-from csham.explain.samples import sample_test_images
 
 
 class Patch(nn.Module):
