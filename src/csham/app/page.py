@@ -156,7 +156,7 @@ def _choices(networks: Sequence[Trained]) -> list[str]:
     for trained in networks:
         size = trained.info.image_size
         for explanation in explain(trained, [np.zeros((size, size, 3), np.uint8)]):
-            labels += [label for label in explanation.stages if label not in found]
+            labels += [label for label in explanation.stages if label not in labels]
     return labels
 
 

@@ -141,12 +141,12 @@ def cost(
         raise UserError("cost: one network gives one Cost. For many settings name it: cost({'name': network}, ...).")
     comparison = Comparison({"network": networks} if isinstance(networks, nn.Module) else networks, settings, progress)
     comparison.run()
-    found = comparison.costs()
+    costs = comparison.costs()
     if not alone:
-        return found
-    if found[0].failed:
-        raise UserError(f"cost: {found[0].failed}")
-    return found[0]
+        return costs
+    if costs[0].failed:
+        raise UserError(f"cost: {costs[0].failed}")
+    return costs[0]
 
 
 class Comparison:
@@ -273,11 +273,11 @@ class Comparison:
 
     def _batches(self) -> dict[int, Tensor]:
         generator = torch.Generator().manual_seed(self.settings.seed)
-        found = {}
+        batches = {}
         for size in sorted({1, *self.batch_sizes}):
             images = torch.randn(size, *self.settings.input_size, generator=generator).to(self.device)
-            found[size] = images.contiguous(memory_format=torch.channels_last) if self._channels_last() else images
-        return found
+            batches[size] = images.contiguous(memory_format=torch.channels_last) if self._channels_last() else images
+        return batches
 
     def _channels_last(self) -> bool:
         asked = self.settings.channels_last
@@ -420,12 +420,12 @@ def _ratios(known: Mapping[str, float | None], reference: Mapping[str, float | N
 
 def _time_ratios(tasks: _Tasks, plain: _Tasks) -> dict[str, float]:
     """Compare within each round, where both met the same state of the machine."""
-    found = {}
+    ratios = {}
     for name, task in tasks.items():
         against = plain[name]
         if task and against:
             # An interrupted round has timed some tasks and not others.
             spread = Spread.of([a / b for a, b in zip(task.samples, against.samples, strict=False)])
             if spread is not None:
-                found[name] = spread.median
-    return found
+                ratios[name] = spread.median
+    return ratios

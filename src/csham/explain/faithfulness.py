@@ -152,11 +152,11 @@ def measure_faithfulness(
     """
     if steps < 2 or batch_size < 1:
         raise UserError(f"steps must be at least 2 and the batch size at least 1, got {steps} and {batch_size}.")
-    found: list[dict[str, list[tuple[float, float]]]] = [{} for _ in networks]
+    scores_of: list[dict[str, list[tuple[float, float]]]] = [{} for _ in networks]
     together = explain_together(networks, images, layer=layer, batch_size=min(batch_size, 16))
     count = 0
     for count, explanations in enumerate(together, 1):
-        for trained, explanation, scores in zip(networks, explanations, found, strict=True):
+        for trained, explanation, scores in zip(networks, explanations, scores_of, strict=True):
             ranks = _orders(explanation, np.random.default_rng([seed, count]))
             areas_found = _areas_of(trained, explanation, list(ranks.values()), steps, batch_size)
             for name, pair in zip(ranks, areas_found.tolist(), strict=True):
@@ -167,7 +167,7 @@ def measure_faithfulness(
         raise UserError("there are no images to measure faithfulness on.")
     return [
         Faithfulness(trained.label, count, [MapScores(name, *np.array(pairs).T) for name, pairs in scores.items()])
-        for trained, scores in zip(networks, found, strict=True)
+        for trained, scores in zip(networks, scores_of, strict=True)
     ]
 
 
