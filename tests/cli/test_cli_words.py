@@ -134,6 +134,20 @@ for debug in (False, True):
 """
 
 
+def test_a_name_in_a_table_is_no_picture(capsys):
+    from csham.cli.common import print_note, print_table
+
+    print_table(":smile: [bold]x[/]", [":smile:"], [[":smile: [red]y[/]"]])
+    print_note(":smile:")
+    out, _ = capsys.readouterr()
+    assert [line.strip() for line in out.splitlines() if line.strip("─ ")] == [
+        ":smile: [bold]x[/]",
+        ":smile:",
+        ":smile: [red]y[/]",
+        ":smile:",
+    ]
+
+
 def test_a_warning_is_a_line():
     # In a process of its own: pytest has handlers of what is logged.
     done = subprocess.run([sys.executable, "-c", NOTED], capture_output=True, text=True, check=True)
