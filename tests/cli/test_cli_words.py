@@ -89,6 +89,25 @@ def test_what_reads_a_run(csham, run, hostile, tmp_path, words):
     undisturbed(out, err)
 
 
+def test_a_data_set_s_folder_whose_name_is_no_utf_8(csham, images, tmp_path):
+    data, run = tmp_path / os.fsdecode(b"da\xffta"), tmp_path / "run"
+    try:
+        shutil.copytree(images, data)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    words = "--backbone lenet5 --image-size 16 --epochs 1 --batch-size 8 --no-compile --device cpu --precision fp32"
+    for command in (
+        ["train", data, *words.split(), "--run", run],
+        ["train", "--resume", run],
+        ["evaluate", run],
+        ["share", run, tmp_path / "shared"],
+        ["predict", tmp_path / "shared", data / "bee"],
+    ):
+        code, out, err = csham(*command)
+        assert code == 0, err
+        undisturbed(out, err)
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
@@ -113,6 +132,20 @@ for debug in (False, True):
         warnings.warn("of \x1b[2J\u202e\n and so on")
         logging.getLogger("csham.somewhere").warning("%s was logged", "\x1b[2J\u202e\n")
 """
+
+
+def test_a_name_in_a_table_is_no_picture(capsys):
+    from csham.cli.common import print_note, print_table
+
+    print_table(":smile: [bold]x[/]", [":smile:"], [[":smile: [red]y[/]"]])
+    print_note(":smile:")
+    out, _ = capsys.readouterr()
+    assert [line.strip() for line in out.splitlines() if line.strip("─ ")] == [
+        ":smile: [bold]x[/]",
+        ":smile:",
+        ":smile: [red]y[/]",
+        ":smile:",
+    ]
 
 
 def test_a_warning_is_a_line():

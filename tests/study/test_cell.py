@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from csham.data import prepare
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.errors import UserError
 from csham.files import SUMS
 from csham.study.cell import CellRunner, adopt_runs

@@ -55,7 +55,7 @@ def store(make_study, tmp_path):
     from dataclasses import replace
 
     from csham.data import prepare
-    from csham.data.identity import describe_data
+    from csham.data.dataset import describe_data
 
     study = make_study([Network("lenet5")], range(3), epochs=12, recipe="quick", batch_size=32)
     fingerprint = describe_data(prepare("digits"))["fingerprint"]

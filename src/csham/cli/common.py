@@ -138,7 +138,7 @@ _UNBOUND = 10_000
 def _console() -> Console:
     # A line may be as long as it is where there is no terminal and COLUMNS does not say how long.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNBOUND
-    return Console(highlight=False, markup=False, width=width)
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def _table(title: str) -> Table:

@@ -112,10 +112,10 @@ def find_layer(model: nn.Module, input_size: Sequence[int], layer: str | None = 
         raise UserError(
             f"Grad-CAM: {kind} works on tokens, not on feature maps (B, C, H, W). Name a layer that puts one out."
         )
-    found = _last_map(run)
-    if found is None:
+    layer = _last_map(run)
+    if layer is None:
         raise UserError(f"Grad-CAM: {kind} has no feature map of more than one place at {height}x{width} pixels.")
-    return _outside_attention(model, found)
+    return _outside_attention(model, layer)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -97,7 +97,7 @@ def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: Ru
         card: The text of README.md.
     """
     write_weights(folder / WEIGHTS, network.state_dict(), info, weights)
-    config, page = shared_config(info, weights.name).encode(), card.encode()
+    config, page = shared_config(info, weights.name).encode(), card.encode("utf-8", "backslashreplace")
     write_listed(folder / CONFIG, lambda file: file.write(config))
     write_atomically(folder / CARD, lambda file: file.write(page))
     sum_files(folder, (CONFIG, WEIGHTS))  # the card is the user's to edit

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from csham.data import PackedDataset, prepare
+from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
-from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
 from csham.study.grid import Cell, Study, cell_key, differing_setting

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from csham.cost.passes import forward_of, training
-from csham.cost.timing import seconds_per_call
+from csham.cost.passes import forward_of, seconds_per_call, training
 from csham.memory import retain_memory
 from csham.study.grid import Cell, Network, Study
 from csham.training.machine import choose_device

@@ -13,8 +13,8 @@ from typing import Any
 
 from csham.backbones.spec import CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
+from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
-from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
 from csham.settings import check_choice, split_names

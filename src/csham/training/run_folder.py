@@ -166,8 +166,8 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file of the folder, at once."""
-        write_listed(self.path / name, lambda file: file.write(text.encode()))
+        """Write a text file of the folder, at once; bytes of a path that are no UTF-8 as JSON and YAML escape them."""
+        write_listed(self.path / name, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the folder back.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
 from csham.data.crops import check_crop
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.errors import UserError
 from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights

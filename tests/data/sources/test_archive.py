@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csham.data import packing, prepare
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.data.sources import archive, open_source
 from csham.errors import UserError
 
