@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ FAILED_MARK = "failed.json"
 """In the run folder of an attempt that failed."""
 
 _WAIT_SECONDS = 60.0
+_MARK = "mark-"
 
 
 class Store:
@@ -203,6 +205,11 @@ class Store:
         places += [path.with_name(path.name[1:].rsplit(".", 2)[0]) for path in runs.glob(".*.*.tmp")]
         for place in places:
             remove_leftovers(place)
+        for file in (self.path / "locks").glob(f"{_MARK}*.lock"):
+            lock = self._lock(file.stem, wait=False)
+            if self._acquired(lock):
+                file.unlink(missing_ok=True)
+                lock.release()
 
     def claim(self, key: str, attempts: int = 0) -> Claim | None:
         """Take a cell for this process, until the claim is released or the process ends.
@@ -230,6 +237,13 @@ class Store:
             return True
         lock.release()
         return False
+
+    def mark(self) -> Claim:
+        """Make a file in the folder that nobody removes while the claim is held."""
+        lock = self._lock(f"{_MARK}{uuid.uuid4().hex}", wait=False)
+        with writing_in(self.path):
+            lock.acquire()
+        return Claim(lock)
 
     def _acquired(self, lock: filelock.BaseFileLock) -> bool:
         with writing_in(self.path):
@@ -294,9 +308,14 @@ class Store:
 
 
 class Claim:
-    """A cell that this process works on; a context manager."""
+    """A cell that this process works on; a context manager.
+
+    Attributes:
+        path: The file that is locked.
+    """
 
     def __init__(self, lock: filelock.BaseFileLock) -> None:
+        self.path = Path(lock.lock_file).absolute()
         self._lock = lock
 
     def __enter__(self) -> Claim:
