@@ -159,7 +159,6 @@ class _Engine:
         wait: bool,
     ) -> None:
         self._ray, self._store, self._machine, self._progress, self._wait = ray, store, machine, progress, wait
-        self._study = store.study
         self._started = now()
         self._pending = list(tasks)
         self._running: dict[Any, Task] = {}
