@@ -121,7 +121,7 @@ def test_a_study_that_is_stopped_and_whose_processes_are_killed(connected, store
     assert stopped.signum == signal.SIGINT
     after_stop, at_kill = under_way(store), {}
     assert after_stop
-    assert not list((store.path / "locks").glob("ray-*"))
+    assert not list((store.path / "locks").glob("mark-*"))
 
     def kill():
         at_kill.update(under_way(store))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csham.study.record import Line, read_line, written_line
+from csham.study.record import Line, is_number, read_line, written_line
 
 COMMITTED = Path(__file__).parents[2] / "results/cifar100-resnet20/records.jsonl"
 
@@ -118,6 +118,7 @@ WRONG = [
     {"per_class": [1]}, {"per_class": {"correct": [1]}}, {"per_class": {"correct": [2], "total": [1]}},
     {"per_class": {"correct": [1], "total": [1]}, "classes": ["a", "b"]}, {"per_class": {"correct": "1", "total": "1"}},
     {"result": {"validation_chosen": 5}}, {"result": {"machine": "cpu"}}, {"environment": {"versions": ["torch"]}},
+    {"per_class": {"correct": [1], "total": [10**400]}},
     {"seed": 1.5}, {"key": None}, {"label": ["a"]}, {"status": "perhaps"}, {"format": True},
 ]  # fmt: skip
 
@@ -128,6 +129,13 @@ def test_a_part_that_cannot_be_makes_a_line_no_record(part):
     assert read_line(json.dumps(old).encode()) == Line(None, fault="is not a record", torn=True)
     with pytest.raises(ValueError, match="not a record"):
         written_line(old)
+
+
+@pytest.mark.parametrize("name", ["top1", "images", "seconds", "epochs"])
+def test_a_number_beyond_all_floats_is_none(old, name):
+    line = json.dumps(old | {"result": old["result"] | {name: 10**400}}).encode()
+    read = read_line(line)
+    assert read.fault if read.record is None else not is_number(read.record["result"][name])
 
 
 @pytest.mark.parametrize(

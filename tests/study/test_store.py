@@ -289,6 +289,20 @@ def test_a_killed_process_lets_its_claims_go(store):
     assert store.claim("a") is not None
 
 
+def test_a_mark_stays_as_long_as_its_process(store):
+    code = HOLD.replace('claim("a")', "mark()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().strip() == "True"
+        store.remove_leftovers()
+        assert len(list(store.path.glob("locks/mark-*"))) == 1
+        process.kill()
+        process.wait()
+    store.remove_leftovers()
+    assert list(store.path.glob("locks/mark-*")) == []
+
+
 def test_many_writers_and_a_reader_at_once(store):
     def write(name):
         mine = Store(store.path)

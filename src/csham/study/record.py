@@ -129,8 +129,8 @@ def without_places(path: str) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Return True for a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return True for a number that is finite and no more than a float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _misshapen(record: Any) -> str | None:
         set(counts) == {"correct", "total"}
         and all(_all_are(numbers, int) for numbers in counts.values())
         and len(counts["correct"]) == len(counts["total"]) == len(record.get("classes", counts["total"]))
-        and all(0 <= right <= images for right, images in zip(counts["correct"], counts["total"], strict=True))
+        and all(0 <= right <= images < 2**53 for right, images in zip(counts["correct"], counts["total"], strict=True))
     ):
         return "its counts per class cannot be"
     return None

@@ -13,9 +13,10 @@ import errno
 import json
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ FAILED_MARK = "failed.json"
 """In the run folder of an attempt that failed."""
 
 _WAIT_SECONDS = 60.0
+_MARK = "mark-"
 
 
 class Store:
@@ -75,27 +77,13 @@ class Store:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
         return self.path / "logs"
 
-    @contextmanager
-    def changing_study(self) -> Iterator[None]:
+    def changing_study(self) -> AbstractContextManager[None]:
         """Hold the lock under which ``study.yaml`` is read, changed and written."""
-        lock = self._lock("study", wait=True)
-        with writing_in(self.path):
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return self._holding("study", _WAIT_SECONDS)
 
-    @contextmanager
-    def concluding(self) -> Iterator[None]:
+    def concluding(self) -> AbstractContextManager[None]:
         """Hold the lock under which costs and report are made: of several processes that end together, one by one."""
-        lock = self._lock("conclusion", wait=True, seconds=-1)
-        with writing_in(self.path):
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return self._holding("conclusion", -1)
 
     def write_study(self, study: Study) -> None:
         """Write ``study.yaml``; call it within :meth:`changing_study`."""
@@ -141,7 +129,7 @@ class Store:
             UserError: The folder is not writable, or the disk is full.
         """
         line = written_line(record)
-        with writing_in(self.path), self._lock("records", wait=True):
+        with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
             self._repair()
             if not self.records_file.exists():
                 write_atomically(self.records_file, lambda file: None)  # so that its name is on the disk too
@@ -190,7 +178,7 @@ class Store:
     def repair(self) -> None:
         """Move lines that are not believed to a file beside, and tell it, and how many lines cannot be checked."""
         if self.records_file.is_file():
-            with writing_in(self.path), self._lock("records", wait=True):
+            with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
                 self._repair()
             if unchecked := self.unchecked():
                 self._note_once(f"{unchecked}.")
@@ -203,6 +191,11 @@ class Store:
         places += [path.with_name(path.name[1:].rsplit(".", 2)[0]) for path in runs.glob(".*.*.tmp")]
         for place in places:
             remove_leftovers(place)
+        for file in (self.path / "locks").glob(f"{_MARK}*.lock"):
+            lock = self._lock(file.stem)
+            if self._acquired(lock):
+                file.unlink(missing_ok=True)
+                lock.release()
 
     def claim(self, key: str, attempts: int = 0) -> Claim | None:
         """Take a cell for this process, until the claim is released or the process ends.
@@ -214,7 +207,7 @@ class Store:
         Returns:
             None where another process works on it, or has finished or failed it in the meantime.
         """
-        lock = self._lock(key, wait=False)
+        lock = self._lock(key)
         if not self._acquired(lock):
             return None
         # Looked at only now: the last holder of the claim may have written its record a moment ago.
@@ -225,11 +218,28 @@ class Store:
 
     def is_claimed(self, key: str) -> bool:
         """Return True if some process works on a cell at this moment."""
-        lock = self._lock(key, wait=False)
+        lock = self._lock(key)
         if not self._acquired(lock):
             return True
         lock.release()
         return False
+
+    def mark(self) -> Claim:
+        """Make a file in the folder that nobody removes while the claim is held."""
+        lock = self._lock(f"{_MARK}{uuid.uuid4().hex}")
+        with writing_in(self.path):
+            lock.acquire()
+        return Claim(lock)
+
+    @contextmanager
+    def _holding(self, name: str, seconds: float) -> Iterator[None]:
+        lock = self._lock(name, seconds)
+        with writing_in(self.path):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _acquired(self, lock: filelock.BaseFileLock) -> bool:
         with writing_in(self.path):
@@ -239,14 +249,14 @@ class Store:
                 return False
         return True
 
-    def _lock(self, name: str, *, wait: bool, seconds: float = _WAIT_SECONDS) -> filelock.BaseFileLock:
+    def _lock(self, name: str, seconds: float = 0) -> filelock.BaseFileLock:
         folder = self.path / "locks"
         with writing_in(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         # Not shared within the process: two claims of one cell must exclude each other there too.
-        return filelock.FileLock(folder / f"{name}.lock", timeout=seconds if wait else 0)
+        return filelock.FileLock(folder / f"{name}.lock", timeout=seconds)
 
     def _lines(self) -> list[Line]:
         """Read the lines that are complete."""
@@ -294,9 +304,14 @@ class Store:
 
 
 class Claim:
-    """A cell that this process works on; a context manager."""
+    """A cell that this process works on; a context manager.
+
+    Attributes:
+        path: The file that is locked.
+    """
 
     def __init__(self, lock: filelock.BaseFileLock) -> None:
+        self.path = Path(lock.lock_file).absolute()
         self._lock = lock
 
     def __enter__(self) -> Claim:

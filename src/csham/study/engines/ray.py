@@ -28,7 +28,7 @@ from csham.files import cache_root, write_atomically
 from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import DamagedRunError, is_over, now
-from csham.study.store import Store, writing_in
+from csham.study.store import Store
 from csham.study.study_file import FILE
 from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.progress import QuietProgress
@@ -159,17 +159,13 @@ class _Engine:
         wait: bool,
     ) -> None:
         self._ray, self._store, self._machine, self._progress, self._wait = ray, store, machine, progress, wait
-        self._study = store.study
         self._started = now()
         self._pending = list(tasks)
         self._running: dict[Any, Task] = {}
         self._jobs: dict[str, int] = {}
         self._asked_at = 0.0
         # By this a node tells whether the folder that it sees under the study's path is the study's.
-        self._mark = store.path.absolute() / "locks" / f"ray-{uuid.uuid4().hex}"
-        with writing_in(store.path):
-            self._mark.parent.mkdir(parents=True, exist_ok=True)
-            self._mark.touch()
+        self._mark = store.mark()
         self._board = ray.remote(num_cpus=0)(_Board).remote()
         # A process for each cell: one that was stopped in mid-import, or ran out of memory, is fit for nothing.
         self._run_cell = ray.remote(**resources, max_retries=_RETRIES, max_calls=1)(_run_cell)
@@ -198,7 +194,8 @@ class _Engine:
                 self._ray.cancel(reference, force=True)
         with contextlib.suppress(Exception):
             self._ray.kill(self._board)
-        self._mark.unlink(missing_ok=True)
+        self._mark.path.unlink(missing_ok=True)
+        self._mark.release()
 
     def _give_out(self) -> None:
         """Hand to Ray what no other process has done or works on."""
@@ -226,7 +223,7 @@ class _Engine:
             "key": task.cell.key,
             "attempts": task.attempts,
             "path": str(self._store.path.absolute()),
-            "mark": str(self._mark),
+            "mark": str(self._mark.path),
             "study": self._study_text(),
             "machine": self._machine,
             "directory": str(Path.cwd()),
