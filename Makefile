@@ -23,8 +23,8 @@ test: $(READY)
 
 # Everything about all 57 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
-	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py \
-		tests/attach/test_acceleration.py tests/backbones/test_create.py
+	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py \
+		tests/attach/fusing/test_epilogue.py tests/attach/test_acceleration.py tests/backbones/test_create.py
 
 # Every backbone under every strategy, and every attention, through ONNX and PT2: hours on two cores.
 # EXPORTS takes a part of them: make test-exports EXPORTS="resnet18 and onnx".

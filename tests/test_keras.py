@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import csham
-from csham.attach.attached import Attached
+from csham.attach.installed.attached import Attached
 from csham.errors import UserError
 from csham.layers.channel import ChannelAttention
 from csham.layers.spatial import SpatialAttention

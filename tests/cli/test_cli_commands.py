@@ -194,7 +194,7 @@ def test_ctrl_c_before_a_run(csham, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["--help", "list recipes", "train digits --backbone resnet19", "train nowhere"])
+@pytest.mark.parametrize("command", ["--help", "list recipes", "train digits --attention cshan", "train nowhere"])
 def test_quick_answers_import_no_torch(command):
     program = f"import sys; from csham.cli import main; main({command.split()!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

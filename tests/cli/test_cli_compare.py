@@ -374,6 +374,10 @@ def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 2
     assert "of lenet5, seed 0, lr is 0.2 there, and 0.3 in the study" in err
+    (STUDY / "study.yaml").write_text(text.replace("backbone: lenet5\n", "backbone: lenet6\n"))
+    code, _, err = compare("--study", STUDY, data=None)
+    assert code == 2
+    assert "unknown backbone 'lenet6'. Did you mean 'lenet5'" in err
     (STUDY / "study.yaml").write_text(text.replace("- 0\n- 1\n", "- 1\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0

@@ -13,7 +13,7 @@ from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
 import csham
-from csham.attach.epilogue import is_fused
+from csham.attach.fusing.epilogue import is_fused
 from csham.errors import UserError
 from csham.export.exporting import export
 from csham.export.files import session

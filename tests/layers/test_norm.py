@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from csham.layers.grouping import largest_divisor
+from csham.layers.checks import largest_divisor
 from csham.layers.norm import BatchNorm2d, GroupNorm
 
 

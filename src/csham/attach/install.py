@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from csham.attach.attached import Attached, attends, hang, place_below
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.endings import find_epilogues
-from csham.attach.epilogue import Epilogue, fuse_block, unfuse_block
-from csham.attach.host_class import unmark_host
-from csham.attach.keeping import watch, watches
-from csham.attach.points import PointChoice, common_path, find_points, in_stages
+from csham.attach.fusing.endings import find_epilogues
+from csham.attach.fusing.epilogue import Epilogue, fuse_block, unfuse_block
+from csham.attach.graph.points import PointChoice, common_path, find_points, in_stages
+from csham.attach.graph.trace import trace
+from csham.attach.graph.values import Trace
+from csham.attach.installed.attached import Attached, attends, hang, place_below
+from csham.attach.installed.host_class import unmark_host
+from csham.attach.installed.keeping import watch, watches
+from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.attach.names import check_position, check_strategy
 from csham.attach.strategies import Step, plan
-from csham.attach.trace import trace
-from csham.attach.transfer import ChannelWeightTransfer
-from csham.attach.values import Trace
 from csham.errors import UserError
 from csham.layers import create_attention
 from csham.ops import use_kernels

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.names import POSITIONS, STRATEGIES
+from csham.attach.names import POSITIONS, STRATEGIES, check_position, check_strategy
 from csham.backbones.lookup import check_backbone
 from csham.backbones.names import BACKBONES
 from csham.layers.names import ATTENTIONS
@@ -77,8 +76,15 @@ class NetworkSpec(Settings):
     ] = False
 
     def check_names(self) -> None:
-        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        """Refuse unknown backbones, attentions, strategies and positions.
+
+        PyTorch is imported only for a backbone that is not csham's own or listed: to ask timm and torchvision for it.
+        """
         check_backbone(self.backbone)
+        self.check_connection()
+
+    def check_connection(self) -> None:
+        """Refuse unknown attentions, strategies and positions, without importing PyTorch."""
         check_choice("attention", self.attention, ["none", *ATTENTIONS])
         check_choice("strategy", self.strategy, STRATEGIES)
         check_position(self.position, self.points)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from csham._extras import how_to_install
+from csham._lazy import how_to_install
 from csham._version import __version__
 from csham.cli.app import app_page
 from csham.cli.compare import compare

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csham.attach.graph.points import common_path
 from csham.attach.install import attached_modules
 from csham.attach.maps import attention_maps
-from csham.attach.points import common_path
 from csham.errors import UserError, unknown_name
 from csham.explain.gradcam import GradCam
 from csham.files import write_atomically

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csham.attach.attached import Attached
-from csham.attach.hosts import outputs_at
-from csham.attach.kinds import works_on_tokens
-from csham.attach.positions import last_map, stage_ends
-from csham.attach.trace import trace
-from csham.attach.values import Trace
+from csham.attach.graph.hosts import outputs_at
+from csham.attach.graph.kinds import works_on_tokens
+from csham.attach.graph.positions import last_map, stage_ends
+from csham.attach.graph.trace import trace
+from csham.attach.graph.values import Trace
+from csham.attach.installed.attached import Attached
 from csham.errors import UserError, unknown_name
 from csham.probing import eagerly, evaluating
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from csham.backbones.depths import deeper
+from csham.backbones.lookup import deeper
 from csham.backbones.scale import FAMILIES, family_of
 from csham.errors import UserError
 from csham.study.costs import make_comparison

@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from csham.attach.checks import check_strategy
-from csham.attach.names import STRATEGIES
+from csham.attach.names import STRATEGIES, check_strategy
 from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS

@@ -135,7 +135,7 @@ def _settings(values: Any) -> dict[str, Any]:
 def _networks(values: Any) -> tuple[Network, ...]:
     networks = [Network.from_dict(value) for value in _list("networks", values)]
     for network in networks:
-        network.check_names()
+        network.check_connection()  # its backbone when it is built, for a report needs no library of networks
     if not networks:
         raise UserError("networks is empty.")
     return tuple(dict.fromkeys(networks))

@@ -1,20 +1,32 @@
-"""Positions in a traced network: ends of branches, of blocks, of stages, and the map before the head."""
+"""Positions in a traced network: residual branches, and ends of these, of blocks and of stages; the last map."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from csham.attach.hosts import Ends, around_joins, host_of, outermost_at, outputs_at, within_call
-from csham.attach.residuals import Branch, residual_branches
-from csham.attach.values import ADDITIONS, Trace, Value
+from csham.attach.graph.hosts import Ends, around_joins, host_of, outermost_at, outputs_at, within_call
+from csham.attach.graph.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
 
-__all__ = ["auto_ends", "block_ends", "last_map", "residual_ends", "stage_ends"]
+__all__ = ["auto_ends", "block_ends", "last_map", "residual_branches", "residual_ends", "stage_ends"]
 
 # Least share of a network's layers that lie in its residual branches, or joined ones, where it is made of those. Blocks
 # that change the shape and do not add are more than two thirds of some MobileNets.
 _RESIDUAL, _JOINED = 0.15, 0.33
+# Layers on a shortcut: a projection, which GhostNet makes of two. A longer way round is no shortcut.
+_LONGEST_SHORTCUT = 2
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch: the values at its start and its end, its layers, and the additions within it."""
+
+    start: int
+    end: int
+    layers: int
+    within: list[int]
 
 
 def auto_ends(trace: Trace) -> Ends:
@@ -65,14 +77,14 @@ def stage_ends(trace: Trace) -> Ends:
     ends = {trace.outputs_of(name)[-1] or 0: name for name in names}
     trunk = [trace.values[index] for index in trace.trunk() if trace.values[index].is_map]
     beside = {trace.values[end].shape[2:] for end in ends.keys() - {value.index for value in trunk}}
-    found: list[str] = []
+    last_blocks: list[str] = []
     for resolution, group in groupby(trunk, key=lambda value: value.shape[2:]):
         values = list(group)
         blocks = [ends[value.index] for value in values if value.index in ends]
         if not blocks and resolution in beside:
             blocks = [name for value in values if not value.is_pooled and (name := host_of(trace, value))]
-        found += blocks[-1:]
-    return found, lost
+        last_blocks += blocks[-1:]
+    return last_blocks, lost
 
 
 def last_map(trace: Trace) -> Ends:
@@ -83,6 +95,48 @@ def last_map(trace: Trace) -> Ends:
         if index and value.is_map and not value.is_pooled and not _is_class_map(trace, value):
             return ([blocks[index]], []) if index in blocks else outputs_at(trace, [index])
     return [], []
+
+
+def residual_branches(trace: Trace) -> dict[int, Branch]:
+    """Find each residual addition with its branch, in order."""
+    branches: dict[int, Branch] = {}
+    for value in trace.values:
+        operands = [trace.values[parent] for parent in value.parents]
+        alike = len(operands) == 2 and all(v.is_map and v.shape == value.shape for v in operands)
+        if value.op in ADDITIONS and alike and value.index not in trace.skips:
+            one, other = operands
+            branch = _as_branch(trace, one, other, branches) or _as_branch(trace, other, one, branches)
+            if branch is not None and (one.layout or other.layout):
+                for inner in branch.within:
+                    del branches[inner]
+                branches[value.index] = branch
+    return branches
+
+
+def _as_branch(trace: Trace, shortcut: Value, end: Value, branches: dict[int, Branch]) -> Branch | None:
+    """Return the branch that ends with ``end``, if it starts from what ``shortcut`` is, or is a projection of."""
+    ways = trace.layers_above(end)
+    layers, sliced = 0, False
+    for value in trace.straight_up(shortcut):
+        if value.index in ways:
+            within = [addition for addition in branches if addition in ways and addition > value.index]
+            # Sums of single layers are one layer to be (RepVGG, RepGhost); around whole blocks there is no branch.
+            blocks = any(branches[addition].layers > 1 for addition in within)
+            # A slice is no way round a branch that itself works on slices: those are groups within a branch.
+            group = sliced and not layers and not _is_used_whole(trace, value, ways)
+            long_enough = layers < ways[value.index] <= LONGEST_BRANCH
+            found_one = long_enough and not blocks and not group
+            return Branch(value.index, end.index, ways[value.index], within) if found_one else None
+        layers += value.is_conv
+        sliced = sliced or (bool(value.parents) and value.takes_channels_of(trace.values[value.parents[0]]))
+        if layers > _LONGEST_SHORTCUT:
+            return None
+    return None
+
+
+def _is_used_whole(trace: Trace, fork: Value, ways: dict[int, int]) -> bool:
+    users = (trace.values[index] for index in ways if fork.index in trace.values[index].parents)
+    return any(not user.takes_channels_of(fork) for user in users)
 
 
 def _is_residual(trace: Trace, branches: Mapping[int, Branch]) -> bool:
@@ -130,8 +184,8 @@ def _module_ends(trace: Trace, after: int = 0, taken: list[int] | None = None) -
     for level in _levels(trace, trunk):
         alone = [index for index in level if index in units and not trace.values[index].enlarges]
         if alone and not names.keys() & set(level) and not set(taken) & set(level):
-            found, missed = outputs_at(trace, alone[-1:])
-            names |= dict.fromkeys(alone[-1:], *found) if found else {}
+            last_layer, missed = outputs_at(trace, alone[-1:])
+            names |= dict.fromkeys(alone[-1:], *last_layer) if last_layer else {}
             lost += missed
     return [name for _, name in sorted(names.items()) if name is not None], lost
 
@@ -139,26 +193,26 @@ def _module_ends(trace: Trace, after: int = 0, taken: list[int] | None = None) -
 def _after_skips(trace: Trace, after: int) -> set[int]:
     """Find what only layers make of a skip connection's join: in a U-Net++ some lie beside the way to the output."""
     users = Counter(parent for value in trace.values for parent in value.parents)
-    found: set[int] = set()
+    made_of_skips: set[int] = set()
     for value in trace.values[after:]:
         joined = value.index in trace.skips and value.op not in ADDITIONS
-        goes_on = len(value.parents) == 1 and users[value.parents[0]] == 1 and value.parents[0] in found
+        goes_on = len(value.parents) == 1 and users[value.parents[0]] == 1 and value.parents[0] in made_of_skips
         if joined or goes_on:
-            found.add(value.index)
-    return found
+            made_of_skips.add(value.index)
+    return made_of_skips
 
 
 def _ends_of_modules(trace: Trace, trunk: set[int], taken: list[int]) -> list[int]:
     """Find what the smallest modules of several layers put out on the trunk."""
     layers = [value.index for value in trace.values if value.is_layer]
-    found: dict[int, list[int]] = {}  # what a module puts out, and the calls that do
+    calls: dict[int, list[int]] = {}  # what a module puts out, and the calls that do
     for number, call in reversed(list(enumerate(trace.calls))):
         if number and call.output in trunk and _is_end(trace, trace.values[call.output]):
             several = len({trace.depths[layer] for layer in within_call(trace, number, layers)}) > 1
-            inner = [end for end in found if end != call.output and within_call(trace, number, [end])]
+            inner = [end for end in calls if end != call.output and within_call(trace, number, [end])]
             if several and not inner and not within_call(trace, number, taken):
-                found.setdefault(call.output, []).append(number)
-    return sorted(found)
+                calls.setdefault(call.output, []).append(number)
+    return sorted(calls)
 
 
 def _is_end(trace: Trace, value: Value) -> bool:

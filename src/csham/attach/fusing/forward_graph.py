@@ -83,8 +83,8 @@ def _twin(module: nn.Module, path: str, reads: dict[tuple[str, str], Any]) -> nn
         return value
 
     twin = object.__new__(type(kind)(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__}))
-    own = {k: v.copy() if isinstance(v, (dict, list, set)) else v for k, v in vars(module).items()}
-    object.__getattribute__(twin, "__dict__").update(own)
+    attributes = {k: v.copy() if isinstance(v, (dict, list, set)) else v for k, v in vars(module).items()}
+    object.__getattribute__(twin, "__dict__").update(attributes)
     return twin
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from csham.attach.hosts import host_of
-from csham.attach.residuals import residual_branches
-from csham.attach.values import ADDITIONS, Trace, Value
+from csham.attach.graph.hosts import host_of
+from csham.attach.graph.positions import residual_branches
+from csham.attach.graph.values import ADDITIONS, Trace, Value
 
 __all__ = ["map_modules", "other_maps", "token_branches", "works_on_tokens", "works_otherwise"]
 
@@ -21,11 +21,11 @@ _LAYERS = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTranspose2d
 
 def other_maps(kind: str, model: nn.Module) -> str | None:
     """Say of a network that takes no images that it convolves sequences or volumes, if that is so."""
-    found = {d: [n for n, m in model.named_modules() if isinstance(m, kinds)] for d, kinds in _LAYERS.items()}
+    convolutions = {d: [n for n, m in model.named_modules() if isinstance(m, kinds)] for d, kinds in _LAYERS.items()}
     # A convolution along the channels (ECA) or over time is often part of a network for images.
-    if found[3]:
-        return _of_dimension(kind, 3, found[3][0])
-    return _of_dimension(kind, 1, found[1][0]) if found[1] and not found[2] else None
+    if convolutions[3]:
+        return _of_dimension(kind, 3, convolutions[3][0])
+    return _of_dimension(kind, 1, convolutions[1][0]) if convolutions[1] and not convolutions[2] else None
 
 
 def works_otherwise(kind: str, trace: Trace) -> str | None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from csham.attach.kinds import other_maps
-from csham.attach.values import CONVOLUTIONS, Call, Trace, Value
+from csham.attach.graph.kinds import other_maps
+from csham.attach.graph.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating
@@ -66,9 +66,9 @@ def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tu
         return [input_size]
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = conv.in_channels if conv is not None else 3
-    own = getattr(model, "pretrained_cfg", None) or {}
+    config = getattr(model, "pretrained_cfg", None) or {}
     sizes = [(channels, side, side) for side in _SIDES]
-    usual = own.get("input_size") if isinstance(own, dict) else None
+    usual = config.get("input_size") if isinstance(config, dict) else None
     return [sizes[0], tuple(usual), *sizes[1:]] if usual else sizes
 
 
@@ -136,8 +136,8 @@ class _Recorder(TorchFunctionMode):
             self.values[call.output].hosts.append(call.name)
 
     def _known(self, inputs: Any) -> tuple[int, ...]:
-        found = (self.index.get(id(leaf)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-        return tuple(dict.fromkeys(index for index in found if index is not None))
+        indices = (self.index.get(id(leaf)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        return tuple(dict.fromkeys(index for index in indices if index is not None))
 
     def _add(
         self, op: str, parents: tuple[int, ...], tensor: Tensor, layout: str | None, filters: tuple[int, ...] = ()

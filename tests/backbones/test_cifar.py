@@ -1,3 +1,5 @@
+"""ResNets for 32-pixel images: what the papers print of them, and what timm computes."""
+
 from functools import partial
 
 import pytest

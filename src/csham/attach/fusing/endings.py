@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from csham.attach.epilogue import End, Epilogue, can_bypass, can_open
-from csham.attach.forward_graph import ForwardGraph, forward_graph
-from csham.attach.subclass import can_subclass
-from csham.attach.values import ADDITIONS, Trace
+from csham.attach.fusing.epilogue import End, Epilogue, can_bypass, can_open
+from csham.attach.fusing.forward_graph import ForwardGraph, forward_graph
+from csham.attach.graph.values import ADDITIONS, Trace
+from csham.module_class import can_subclass
 
 __all__ = ["find_epilogues"]
 
@@ -39,8 +39,8 @@ def find_epilogues(model: nn.Module, trace: Trace, attached: Mapping[str, str]) 
         block = _block_of(trace, host)
         if block is not None:
             blocks.setdefault(block, []).append(host)
-    found = {block: _epilogue(model, trace, block, hosts, attached) for block, hosts in blocks.items()}
-    return {block: epilogue for block, epilogue in found.items() if epilogue is not None}
+    epilogues = {block: _epilogue(model, trace, block, hosts, attached) for block, hosts in blocks.items()}
+    return {block: epilogue for block, epilogue in epilogues.items() if epilogue is not None}
 
 
 def _block_of(trace: Trace, host: str) -> str | None:
@@ -118,8 +118,8 @@ def _route(
     if any(node.op == "placeholder" and (node.args or str(node.target).startswith("*")) for node in graph.nodes):
         return None  # an argument that may be left out
     # All are found before one is rewritten: the graph then calls attentions that the block need not have yet.
-    found = [_find_end(block, graph, host, path, points) for host, path in attached.items()]
-    ends = [end for end in found if end is not None]
+    candidates = [_find_end(block, graph, host, path, points) for host, path in attached.items()]
+    ends = [end for end in candidates if end is not None]
     if not ends:
         return None
     for end, nodes in ends:

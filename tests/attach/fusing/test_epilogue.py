@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import csham
 from csham import ops
-from csham.attach.attached import Attached
+from csham.attach.installed.attached import Attached
 from csham.backbones import CifarResNet, create_model
 
 

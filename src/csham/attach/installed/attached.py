@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from csham import ops
-from csham.attach.trace import CONTAINERS
-from csham.attach.transfer import ChannelWeightTransfer
-from csham.layers.hybrid import connect
+from csham.attach.graph.trace import CONTAINERS
+from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.layers.attention import apply, apply_and_lend
 from csham.layers.opaque import Opaque
-from csham.layers.recording import has_hooks
 
 __all__ = ["Attached", "attend", "attends", "hang", "place_below"]
 
@@ -106,30 +104,12 @@ class Attached(Opaque, nn.Module):
         return total.relu_()
 
     def _attend(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        weights = self._borrow()
-        attention: Any = self.attention
-        if not hasattr(attention, "attend") or has_hooks(attention):
-            return ops.finish(self._attend_by_parts(x, weights), shortcut)
         if self.lends is not None:
-            y, weights = attention.attend_and_lend(x, shortcut)
+            y, weights = apply_and_lend(self.attention, x, shortcut)
             self.lends.lend(weights)
             return y
-        if weights is not None:
-            return attention.attend(x, shortcut, weights)
-        return attention.attend(x, shortcut, self.part) if self.part in _CONNECTED else attention.attend(x, shortcut)
-
-    def _attend_by_parts(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Attend with a layer that can do one thing at a time."""
-        attention: Any = self.attention
-        if weights is not None:
-            x = ops.scale(x, weights)
-        if self.lends is not None:
-            weights = attention.weights(x)
-            self.lends.lend(weights)
-            return ops.scale(x, weights)
-        if self.part in _CONNECTED:
-            return connect(x, attention.channel, attention.spatial, self.part)
-        return attention(x)
+        connection = self.part if self.part in _CONNECTED else None
+        return apply(self.attention, x, shortcut, channel_weights=self._borrow(), connection=connection)
 
     def _borrow(self) -> Tensor | None:
         if self.borrows is None:

@@ -11,8 +11,8 @@ from networks import NETWORKS, FunctionalNet, NestedNet
 from torch import nn
 
 import csham
-from csham.attach.positions import residual_ends
-from csham.attach.trace import trace
+from csham.attach.graph.positions import residual_ends
+from csham.attach.graph.trace import trace
 
 BY_ID = {network.id: network for network in NETWORKS}
 

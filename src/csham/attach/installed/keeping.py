@@ -2,8 +2,9 @@
 
 Conversions such as timm's ``freeze`` and ``reparameterize_model`` or ``SyncBatchNorm.convert_sync_batchnorm`` put new
 modules in the place of a network's, and know nothing of hooks. Two things are done about it. Where a module is replaced
-and nothing within it but its output is attended to, attention moves to what takes its place. And every module above a
-host looks, whenever it runs, whether what it had below is still there.
+and nothing within it but its output is attended to, attention moves to what takes its place: torch's hook on the
+registration of modules, of every network in the process, is where that is seen. And every module above a host looks,
+whenever it runs, whether what it had below is still there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch.fx import Proxy
 from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from csham.attach.attached import Attached, attends, hang, place_below
-from csham.attach.host_class import is_marked, mark_host
+from csham.attach.installed.attached import Attached, attends, hang, place_below
+from csham.attach.installed.host_class import is_marked, mark_host
 from csham.errors import UserError
 
 __all__ = ["watch", "watches"]
@@ -61,13 +62,13 @@ def _look(
 ) -> None:
     traced = any(isinstance(x, Proxy) for x in args)
     for path, is_host in zip(paths, are_hosts, strict=True):
-        found: Any = module
+        present: Any = module
         for child in path:
-            found = None if found is None else found._modules.get(child)
-        if found is None or not (_takes_part(found) or _is_regrouped(found, is_host)):
-            raise _lost(".".join([name, *path]).lstrip("."), found)
+            present = None if present is None else present._modules.get(child)
+        if present is None or not (_takes_part(present) or _is_regrouped(present, is_host)):
+            raise _lost(".".join([name, *path]).lstrip("."), present)
         if traced and is_host:
-            mark_host(found)
+            mark_host(present)
 
 
 def _takes_part(module: nn.Module) -> bool:
@@ -78,15 +79,15 @@ def _takes_part(module: nn.Module) -> bool:
     return any(watches(hook) for hook in module._forward_pre_hooks.values())
 
 
-def _is_regrouped(found: nn.Module, is_host: bool) -> bool:
+def _is_regrouped(new: nn.Module, is_host: bool) -> bool:
     """Return True if a module's replacement is around parts of it, or there is nothing left to attend to."""
-    if isinstance(found, nn.Identity):
+    if isinstance(new, nn.Identity):
         return not is_host
-    return any(_takes_part(module) for module in found.modules())
+    return any(_takes_part(module) for module in new.modules())
 
 
-def _lost(place: str, found: nn.Module | None) -> UserError:
-    what = "that module was taken out" if found is None else f"a {type(found).__name__} is there now"
+def _lost(place: str, present: nn.Module | None) -> UserError:
+    what = "that module was taken out" if present is None else f"a {type(present).__name__} is there now"
     return UserError(
         f"the attention that csham.attach put at {place} is gone: {what}, without attention. Something replaced the "
         "module or cleared its hooks after attaching. Do that first and attach then; csham.detach(model) takes out the "
@@ -128,15 +129,15 @@ def _depth(path: str) -> int:
 
 def _move(attached: Attached, host: nn.Module, levels: int) -> None:
     # Some conversions take the children along.
-    own = next((path for path, module in host.named_modules() if module is attached), None)
-    hang(attached, host, own or place_below(host), levels)
+    path = next((path for path, module in host.named_modules() if module is attached), None)
+    hang(attached, host, path or place_below(host), levels)
 
 
 def _attached(host: nn.Module, hook: Any) -> Attached | None:
-    found: Any = host
+    module: Any = host
     for child in hook.args[0].split("."):
-        found = None if found is None else found._modules.get(child)
-    return found if isinstance(found, Attached) else None
+        module = None if module is None else module._modules.get(child)
+    return module if isinstance(module, Attached) else None
 
 
 register_module_module_registration_hook(_carry)

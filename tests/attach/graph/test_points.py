@@ -1,10 +1,13 @@
 """Points by name, pattern, function and stage, and what is said when they cannot be."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import csham
+from csham.attach import install
 from csham.backbones import CifarResNet
 
 
@@ -136,6 +139,13 @@ def test_a_single_point_says_what_else_could_be_named():
     names = str(caught[0].message).partition("such as ")[2].rstrip(".").split(", ")
     assert len(names) > 1
     assert {point.name for point in csham.attach(TwoStreams(), "se", points=names, dry_run=True)} == set(names)
+
+
+@pytest.mark.parametrize("attach", [install.attach, sys.modules["csham.attach"]], ids=["function", "room"])
+def test_a_warning_names_the_line_of_the_caller(attach):
+    with pytest.warns(UserWarning, match="found only one point") as caught:
+        attach(TwoStreams(), "se", dry_run=True)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("choice", [{"position": "last"}, {"points": "fuse"}])

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import csham
-from csham.attach.checks import check_strategy
-from csham.attach.names import STRATEGIES
+from csham.attach.names import STRATEGIES, check_strategy
 from csham.backbones import CifarResNet
 from csham.layers.names import ATTENTIONS
 

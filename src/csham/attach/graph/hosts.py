@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from csham.attach.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
+from csham.attach.graph.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
 
 __all__ = ["Ends", "around_joins", "host_of", "outermost_at", "outputs_at", "within_call"]
 
@@ -102,30 +102,30 @@ def _rescaled_from(trace: Trace, value: Value) -> Value | None:
 
 def _module_around(trace: Trace, join: int, joins: list[int]) -> str | None:
     """Return the module that holds ``join``, and with it the activation or the layers by which the block ends."""
-    number, found = trace.values[join].call, None
+    number, name = trace.values[join].call, None
     output = join
     while number:
         call = trace.calls[number]
         # A module around the block that puts out the very same, such as a stage of one block, is not meant.
-        if call.output is None or (found and (call.output == output or len(within_call(trace, number, joins)) > 1)):
+        if call.output is None or (name and (call.output == output or len(within_call(trace, number, joins)) > 1)):
             break
         if not _ends_block(trace, join, call.output):
             break
         if _sees_only(trace, call.name):
-            found, output = call.name, call.output
+            name, output = call.name, call.output
         number = call.parent
-    return found
+    return name
 
 
 def _module_after(trace: Trace, join: int) -> str | None:
     """Return the last module, such as an activation, that only rescales what ``join`` gave."""
-    found = None
+    name = None
     for value in trace.values[join:]:
         if _ends_block(trace, join, value.index):
-            found = host_of(trace, value) or found
+            name = host_of(trace, value) or name
         elif value.is_conv:
             break
-    return found
+    return name
 
 
 def _ends_block(trace: Trace, join: int, output: int) -> bool:

@@ -10,12 +10,17 @@ from itertools import groupby
 
 from torch import nn
 
-from csham.attach.checks import check_position
-from csham.attach.hosts import Ends
-from csham.attach.kinds import map_modules, token_branches, works_otherwise
-from csham.attach.positions import auto_ends, block_ends, last_map, residual_ends, stage_ends
-from csham.attach.residuals import residual_branches
-from csham.attach.values import Trace
+from csham.attach.graph.hosts import Ends
+from csham.attach.graph.kinds import map_modules, token_branches, works_otherwise
+from csham.attach.graph.positions import (
+    auto_ends,
+    block_ends,
+    last_map,
+    residual_branches,
+    residual_ends,
+    stage_ends,
+)
+from csham.attach.graph.values import Trace
 from csham.errors import UserError, nearest_names
 
 __all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
@@ -64,7 +69,6 @@ def find_points(
     Raises:
         UserError: A network without such points, or a choice that names no module or one without a feature map.
     """
-    check_position(position, points)
     if points is not None:
         return _staged(trace, _chosen(model, trace, points))
     return _staged(trace, _at_position(model, trace, position))
@@ -125,8 +129,8 @@ def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
     """Say what else could be chosen in a network of many layers where one point was found."""
     if position != "auto" or len(names) > 1 or max(trace.depths) < _MANY_LAYERS:
         return ""
-    found = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
-    more = " or ".join(f"position={other!r} ({number} points)" for other, number in found.items() if number > 1)
+    counts = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
+    more = " or ".join(f"position={other!r} ({number} points)" for other, number in counts.items() if number > 1)
     modules = [name for name in map_modules(trace, range(len(trace.values))) if name not in names]
     choices = [f"Use {more}."] if more else []
     if modules:

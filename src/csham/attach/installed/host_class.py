@@ -13,28 +13,25 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.fx import Proxy, Tracer
 
-from csham.attach.attached import Attached, attends
-from csham.attach.subclass import can_subclass, subclass
-from csham.attach.transfer import ChannelWeightTransfer
+from csham.attach.installed.attached import Attached, attends
+from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.module_class import base_class, can_subclass, change_class, is_made_by, subclass, take_back
 
 __all__ = ["is_marked", "mark_host", "plain_class", "unmark_host", "with_plain_class"]
 
 Result = TypeVar("Result")
-
-_MARK = "_csham_host"
 
 
 def mark_host(host: nn.Module) -> None:
     """Give a host a subclass of its class that traces in two nodes, where it can have one."""
     kind: Any = type(host)
     if can_subclass(host):  # one that is marked cannot be again
-        host.__class__ = _marked(kind)
+        change_class(host, _marked(kind))
 
 
 def unmark_host(host: nn.Module) -> None:
     """Give a host back the class that :func:`mark_host` took, if that was the last to change it."""
-    if is_marked(host):
-        host.__class__ = plain_class(host)
+    take_back(host, _marked)
 
 
 def with_plain_class(module: nn.Module, change: Callable[[nn.Module], Result]) -> Result:
@@ -49,12 +46,12 @@ def with_plain_class(module: nn.Module, change: Callable[[nn.Module], Result]) -
 
 def is_marked(host: nn.Module) -> bool:
     """Return True if :func:`mark_host` was the last to change a host's class."""
-    return _MARK in vars(type(host))
+    return is_made_by(host, _marked)
 
 
 def plain_class(module: nn.Module) -> Any:
     """Return the class of a module, that of a host without what :func:`mark_host` made of it."""
-    return type(module).__base__ if is_marked(module) else type(module)
+    return base_class(module, _marked)
 
 
 @cache
@@ -64,7 +61,7 @@ def _marked(kind: Any) -> Any:
             return _traced(kind, self, attend, *args, **kwargs)
         return kind.__call__(self, *args, **kwargs) if attend else self.forward(*args, **kwargs)
 
-    return subclass(kind, _marked, __call__=call, **{_MARK: True})
+    return subclass(kind, _marked, __call__=call)
 
 
 def _traced(kind: Any, host: nn.Module, attend: bool, x: Proxy, *args: Any, **kwargs: Any) -> Any:
@@ -94,8 +91,8 @@ def _only_attached(host: nn.Module) -> Attached | None:
     hooks = [hook for hook in hooks if not ChannelWeightTransfer.owns(hook)]
     if len(hooks) != 1 or not attends(hooks[0]) or host._backward_hooks or host._backward_pre_hooks:
         return None
-    found = host.get_submodule(hooks[0].args[0])
-    return found if isinstance(found, Attached) else None
+    attached = host.get_submodule(hooks[0].args[0])
+    return attached if isinstance(attached, Attached) else None
 
 
 def _is_leaf(tracer: Tracer, module: nn.Module) -> bool:

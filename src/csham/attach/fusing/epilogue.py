@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.fx import Graph
 from torch.nn.modules.module import _has_any_global_hook
 
-from csham.attach.attached import attends
-from csham.attach.forward_graph import Setting
-from csham.attach.host_class import unmark_host
-from csham.attach.keeping import watches
-from csham.attach.subclass import subclass
-from csham.attach.transfer import ChannelWeightTransfer
+from csham.attach.fusing.forward_graph import Setting
+from csham.attach.installed.attached import attends
+from csham.attach.installed.host_class import unmark_host
+from csham.attach.installed.keeping import watches
+from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.module_class import change_class, is_made_by, subclass, take_back
 
 __all__ = ["End", "Epilogue", "can_bypass", "can_open", "fuse_block", "is_fused", "unfuse_block"]
 
@@ -89,21 +89,17 @@ def fuse_block(block: nn.Module, epilogue: Epilogue) -> None:
     """Give a block its epilogue."""
     unmark_host(block)
     kind: Any = type(block)
-    block.__class__ = _fused(kind, epilogue)
+    change_class(block, _fused(kind, epilogue))
 
 
 def unfuse_block(block: nn.Module) -> None:
     """Give a block back its own forward, if :func:`fuse_block` took it."""
-    if is_fused(block):
-        block.__class__ = type(block).__base__  # type: ignore[assignment]
+    take_back(block, _fused)
 
 
 def is_fused(block: nn.Module) -> bool:
     """Return True if :func:`fuse_block` was the last to change the block's class."""
-    return _MARK in vars(type(block))
-
-
-_MARK = "_csham_epilogue"
+    return is_made_by(block, _fused)
 
 
 @cache  # blocks alike share their class, and with it what torch.compile makes of it
@@ -116,10 +112,11 @@ def _fused(kind: Any, epilogue: Epilogue) -> Any:
             return run(self, *args)
         return kind.forward(self, *args, **kwargs)
 
-    return subclass(kind, _fused, epilogue, forward=forward, **{_MARK: epilogue})
+    return subclass(kind, _fused, epilogue, forward=forward)
 
 
 def _compiled(source: str) -> Callable[..., Any]:
+    # As torch.fx.GraphModule does it, which would be another module than the block.
     scope = dict(Graph().python_code("self").globals)
     exec(compile(source, "<csham epilogue>", "exec"), scope)  # noqa: S102  written by torch.fx from the block's graph
     return scope["forward"]
