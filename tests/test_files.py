@@ -489,6 +489,7 @@ def test_a_file_without_a_sum_in_it_is_from_before(tmp_path, content):
     [
         ('{"a": 1, "a": 2}', "'a' is there twice"),
         ("[NaN]", "NaN is not a number"),
+        ("[1e999]", "1e999 is too large"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff\xff\xff", "codec can't decode"),
     ],

@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import platform
@@ -278,10 +279,11 @@ def parse_json(text: str | bytes) -> Any:
     """Read JSON that anyone may have written.
 
     Raises:
-        ValueError: It is not UTF-8 or not JSON, names a key twice, holds NaN or infinity, or is nested too deeply.
+        ValueError: It is not UTF-8 or not JSON, names a key twice, holds NaN, infinity or a number that large, or is
+            nested too deeply.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_not_json)
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_not_json, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -297,6 +299,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _not_json(constant: str) -> float:
     raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:30]} is too large")
+    return number
 
 
 def _sum_of(rest: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """csham share: the folder is complete, says what was measured and nothing of the machine, and needs no run."""
 
 import json
+import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from PIL import Image
 import csham
 from csham.errors import UserError
 from csham.files import SUMS
-from csham.share import model_card, share
-from csham.share.citation import PAPER, SOFTWARE
+from csham.share import HubModel, model_card, share
+from csham.share.card import PAPER, SOFTWARE
+from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +182,40 @@ def test_complete_or_not_at_all(finished, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         share(finished, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_shared(finished, copy_unlisted, tmp_path):
+    run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
+    content = load_checkpoint(run.last)
+    content["model"]["fc.bias"][0] = float("nan")
+    save_checkpoint(run.last, content)
+    run.weights.unlink()
+    with pytest.raises(UserError, match=r"'fc\.bias' holds numbers that are not finite"):
+        share(run.path, tmp_path / "shared")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", SUMS])
+def test_whatever_changes_on_the_way_is_refused_by_its_name(shared, tmp_path, name):
+    folder = shutil.copytree(shared, tmp_path / "shared")
+    content, draw = (folder / name).read_bytes(), random.Random(name)
+    for _ in range(60):
+        place = draw.randrange(len(content))
+        other = bytearray(content)
+        if draw.random() < 0.7:
+            other[place] ^= 1 << draw.randrange(8)
+        else:
+            del other[place:]
+        (folder / name).write_bytes(other)
+        with pytest.raises(UserError, match=f"{name}.* was changed since it was written"):
+            csham.load(folder)
+    (folder / name).unlink()
+    if name == SUMS:
+        csham.load(folder)
+
+
+def test_the_card_is_the_users_to_edit(shared, tmp_path):
+    folder = shutil.copytree(shared, tmp_path / "shared")
+    (folder / "README.md").write_text("What I know of the images.")
+    csham.load(folder)
+    assert HubModel.from_pretrained(folder).card == "What I know of the images."

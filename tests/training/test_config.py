@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import yaml
 
@@ -101,6 +103,32 @@ def test_names_that_do_not_exist(settings, message):
 def test_a_file_that_holds_no_settings(tmp_path, content):
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"bad\.yaml"):
+        read_settings(tmp_path / "bad.yaml")
+
+
+def bomb():
+    """Less than a kilobyte, which would be a billion words."""
+    lines = [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in pairwise("abcdefghij")]
+    return "a: &a [" + ", ".join(["word"] * 10) + "]\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(), r"line 2 has an alias \(\*\)"),
+        ("epochs: " + "[" * 100_000, "nested too deeply"),
+        ("epochs: " + "{a: " * 1000, "nested too deeply"),
+        ("epochs: 3\nlr: 0.1\nepochs: 4", "a key is there twice"),
+        ("epochs: " + "9" * 5000, "integer string conversion"),
+        ("epochs: !!bool maybe", r"its tag \(!!\)"),
+        ("epochs: !!timestamp never", r"its tag \(!!\)"),
+        ("epochs: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("a" * (2**22 + 1), "longer than 4 MiB"),
+    ],
+)
+def test_a_file_that_is_no_plain_yaml(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"bad\.yaml is not a YAML file: .*{message}"):
         read_settings(tmp_path / "bad.yaml")
 
 

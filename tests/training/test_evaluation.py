@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 import csham
+from csham.backbones import CifarResNet
 from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.evaluation import evaluate, find_weights, load_network
@@ -131,3 +132,10 @@ def test_a_file_that_says_what_cannot_be_of_its_weights(finished, tmp_path, meta
         safetensors.torch.save_file(tensors, path, {**file.metadata(), "seal": "", **metadata})
     with pytest.raises(UserError, match="weights should be 'last' or 'best' of an epoch"):
         csham.load(path)
+
+
+def test_answers_that_are_no_numbers_are_not_measured(finished, monkeypatch):
+    forward = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", lambda self, x: forward(self, x) * float("inf"))
+    with pytest.raises(UserError, match=r"answers with numbers that are not finite, in \w+\. Either its last weights"):
+        evaluate(finished)

@@ -18,7 +18,7 @@ from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import DivergedError, resume, train
-from csham.training.network import read_weights
+from csham.training.network import read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -49,9 +49,9 @@ def same_results(run, expected):
         assert list(ours) == list(theirs)
         for key, value in ours.items():
             assert torch.equal(value, theirs[key]), f"{name}: {key}"
-    (info, ours), (expected_info, theirs) = (read_weights(path / "model.safetensors") for path in (run, expected))
+    (ours, info), (theirs, expected_info) = (read_network(path / "model.safetensors") for path in (run, expected))
     assert info == expected_info
-    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     assert timeless(run) == timeless(expected)
 
 
@@ -213,6 +213,21 @@ def test_infinite_loss_stops_and_keeps_the_good_checkpoint(settings, tmp_path):
     ):
         train(resolve({**settings, "lr": 1e9}), run=tmp_path / "run")
     assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
+
+
+def test_answers_that_are_no_numbers_stop_and_keep_the_good_checkpoint(settings, tmp_path, monkeypatch):
+    """The weights are finite, what the network makes of them in evaluation is not."""
+
+    def forward(self, x):
+        logits = plain(self, x)
+        return logits if self.training else logits * 1e30 * 1e30
+
+    plain = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", forward)
+    with pytest.raises(DivergedError, match=r"the validation loss became (NaN|infinite) at epoch 1, step 6 of 6"):
+        train(resolve(settings), run=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").finished
+    assert load_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 0
 
 
 def copy(finished, tmp_path):

@@ -77,3 +77,8 @@ def test_the_pages_table_is_the_declaration():
     lines = ["| name | unit | better | |", "|---|---|---|---|"]
     lines += [f"| `{m.name}` | {m.unit} | {m.better or ''} | {m.summary} |" for m in in_tables()]
     assert shown == "\n".join([*lines, ""]), "put these lines between the page's comments:\n" + "\n".join(lines)
+
+
+def test_always_giving_the_only_class_is_no_agreement_beyond_chance():
+    assert make([1, 1], [[1], [1]]).summary(["a", "b"])["kappa"] == 0
+    assert make([1, 1], [[0], [0]]).summary(["a", "b"])["kappa"] == 0

@@ -199,7 +199,7 @@ def test_numbers_that_contradict_each_other_are_refused_without_a_list_too(
         run.read_summary()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"top1": NaN}', "[" * 100_000, "\xff", '{"epochs": "two"}', "{}"])
+@pytest.mark.parametrize("text", ["", "[]", '{"top1": NaN}', "[" * 100_000, "\xff", '{"top1": "two"}', "{}"])
 def test_a_summary_that_is_none_is_refused_by_its_name(finished, copy_unlisted, tmp_path, text):
     run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
     run.summary_file.write_bytes(text.encode("latin-1"))

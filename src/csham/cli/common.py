@@ -16,8 +16,7 @@ from rich.table import Table
 
 from csham.errors import UserError
 from csham.training.metrics import in_tables
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import check_choice
+from csham.training.run_folder import RunFolder, check_choice
 from csham.words import printable, say
 
 __all__ = [

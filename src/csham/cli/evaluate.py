@@ -12,8 +12,7 @@ from csham.cli.common import check_counts, metrics_table, print_json, print_tabl
 from csham.cli.options import MACHINE, DebugOption, DeviceOption, JsonOption, QuietOption, WeightsOption
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights, check_choice
+from csham.training.run_folder import RunFolder, RunWeights, check_choice
 from csham.words import say
 
 __all__ = ["evaluate"]

@@ -18,7 +18,7 @@ import typer
 from csham.errors import UserError
 from csham.settings import Help, OneOf, Settings, declared, names_of, split_names
 from csham.training.config import Images, MachineSettings
-from csham.training.run_weights import DEFAULT
+from csham.training.run_folder import DEFAULT
 
 __all__ = [
     "DATA_HELP",

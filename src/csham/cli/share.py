@@ -10,8 +10,7 @@ import typer
 from csham.cli.common import print_json, print_table
 from csham.cli.options import WEIGHTS_HELP, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
 from csham.words import say
 
 __all__ = ["share"]

@@ -24,8 +24,7 @@ from csham.training.config import (
 )
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.sums import is_main_process
 from csham.words import say
 

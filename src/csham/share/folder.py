@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
 from csham.share.card import model_card
 from csham.training.evaluation import load_network
 from csham.training.network import NetworkInfo, write_weights
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, check_place, weights_of_run
 from csham.training.sums import write_listed
 
 __all__ = ["UNKNOWN", "check_choices", "share", "write_files"]
@@ -51,7 +49,8 @@ def share(
         UserError: The run is not finished or damaged, or the folder is not free.
     """
     license = check_choices(weights, license, repo)
-    place, source = _free(Path(folder)), RunFolder(Path(run))
+    place, source = Path(folder), RunFolder(Path(run))
+    check_place(place, "Name another one.")
     card = model_card(source, weights=weights, license=license, repo=repo)
     network, info = load_network(source, weights)
     which = weights_of_run(source, weights)
@@ -102,16 +101,3 @@ def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: Ru
     write_listed(folder / CONFIG, lambda file: file.write(config))
     write_atomically(folder / CARD, lambda file: file.write(page))
     sum_files(folder, (CONFIG, WEIGHTS))  # the card is the user's to edit
-
-
-def _free(folder: Path) -> Path:
-    """Return the folder's real path, where a folder can be made."""
-    place = folder.resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder. Name another one.")
-    parent = next(parent for parent in place.parents if parent.exists())
-    if not parent.is_dir():
-        raise UserError(f"cannot make {folder}: {parent} is a file. Name another place.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot make {folder}: {parent} is not writable. Name another place.")
-    return place

@@ -135,17 +135,17 @@ def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str
     Raises:
         UserError: They belong to another architecture; names the first difference.
     """
-    own = network.state_dict()
+    state = network.state_dict()
     shapes = in_todays_names(network, shapes)
-    for name in own:
+    for name in state:
         if name not in shapes:
             raise UserError(f"{what}: other architecture, it has no weight {name!r}.")
-    for name, given in shapes.items():
-        if name not in own:
+    for name, shape in shapes.items():
+        if name not in state:
             raise UserError(f"{what}: other architecture, the network has no weight {name[:200]!r}.")
-        expected = tuple(own[name].shape)
-        if given != expected:
-            raise UserError(f"{what}: other architecture, {name!r} is {given}, not {expected}.")
+        expected = tuple(state[name].shape)
+        if shape != expected:
+            raise UserError(f"{what}: other architecture, {name!r} is {shape}, not {expected}.")
 
 
 def _shape(value: object) -> tuple[int, ...] | str:

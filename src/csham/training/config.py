@@ -256,9 +256,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         if len(text) > _LONGEST:
             raise ValueError(f"it is longer than {_LONGEST // 2**20} MiB")
         content = yaml.load(text.decode(), _PlainLoader)  # noqa: S506 (a safe loader)
-    except (OSError, MemoryError):
-        raise
-    except Exception as err:  # yaml raises AttributeError, IndexError and others for tags that do not fit their values
+    except (LookupError, AttributeError, TypeError) as err:  # what yaml raises there
+        raise UserError(f"{path} is not a YAML file: a value is not of the kind that its tag (!!) says") from err
+    except (yaml.YAMLError, ValueError, ArithmeticError) as err:
         raise UserError(f"{path} is not a YAML file: {shorten(' '.join(str(err).split()), 300)}") from err
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold settings such as 'epochs: 30', one on a line.")

@@ -21,8 +21,7 @@ from csham.training.machine import choose
 from csham.training.metrics import TOP, Predictions
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import check_unchanged
 
 __all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]
@@ -81,8 +80,8 @@ def evaluate(
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
     config = folder.read_config()
-    found = find_weights(folder, weights)
-    network, info = load_network(folder, found.name)
+    held = find_weights(folder, weights)
+    network, info = load_network(folder, held.name)
     dataset = prepare(
         data or config.data, image_size=info.image_size, max_bad=config.max_bad, progress=progress.preparing
     )
@@ -106,7 +105,7 @@ def evaluate(
         predictions = predict(network, batches.in_order())
     if not np.isfinite(predictions.losses).all():
         raise UserError(
-            f"{folder.path} answers with numbers that are not finite, in {config.precision}. Either its {found.name} "
+            f"{folder.path} answers with numbers that are not finite, in {config.precision}. Either its {held.name} "
             "weights are damaged or the precision does not suffice."
         )
     predictions = Predictions(predictions.indices, order[predictions.labels], predictions.top, predictions.losses)
@@ -114,7 +113,7 @@ def evaluate(
         "run": str(folder.path),
         "data": dataset.source if data is None else data,
         "part": part,
-        **found.to_dict(),
+        **held.to_dict(),
         **predictions.summary(info.classes),
     }
     return Evaluation(
@@ -230,12 +229,12 @@ def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
     """Return the network's class number of each of the dataset's classes."""
-    own, given = set(info.classes), set(dataset.classes)
-    if own != given:
-        missing, extra = sorted(own - given), sorted(given - own)
+    expected, there = set(info.classes), set(dataset.classes)
+    if expected != there:
+        missing, extra = sorted(expected - there), sorted(there - expected)
         parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(extra)}"] * bool(extra)
         raise UserError(
-            f"the classes of {dataset.source} are not the run's {len(own)}: it {' and '.join(parts)}. "
+            f"the classes of {dataset.source} are not the run's {len(expected)}: it {' and '.join(parts)}. "
             "Classes are matched by name."
         )
     return np.array([info.classes.index(name) for name in dataset.classes])

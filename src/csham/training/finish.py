@@ -15,8 +15,7 @@ from csham.files import settle_sums, write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.session import Session, State
 
 __all__ = ["finish"]

@@ -33,9 +33,8 @@ from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
-from csham.training.schedule import learning_rate
 from csham.training.session import Session, State, environment, start_session
-from csham.training.steps import steps_notes
+from csham.training.steps import learning_rate, steps_notes
 from csham.training.sums import is_main_process
 from csham.training.tensorboard import EventWriter
 

@@ -28,10 +28,10 @@ from csham.layers.channel import in_todays_names
 from csham.settings import InFile, count, list_of, names_of, read_described
 from csham.training.checkpoints import check_finite, check_weights
 from csham.training.config import TrainConfig
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunWeights
 from csham.training.sums import check_seal, write_listed
 
-__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "read_weights", "write_weights"]
+__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "write_weights"]
 
 
 def _is_fraction(value: object) -> bool:
@@ -141,17 +141,6 @@ def held_weights(path: Path) -> RunWeights:
         return RunWeights.from_dict({key: parse_json(metadata[key]) for key in ("weights", "epoch") if key in metadata})
 
 
-def read_weights(path: Path) -> tuple[NetworkInfo, dict[str, Tensor]]:
-    """Read what :func:`write_weights` wrote.
-
-    Raises:
-        UserError: The file is missing, damaged, or does not say what network it is for.
-    """
-    with _opened(path) as file:
-        check_seal(path, _ANEW)
-        return _described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-
-
 def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module, NetworkInfo]:
     """Build the network of a file that :func:`write_weights` wrote, on the CPU.
 
@@ -168,14 +157,14 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
     with _opened(path) as file:
         check_seal(path, _ANEW)
         if info is None or "backbone" in (file.metadata() or {}):
-            own = _described(file, path)
-            if info is not None and info != own:
-                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(own, f.name)]
+            described = _described(file, path)
+            if info is not None and info != described:
+                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(described, f.name)]
                 raise UserError(
                     f"{path} describes another network than the file beside it, in {', '.join(differ)}. "
                     "Take both from one place."
                 )
-            info = own
+            info = described
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         network = build_for(info, {name: tuple(part.get_shape()) for name, part in slices.items()}, str(path))
         weights = in_todays_names(network, {name: file.get_tensor(name) for name in slices})
