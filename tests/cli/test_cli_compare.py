@@ -222,6 +222,7 @@ def test_a_grid_that_cannot_be(compare, tmp_path, grid, message):
         ("--attentions ,", "--attentions names nothing"),
         ("--attentions se --period 3", "--period is a setting of strategy 'transfer'"),
         ("--seeds 0", "--seeds takes"),
+        ("--seed 0,x", "--seed takes whole numbers with commas between them, got '0,x'"),
         ("--shard 0/2", "--shard takes"),
         ("--shard 3/2", "--shard takes"),
         ("--shard half", "--shard takes"),
@@ -310,7 +311,7 @@ def test_without_the_packages_of_the_report_nothing_begins(compare, monkeypatch)
 
 
 def test_without_data(compare):
-    code, _, err = compare("--study", STUDY, data=None)
+    code, _, err = compare(data=None)
     assert code == 2
     assert "no data" in err
     code, _, err = compare("--study", "nowhere", data=None)

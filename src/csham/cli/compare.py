@@ -13,7 +13,16 @@ import typer
 
 from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
 from csham.cli.common import check_report_packages, print_json, print_table
-from csham.cli.options import DATA_HELP, MACHINE, DebugOption, JsonOption, QuietOption, option, takes_settings
+from csham.cli.options import (
+    DATA_HELP,
+    MACHINE,
+    DebugOption,
+    JsonOption,
+    QuietOption,
+    option,
+    split_numbers,
+    takes_settings,
+)
 from csham.errors import UserError
 from csham.settings import Help
 from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, read_seeds
@@ -151,7 +160,7 @@ def _seeds(several: str | None, one: str | None) -> tuple[int, ...]:
     if several is not None and one is not None:
         raise UserError("--seeds and --seed are the same option. Give it once.")
     if one is not None:
-        return read_seeds(f"{one},")
+        return read_seeds(split_numbers("--seed", one))
     return () if several is None else read_seeds(several)
 
 

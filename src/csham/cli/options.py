@@ -25,6 +25,7 @@ __all__ = [
     "IMAGES_HELP",
     "MACHINE",
     "OUTPUT",
+    "WEIGHTS_HELP",
     "DebugOption",
     "DeviceOption",
     "JsonOption",
@@ -82,8 +83,8 @@ def takes_settings(
     return decorate
 
 
-def option(help: str, panel: str, default: str, *names: str) -> Any:
-    """Describe an option; ``default`` is what help shows, where the default itself is None."""
+def option(help: str, panel: str, default: str | bool = True, *names: str) -> Any:
+    """Describe an option; ``default`` is what help shows, where the default itself does not say it."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default)
 
 
@@ -243,10 +244,11 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
 DeviceOption = Annotated[str | None, setting_option(MachineSettings, "device")]
+WEIGHTS_HELP = "last: of the last epoch; best: chosen by the validation part."
 WeightsOption = Annotated[
     str | None,
     typer.Option(
-        help="last: of the last epoch; best: chosen by the validation part.",
+        help=WEIGHTS_HELP,
         show_default=f"{DEFAULT}, or what a file or a shared folder holds",
     ),
 ]

@@ -20,6 +20,7 @@ from csham.cli.options import (
     JsonOption,
     QuietOption,
     names_in,
+    option,
     split_numbers,
     takes_settings,
 )
@@ -60,10 +61,6 @@ _SEVERAL = {
 Pair = tuple[str, str]  # attention, strategy
 
 
-def _option(help: str, panel: str, *names: str, shown: str | bool = True) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown)
-
-
 @takes_settings(
     NetworkSpec,
     DataSettings,
@@ -75,25 +72,25 @@ def _option(help: str, panel: str, *names: str, shown: str | bool = True) -> Any
 def profile(
     *,
     settings: dict[str, Any],
-    num_classes: Annotated[int, _option("Width of the logits.", NetworkSpec.panel)] = 1000,
+    num_classes: Annotated[int, option("Width of the logits.", NetworkSpec.panel)] = 1000,
     batch_size: Annotated[
         str | None,
-        _option(
+        option(
             "Images a batch, several separated by commas; latency is of one image.",
             _MEASURE,
-            shown="8 or, on a GPU, 64",
+            "8 or, on a GPU, 64",
         ),
     ] = None,
-    precision: Annotated[str, _option("fp32, bf16 or both, separated by commas.", _MEASURE)] = "fp32",
-    both: Annotated[bool, _option("Measure eager and compiled.", _MEASURE, "--both")] = False,
-    training: Annotated[bool, _option("Measure training steps too.", _MEASURE, "--training/--no-training")] = True,
-    rounds: Annotated[int | None, _option("Exactly so many.", _MEASURE, shown="3 to 15, as --seconds allows")] = None,
-    seconds: Annotated[float, _option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
-    seed: Annotated[int, _option("Of weights, images and the order in each round.", _MEASURE)] = 0,
-    threads: Annotated[int | None, _option("Threads on the CPU.", MACHINE, shown="PyTorch's choice")] = None,
-    csv: Annotated[Path | None, _option("Write the rows, with machine and versions.", OUTPUT, shown="no file")] = None,
-    output: Annotated[Path | None, _option("Write what --json prints.", OUTPUT, shown="no file")] = None,
-    plot: Annotated[Path | None, _option("Draw a picture: .png, .svg or .pdf.", OUTPUT, shown="no file")] = None,
+    precision: Annotated[str, option("fp32, bf16 or both, separated by commas.", _MEASURE)] = "fp32",
+    both: Annotated[bool, option("Measure eager and compiled.", _MEASURE, True, "--both")] = False,
+    training: Annotated[bool, option("Measure training steps too.", _MEASURE, True, "--training/--no-training")] = True,
+    rounds: Annotated[int | None, option("Exactly so many.", _MEASURE, "3 to 15, as --seconds allows")] = None,
+    seconds: Annotated[float, option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
+    seed: Annotated[int, option("Of weights, images and the order in each round.", _MEASURE)] = 0,
+    threads: Annotated[int | None, option("Threads on the CPU.", MACHINE, "PyTorch's choice")] = None,
+    csv: Annotated[Path | None, option("Write the rows, with machine and versions.", OUTPUT, "no file")] = None,
+    output: Annotated[Path | None, option("Write what --json prints.", OUTPUT, "no file")] = None,
+    plot: Annotated[Path | None, option("Draw a picture: .png, .svg or .pdf.", OUTPUT, "no file")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,

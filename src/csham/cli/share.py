@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from csham.cli.common import print_json, print_table
-from csham.cli.options import DebugOption, JsonOption, QuietOption
+from csham.cli.options import WEIGHTS_HELP, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
 from csham.words import say
@@ -20,9 +20,7 @@ def share(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it appears complete.")],
     *,
-    weights: Annotated[
-        str, typer.Option(help="last: of the last epoch; best: chosen by the validation part.")
-    ] = DEFAULT,
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = DEFAULT,
     license: Annotated[
         str, typer.Option("--license", "--licence", help="Of the weights, as the Hub names it, such as apache-2.0.")
     ] = "unknown",
