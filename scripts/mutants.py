@@ -2,7 +2,7 @@
 
 A mutant that no test fails on has survived: behaviour that no test holds. It gets a test or, where it is the same
 program to every caller, an entry in ``mutants_known.toml`` that says why. Cosmic Ray makes the changes, in a copy of
-the working tree, ``build/mutants/tree``. Only quick tests run, first those that name the changed module. The outcomes
+the working tree, ``build/mutants/tree``. Only quick tests run, first those that import the changed module. The outcomes
 are kept in ``build/mutants/SEED.jsonl``: called again, only what had survived is tried again.
 """
 
@@ -131,7 +131,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True, help="of the sample")
     parser.add_argument("--count", type=int, default=200, help="mutants, the same number of each room; default 200")
     parser.add_argument("--only", choices=ROOMS, metavar="ROOM", help=f"all of them in one of {', '.join(ROOMS)}")
-    parser.add_argument("--near", action="store_true", help="for now, only the test files that name the changed module")
+    parser.add_argument(
+        "--near", action="store_true", help="for now, only the test files that import the changed module"
+    )
     parser.add_argument("--list", action="store_true", help="print the sample and try nothing")
     return parser.parse_args()
 
@@ -252,10 +254,11 @@ def try_out(mutant: Mutant, near: bool) -> str:
 
 
 def run_tests(room: str, module: str = "", near: bool = False) -> str:
-    """Run the room's quick tests in a process of its own, first those that name the module, until one fails."""
-    files = sorted((TREE / "tests" / room).rglob("test_*.py"))
-    naming = [file for file in files if module in file.stem or re.search(rf"\b{module}\b", file.read_text("utf-8"))]
-    files = naming if near and naming else sorted(files, key=lambda file: file not in naming)
+    """Run the room's quick tests in a process of its own, first the module's, until one fails."""
+    files = sorted((TREE / "tests" / room).rglob("test_*.py"), key=lambda file: file.stat().st_size)
+    imports = re.compile(rf"^\s*(from|import) csham.*\b{module}\b", flags=re.MULTILINE)
+    own = [file for file in files if module in file.stem or imports.search(file.read_text("utf-8"))]
+    files = own if near and own else sorted(files, key=lambda file: file not in own)
     child = os.fork()
     if not child:
         os.setsid()

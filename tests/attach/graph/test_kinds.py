@@ -1,5 +1,7 @@
 """Networks that work on something else than feature maps: what is said of them, and what is found in those that mix."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -79,9 +81,11 @@ def test_a_few_convolutions_of_other_dimensions_are_part_of_a_network_for_images
 )
 def test_a_hybrid_attends_among_its_feature_maps(name, stages):
     model = timm.create_model(name, num_classes=3)
-    with pytest.warns(UserWarning, match=r"residual branches of \w+ carry tokens, .* and get no attention"):
+    with pytest.warns(UserWarning, match=r"residual branches of \w+ carry tokens, .* and get no attention") as caught:
         points = csham.attach(model, "se")
     assert points
+    tokens, branches = map(int, re.match(r"attach: (\d+) of the (\d+) residual", str(caught[0].message)).groups())
+    assert 0 < tokens < branches
     assert len({point.stage for point in points}) <= stages
     model(torch.randn(1, 3, *model.default_cfg["input_size"][1:])).sum().backward()
 

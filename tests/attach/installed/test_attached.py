@@ -155,3 +155,13 @@ def test_a_period_that_means_nothing_is_refused(strategy, period, message):
     with pytest.raises(ValueError) as caught:
         check_strategy("csham", strategy, period)
     assert message in str(caught.value)
+
+
+def test_where_a_checkpoint_finds_attention():
+    """In a module of the network's own; of one that would run a new child, in the last layer that it has."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())), nn.ReLU())
+    before = set(model.state_dict())
+    csham.attach(model, "simam", points=["0", "0.0"], gated=True)
+    assert set(model.state_dict()) - before == {"0.1.1.attached.gate", "0.0.attached.gate"}
+    csham.attach(other := nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)), "eca", points=["1"])
+    assert "1.attached.attention.conv.weight" in other.state_dict()
