@@ -1,0 +1,188 @@
+"""Killed with signal 9, at any operation on files: the same command again ends with the same result; nothing is left.
+
+Each command is a process of its own that kills itself at the n-th thing it does to the folder; how many there are is
+counted first. Locks, which only a living process holds, are so tried too, where tests/test_power_cuts.py has none.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no signal 9"),
+]
+
+# Workers of a study are not told, so that the engine dies alone.
+DRIVER = """
+import os, signal, sys
+root, moment = os.environ.pop("KILL_IN"), int(os.environ.pop("KILL_AT"))
+count = 0
+
+def hook(name, arguments):
+    global count
+    if name in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(arguments[0]).startswith(root):
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+from csham.cli import main
+code = main(sys.argv[1:])
+print("operations:", count, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def call(root, words, moment=0):
+    environment = {**os.environ, "KILL_IN": str(root), "KILL_AT": str(moment), "OMP_NUM_THREADS": "1"}
+    environment["CSHAM_KERNELS"] = "reference"
+    command = [sys.executable, "-c", DRIVER, *map(str, words)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return found.returncode, found.stderr
+
+
+def killed(root, words, result, moments, again=None):
+    """Give a command whole, and once for each moment, killed and then given again; compare the results."""
+    code, said = call(root, words)
+    assert code == 0, said
+    count = int(said.rsplit("operations:", 1)[1])
+    expected = result()
+    rng = random.Random(str(words[0]))
+    chosen = sorted({1, count, *(rng.randint(1, count) for _ in range(moments))})
+    deaths = 0
+    for moment in chosen:
+        subprocess.run(["rm", "-rf", str(root)], check=True)
+        root.mkdir()
+        code, said = call(root, words, moment)
+        deaths += code == -signal.SIGKILL
+        for _ in range(2):  # once to go on, and once where all is done
+            code, said = call(root, again() if again else words)
+            assert code == 0, (moment, count, said)
+        assert same(result(), expected), (moment, count)
+        left = [str(path) for path in root.rglob("*") if path.name.endswith((".tmp", ".new", ".old"))]
+        assert not left, (moment, count, left)
+    assert deaths >= len(chosen) - 1  # the last moments may not come: other machines do a little less
+    return count
+
+
+def same(left, right):
+    if isinstance(left, np.ndarray):
+        return np.array_equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def weights_in(folder):
+    import safetensors.numpy
+
+    return {str(p.relative_to(folder)): safetensors.numpy.load_file(p) for p in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def test_prepare(root, images, monkeypatch):
+    monkeypatch.setenv("CSHAM_CACHE", str(root))
+
+    def result():
+        return [np.load(file) for file in sorted(root.glob("packed/*/*.npy"))]
+
+    killed(root, ["prepare", images, "--image-size", "32", "--quiet"], result, 6)
+
+
+def test_train(root, images):
+    run = root / "run"
+    words = (
+        f"train {images} --backbone lenet5 --image-size 32 --epochs 2 --batch-size 8 --no-compile --quiet --device cpu"
+    )
+
+    def result():
+        with (run / "metrics.csv").open(newline="") as file:
+            rows = [(row["train_loss"], row["val_top1"]) for row in csv.DictReader(file)]
+        return rows, json.loads((run / "summary.json").read_text())["top1"], weights_in(root)
+
+    def again():
+        return ["train", "--resume", run, "--quiet"] if run.exists() else [*words.split(), "--run", run]
+
+    killed(root, [*words.split(), "--run", run], result, 8, again)
+
+
+def test_share(root, finished):
+    folder = root / "shared"
+
+    def result():
+        return weights_in(root), (folder / "README.md").read_text()
+
+    def words():
+        return ["list", "backbones"] if folder.exists() else ["share", finished, folder]
+
+    killed(root, ["share", finished, folder], result, 6, words)
+
+
+def test_export(root, finished):
+    file = root / "network.safetensors"
+
+    def words():
+        return ["list", "backbones"] if file.exists() else ["export", finished, "--output", file, "--quiet"]
+
+    killed(root, ["export", finished, "--output", file, "--quiet"], lambda: weights_in(root), 6, words)
+
+
+def compare(root, images, *more):
+    words = f"compare {images} --backbones resnet8 --attentions none,eca --image-size 16 --epochs 1 --quiet --seeds 1 "
+    words += f"--batch-size 8 --no-compile --device cpu --precision fp32 --study {root / 'study'}"
+    return [*words.split(), *more]
+
+
+def studied(root):
+    lines = [json.loads(line) for line in (root / "study/records.jsonl").read_text().splitlines()]
+    numbers = {line["label"]: [line["status"], line["result"]["top1"], line["result"]["loss"]] for line in lines}
+    assert len(lines) == len(numbers)  # each cell once
+    costs = json.loads((root / "study/costs.json").read_text())
+    assert (root / "study/report/index.html").stat().st_size > 10_000
+    return numbers, weights_in(root), [row["network"] for row in costs["costs"]], costs["finished"]
+
+
+def test_compare_and_its_costs(root, images):
+    killed(root, compare(root, images), lambda: studied(root), 6)
+
+
+def test_compare_by_two_jobs(root, images):
+    killed(root, compare(root, images, "--jobs", "2"), lambda: studied(root), 3)
+
+
+def test_the_budget_control(root, images):
+    """Which networks are its controls depends on times; the other cells do not."""
+
+    def result():
+        numbers, _, costs, finished = studied(root)
+        chosen = {label: value for label, value in numbers.items() if "@" not in label}
+        assert len(costs) >= len(chosen)
+        return chosen, finished
+
+    killed(root, compare(root, images, "--budget-control"), result, 2)
+
+
+def test_a_driver_that_is_not_told_kills_nobody(root):
+    code, said = call(root, ["list", "backbones"])
+    assert code == 0
+    assert said.rstrip().endswith("operations: 0")
+    (root / "table.csv").write_text("image,label\n")
+    assert call(root, ["prepare", root / "table.csv"], 1)[0] == -signal.SIGKILL
+    assert call(root, ["prepare", root / "table.csv"])[0] == 2
