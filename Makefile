@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports sanitize lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo sanitize lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -23,8 +23,8 @@ test: $(READY)
 
 # Everything about all 57 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
-	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py tests/attach/test_epilogue.py \
-		tests/attach/test_acceleration.py tests/backbones/test_create.py
+	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py \
+		tests/attach/fusing/test_epilogue.py tests/attach/test_acceleration.py tests/backbones/test_create.py
 
 # Every backbone under every strategy, and every attention, through ONNX and PT2: hours on two cores.
 # EXPORTS takes a part of them: make test-exports EXPORTS="resnet18 and onnx".
@@ -32,8 +32,17 @@ test-exports: $(READY)
 	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/export/test_every_network.py -k "$(EXPORTS)"
 
 # What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
-test-long: $(READY)
+test-long: $(READY) test-yolo
 	CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
+
+# Ultralytics is under the AGPL, so it is no dependency, not even of the tests: an environment of its own, on top of .venv.
+test-yolo: $(READY)
+	test -x build/yolo/bin/python || $(BIN)/python -m venv build/yolo
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python*/site-packages)')" \
+		> $$(echo build/yolo/lib/python*/site-packages)/csham.pth
+	$(BIN)/uv pip install --quiet --python build/yolo/bin/python --no-deps \
+		ultralytics ultralytics-thop opencv-python-headless psutil polars polars-runtime-32 requests
+	CSHAM_LONG_TESTS=1 build/yolo/bin/python -m pytest tests/attach/test_ultralytics.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

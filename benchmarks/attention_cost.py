@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 import csham
 from contenders import OPS, REFERENCE, TIMM, Contender, Shape, contenders, floor_copies
-from csham.cost.passes import forward_of
+from csham.cost.passes import calls_for, forward_of, orders, seconds_per_call
 from csham.cost.result import Spread
-from csham.cost.timing import calls_for, orders, seconds_per_call
 from csham.ops import choose
 from csham.provenance import versions
 from record import append_rows, list_of

@@ -24,10 +24,9 @@ import torch
 from torch import nn
 
 import csham
-from csham.cost.passes import unchanged
+from csham.cost.passes import orders, unchanged
 from csham.cost.result import Spread
 from csham.cost.task import Task
-from csham.cost.timing import orders
 from csham.ops import choose, use_kernels
 from csham.provenance import versions
 from csham.training.machine import cpu_multiplies_bf16

@@ -10,8 +10,8 @@ import torch
 
 from csham.data import sources
 from csham.data.sources import Chunk, Images, Listing, Source
+from csham.export.files import write_pt2
 from csham.export.formats import FORMATS, Format
-from csham.export.pt2_file import write_pt2
 from csham.layers import Gate
 from csham.layers.names import ATTENTIONS, AttentionName
 from csham.study import worker

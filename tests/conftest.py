@@ -1,6 +1,7 @@
 """What every test shares: settings of hypothesis, seeds, threads, a cache folder of its own, and small images."""
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -123,8 +124,6 @@ def images(tmp_path_factory, write_images):
 @pytest.fixture(scope="session")
 def cpu_kernels():
     """The C++ kernels, built and loaded."""
-    import shutil
-
     from csham import ops
 
     if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
@@ -166,6 +165,16 @@ def finished(settings, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "finished"
     train(resolve({**settings, "track_test": True}), run=run)
     return run
+
+
+@pytest.fixture(scope="session")
+def copy_unlisted():
+    """Function that copies a run folder as earlier versions wrote it: without sums, so that a test may change it."""
+
+    def copy(run, place):
+        return shutil.copytree(run, place, ignore=shutil.ignore_patterns("csham.sha256"))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,7 @@ def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     run_commands("docs/comparing.md", 3, capsys)
     assert "3/3" in capsys.readouterr().out
+    assert run_python("docs/comparing.md")["finished"].to_dict()["finished"]
     assert Path("studies/digits-quick-1epochs/report/index.html").is_file()
 
 

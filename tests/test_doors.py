@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import csham
-from csham._extras import EXTRAS
+from csham._lazy import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 

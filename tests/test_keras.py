@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import csham
-from csham.attach.attached import Attached
+from csham.attach.installed.attached import Attached
 from csham.errors import UserError
 from csham.layers.channel import ChannelAttention
 from csham.layers.spatial import SpatialAttention
@@ -400,6 +400,27 @@ def test_a_hostile_file_is_refused(good, change, tmp_path):
     with pytest.raises(UserError, match=re.escape(str(good))):
         csham.load_keras_weights(layer, good)
     assert torch.equal(layer.avg.weight, before)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_none_are_refused(good, number):
+    with h5py.File(good, "r+") as file:
+        del file["a/a/conv1d_2/bias:0"]
+        file["a/a/conv1d_2"].create_dataset("bias:0", data=np.array([number], dtype=np.float64))
+    layer = csham.ChannelAttention(16)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    with pytest.raises(UserError, match=r"good\.h5: a/a/conv1d_2/bias:0 holds NaN, infinity or numbers too large"):
+        csham.load_keras_weights(layer, good)
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_variance_below_0_is_refused(tmp_path):
+    golden = dict(arrays(SPATIAL[0]))
+    golden["w.main_bn.running_var"] = -golden["w.main_bn.running_var"]
+    write_keras2(tmp_path / "x.h5", [("a", spatial_layers(golden))])
+    layer = csham.SpatialAttention(golden["w.neighbor.weight"].shape[1])
+    with pytest.raises(UserError, match=r"moving_variance:0 holds variances below 0"):
+        csham.load_keras_weights(layer, tmp_path / "x.h5")
 
 
 def test_spoiled_bytes_end_in_weights_or_an_error_for_users(good, tmp_path):

@@ -8,7 +8,19 @@ from typing import Annotated
 import pytest
 
 from csham.errors import UserError
-from csham.settings import InFile, Mark, OneOf, Settings, Within, check_keys, count, list_of, marked, read_described
+from csham.settings import (
+    InFile,
+    Mark,
+    OneOf,
+    Settings,
+    Within,
+    check_keys,
+    count,
+    list_of,
+    marked,
+    read_described,
+    split_names,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +83,7 @@ def test_keys_are_exactly_the_known_ones():
     check_keys({"a": 1, "b": 2}, ("b", "a"), "k.json")
     with pytest.raises(UserError, match=r"k\.json lacks a and has the unknown 'c'\."):
         check_keys({"b": 1, "c": 2}, ("a", "b"), "k.json")
+
+
+def test_names_with_commas_between_and_within_them():
+    assert split_names("resnet20@width=1.25,depth=26, lenet5 ,") == ["resnet20@width=1.25,depth=26", "lenet5"]

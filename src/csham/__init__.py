@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from csham.keras import load_keras_weights
     from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
     from csham.memory import retain_memory
+    from csham.study.verdict import verdict
 
 __all__ = [
     "CSHAM",
@@ -47,6 +48,7 @@ __all__ = [
     "load",
     "load_keras_weights",
     "retain_memory",
+    "verdict",
 ]
 
 __getattr__ = lazy_names(
@@ -72,6 +74,7 @@ __getattr__ = lazy_names(
         "load": "csham.inference",
         "load_keras_weights": "csham.keras",
         "retain_memory": "csham.memory",
+        "verdict": "csham.study.verdict",
     },
 )
 

@@ -1,4 +1,9 @@
-"""Import a package's public names when they are first used, so that looking a name up costs no import of torch."""
+"""Packages as their users see them: names that are imported when they are first used, and the extra that each needs.
+
+``csham.attach``, ``csham.cost``, ``csham.explain`` and ``csham.export`` are each a function, and a package of which
+parts can be imported. Whenever one is, Python puts the package under that name, in place of the function. So
+:func:`make_callable` lets the package be called, by the way that Python's reference documents for it: a module's class.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,21 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from csham._extras import how_to_install
+__all__ = ["EXTRAS", "how_to_install", "lazy_names", "make_callable"]
 
-__all__ = ["lazy_names", "make_callable"]
+EXTRAS = {
+    "train": (
+        *("PIL", "accelerate", "filelock", "joblib", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard"),
+        *("torchvision", "typer", "yaml"),
+    ),
+    "report": ("jinja2", "openpyxl", "scipy"),
+    "ray": ("ray",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "app": ("gradio",),
+    "share": ("huggingface_hub",),
+    "keras": ("h5py",),
+}
+"""The packages of each extra, as they are imported; of those in several the smallest extra that has them."""
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
@@ -41,10 +58,26 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
 
 def make_callable(package: str) -> None:
-    """Let a package be called like its function of the same name, which importing the package hides."""
+    """Let a package, or a module of one, be called like its function of the same name."""
     sys.modules[package].__class__ = _CallableModule
 
 
+def how_to_install(what: str, err: ImportError) -> str | None:
+    """Return a sentence on a package that is not there, or None where it is none of an extra's.
+
+    Args:
+        what: Subject of the sentence, which needs the package.
+        err: From its import.
+    """
+    package = (err.name or "").partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            return f'{what} needs {package}. Install it: pip install "csham[{extra}]".'
+    return None
+
+
 class _CallableModule(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        # The function itself: a method around it would be the caller that its warnings name.
+        return getattr(self, self.__name__.rpartition(".")[2])

@@ -1,11 +1,13 @@
-"""The one exception that means "what you gave cannot work", and the sentence that offers the nearest name."""
+"""The one exception that means "what you gave cannot work", and sentences of messages: names, and the nearest."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["UserError", "known_names", "nearest_names", "unknown_name"]
+from csham.words import printable
+
+__all__ = ["UserError", "any_of", "known_names", "nearest_names", "unknown_name"]
 
 _FEW = 5  # that many names are read faster than they are listed
 _LISTED = {
@@ -21,8 +23,19 @@ _LISTED = {
 class UserError(ValueError):
     """Error in what the user gave; the message says what, where, and what to do.
 
-    The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``.
+    The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``. Names that
+    the message quotes need no care: what cannot be printed is written out.
+
+    Args:
+        message: One line.
+        below: Further lines, such as the end of a log.
     """
+
+    def __init__(self, message: str, *below: str) -> None:
+        super().__init__(message, *below)
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
 
 
 def unknown_name(
@@ -57,3 +70,8 @@ def nearest_names(name: object, choices: Iterable[str], unlisted: Iterable[str] 
     near = difflib.get_close_matches(str(name).lower(), [*choices, *unlisted], n=3, cutoff=0.5)
     near.sort(key=lambda other: other not in choices)  # a listed one is what most mean
     return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def any_of(names: Sequence[str], word: str = "or") -> str:
+    """Write names as a sentence has them."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

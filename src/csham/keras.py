@@ -97,7 +97,7 @@ def load_keras_weights(
 
     Raises:
         UserError: It is no HDF5 file, has no such layer, more or fewer than the module, or others in shape; or it
-            holds links or arrays that lie outside of it, which are not followed.
+            holds links or arrays that lie outside of it, which are not followed, or numbers that are not finite.
 
     Example:
         >>> layer = csham.CSHAM(64)
@@ -113,9 +113,9 @@ def load_keras_weights(
     slots = _slots(module)
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = _layers(_variables(file, h5py, path))
-            chosen = _assign(slots, _under(found, name, path), dict(names or {}), found, path)
-            values = [(tensor, _value(variable, tensor, path)) for _, tensor, variable in chosen]
+            layers = _layers(_variables(file, h5py, path))
+            chosen = _assign(slots, _under(layers, name, path), dict(names or {}), layers, path)
+            values = [(tensor, _value(variable, ours, tensor, path)) for ours, tensor, variable in chosen]
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as err:
@@ -128,7 +128,7 @@ def load_keras_weights(
         for part in module.modules():
             if isinstance(part, BatchNorm2d) and id(part.running_mean) in loaded:
                 part.settle()
-    return {own: variable.path for own, _, variable in chosen}
+    return {ours: variable.path for ours, _, variable in chosen}
 
 
 def _slots(module: nn.Module) -> list[_Slot]:
@@ -182,12 +182,12 @@ def _layers(variables: Iterable[_Variable]) -> list[_Layer]:
     layers = []
     for owner, written in owners.items():
         words = [v.path.rpartition("/")[2].partition(":")[0] for v in written]
-        own = written
+        ordered = written
         if set(words) <= set(_ORDER):
-            own = [v for _, v in sorted(zip(words, written, strict=True), key=lambda pair: _ORDER.index(pair[0]))]
-        kind = _kind(own, words)
+            ordered = [v for _, v in sorted(zip(words, written, strict=True), key=lambda pair: _ORDER.index(pair[0]))]
+        kind = _kind(ordered, words)
         if kind is not None:
-            layers.append(_Layer(owner, kind, tuple(own)))
+            layers.append(_Layer(owner, kind, tuple(ordered)))
     return _averages_first(layers)
 
 
@@ -240,14 +240,14 @@ def _assign(
     """Decide which layer of the file goes into which of ours."""
     chosen: dict[str, _Layer] = {}
     by_path = {layer.path: layer for layer in every}
-    for own, theirs in names.items():
-        if own not in {slot.name for slot in slots}:
+    for ours, theirs in names.items():
+        if ours not in {slot.name for slot in slots}:
             raise UserError(
-                f"names= has {own!r}, which is no layer of the module. Its: {_some(s.name for s in slots)}."
+                f"names= has {ours!r}, which is no layer of the module. Its: {_some(s.name for s in slots)}."
             )
         if theirs.strip("/") not in by_path:
             raise UserError(f"names= has {theirs!r}, which {path} does not have. {_there(every)}")
-        chosen[own] = by_path[theirs.strip("/")]
+        chosen[ours] = by_path[theirs.strip("/")]
     taken = {layer.path for layer in chosen.values()}
     free = [layer for layer in layers if layer.path not in taken]
     for kind, words in _WORDS.items():
@@ -284,24 +284,29 @@ def _as_their_convolutions(norms: list[_Slot], chosen: Mapping[str, _Layer], lay
 
 
 def _pairs(slot: _Slot, layer: _Layer, path: Path) -> list[tuple[str, Tensor, _Variable]]:
-    given = [variable.shape for variable in layer.variables]
+    there = [variable.shape for variable in layer.variables]
     wanted = [shape for *_, shape in slot.tensors]
-    if given != wanted and not (slot.kind == "gate" and given in ([()], [(1,)])):
+    if there != wanted and not (slot.kind == "gate" and there in ([()], [(1,)])):
         raise UserError(
-            f"{path}: {layer.path} has the shapes {given}, {slot.name} takes {wanted}. The order of layers may differ: "
+            f"{path}: {layer.path} has the shapes {there}, {slot.name} takes {wanted}. The order of layers may differ: "
             "say which is which with name= or names=."
         )
-    return [(own, tensor, variable) for (own, tensor, _), variable in zip(slot.tensors, layer.variables, strict=True)]
+    return [(ours, tensor, variable) for (ours, tensor, _), variable in zip(slot.tensors, layer.variables, strict=True)]
 
 
-def _value(variable: _Variable, tensor: Tensor, path: Path) -> Tensor:
+def _value(variable: _Variable, ours: str, tensor: Tensor, path: Path) -> Tensor:
     """Read an array whose shape is known to be right, and transpose it to torch's order."""
     data = variable.data
     if data.dtype.kind != "f":
         raise UserError(f"{path}: {variable.path} holds {data.dtype}, not floating-point numbers.")
     if data.chunks is not None and np.prod(data.chunks, dtype=float) > 2**24:
         raise UserError(f"{path}: {variable.path} is stored in parts far larger than itself. It was not read.")
-    value = torch.from_numpy(np.asarray(data[()], dtype=np.float32))
+    with np.errstate(over="ignore"):
+        value = torch.from_numpy(np.asarray(data[()], dtype=np.float32))
+    if not value.isfinite().all():
+        raise UserError(f"{path}: {variable.path} holds NaN, infinity or numbers too large for float32.")
+    if ours.endswith("running_var") and (value < 0).any():
+        raise UserError(f"{path}: {variable.path} holds variances below 0.")
     if value.ndim > 2:
         value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
     return value.reshape(tensor.shape)
@@ -310,7 +315,7 @@ def _value(variable: _Variable, tensor: Tensor, path: Path) -> Tensor:
 def _variables(file: Any, h5py: Any, path: Path) -> list[_Variable]:
     """List the arrays of a file in the order in which Keras wrote its layers; links are not followed."""
     seen: set[Any] = set()
-    found: list[_Variable] = []
+    variables: list[_Variable] = []
 
     def walk(group: Any, prefix: str, depth: int, listed: Iterable[str]) -> None:
         if depth > _DEEPEST or len(seen) > _MOST:
@@ -330,13 +335,13 @@ def _variables(file: Any, h5py: Any, path: Path) -> list[_Variable]:
                 if item.is_virtual or item.external:
                     raise UserError(f"{where} lies in another file, which Keras does not write. It was not read.")
                 if item.shape is not None:
-                    found.append(_Variable(prefix + key, tuple(item.shape), item))
+                    variables.append(_Variable(prefix + key, tuple(item.shape), item))
 
     whole = file.id.links.exists(b"model_weights")
     if whole and file.id.links.get_info(b"model_weights").type != h5py.h5l.TYPE_HARD:
         raise UserError(f"{path}: 'model_weights' is a link, which Keras does not write. It was not followed.")
     walk(file["model_weights"] if whole else file, "", 0, ())
-    return found
+    return variables
 
 
 def _in_order(group: Any, listed: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -1,13 +1,16 @@
-"""Settings: dataclasses whose fields say once what they may hold, and the checker of all that people and files give.
+"""Settings: dataclasses whose fields say once what they hold, and the checker of all that people and files give.
 
 A field is ``Annotated`` with its rules: :class:`Within` and :class:`OneOf` for people, :class:`InFile` for files that
-anyone may have written, :class:`Mark` for what the setting does to a result. Where annotations are postponed, a lambda
-in one sees builtins only. Imports neither PyTorch nor YAML.
+anyone may have written, :class:`Mark` for what the setting does to a result; and with its :class:`Help`, of which the
+option of the command line and the docstring of the class are made. Where annotations are postponed, a lambda in one
+sees builtins only. Imports neither PyTorch nor YAML.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -20,6 +23,7 @@ from csham.errors import UserError, unknown_name
 
 __all__ = [
     "Auto",
+    "Help",
     "InFile",
     "Mark",
     "OneOf",
@@ -29,11 +33,13 @@ __all__ = [
     "check_keys",
     "check_known",
     "count",
+    "declared",
     "is_name",
     "list_of",
     "marked",
     "names_of",
     "read_described",
+    "split_names",
 ]
 
 Auto = Literal["auto"]
@@ -79,11 +85,48 @@ class InFile:
 
 
 @dataclass(frozen=True)
+class Help:
+    """Words on a setting, for people.
+
+    Attributes:
+        text: The setting in a sentence.
+        default: Value that applies where nothing is set, if the field's own default does not say it.
+        plural: Name of its option where a command takes several.
+        names: Values to offer, where no :class:`OneOf` says them.
+        option: False if it has no option, so that only files and Python set it.
+    """
+
+    text: str
+    default: str = ""
+    plural: str = ""
+    names: Iterable[str] = ()
+    option: bool = True
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Base of dataclasses that are checked, type and range of every field, when one is created."""
+    """Base of dataclasses that are checked, type and range of every field, when one is created.
+
+    Attributes:
+        panel: Heading of their options in the help of a command.
+    """
+
+    panel = ""
+
+    def __init_subclass__(cls) -> None:
+        """Add to the docstring what its own fields say of themselves."""
+        helps = {
+            name: rule.text
+            for name, hint in inspect.get_annotations(cls, eval_str=True).items()
+            for rule in getattr(hint, "__metadata__", ())
+            if isinstance(rule, Help)
+        }
+        if cls.__doc__ and helps:
+            lines = [f"    {name}: {text}" for name, text in helps.items()]
+            cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Attributes:", *lines])
 
     def __post_init__(self) -> None:
-        for name, (hint, rules) in _declared(type(self)).items():
+        for name, (hint, rules) in declared(type(self)).items():
             value = _checked_type(name, getattr(self, name), hint)
             object.__setattr__(self, name, value)
             _check_rules(name, value, rules)
@@ -100,7 +143,24 @@ def names_of(cls: type[Settings]) -> tuple[str, ...]:
 
 def marked(cls: type[Settings], mark: Mark) -> tuple[str, ...]:
     """Return the names of the fields with a mark."""
-    return tuple(name for name, (_, rules) in _declared(cls).items() if mark in rules)
+    return tuple(name for name, (_, rules) in declared(cls).items() if mark in rules)
+
+
+def declared(cls: type[Settings]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Return type and rules of every field by its name."""
+    if cls not in _DECLARED:
+        hints, rules = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True)
+        _DECLARED[cls] = {name: (hints[name], getattr(rules[name], "__metadata__", ())) for name in names_of(cls)}
+    return _DECLARED[cls]
+
+
+# Not functools.cache, whose arguments mypy takes classes of dataclasses for unfit for.
+_DECLARED: dict[type, dict[str, tuple[Any, tuple[Any, ...]]]] = {}
+
+
+def split_names(text: str) -> list[str]:
+    """Take names apart at their commas, but for those within one: ``resnet20@width=1.25,depth=26``."""
+    return [name.strip() for name in re.split(r",(?!\s*\w+=)", text) if name.strip()]
 
 
 def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
@@ -150,7 +210,7 @@ def read_described(
         raise UserError(f"{where} does not describe its network: {sorted(missing)} are missing.")
     given = {name: values[name] for name in names_of(cls) if name in values}
     for name, value in given.items():
-        for rule in _declared(cls)[name][1]:
+        for rule in declared(cls)[name][1]:
             if isinstance(rule, InFile) and not (rule.holds(value) or (rule.or_null and value is None)):
                 got = shorten(ascii(value), 80, placeholder=" ...")
                 raise UserError(f"{where} does not describe a network: {name} should be {rule.expected}, got {got}.")
@@ -174,18 +234,6 @@ def count(least: int, most: int) -> Callable[[object], bool]:
 def list_of(holds: Callable[[Any], bool], most: int = 10_000) -> Callable[[object], bool]:
     """Make the rule of a list, neither empty nor too long, whose items all hold, of :class:`InFile`."""
     return lambda value: isinstance(value, list) and 0 < len(value) <= most and all(map(holds, value))
-
-
-def _declared(cls: type[Settings]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """Return type and rules of every field."""
-    if cls not in _DECLARED:
-        hints, rules = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True)
-        _DECLARED[cls] = {name: (hints[name], getattr(rules[name], "__metadata__", ())) for name in names_of(cls)}
-    return _DECLARED[cls]
-
-
-# Not functools.cache, whose arguments mypy takes classes of dataclasses for unfit for.
-_DECLARED: dict[type, dict[str, tuple[Any, tuple[Any, ...]]]] = {}
 
 
 def _check_rules(name: str, value: Any, rules: Iterable[Any]) -> None:

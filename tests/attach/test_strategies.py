@@ -4,9 +4,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from csham.attach.checks import check_strategy
-from csham.attach.names import STRATEGIES
-from csham.attach.points import Point
+from csham.attach.graph.points import Point
+from csham.attach.names import STRATEGIES, check_strategy
 from csham.attach.strategies import plan
 from csham.layers.names import ATTENTIONS
 

@@ -33,3 +33,10 @@ def test_serves_until_interrupted(finished):
     assert process.returncode == 0
     assert "Ctrl-C ends it" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["", "lab.example:80", "http://lab.example", "*", "a*b", "la b", "-x", "x\x1b"])
+def test_a_host_that_is_none(csham, finished, name):
+    code, out, err = csham("app", finished, f"--allow-host={name}")
+    assert (code, out) == (2, "")
+    assert "is no name of a machine, such as lab.example" in err

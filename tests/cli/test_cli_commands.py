@@ -24,7 +24,7 @@ class Hostile:
 
 
 @pytest.fixture
-def place(tmp_path, finished, monkeypatch):
+def place(tmp_path, finished, copy_unlisted, monkeypatch):
     """A working folder with everything that the rows below name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -36,13 +36,16 @@ def place(tmp_path, finished, monkeypatch):
     (tmp_path / "typo.yaml").write_text("epoch: 1\n")
     (tmp_path / "text.yaml").write_text("epochs: many\n")
     shutil.copytree(finished, tmp_path / "done")
+    shutil.copytree(finished, tmp_path / "changed")
+    truncate(tmp_path / "changed" / "summary.json")
     for name in ("hostile", "truncated", "lost", "edited"):
-        shutil.copytree(finished, tmp_path / name)
+        copy_unlisted(finished, tmp_path / name)
         (tmp_path / name / "summary.json").unlink()
-    torch.save({"format": 1, "model": Hostile()}, tmp_path / "hostile" / "checkpoints" / "last.ckpt")
-    truncate(tmp_path / "truncated" / "checkpoints" / "last.ckpt")
+    for checkpoint in ("last.ckpt", "best.ckpt"):
+        torch.save({"format": 1, "model": Hostile()}, tmp_path / "hostile" / "checkpoints" / checkpoint)
+        truncate(tmp_path / "truncated" / "checkpoints" / checkpoint)
+        (tmp_path / "lost" / "checkpoints" / checkpoint).unlink()
     truncate(tmp_path / "truncated" / "model.safetensors")
-    (tmp_path / "lost" / "checkpoints" / "last.ckpt").unlink()
     config = tmp_path / "edited" / "config.yaml"
     config.write_text(config.read_text().replace("resnet20", "resnet32"))
     (tmp_path / "plain.yaml").write_text("attention: none\nstrategy: sequential\n")
@@ -104,6 +107,8 @@ def place(tmp_path, finished, monkeypatch):
         ("train --resume truncated", "truncated or not a checkpoint"),
         ("train --resume lost", "there is no checkpoint"),
         ("train --resume edited", "backbone is 'resnet20' there and 'resnet32'"),
+        ("train --resume changed", "summary.json was changed since it was written"),
+        ("share changed new", "summary.json was changed since it was written"),
         ("evaluate nowhere", "there is no run folder nowhere"),
         ("evaluate hostile", "nothing in it was run"),
         ("evaluate truncated", "truncated or not a checkpoint"),
@@ -189,7 +194,7 @@ def test_ctrl_c_before_a_run(csham, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["--help", "list recipes", "train digits --backbone resnet19", "train nowhere"])
+@pytest.mark.parametrize("command", ["--help", "list recipes", "train digits --attention cshan", "train nowhere"])
 def test_quick_answers_import_no_torch(command):
     program = f"import sys; from csham.cli import main; main({command.split()!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

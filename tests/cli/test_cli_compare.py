@@ -222,6 +222,7 @@ def test_a_grid_that_cannot_be(compare, tmp_path, grid, message):
         ("--attentions ,", "--attentions names nothing"),
         ("--attentions se --period 3", "--period is a setting of strategy 'transfer'"),
         ("--seeds 0", "--seeds takes"),
+        ("--seed 0,x", "--seed takes whole numbers with commas between them, got '0,x'"),
         ("--shard 0/2", "--shard takes"),
         ("--shard 3/2", "--shard takes"),
         ("--shard half", "--shard takes"),
@@ -275,7 +276,7 @@ def test_budget_controls_are_looked_for_once(compare, monkeypatch):
             n.label: float(n.backbone.partition("@width=")[2] or 1) + 0.3 * (n.attention != "none") for n in networks
         }
 
-    monkeypatch.setattr("csham.cli.compare_start.step_times", lambda **_: measure)
+    monkeypatch.setattr("csham.study.run.step_times", lambda **_: measure)
     assert compare(*SMALL, "--budget-control")[0] == 0
     study = read_study(STUDY)
     assert [network.label for network in study.networks] == [
@@ -372,7 +373,11 @@ def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):
     (STUDY / "study.yaml").write_text(text.replace("lr: 0.2\n", "lr: 0.3\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 2
-    assert "of lenet5, seed 0, lr is 0.2 there and 0.3 in study.yaml" in err
+    assert "of lenet5, seed 0, lr is 0.2 there, and 0.3 in the study" in err
+    (STUDY / "study.yaml").write_text(text.replace("backbone: lenet5\n", "backbone: lenet6\n"))
+    code, _, err = compare("--study", STUDY, data=None)
+    assert code == 2
+    assert "unknown backbone 'lenet6'. Did you mean 'lenet5'" in err
     (STUDY / "study.yaml").write_text(text.replace("- 0\n- 1\n", "- 1\n"))
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0
@@ -385,7 +390,7 @@ def test_a_torn_line_is_told_and_its_cell_done_again(compare):
     (STUDY / "records.jsonl").write_bytes(content[:-30])
     code, _, err = compare("--study", STUDY, data=None)
     assert code == 0
-    assert "ended in the middle of a record" in err
+    assert "was being written by a process that was killed" in err
     assert compare.ran() == [1]
 
 

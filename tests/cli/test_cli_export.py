@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from csham.export import exporting
-from csham.export.onnx_file import session
+from csham.export.files import session
 from csham.inference import load
 
 

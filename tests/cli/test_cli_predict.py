@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from csham.cli import main
-from csham.cli.predict_lines import csv_lines, json_lines, table_lines
+from csham.cli.predict import csv_lines, json_lines, table_lines
 from csham.data import BadFile
 from csham.inference import Prediction
 from csham.training.progress import BarProgress
@@ -197,7 +197,7 @@ def test_long_lists_of_bad_files_are_counted(csham, finished, photos, monkeypatc
         (["{photos}", "--weights", "bst"], "Did you mean 'best'"),
         (["{photos}", "--precision", "fp61"], "unknown precision"),
         (["{photos}", "--json", "--csv"], "exclude each other"),
-        (["{photos}", "--output", "{photos}"], "is not a file"),
+        (["{photos}", "--output", "{photos}"], "is a folder. Name a file"),
         (["{photos}", "--output", "/dev/null"], "is not a file"),
         (["{photos}", "--output", "{photos}/no/x.csv"], "there is no folder"),
         (["{photos}", "--device", "cuda:77"], "cuda"),

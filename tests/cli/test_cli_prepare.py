@@ -1,7 +1,11 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 def test_what_was_found(csham, images):
@@ -49,6 +53,26 @@ def test_bad_files_are_listed_and_too_many_are_refused(csham, tmp_path, write_im
     code, _, err = csham("prepare", root)
     assert code == 2
     assert "--max-bad" in err
+
+
+def test_what_is_damaged_is_packed_anew_with_a_sentence(csham, tmp_path, write_images):
+    root = write_images(tmp_path / "animals")
+    packed = Path(json.loads(csham("prepare", root, "--json")[1])["cache"])
+    with (packed / "images.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    words = "--backbone lenet5 --epochs 1 --batch-size 8 --no-compile --device cpu --quiet"
+    code, _, err = csham("train", root, *words.split(), "--run", tmp_path / "run")
+    assert (code, err) == (0, "note: animals is packed anew: it is damaged: images.npy has a wrong checksum\n")
+
+
+def test_an_image_of_too_many_pixels_is_a_bad_file_and_no_warning_of_pillow_s(tmp_path, write_images):
+    root = write_images(tmp_path / "animals")
+    Image.new("1", (9500, 9500)).save(root / "bee" / "large.png")
+    csham_prepare = [sys.executable, "-m", "csham", "prepare", str(root)]
+    done = subprocess.run(csham_prepare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "large.png: too many pixels (90.2 million, and at most 89.5 are decoded)\n" in done.stdout
 
 
 @pytest.fixture

@@ -60,9 +60,10 @@ def test_bad_input(csham, command, message):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("study")
-def test_torch_is_not_imported():
-    program = (
-        "import sys; from csham.cli import main; main(['report', 'studies/small']); sys.exit('torch' in sys.modules)"
-    )
+@pytest.mark.parametrize("backbone", ["resnet20", "convnext_nano"])
+def test_torch_is_not_imported(tmp_path, monkeypatch, backbone):
+    networks = [network(backbone=backbone), network(backbone=backbone, attention="se")]
+    write_study(tmp_path / "study", networks=networks, epochs=1, costs=False)
+    monkeypatch.chdir(tmp_path)
+    program = "import sys; from csham.cli import main; main(['report', 'study']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

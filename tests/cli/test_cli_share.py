@@ -36,8 +36,8 @@ def test_what_cannot_be_shared_ends_with_code_2(csham, finished, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_hostile_folder_ends_with_code_2(csham, finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_a_hostile_folder_ends_with_code_2(csham, finished, copy_unlisted, tmp_path):
+    run = copy_unlisted(finished, tmp_path / "run")
     (run / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
     code, _, err = csham("share", run, tmp_path / "a")
     assert code == 2

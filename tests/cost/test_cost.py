@@ -8,7 +8,7 @@ from torch import nn
 
 import csham
 from csham.backbones import CifarResNet
-from csham.cost import Comparison, Cost, Settings
+from csham.cost import Comparison, Cost, Settings, Spread
 from csham.cost.task import Task
 from csham.errors import UserError
 
@@ -239,3 +239,41 @@ def test_compiled_beside_eager_and_what_does_not_compile():
     assert found[1].latency_ms
     assert found[1].peak_mib
     assert "maps too small" in found[3].failed
+
+
+def test_quartiles_of_known_samples():
+    assert Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of([1.0, 2.0]) == Spread(1.5, 1.25, 1.75)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+    assert Spread.of([]) is None
+
+
+class InTwo(nn.Module):
+    """A network whose graph breaks in its own forward, of which torch keeps a version for each depth."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.first = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(depth)])
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.slow
+def test_every_network_of_a_class_is_compiled_and_torch_s_own_limits_stay(monkeypatch):
+    from torch._dynamo import config
+    from torch._dynamo.testing import CompileCounter
+
+    before = config.recompile_limit, config.accumulated_recompile_limit
+    counter = CompileCounter()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile(function, backend=counter, **settings))
+    count = before[0] + 2
+    networks = {f"depth {number}": InTwo(1 + number) for number in range(count)}
+    costs = csham.cost(networks, image_size=8, batch_sizes=[1], rounds=1, compiled=[True], training=False)
+    assert [one.failed for one in costs] == [""] * count
+    assert counter.frame_count > count  # the parts behind the break are alike
+    assert (config.recompile_limit, config.accumulated_recompile_limit) == before

@@ -14,6 +14,8 @@ from PIL import Image
 from csham.data import cache, prepare
 from csham.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:pets is packed anew")
+
 
 @pytest.fixture
 def packed(two_classes, cache_dir):
@@ -77,6 +79,56 @@ def test_a_missing_or_cut_file_is_noticed(packed, name, how):
 def test_garbled_meta_never_crashes(packed, garbage):
     (packed.path / "meta.json").write_bytes(garbage)
     assert is_rebuilt(packed, "damaged")
+
+
+def flip_pixel(packed):
+    """Change a byte of the pixels, and set the time of the change back as far as that goes."""
+    path = packed.path / "images.npy"
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        value = file.read(1)[0]
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes([value ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_large_one_is_compared_when_it_was_written_to_and_on_demand(packed, monkeypatch):
+    monkeypatch.setattr(cache, "LARGE", 1000)
+    kept = np.array(packed.images)
+    assert again(packed).from_cache
+    flip_pixel(packed)
+    dataset = again(packed)
+    assert "images.npy has a wrong checksum" in dataset.rebuilt
+    np.testing.assert_array_equal(dataset.images, kept)
+    # As a disk alters it, where nobody wrote: the times stay.
+    flip_pixel(packed)
+    status = (packed.path / "images.npy").stat()
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    (packed.path / "checked.json").write_text(json.dumps(state))
+    assert again(packed).from_cache
+    dataset = prepare(packed.source, image_size=32, cache_dir=packed.path.parent.parent, thorough=True)
+    assert "images.npy has a wrong checksum" in dataset.rebuilt
+    np.testing.assert_array_equal(dataset.images, kept)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"null", b"[]", b"\xff", b"[" * 100_000])
+def test_what_says_when_it_was_compared_is_not_needed(packed, monkeypatch, garbage):
+    monkeypatch.setattr(cache, "LARGE", 1000)
+    assert again(packed).from_cache
+    (packed.path / "checked.json").write_bytes(garbage)
+    flip_pixel(packed)
+    assert "images.npy has a wrong checksum" in again(packed).rebuilt
+
+
+@pytest.mark.parametrize("name", ["labels", "parts", "sums"])
+def test_small_arrays_of_a_large_one_are_compared_each_time(packed, monkeypatch, name):
+    monkeypatch.setattr(cache, "LARGE", 1000)
+    assert again(packed).from_cache
+    content = bytearray((packed.path / f"{name}.npy").read_bytes())
+    content[-1] ^= 1
+    (packed.path / f"{name}.npy").write_bytes(content)
+    assert f"{name}.npy has a wrong checksum" in again(packed).rebuilt
 
 
 def forge(packed, **changes):
@@ -160,6 +212,16 @@ def test_too_little_space_is_noticed_before_the_work(two_classes, cache_dir, mon
     with pytest.raises(UserError, match=r"packing needs .* MiB are free.*smaller image size.*CSHAM_CACHE"):
         prepare(two_classes, cache_dir=cache_dir)
     assert nothing_left(cache_dir)
+
+
+def test_space_is_told_in_mebibytes_and_just_enough_is_enough(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**30, 2**30))
+    with pytest.raises(UserError, match=rf"^packing needs 2,048 MiB in {tmp_path}, and 1,024 MiB are free\. "):
+        cache.check_space(tmp_path, 2**31)
+    with pytest.raises(UserError, match=r"^packing needs"):
+        cache.check_space(tmp_path, 2**30 + 1)
+    cache.check_space(tmp_path, 2**30)
 
 
 @pytest.mark.parametrize(

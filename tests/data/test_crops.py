@@ -104,6 +104,12 @@ def test_the_whole_square_where_nothing_else_fits():
     assert (boxes[:, 2:] >= 99).all()  # a ratio of almost 1 rounds to the square, too
 
 
+def test_boxes_may_be_as_high_or_as_wide_as_the_square():
+    *_, height, width = draw_boxes(np.random.default_rng(0), 1000, 8, 0.3).T
+    assert ((height == 8) & (width < 8)).any()
+    assert ((height < 8) & (width == 8)).any()
+
+
 # Frozen: a change of the draws would make every older run impossible to repeat or resume.
 def test_the_draws_stay_what_they_are():
     assert draw_boxes(generator(7, 2, 3), 4, 128, 0.35).tolist() == FROZEN_BOXES

@@ -3,13 +3,14 @@
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from csham.data.decode import BadFile, channel_sums, decode, decode_chunk, image_suffixes
+from csham.data.decode import BadFile, Encoded, channel_sums, decode, decode_chunk, image_suffixes, reason
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -169,6 +170,12 @@ def test_float_grey_by_the_range_it_fills(tmp_path, low, high):
     np.testing.assert_allclose(pixels_of(path)[:, :, 1].ravel(), np.arange(256), atol=1)
 
 
+@pytest.mark.parametrize("value", [-1.0, 70_000.0])
+def test_float_of_one_value_outside_every_range(tmp_path, value):
+    Image.new("F", (16, 16), value).save(tmp_path / "x.tif")
+    assert pixels_of(tmp_path / "x.tif").max() == 0
+
+
 def test_float_with_nan_and_infinity(tmp_path):
     values = np.full((16, 16), 0.5, np.float32)
     values[0, :2] = np.nan, np.inf
@@ -245,6 +252,55 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + block(b"IDAT", b"") + block(b"IEND", b"")
 
 
+# 90 million pixels, which a few bytes hold.
+LARGE = (9500, 9500)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    Image.new("1", LARGE).save(tmp_path / "x.png")
+    Image.new("1", (LARGE[0] - 100, LARGE[1])).save(tmp_path / "just.png")
+    for content in (tmp_path / "x.png", Encoded("x.png", (tmp_path / "x.png").read_bytes())):
+        tracemalloc.start()
+        with pytest.raises(Exception, match=r"90\.2 million") as caught:
+            decode(content, 16)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**20
+        assert reason("", caught.value) == "too many pixels (90.2 million, and at most 89.5 are decoded)"
+    assert pixels_of(tmp_path / "just.png").max() == 0
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_a_jpeg_is_decoded_to_counts_unless_all_of_it_is_held(tmp_path):
+    grey = Image.new("L", LARGE, 77)
+    grey.save(tmp_path / "x.jpg")
+    grey.save(tmp_path / "progressive.jpg", progressive=True)
+    assert pixels_of(tmp_path / "x.jpg").min() == 77
+    with pytest.raises(Exception, match=r"90\.2 million"):
+        decode(tmp_path / "progressive.jpg", 16)
+
+
+def test_deep_grey_takes_little_more_memory_than_its_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 65536, (3000, 4000), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    tracemalloc.start()
+    decode(tmp_path / "x.png", 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * values.size  # numpy's part, bytes: two of the file and one of the result, and a band of floats
+
+
+def test_transparency_is_laid_over_white_alike_in_every_band(tmp_path, monkeypatch):
+    monkeypatch.setattr("csham.data.decode._BAND", 100)
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    Image.fromarray(values, "RGBA").save(tmp_path / "x.png")
+    image = Image.open(tmp_path / "x.png")
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.png", 64), np.asarray(expected))
+
+
 def truncated(tmp_path, suffix):
     whole = tmp_path / f"whole{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
@@ -276,10 +332,10 @@ def test_bad_files_are_reported_and_the_others_decoded(tmp_path):
     chunk = decode_chunk([str(path) for path in order], 16, str(target), 100)
 
     assert [position for position, _ in chunk.bad] == [0, 1, 2, 4, 5, 6, 7, 8]
-    for (_, file), (name, (_, reason)) in zip(chunk.bad, content.items(), strict=True):
+    for (_, file), (name, (_, why)) in zip(chunk.bad, content.items(), strict=True):
         assert isinstance(file, BadFile)
         assert file.path.endswith(name)
-        assert reason in file.reason
+        assert why in file.reason
         assert len(file.reason) < 160
         assert "\n" not in file.reason
     rows = np.frombuffer(target.read_bytes()[100:], np.uint8).reshape(-1, 16, 16, 3)

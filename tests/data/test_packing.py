@@ -209,7 +209,7 @@ def test_two_processes_at_once_pack_once(tmp_path, fill, cache_dir):
 def test_a_killed_process_leaves_nothing_that_hurts(two_classes, cache_dir, alone_below):
     process = run(HANG, two_classes, cache_dir, alone_below)
     assert process.stdout.readline() == "hanging\n"
-    assert [name for name in leftovers(cache_dir) if ".tmp-" in name]
+    assert [name for name in leftovers(cache_dir) if ".csham-new-" in name]
     process.send_signal(signal.SIGKILL)
     process.wait()
     dataset = prepare(two_classes, cache_dir=cache_dir)
@@ -223,12 +223,12 @@ def test_leftovers_of_another_dataset_go_as_well_unless_it_is_alive(tmp_path, fi
     process = run(HANG, other, cache_dir, 2000)
     assert process.stdout.readline() == "hanging\n"
     prepare(two_classes, cache_dir=cache_dir)
-    assert [name for name in leftovers(cache_dir) if ".tmp-" in name], "the living process keeps its own"
+    assert [name for name in leftovers(cache_dir) if ".csham-new-" in name], "the living process keeps its own"
     process.kill()
     process.wait()
     process.stdout.close()
     prepare(two_classes, image_size=16, cache_dir=cache_dir)
-    assert not [name for name in leftovers(cache_dir) if ".tmp-" in name]
+    assert not [name for name in leftovers(cache_dir) if ".csham-new-" in name]
 
 
 def test_who_waits_says_so(two_classes, cache_dir):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import csham
+from csham.errors import UserError
 from csham.explain.faithfulness import (
     CENTRE,
     RANDOM,
@@ -17,8 +18,8 @@ from csham.explain.faithfulness import (
     areas,
     measure_faithfulness,
     pixel_ranks,
+    sample_test_images,
 )
-from csham.explain.samples import sample_test_images
 
 
 class Patch(nn.Module):
@@ -161,3 +162,14 @@ def test_samples_are_test_images_by_seed(attended, finished):
         sample_test_images(csham.load(attended / "model.safetensors"), 2)
     with pytest.raises(ValueError, match="no images to measure"):
         measure_faithfulness([trained], [])
+
+
+@pytest.mark.usefixtures("reference")
+def test_the_fewest_steps_and_the_smallest_batch(finished):
+    networks = [csham.load(finished)]
+    image = np.zeros((16, 16, 3), np.uint8)
+    [scores] = measure_faithfulness(networks, [image], steps=2, batch_size=1)
+    assert scores.images == 1
+    for wrong in ({"steps": 1}, {"batch_size": 0}, {"steps": 1, "batch_size": 0}):
+        with pytest.raises(UserError, match="steps must be at least 2 and the batch size at least 1"):
+            measure_faithfulness(networks, [image], **wrong)

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from csham.explain.explanation import Explanation, StageMaps
-from csham.explain.overlays import colours_between, enlarged, overlay, upsampled
-from csham.explain.picture import draw, fitted, picture_bytes
+from csham.explain.picture import colours_between, draw, enlarged, fitted, overlay, picture_bytes, upsampled
 
 NAMES = ["a $class_{of}$ with a long name that goes on and on and on and on, and on", "日本語", "W" * 90]
 

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
 import csham
-from csham.attach.epilogue import is_fused
+from csham.attach.fusing.epilogue import is_fused
 from csham.errors import UserError
 from csham.export.exporting import export
-from csham.export.onnx_file import session
+from csham.export.files import session
 from csham.export.quantization import quantize
 from csham.export.real_images import LabelledImages, folder_images, run_images
+from csham.files import has_right_seal
+from csham.training.network import read_network, write_weights
 
 
 def graph_of(path):
@@ -89,6 +92,31 @@ def test_preprocessing_in_the_graph_takes_bytes(tiny, pixels, tmp_path):
     with torch.no_grad():
         expected = tiny.network(tiny.transform.normalise(torch.from_numpy(pixels))).numpy()
     np.testing.assert_allclose(opened.run(None, {"images": pixels})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_file_is_refused_where_it_is_read_again(tiny, tiny_onnx, pixels, tmp_path):
+    weights, graph = tmp_path / "tiny.safetensors", tmp_path / "tiny.onnx"
+    write_weights(weights, tiny.network.state_dict(), replace(tiny.info, backbone="lenet5"))
+    graph.write_bytes(tiny_onnx.path.read_bytes())
+    labels = LabelledImages(pixels, np.zeros(len(pixels), int))
+    readers = {
+        weights: lambda: read_network(weights),
+        graph: lambda: quantize(tiny, graph, tmp_path / "int8.onnx", calibration=pixels, test=labels),
+    }
+    rng = np.random.default_rng(0)
+    for path, read in readers.items():
+        content = path.read_bytes()
+        words = content.index(b"csham-sha256:")
+        places = np.setdiff1d(np.arange(len(content) // 2, len(content)), np.arange(words, words + 13))
+        for place in rng.choice(places, 20):
+            changed = bytearray(content)
+            changed[place] ^= 1 << rng.integers(8)
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=f"{path.name} was changed since it was written"):
+                read()
+        path.write_bytes(content)
+    assert has_right_seal(weights)
+    assert not (tmp_path / "int8.onnx").exists()
 
 
 def test_a_pt2_file_is_loaded_by_pytorch_alone_and_holds_no_pickle(tiny, pixels, tmp_path):
@@ -305,6 +333,8 @@ def test_quantizing_makes_a_smaller_file_and_measures_both(tiny, tiny_onnx, pixe
     )
     assert found.before.top1 == pytest.approx(100 * 6 / 7)
     assert found.before.bytes == tiny_onnx.bytes
+    assert has_right_seal(tiny_onnx.path)
+    assert has_right_seal(found.path)
     assert set(found.after.latency_ms) == {1, 32}
     assert min(*found.before.latency_ms.values(), *found.after.latency_ms.values()) > 0
     kinds = [node.op_type for node in graph_of(found.path).node]
@@ -312,7 +342,8 @@ def test_quantizing_makes_a_smaller_file_and_measures_both(tiny, tiny_onnx, pixe
     initializers = {tensor.data_type for tensor in graph_of(found.path).initializer}
     assert onnx.TensorProto.INT8 in initializers
     before, after = (session(path) for path in (tiny_onnx.path, found.path))
-    assert after.get_modelmeta().custom_metadata_map == before.get_modelmeta().custom_metadata_map
+    kept, copied = (opened.get_modelmeta().custom_metadata_map for opened in (before, after))
+    assert {**copied, "seal": None} == {**kept, "seal": None}
     given = {"images": tiny.transform.normalise(torch.from_numpy(pixels)).numpy()}
     exact, rounded = before.run(None, given)[0], after.run(None, given)[0]
     assert 0 < np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()

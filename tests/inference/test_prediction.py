@@ -1,7 +1,6 @@
 """Answers for any number of files: evaluation's, in order, without reading far ahead."""
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -192,8 +191,8 @@ def test_a_path_alone_is_no_list_of_letters(trained, files):
         predict(trained, files[0])
 
 
-def test_precision_is_the_runs_unless_given(finished, files, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_precision_is_the_runs_unless_given(finished, copy_unlisted, files, tmp_path):
+    run = copy_unlisted(finished, tmp_path / "run")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("precision: fp32", "precision: bf16"))
 

@@ -220,6 +220,42 @@ def test_other_norms_of_cbams_spatial_step_are_called(cpu_kernels):
         torch.testing.assert_close(ours(x), theirs(x))
 
 
+# Each differs in one thing from the convolution that the kernels know.
+OTHER_CONVS = {
+    "bias": partial(nn.Conv2d, padding=3, kernel_size=7),
+    "border": partial(nn.Conv2d, padding=3, kernel_size=7, bias=False, padding_mode="reflect"),
+    "named padding": partial(nn.Conv2d, padding="same", kernel_size=7, bias=False),
+    "dilation": partial(nn.Conv2d, padding=2, kernel_size=3, bias=False, dilation=2),
+    "ratio": partial(nn.Conv2d, padding=(2, 1), kernel_size=(5, 3), bias=False),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("changed", OTHER_CONVS)
+def test_other_convolutions_of_cbams_spatial_step_are_called(cpu_kernels, changed, training):
+    theirs = build("cbam").train(training)
+    theirs.spatial.conv.conv = OTHER_CONVS[changed](2, 1)
+    x, upstream = draw()
+    with ops.use_kernels("cpu"):
+        found = results(accelerated(theirs), x, upstream)
+    expected = in_double(theirs, x, upstream)
+    for values in (found, expected):
+        values.pop("spatial.conv.conv.bias", None)  # its gradient is 0 before a norm in training, but for rounding
+    assert_near(found, expected, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("hooked", [["drop"], ["act"], ["drop", "act"]])
+def test_hooks_of_what_follows_the_norm_are_called(cpu_kernels, hooked):
+    layer = accelerated(build("cbam"))
+    calls = []
+    for name in hooked:
+        norm = layer.spatial.conv.bn
+        getattr(norm, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    with ops.use_kernels("cpu"):
+        layer(draw()[0])
+    assert calls == hooked
+
+
 def test_a_single_value_is_refused_as_by_timm(kernels):
     layer = accelerated(build("cbam"))
     with pytest.raises(ValueError, match="more than 1 value"):

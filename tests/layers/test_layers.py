@@ -346,6 +346,13 @@ def test_wrong_settings_are_named(call, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [-1, 0, 2, 1.0, True, "3", None])
+def test_a_kernel_size_is_odd_and_one_at_least(size):
+    with pytest.raises(UserError, match="kernel_size must be an odd whole number, got"):
+        csham.CSHAM(8, size)
+    assert csham.CSHAM(8, 1)(torch.randn(2, 8, 3, 5)).shape == (2, 8, 3, 5)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_parameter_of_csham_is_born_dead(seed):
     torch.manual_seed(seed)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from csham.layers.grouping import largest_divisor
+from csham.layers.checks import largest_divisor
 from csham.layers.norm import BatchNorm2d, GroupNorm
 
 
@@ -68,6 +68,15 @@ def test_statistics_that_come_without_a_count_are_kept():
     x = torch.randn(8, 1, 4, 4)
     norm(x)
     torch.testing.assert_close(norm.running_mean, x.mean().reshape(1))
+
+
+def test_a_norm_that_is_settled_keeps_its_statistics():
+    norm = BatchNorm2d(1, momentum=0.01)
+    norm.running_mean.fill_(7.0)
+    norm.settle()
+    norm(torch.randn(8, 1, 4, 4))
+    assert float(norm.running_mean) == pytest.approx(7 * 0.99, abs=0.01)
+    BatchNorm2d(1, track_running_stats=False).settle()  # there is nothing to keep
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

@@ -10,7 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import csham
 from csham.layers import ATTENTIONS
-from csham.layers.gate import Gate
+from csham.layers.attention import Gate
 
 
 class Net(nn.Module):

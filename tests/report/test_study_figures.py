@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from study_cases import network, write_study
 
-from csham.report.looks import COLOURS, looks_of
+from csham.report.drawing import COLOURS, drawing, inline_svg, looks_of, png_bytes, svg_bytes
 from csham.report.study_figures import (
     Curve,
     Point,
@@ -21,7 +21,6 @@ from csham.report.study_figures import (
 from csham.report.study_material import read_material
 from csham.report.study_pictures import draw_difference_picture
 from csham.report.study_tables import curve, verdict_table
-from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
 
 
 def luminance(colour):
@@ -145,9 +144,9 @@ def test_too_few_seeds_for_the_bootstrap_are_said_where_its_interval_would_stand
     networks = [network(), network(attention="se")]
     material = read_material(write_study(tmp_path / "study", networks=networks, seeds=(0, 1, 2), costs=False))
     table = verdict_table(material)
-    shown = dict(zip([column.title for column in table.columns], table.rows[0], strict=True))
+    shown = dict(zip([column.title for column in table.shown], table.rows[0], strict=True))
     assert shown["95%, BCa"].text == "from 5 seeds on"
     assert re.fullmatch(r"\S+ to \S+", shown["95%, t"].text)
-    assert table.raw[0]["bca_low"] is None
+    assert dict(zip(table.keys, table.raw[0], strict=True))["bca_low"] is None
     words = ET.fromstring(draw_difference_picture(material).inline).find("desc").text
     assert "BCa interval from 5 seeds on" in words

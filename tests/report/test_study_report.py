@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 
 import openpyxl
@@ -10,7 +13,10 @@ import pytest
 from study_cases import EFFECTS, network, networks_of, write_study
 
 from csham.errors import UserError
+from csham.files import summed
 from csham.report.study_report import write_report
+from csham.study.study_file import read_study
+from csham.study.study_file import write_study as write_plan
 
 
 def listing(folder):
@@ -191,7 +197,7 @@ def test_a_reader_is_warned(tmp_path):
     other = json.loads(lines[1])
     other["environment"]["commit"] = "0" * 40
     strange = {**json.loads(lines[0]), "key": "0" * 16}
-    text = "\n".join([lines[0], json.dumps(other), json.dumps(strange), "{torn", ""])
+    text = "\n".join([lines[0], json.dumps(other), json.dumps(summed(strange)), "{torn", ""])
     (study / "records.jsonl").write_text(text, encoding="utf-8")
     costs = json.loads((study / "costs.json").read_text())
     costs["costs"][0]["failed"] = "out of memory"
@@ -210,3 +216,40 @@ def test_a_reader_is_warned(tmp_path):
     report = write_report(study)
     assert "costs.json cannot be read (JSONDecodeError" in "\n".join(report.warnings)
     assert "JSONDecodeError" in report.page.read_text(encoding="utf-8")
+
+
+def test_whoever_makes_a_report_of_old_lines_is_told_that_they_cannot_be_checked(empty, tmp_path):
+    study = write_study(tmp_path / "study", networks=[network()], seeds=(0,), epochs=1, costs=False)
+    told = "1 line of .*records.jsonl cannot be checked for changes, being from before lines had sums"
+    report = write_report(study)
+    assert re.search(told, report.warnings[-1])
+    assert not re.search(told, report.page.read_text(encoding="utf-8"))  # the same bytes as before there were sums
+    assert not [note for note in write_report(empty).warnings if re.search(told, note)]
+
+
+def test_a_report_says_that_records_and_plan_were_changed(tmp_path):
+    study = write_study(tmp_path / "study", networks=[network()], seeds=(0, 1), epochs=1, costs=False)
+    plan = read_study(study)
+    write_plan(study, plan)
+    first, second = (study / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    changed = json.loads(second)
+    changed["result"]["top1"] = 99.0
+    (study / "records.jsonl").write_text(f"{first}\n{json.dumps(changed)}\n", encoding="utf-8")
+    text = (study / "study.yaml").read_text(encoding="utf-8")
+    (study / "study.yaml").write_text(text.replace("worthwhile: 0.5", "worthwhile: 2"), encoding="utf-8")
+    report = write_report(study)
+    page = report.page.read_text(encoding="utf-8")
+    for told in ("line 2 (resnet20, seed 1) was changed since it was written", "study.yaml was edited or damaged"):
+        assert told in "\n".join(report.warnings)
+        assert told in page
+    assert "99.00" not in page
+    assert [cell.seed for cell in report.results.missing] == [1]
+
+
+def test_what_a_killed_process_left_of_a_report_goes_with_the_next(empty):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (empty / f".report.{process.pid}.new" / "tables").mkdir(parents=True)
+    (empty / f".report.{os.getppid()}.new").mkdir()
+    write_report(empty)
+    assert sorted(path.name for path in empty.glob(".*")) == [f".report.{os.getppid()}.new"]

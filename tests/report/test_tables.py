@@ -6,7 +6,7 @@ import io
 import openpyxl
 import pytest
 
-from csham.report.tables import Cell, Column, Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
+from csham.report.tables import Column, Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
 
 NAMES = [
     "plain",
@@ -26,10 +26,13 @@ NAMES = [
 
 
 def table(names=NAMES):
-    columns = [Column("name", numeric=False), Column("top-1, %")]
-    rows = [[Cell(name, name), Cell("\N{MINUS SIGN}1.50 ± 0.10", -1.5)] for name in names]
-    raw = [{"name": name, "top1": -1 / 3, "seeds": 3, "missing": None} for name in names]
-    return Table("names", "All of 100% names.", columns, rows, raw)
+    columns = [
+        Column("name", lambda name: name, keys=("name",), numeric=False),
+        Column("top-1, %", lambda _: -1 / 3, lambda _: "\N{MINUS SIGN}1.50 ± 0.10", ("top1",)),
+        Column("", lambda _: 3, keys=("seeds",)),
+        Column("", lambda _: None, keys=("missing",)),
+    ]
+    return Table("names", "All of 100% names.", columns, names)
 
 
 def test_csv_reads_back():
@@ -51,6 +54,13 @@ def test_xlsx_reads_back_without_formulas():
     assert [row[0].value for row in rows] == NAMES
     assert {row[0].data_type for row in rows} == {"s"}
     assert {(row[1].value, row[2].value, row[3].value) for row in rows} == {(-1 / 3, 3, None)}
+
+
+def test_xlsx_has_columns_as_wide_as_their_heads_within_limits():
+    widths = {"k" * 9: 12, "k" * 10: 12, "k" * 11: 13, "k" * 37: 39, "k" * 38: 40, "k" * 39: 40}
+    columns = [Column("", lambda _: 1, keys=(key,)) for key in widths]
+    sheet = openpyxl.load_workbook(io.BytesIO(xlsx_bytes([Table("widths", "", columns, [None])])))["widths"]
+    assert {cell.value: sheet.column_dimensions[cell.column_letter].width for cell in sheet[1]} == widths
 
 
 def test_xlsx_takes_characters_that_excel_does_not():

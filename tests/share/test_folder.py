@@ -1,6 +1,7 @@
 """csham share: the folder is complete, says what was measured and nothing of the machine, and needs no run."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ from PIL import Image
 
 import csham
 from csham.errors import UserError
-from csham.share import model_card, share
-from csham.share.citation import PAPER, SOFTWARE
+from csham.files import SUMS
+from csham.share import HubModel, model_card, share
+from csham.share.card import PAPER, SOFTWARE
+from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +39,7 @@ def test_the_same_answers_without_the_run(attended, shared):
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(ours.network(x), theirs.network(x))
     assert (ours.info, ours.weights, ours.transform) == (theirs.info, "last", theirs.transform)
-    assert sorted(path.name for path in shared.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in shared.iterdir()) == ["README.md", "config.json", SUMS, "model.safetensors"]
 
 
 def test_the_card_of_few_classes_has_no_top5(finished):
@@ -47,11 +50,12 @@ def test_the_card_of_few_classes_has_no_top5(finished):
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])
-def test_the_card_has_the_numbers_of_its_weights_and_no_others(finished, weights):
+def test_the_card_has_the_numbers_of_its_weights_and_no_others(finished, copy_unlisted, tmp_path, weights):
     summary = json.loads((finished / "summary.json").read_text())
     for index, key in enumerate(("top1", "top5", "f1", "loss")):
         summary[key], summary["validation_chosen"][key] = 11.5 + index, 21.5 + index
-    run = RunFolder(shutil.copytree(finished, finished.parent / f"copy-{weights}"))
+    run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
+    (run.path / "confusion.csv").unlink()
     run.write_json("summary.json", summary)
     text = model_card(run, weights=weights, license="mit")
     base, other = (11.5, 21.5) if weights == "last" else (21.5, 11.5)
@@ -81,16 +85,16 @@ def test_the_header_is_the_hubs(shared):
     assert result["dataset"] == {"name": "animals", "type": "imagefolder", "split": "test"}
 
 
-def test_a_known_dataset_is_linked(finished, tmp_path):
-    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+def test_a_known_dataset_is_linked(finished, copy_unlisted, tmp_path):
+    run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
     run.config_file.write_text(re.sub("^data: .*", "data: cifar100", run.config_file.read_text(), flags=re.M))
     card = ModelCard(model_card(run, weights="best", license="mit"))
     assert card.data.datasets == ["uoft-cs/cifar100"]
     assert "# resnet20, trained on CIFAR-100" in card.text
 
 
-def test_nothing_of_the_machine_is_in_it(attended, tmp_path):
-    run = shutil.copytree(attended, tmp_path / "run")
+def test_nothing_of_the_machine_is_in_it(attended, copy_unlisted, tmp_path):
+    run = copy_unlisted(attended, tmp_path / "run")
     text = (run / "config.yaml").read_text()
     text = re.sub("^weights_file: .*", "weights_file: /home/alice/secret/w.pth", text, flags=re.M)
     (run / "config.yaml").write_text(re.sub("^data: .*", "data: /home/alice/secret/a_[b]|c/", text, flags=re.M))
@@ -134,12 +138,12 @@ def test_what_is_cited_is_the_citation_file(attended, shared, finished):
     assert PAPER not in model_card(RunFolder(finished), weights="best", license="mit")  # has no attention of the paper
 
 
-def test_what_cannot_be_shared(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_what_cannot_be_shared(finished, copy_unlisted, tmp_path):
+    run = copy_unlisted(finished, tmp_path / "run")
     (run / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json is damaged"):
         share(run, tmp_path / "a")
-    (run / "summary.json").write_text("{}")
+    (run / "summary.json").write_text('{"epochs": 2}')
     with pytest.raises(UserError, match="lacks the numbers of the last weights"):
         share(run, tmp_path / "a", weights="last")
     (run / "summary.json").unlink()
@@ -167,7 +171,7 @@ def test_a_folder_that_is_not_free(finished, tmp_path):
         share(finished, tmp_path / "file/deeper")
     (tmp_path / "empty").mkdir()
     share(finished, tmp_path / "empty")
-    assert len(list((tmp_path / "empty").iterdir())) == 3
+    assert len(list((tmp_path / "empty").iterdir())) == 4
 
 
 def test_complete_or_not_at_all(finished, tmp_path, monkeypatch):
@@ -178,3 +182,40 @@ def test_complete_or_not_at_all(finished, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         share(finished, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_shared(finished, copy_unlisted, tmp_path):
+    run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
+    content = load_checkpoint(run.last)
+    content["model"]["fc.bias"][0] = float("nan")
+    save_checkpoint(run.last, content)
+    run.weights.unlink()
+    with pytest.raises(UserError, match=r"'fc\.bias' holds numbers that are not finite"):
+        share(run.path, tmp_path / "shared")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", SUMS])
+def test_whatever_changes_on_the_way_is_refused_by_its_name(shared, tmp_path, name):
+    folder = shutil.copytree(shared, tmp_path / "shared")
+    content, draw = (folder / name).read_bytes(), random.Random(name)
+    for _ in range(60):
+        place = draw.randrange(len(content))
+        other = bytearray(content)
+        if draw.random() < 0.7:
+            other[place] ^= 1 << draw.randrange(8)
+        else:
+            del other[place:]
+        (folder / name).write_bytes(other)
+        with pytest.raises(UserError, match=f"{name}.* was changed since it was written"):
+            csham.load(folder)
+    (folder / name).unlink()
+    if name == SUMS:
+        csham.load(folder)
+
+
+def test_the_card_is_the_users_to_edit(shared, tmp_path):
+    folder = shutil.copytree(shared, tmp_path / "shared")
+    (folder / "README.md").write_text("What I know of the images.")
+    csham.load(folder)
+    assert HubModel.from_pretrained(folder).card == "What I know of the images."

@@ -13,6 +13,7 @@ from huggingface_hub import file_download
 
 import csham
 from csham.errors import UserError
+from csham.files import SUMS
 from csham.share import HubModel, share
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -120,6 +121,7 @@ def test_pushed_and_back(hub, shared, finished):
 
 def test_a_hostile_repository_is_refused(hub, shared):
     hub.files.update({path.name: path.read_bytes() for path in shared.iterdir()})
+    del hub.files[SUMS]  # who is hostile has none
     hub.files["config.json"] = hub.files["config.json"].replace(b'"resnet20"', b'"hf-hub:evil/model"')
     with pytest.raises(UserError, match="backbone should be the name of a network"):
         csham.load("hf:user/name")
@@ -150,6 +152,7 @@ def test_other_weights_do_not_go_under_the_same_card(shared, tmp_path):
 
 def test_a_hostile_folder_is_refused_before_the_mixin_reads_it(shared, tmp_path):
     folder = shutil.copytree(shared, tmp_path / "a")
+    (folder / SUMS).unlink()
     (folder / "config.json").write_bytes(b"[" * 200_000)
     with pytest.raises(UserError, match="nested too deeply"):
         HubModel.from_pretrained(folder)

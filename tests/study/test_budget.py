@@ -2,7 +2,7 @@
 
 import pytest
 
-from csham.backbones.depths import deeper
+from csham.backbones.lookup import deeper
 from csham.backbones.scale import split_scale
 from csham.errors import UserError
 from csham.study.budget import check_budget_control, control_networks, step_times

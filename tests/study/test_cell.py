@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from csham.data import prepare
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.errors import UserError
-from csham.study.adopt import adopt_runs
-from csham.study.cell import CellRunner
+from csham.files import SUMS
+from csham.study.cell import CellRunner, adopt_runs
 from csham.study.grid import Data, Network
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint
@@ -294,3 +294,58 @@ def test_one_seed_gives_every_network_the_same_backbone_batches_and_crops(make_s
     (first, batches), (second, other_batches) = seen[networks[0], 0], seen[networks[0], 1]
     assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
     assert not torch.equal(batches[0][0], other_batches[0][0])
+
+
+def damaged(folder, damage):
+    """Change a file of a finished run so that it cannot be told from one that was written so."""
+    name, old, new = damage
+    path = folder / name
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1) if new is not None else content[: len(content) // 2])
+
+
+DAMAGES = {
+    "summary cut": ("summary.json", b"{", None),
+    "summary changed": ("summary.json", b'"top1": ', b'"top1": 1'),
+    "summary too deep": ("summary.json", b"{", b"[" * 100_000),
+    "history changed": ("metrics.csv", b"\n1,", b"\n7,"),
+    "answers changed": ("confusion.csv", b"\nbee,", b"\nbee,9"),
+    "environment cut": ("environment.json", b"{", None),
+    "settings cut": ("config.yaml", b"seed: 0", None),
+    "checkpoint changed": ("checkpoints/last.ckpt", b"PK", b"QK"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "sums"), [*((name, True) for name in DAMAGES), ("summary changed", False), ("answers changed", False)]
+)
+def test_a_finished_run_that_was_damaged_blocks_nothing_and_is_not_believed(done, make_store, damage, sums):
+    store = make_store()
+    shutil.copytree(done[0].path / "runs", store.path / "runs")
+    cell = store.study.cells()[0]
+    folder = store.run_folder(cell.name)
+    if not sums:
+        (folder / SUMS).unlink()
+    if damage == "checkpoint changed":  # and there is no other
+        (folder / "checkpoints/best.ckpt").unlink()
+    damaged(folder, DAMAGES[damage])
+    progress = Notes()
+    record = CellRunner(store, MACHINE, progress).run(cell.key)
+    assert timeless(record) == timeless(done[1])
+    said = [note for note in progress.notes if "lenet5, seed 0 is measured again: " in note or "trained again" in note]
+    assert said, progress.notes
+    aside = list((store.path / "runs").glob("*.damaged-*"))
+    assert bool(aside) == ("trained again" in said[-1])
+    assert (len(aside) == 0) == (damage.startswith(("summary", "history", "answers")))
+
+
+def test_a_run_by_hand_that_was_changed_is_not_adopted(done, make_store, tmp_path):
+    shutil.copytree(done[0].path / done[1]["run"], tmp_path / "hand" / "mine")
+    weights = tmp_path / "hand/mine/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    store, said = make_store(), []
+    assert adopt_runs(store, tmp_path / "hand", said.append) == []
+    assert said == [f"{tmp_path / 'hand/mine'} is left out: its model.safetensors was changed since it was written."]
+    assert store.records() == []
+    assert list((store.path / "runs").glob("*")) == []

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from csham.errors import UserError
+from csham.files import summed
 from csham.study import costs
 from csham.study.costs import measure_costs, read_costs
 from csham.study.grid import Network
@@ -29,7 +31,7 @@ def test_a_row_for_each_network_and_once(make_study, tmp_path, comparisons):
     networks = (Network("lenet5"), Network("lenet5@width=2", instead_of="lenet5 + se"), Network("lenet5", "se"))
     study = make_study(networks=networks, batch_size=4)
     content = measure_costs(study, tmp_path, **QUICK)
-    assert json.loads((tmp_path / "costs.json").read_text()) == content
+    assert read_costs(tmp_path) == content
     assert content["finished"]
     assert [row["network"] for row in content["costs"]] == [network.label for network in networks]
     plain, wider, attention = content["costs"]
@@ -61,9 +63,8 @@ def test_what_cannot_be_believed_is_measured_again(make_study, tmp_path, compari
         content["machine"]["processor"] = "another"
     elif change == "finished":
         content["finished"] = False
-    text = json.dumps(content)
+    text = json.dumps(summed(content))
     (tmp_path / "costs.json").write_text(text[:-9] if change == "garbled" else text)
-    assert (read_costs(tmp_path) is None) == (change == "garbled")
     measure_costs(study, tmp_path, **QUICK)
     assert len(comparisons) == 2
 
@@ -93,3 +94,40 @@ def test_a_batch_that_no_network_has_the_memory_for_is_halved(make_study, tmp_pa
     assert row["batch_size"] == 2
     assert not row["failed"]
     assert row["train_step_ms"] > 0
+
+
+def written(path, content):
+    (path / "costs.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def test_no_changed_byte_changes_a_cost(tmp_path):
+    content = {"format": 2, "finished": True, "machine": {}, "costs": [{"network": "a", "latency_ms": 1.5}]}
+    line = json.dumps(summed(content)).encode()
+    assert read_costs(written(tmp_path, line)) == content
+    for place, byte in enumerate(line):
+        try:
+            read = read_costs(written(tmp_path, line[:place] + bytes([byte ^ 1]) + line[place + 1 :]))
+        except UserError as err:
+            assert "costs.json" in str(err)  # noqa: PT017  some bytes are spaces
+        else:
+            assert read == content
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "cannot be read"),
+        (b"[" * 100_000, "nested too deeply"),
+        ({"format": 2, "costs": []}, "was changed since it was written"),
+        ({"format": 3, "costs": []}, "not one that this version of csham reads"),
+        ({"costs": [5]}, "something else"),
+        ({"costs": [{"network": ["a"]}]}, "something else"),
+        ({"costs": [{"network": "a", "latency_ms": "fast"}]}, "something else"),
+        ({"costs": [], "machine": 5}, "something else"),
+    ],
+    ids=str,
+)
+def test_what_is_no_file_of_costs(tmp_path, content, expected):
+    with pytest.raises(UserError, match=f"costs.json .*{expected}"):
+        read_costs(written(tmp_path, content))

@@ -179,7 +179,7 @@ def edit(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (edit(format=2), "format 2 is not one"),
+        (edit(format=3), "format 3 is not one"),
         (edit(seedz=[0]), "unknown field 'seedz'. Did you mean 'seeds'"),
         (edit(networks=None), "networks is missing"),
         (edit(seeds=3), "seeds must be a list"),
@@ -189,7 +189,7 @@ def edit(**changes):
         (edit(settings__backbone="lenet5"), "unknown setting 'backbone'"),
         (edit(data__images=0), "data: images is 0"),
         (edit(data__source=None), "data must hold source"),
-        (edit(networks=[{"backbone": "lenet6"}]), "Did you mean 'lenet5'"),
+        (edit(networks=[{"backbone": "lenet5", "attention": "csha"}]), "Did you mean 'csham'"),
         (edit(networks=["lenet5"]), "a network is a mapping"),
         (edit(worthwhile=-1), "--worthwhile"),
         (edit(command=3), "command must be text"),

@@ -188,7 +188,7 @@ def test_gpus_are_given_out_one_to_a_job(monkeypatch):
 def test_two_compares_share_a_study_whatever_is_killed(make_study, images, tmp_path):
     """Real processes: a worker is killed, then a whole compare; the records are those of an undisturbed study."""
     from csham.data import prepare
-    from csham.data.identity import describe_data
+    from csham.data.dataset import describe_data
     from csham.study.cell import CellRunner
 
     found = describe_data(prepare(str(images), image_size=32))

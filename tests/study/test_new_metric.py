@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from csham.cli import main
 from csham.data import prepare
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.report.study_report import write_report
 from csham.share import model_card
 from csham.study.cell import CellRunner

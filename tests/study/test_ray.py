@@ -10,7 +10,7 @@ import pytest
 
 from csham.errors import UserError
 from csham.study.engines import plan_tasks
-from csham.study.engines.ray import _Board, _Engine, _init_settings, _run_cell, run_ray
+from csham.study.engines.ray import _Board, _Engine, _init_settings, _pack, _run_cell, _unpack, run_ray
 from csham.study.grid import Network
 from csham.study.progress import StudyProgress
 from csham.study.store import Store
@@ -55,7 +55,7 @@ def store(make_study, tmp_path):
     from dataclasses import replace
 
     from csham.data import prepare
-    from csham.data.identity import describe_data
+    from csham.data.dataset import describe_data
 
     study = make_study([Network("lenet5")], range(3), epochs=12, recipe="quick", batch_size=32)
     fingerprint = describe_data(prepare("digits"))["fingerprint"]
@@ -121,7 +121,7 @@ def test_a_study_that_is_stopped_and_whose_processes_are_killed(connected, store
     assert stopped.signum == signal.SIGINT
     after_stop, at_kill = under_way(store), {}
     assert after_stop
-    assert not list((store.path / "locks").glob("ray-*"))
+    assert not list((store.path / "locks").glob("mark-*"))
 
     def kill():
         at_kill.update(under_way(store))
@@ -170,7 +170,13 @@ def test_a_node_that_does_not_see_the_study_hands_its_run_over(store, tmp_path):
     assert task.cell.key in board.take()["cells"]
     assert store.records() == []
     engine = _Engine.__new__(_Engine)
-    engine._store = store
+    engine._store, engine._progress, engine._pending = store, Told(), []
+    _unpack(answer["run"], tmp_path / "on the way")
+    (tmp_path / "on the way/model.safetensors").write_bytes(b"changed")
+    assert not engine._take_in(task, answer["record"], _pack(tmp_path / "on the way"))
+    assert engine._pending == [task]
+    assert "its model.safetensors was changed since it was written" in engine._progress.notes[0]
+    assert not list((store.path / "runs").glob("*"))
     assert engine._take_in(task, answer["record"], answer["run"])
     assert not engine._take_in(task, answer["record"], answer["run"])
     assert store.records() == [answer["record"]]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from csham.errors import UserError
+from csham.study.comparison_statistics import STATISTICS
 from csham.study.statistics import (
     ALPHA,
     EXACT_UP_TO,
     FEW,
-    MOST_SEEDS,
     _equivalence_power,
     _power,
     binomial_se,
@@ -258,6 +258,7 @@ def test_equal_differences_of_few_seeds_decide_nothing(value, n):
     assert found.smallest_detectable is None
     assert found.verdict == "cannot tell yet"
     assert found.seeds_needed == 6
+    assert f"; about {6 - n} more seed{'s' if n < 5 else ''} to settle it." in found.sentence
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.0, "no difference worth having"), (5.0, "helps"), (-5.0, "hurts")])
@@ -266,6 +267,25 @@ def test_equal_differences_of_six_seeds_decide(value, verdict):
     assert found.verdict == verdict
     assert found.p_sign_flip == (1.0 if value == 0 else 2 / 64)
     assert {c.verdict for c in compare([[value] * 6] * 2)} == {"cannot tell yet" if value else verdict}
+
+
+@pytest.mark.parametrize(
+    ("differences", "sentence"),
+    [
+        ([5.0] * 2, "Cannot tell yet: +5.00 points with each of 2 seeds, which leaves no spread to measure; "),
+        ([5.0], "Cannot tell yet: +5.00 points with one seed, which says nothing of chance; "),
+        ([5.0] * 6, "Helps: +5.00 points with each of 6 seeds, which leaves no spread to measure."),
+    ],
+)
+def test_without_spread_the_sentence_says_why_there_is_no_interval(differences, sentence):
+    assert one(differences).sentence.startswith(sentence)
+
+
+@pytest.mark.parametrize(("differences", "said"), [(DIFFERENCES[:4], True), (DIFFERENCES, False), ([5.0] * 4, False)])
+def test_the_table_says_why_a_bootstrap_interval_is_missing(differences, said):
+    # Not where more seeds would not bring it: without spread there is none.
+    words = STATISTICS["bootstrap_interval"].instead(one(differences))
+    assert words == (f"from {FEW} seeds on" if said else None)
 
 
 def test_verdicts_of_clear_cases():
@@ -306,6 +326,24 @@ def test_the_table_is_corrected_for():
 
 def test_a_gain_that_may_be_small_says_so():
     assert "perhaps by less than the 0.5 points" in one([1.0, 1.4, 0.4, 1.5, 0.4]).sentence
+
+
+@pytest.mark.parametrize(
+    ("differences", "inside"),
+    [
+        ([0.1, 0.35, -0.15, 0.3, -0.1], True),  # 95% -0.19 to 0.39
+        ([0.2, 0.6, -0.15, 0.55, -0.1], False),  # 95% -0.21 to 0.65: only its lower end
+        ([-0.2, -0.6, 0.15, -0.55, 0.1], False),  # only its upper end
+        ([0.9, -0.8, 0.7, -0.9, 0.2], False),  # neither
+    ],
+)
+def test_an_interval_is_within_the_margin_where_both_its_ends_are(differences, inside):
+    found = compare([differences] + 9 * [[0.0, 1.0, -1.0]])[0]
+    assert found.verdict == "cannot tell yet"
+    low, high = found.t_interval
+    assert low < 0 < high
+    assert (low > -0.5 and high < 0.5) == inside
+    assert ("within 0.5 points, but among 10 comparisons chance may do that" in found.sentence) == inside
 
 
 def test_the_level_is_what_holm_leaves():
@@ -364,7 +402,7 @@ def test_five_seeds_are_asked_for_at_least():
 def test_absurd_numbers_of_seeds_are_not_counted():
     found = one([10.0, -10.0, 5.0, -4.0, 0.2])
     assert found.seeds_needed is None
-    assert f"more than {MOST_SEEDS} seeds" in found.sentence
+    assert "more than 1000 seeds" in found.sentence
 
 
 def test_the_binomial_error_of_an_accuracy():

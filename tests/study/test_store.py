@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import pytest
 
 from csham.errors import UserError
+from csham.files import summed, write_atomically
 from csham.study.store import Store
 
 
@@ -37,11 +39,6 @@ def test_records_come_back_the_last_of_each_cell(store):
     assert len(store.records_file.read_text().splitlines()) == 3
 
 
-def test_what_json_lacks_is_written_as_null(store):
-    store.append(record("a", result={"loss": float("nan"), "top1": (float("inf"), 1.0)}))
-    assert store.records()[0]["result"] == {"loss": None, "top1": [None, 1.0]}
-
-
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_torn_last_line_is_moved_aside(store, notes, cut):
     store.append(record("a"))
@@ -64,7 +61,18 @@ def test_a_torn_last_line_is_moved_aside(store, notes, cut):
         assert torn[0].name in notes[0]
 
 
-@pytest.mark.parametrize("end", [b"garbage\n", b"\x00\xff\x00\n", b'{"half": 1}\n', b"\n"])
+NO_RECORDS = [
+    b"garbage\n",
+    b"\x00\xff\x00\n",
+    b"\n",
+    b'{"half": 1}\n',
+    b'{"format": 1, "key": "b", "label": "lenet5", "seed": 0, "status": "perhaps"}\n',
+    b'{"format": 1, "key": "b", "label": "lenet5", "seed": "0", "status": "done"}\n',
+    b'{"format": 1, "key": "b", "label": null, "seed": 0, "status": "done"}\n',
+]
+
+
+@pytest.mark.parametrize("end", NO_RECORDS)
 def test_a_last_line_that_is_no_record_is_moved_aside(store, notes, end):
     store.append(record("a"))
     with store.records_file.open("ab") as file:
@@ -98,9 +106,134 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(store, notes):
 
 
 def test_a_record_of_a_later_version_is_refused(store):
-    store.append(record("a") | {"format": 2})
-    with pytest.raises(UserError, match=r"line 1 has format 2"):
+    store.append(record("a") | {"format": 3})
+    with pytest.raises(UserError, match=r"line 1 has format 3; this version of csham reads up to 2"):
         store.records()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_changed_line_is_named_and_left_out_wherever_it_is(store, notes, number):
+    for key in "abc":
+        store.append(record(key, result={"top1": 25.0}))
+    lines = store.records_file.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1].replace(b"25.0", b"95.0")
+    store.records_file.write_bytes(b"".join(lines))
+    keys = [key for key in "abc" if key != "abc"[number - 1]]
+    assert [r["key"] for r in store.records()] == keys
+    assert (
+        f"records.jsonl, line {number} (lenet5, seed 0) was changed since it was written, and is left out" in notes[0]
+    )
+    assert f"csham compare --study {store.path} takes its cell from its run folder, or trains it again" in notes[0]
+    assert store.records_file.read_bytes() == b"".join(lines)  # a reader leaves everything as it is
+    store.repair()
+    (aside,) = store.path.glob("records.changed-*")
+    assert aside.read_bytes() == lines[number - 1]
+    assert f"line {number} (lenet5, seed 0) was changed since it was written. It is in {aside.name} now" in notes[1]
+    with store.claim("abc"[number - 1]):
+        store.append(record("abc"[number - 1], result={"top1": 25.0}))
+    again = Store(store.path, pytest.fail)
+    again.repair()
+    assert {r["key"] for r in again.records()} == set("abc")
+
+
+def test_a_record_of_a_later_version_is_not_moved_aside(store):
+    store.records_file.write_text(json.dumps(summed({"format": 3, "of another": "shape"})) + "\n")
+    before = store.records_file.read_bytes()
+    Store(store.path, pytest.fail).repair()
+    assert store.records_file.read_bytes() == before
+    with pytest.raises(UserError, match="line 1 has format 3"):
+        store.records()
+
+
+def test_lines_from_before_there_were_sums_are_read_and_said_to_be_unchecked(store, notes):
+    store.records_file.write_text("".join(json.dumps(record(key)) + "\n" for key in "ab"))
+    store.append(record("c"))
+    assert [r["key"] for r in store.records()] == ["a", "b", "c"]
+    assert notes == []
+    store.repair()
+    store.repair()
+    assert notes == [
+        f"2 lines of {store.records_file} cannot be checked for changes, being from before lines had sums."
+    ]
+
+
+def test_the_first_line_of_a_file_lasts_as_its_name_does(store, monkeypatch):
+    """The name of a file is on the disk when its folder was synced."""
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+    store.append(record("a"))
+    order = [store.path.stat().st_ino, store.records_file.stat().st_ino]
+    assert [inode for inode in synced if inode in order][-2:] == order
+
+
+def test_what_was_torn_is_on_the_disk_before_it_leaves_its_file(store, monkeypatch):
+    store.append(record("a"))
+    with store.records_file.open("ab") as file:
+        file.write(b'{"half')
+
+    def until_the_power_is_cut(path, write):
+        if path == store.records_file:
+            raise OSError(errno.EIO, "cut", str(path))
+        write_atomically(path, write)
+
+    monkeypatch.setattr("csham.study.store.write_atomically", until_the_power_is_cut)
+    with pytest.raises(UserError, match="cut"):
+        store.repair()
+    assert next(store.path.glob("records.torn-*")).read_bytes() == b'{"half'
+
+
+PAGE = 4096
+
+
+def states_after_a_power_cut(before, after):
+    """Give what a disk may hold of a file that was being appended to: any length, and zeros for any of its pages."""
+    new = len(after) - len(before)
+    for length in sorted({*range(0, new + 1, 997), 1, new - 1, new, *range(PAGE - len(before), new, PAGE)}):
+        pages = range(len(before) // PAGE, -(-(len(before) + length) // PAGE))
+        for lost in itertools.product((False, True), repeat=len(pages)):
+            content = bytearray(after[: len(before) + length])
+            for page in itertools.compress(pages, lost):
+                start, end = max(page * PAGE, len(before)), min((page + 1) * PAGE, len(content))
+                content[start:end] = bytes(end - start)
+            yield bytes(content)
+
+
+def test_whatever_a_power_cut_leaves_of_a_record_is_healed_and_taken_for_no_change(store, notes):
+    store.append(record("a"))
+    before = store.records_file.read_bytes()
+    large = record("b", text="words " * 1700)
+    store.append(large)
+    after = store.records_file.read_bytes()
+    states = list(states_after_a_power_cut(before, after))
+    assert len(states) > 60
+    for state in states:
+        store.records_file.write_bytes(state)
+        again = Store(store.path, notes.append)
+        again.append(record("c"))
+        assert again.records() in ([record("a"), large, record("c")], [record("a"), record("c")])
+        assert all(json.loads(line) for line in store.records_file.read_text().splitlines())
+    assert not [note for note in notes if "changed" in note]
+
+
+def dead():
+    """The number of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_dead_processes_left_goes_and_what_the_living_write_stays(store):
+    alive, gone = os.getppid(), dead()
+    (store.path / "runs").mkdir()
+    left = {number: [f".study.yaml.{number}.tmp", f"runs/.lenet5-seed0.{number}.tmp"] for number in (alive, gone)}
+    for name in [*left[alive], *left[gone]]:
+        (store.path / name).write_text("half")
+    for number in (alive, gone):
+        (store.path / f".report.{number}.new" / "tables").mkdir(parents=True)
+    store.remove_leftovers()
+    there = {str(path.relative_to(store.path)) for path in store.path.rglob(".*")}
+    assert there == {*left[alive], f".report.{alive}.new"}
 
 
 def test_a_claim_excludes_others_until_it_is_released(store):
@@ -128,6 +261,14 @@ def test_a_claim_looks_at_the_records_after_it_was_taken(store):
     assert not store.is_claimed("a")
 
 
+def test_a_failure_that_counts_no_attempts_is_one(store):
+    failed = record("a", status="failed")
+    del failed["attempts"]
+    store.append(failed)
+    assert store.claim("a") is None
+    assert store.claim("a", attempts=1) is not None
+
+
 HOLD = """
 import sys
 from csham.study.store import Store
@@ -146,6 +287,20 @@ def test_a_killed_process_lets_its_claims_go(store):
         process.kill()
         process.wait()
     assert store.claim("a") is not None
+
+
+def test_a_mark_stays_as_long_as_its_process(store):
+    code = HOLD.replace('claim("a")', "mark()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().strip() == "True"
+        store.remove_leftovers()
+        assert len(list(store.path.glob("locks/mark-*"))) == 1
+        process.kill()
+        process.wait()
+    store.remove_leftovers()
+    assert list(store.path.glob("locks/mark-*")) == []
 
 
 def test_many_writers_and_a_reader_at_once(store):

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from csham.study.run_record import failed_record, now
+from csham.study.record import failed_record, now
 from csham.study.store import Store
 
 store = Store(sys.argv[1])

@@ -1,6 +1,9 @@
 import pickle
+import random
+import re
 import resource
 import signal
+import zipfile
 
 import pytest
 import torch
@@ -45,11 +48,80 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path, content):
         load_checkpoint(tmp_path / "last.ckpt", ("model",))
 
 
-def test_the_other_checkpoint_is_named_where_there_is_one(tmp_path):
-    save_checkpoint(tmp_path / "best.ckpt", {})
-    (tmp_path / "last.ckpt").write_bytes(b"PK")
-    with pytest.raises(UserError, match="copy it over"):
+def mutations(content, count, seed=0):
+    """Flipped bits, changed bytes, zeroed blocks and cuts of a file's content, each of which changes it."""
+    draw = random.Random(seed)
+    while count:
+        place, block = draw.randrange(len(content)), draw.choice([1, 16, 512, 4096])
+        kind, other = draw.choice(["bit", "byte", "zero", "cut", "more"]), bytearray(content)
+        if kind == "bit":
+            other[place] ^= 1 << draw.randrange(8)
+        elif kind == "byte":
+            other[place] = draw.randrange(256)
+        elif kind == "zero":
+            other[place : place + block] = bytes(len(other[place : place + block]))
+        elif kind == "cut":
+            del other[place:]
+        else:
+            other += draw.randbytes(block)
+        if bytes(other) != content:
+            count -= 1
+            yield bytes(other)
+
+
+def test_no_changed_checkpoint_gives_other_numbers(tmp_path):
+    """Of a folder without a list of sums: those in the archive are looked at."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    weights = {"conv.weight": torch.randn(64, 32, 3, 3), "bn.num_batches_tracked": torch.tensor(7)}
+    save_checkpoint(path, {"model": weights, "epoch": 3, "history": [{"loss": 1.3898738}]})
+    content, refused, read = path.read_bytes(), 0, 0
+    for changed in mutations(content, 400):
+        path.write_bytes(changed)
+        try:
+            loaded = load_checkpoint(path, ("model",))
+        except UserError as err:
+            refused += str(path) in str(err)
+        else:  # in what is not read, such as dates and padding
+            read += 1
+            assert loaded["epoch"] == 3
+            assert loaded["history"] == [{"loss": 1.3898738}]
+            assert all(torch.equal(value, weights[name]) for name, value in loaded["model"].items())
+    assert refused + read == 400
+    assert refused > 250
+
+
+def test_an_archive_that_grows_when_it_is_read_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    with pytest.raises(UserError, match="torch compresses nothing"):
         load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_what_can_be_had_in_place_of_a_checkpoint_is_said(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    advice = {"last.ckpt": f"csham train --config {tmp_path}/run/config.yaml", "best.ckpt": "csham train --config"}
+    for missing in (True, False):
+        for name, words in advice.items():
+            if not missing:
+                (folder / name).write_bytes(b"PK")
+            with pytest.raises(UserError, match=re.escape(words)):
+                load_checkpoint(folder / name)
+            (folder / name).unlink(missing_ok=True)
+    for name in advice:
+        (folder / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=re.escape(f"csham train --resume {tmp_path}/run goes on from best.ckpt")):
+        load_checkpoint(folder / "last.ckpt")
+    with pytest.raises(UserError, match=re.escape(f"csham evaluate {tmp_path}/run --weights last")):
+        load_checkpoint(folder / "best.ckpt")
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    for number in (float("nan"), float("inf")):
+        weights = {"weight": torch.full((2, 3), number), "bias": torch.zeros(2)}
+        with pytest.raises(UserError, match=r"x\.ckpt: 'weight' holds numbers that are not finite"):
+            load_weights(nn.Linear(3, 2), weights, "x.ckpt")
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_names_it(tmp_path):

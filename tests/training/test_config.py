@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import yaml
 
@@ -42,6 +44,12 @@ def test_yaml_round_trip(tmp_path):
     assert resolve({}, read_settings(tmp_path / "config.yaml")) == config
 
 
+def test_its_file_can_be_read_by_people():
+    text = resolve({"data": "Bilder/Käfer", "milestones": [0.5]}).to_yaml()
+    assert text.startswith("data: Bilder/Käfer\n")
+    assert text.index("epochs:") < text.index("lr:") < text.index("seed:")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -80,6 +88,38 @@ def test_settings_that_cannot_work(settings, message):
     assert message in str(caught.value)
 
 
+# What is taken, and what is beyond it on either side, where there is something.
+ENDS = {
+    "epochs": ([1], [0]),
+    "batch_size": ([2, "auto"], [1]),
+    "lr": ([1e-9], [0.0, -0.1]),
+    "momentum": ([0.0, 0.999], [-0.1, 1.0]),
+    "weight_decay": ([0.0], [-1e-9]),
+    "warmup_epochs": ([0.0], [-1e-9]),
+    "milestones": ([[], [0.5], [0.001, 0.999]], [[0.0], [1.0], [0.5, 0.4]]),
+    "decay": ([1e-9, 1.0], [0.0, 1.001]),
+    "label_smoothing": ([0.0, 0.999], [-0.1, 1.0]),
+    "seed": ([0, 2**63 - 1], [-1, 2**63]),
+    "image_size": ([None, 8, 1024], [7, 1025]),
+    "crop_scale": ([1e-9, 1.0], [0.0, 1.001]),
+    "validation": ([0.0, 0.999], [-0.1, 1.0]),
+    "max_bad": ([0], [-1]),
+    "checkpoint_seconds": ([0.0], [-1e-9]),
+    "checkpoint_steps": ([None, 1], [0]),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_ends_of_every_range(name):
+    within, beyond = ENDS[name]
+    for value in within:
+        found = getattr(resolve({"data": "digits", name: value}), name)
+        assert (list(found) if isinstance(value, list) else found) == value
+    for value in beyond:
+        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} must be"):
+            resolve({"data": "digits", name: value})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -104,15 +144,44 @@ def test_a_file_that_holds_no_settings(tmp_path, content):
         read_settings(tmp_path / "bad.yaml")
 
 
+def bomb():
+    """Less than a kilobyte, which would be a billion words."""
+    lines = [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in pairwise("abcdefghij")]
+    return "a: &a [" + ", ".join(["word"] * 10) + "]\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(), r"line 2 has an alias \(\*\)"),
+        ("epochs: " + "[" * 100_000, "nested too deeply"),
+        ("epochs: " + "{a: " * 1000, "nested too deeply"),
+        ("epochs: 3\nlr: 0.1\nepochs: 4", "a key is there twice"),
+        ("epochs: " + "9" * 5000, "integer string conversion"),
+        ("epochs: !!bool maybe", r"its tag \(!!\)"),
+        ("epochs: !!timestamp never", r"its tag \(!!\)"),
+        ("epochs: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("a" * (2**22 + 1), "longer than 4 MiB"),
+    ],
+)
+def test_a_file_that_is_no_plain_yaml(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"bad\.yaml is not a YAML file: .*{message}"):
+        read_settings(tmp_path / "bad.yaml")
+
+
 def test_runs_that_differ_have_different_names():
     base = {"data": "/some/where/photos", "backbone": "resnet20"}
     configs = [
         {}, {"attention": "se"}, {"attention": "csham"}, {"attention": "csham", "strategy": "transfer"},
         {"attention": "csham", "gated": True}, {"backbone": "resnet18", "pretrained": True}, {"backbone": "resnet18"},
         {"weights_file": "start.pth"}, {"backbone": "timm/resnet18"}, {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
+        {"attention": "csham", "position": "stage"}, {"attention": "csham", "position": "last"},
+        {"attention": "csham", "points": ["a"]}, {"attention": "csham", "stages": [0]},
     ]  # fmt: skip
     names = [resolve({**base, **config}).default_name() for config in configs]
     assert names[0] == "photos-resnet20-none-fast-30epochs-seed0"
+    assert names[2] == "photos-resnet20-csham-fast-30epochs-seed0"
     assert len(set(names)) == len(names)
     assert not any("/" in name for name in names)
 

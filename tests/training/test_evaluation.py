@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 import csham
+from csham.backbones import CifarResNet
 from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.evaluation import evaluate, find_weights, load_network
@@ -60,6 +61,13 @@ def test_classes_that_differ_are_named(finished, tmp_path, write_images):
     write_images(tmp_path / "zoo", classes=("ant", "bee", "dog"), count=5)
     with pytest.raises(UserError, match="lacks 'cow' and has the unknown 'dog'"):
         evaluate(finished, str(tmp_path / "zoo"))
+    many = [f"dog {number}" for number in range(7)]
+    write_images(tmp_path / "dogs", classes=["ant", "bee", "cow", *many[:5]], count=5)
+    with pytest.raises(UserError, match=r"it has the unknown 'dog 0', 'dog 1', 'dog 2', 'dog 3', 'dog 4'\. "):
+        evaluate(finished, str(tmp_path / "dogs"))
+    write_images(tmp_path / "kennel", classes=["ant", "bee", "cow", *many], count=5)
+    with pytest.raises(UserError, match=r"it has the unknown 'dog 0', .*, 'dog 4' and 2 more\. "):
+        evaluate(finished, str(tmp_path / "kennel"))
 
 
 def test_what_cannot_be_asked_for(finished):
@@ -75,16 +83,17 @@ def holds(network, checkpoint):
 
 
 @pytest.fixture
-def two_epochs(finished, tmp_path):
+def two_epochs(finished, copy_unlisted, tmp_path):
     """A finished run whose chosen epoch is not its last, with other weights in each."""
-    run = shutil.copytree(finished, tmp_path / "two")
+    run = copy_unlisted(finished, tmp_path / "two")
     content = load_checkpoint(run / "checkpoints" / "last.ckpt")
     content["model"] = {
         name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()
     }
     save_checkpoint(run / "checkpoints" / "best.ckpt", content)
     summary = json.loads((run / "summary.json").read_text())
-    summary["validation_chosen"]["epoch"] = 1
+    first = RunFolder(run).read_metrics()[0]["val_top1"]
+    summary["validation_chosen"] |= {"epoch": 1, "validation_top1": first}
     (run / "summary.json").write_text(json.dumps(summary))
     return run
 
@@ -127,6 +136,13 @@ def test_a_file_that_says_what_cannot_be_of_its_weights(finished, tmp_path, meta
     path = tmp_path / "model.safetensors"
     with safetensors.safe_open(finished / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        safetensors.torch.save_file(tensors, path, {**file.metadata(), **metadata})
+        safetensors.torch.save_file(tensors, path, {**file.metadata(), "seal": "", **metadata})
     with pytest.raises(UserError, match="weights should be 'last' or 'best' of an epoch"):
         csham.load(path)
+
+
+def test_answers_that_are_no_numbers_are_not_measured(finished, monkeypatch):
+    forward = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", lambda self, x: forward(self, x) * float("inf"))
+    with pytest.raises(UserError, match=r"answers with numbers that are not finite, in \w+\. Either its last weights"):
+        evaluate(finished)

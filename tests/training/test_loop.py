@@ -12,12 +12,14 @@ import torch
 import yaml
 
 from csham.backbones import CifarResNet
+from csham.data.batches import Batches
 from csham.errors import UserError
+from csham.files import SUMS
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import DivergedError, resume, train
-from csham.training.network import read_weights
+from csham.training.network import read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -48,22 +50,26 @@ def same_results(run, expected):
         assert list(ours) == list(theirs)
         for key, value in ours.items():
             assert torch.equal(value, theirs[key]), f"{name}: {key}"
-    (info, ours), (expected_info, theirs) = (read_weights(path / "model.safetensors") for path in (run, expected))
+    (ours, info), (theirs, expected_info) = (read_network(path / "model.safetensors") for path in (run, expected))
     assert info == expected_info
-    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     assert timeless(run) == timeless(expected)
 
 
 def timeless(run):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in epochs_of(run)]
+
+
+def epochs_of(run):
     with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def test_the_run_folder_is_the_one_in_architecture_md(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith(("events.out.", "."))}
     assert names == {
         "config.yaml", "environment.json", "metrics.csv", "checkpoints", "model.safetensors", "summary.json",
-        "confusion.csv", "curves.png",
+        "confusion.csv", "curves.png", "csham.sha256",
     }  # fmt: skip
     assert {p.name for p in (finished / "checkpoints").iterdir()} - {".lock"} == {"last.ckpt", "best.ckpt"}
     assert list(finished.glob("events.out.*"))
@@ -106,6 +112,50 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
     assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
+
+
+@pytest.fixture
+def stop_measuring(monkeypatch):
+    """Function that lets a signal come while a part of the data is measured, after so many others."""
+
+    def arm(others):
+        def in_order(batches):
+            parts.append(batches)
+            if len(parts) == others + 1:
+                signal.raise_signal(signal.SIGINT)
+            return real(batches)
+
+        parts, real = [], Batches.in_order
+        monkeypatch.setattr(Batches, "in_order", in_order)
+
+    return arm
+
+
+@pytest.mark.parametrize(("others", "at"), [(0, (0, 6)), (1, (0, 6)), (4, (2, 0))], ids=["validation", "test", "end"])
+def test_a_run_stopped_while_it_measures_goes_on_to_the_same_bits(
+    settings, finished, tmp_path, stop_measuring, others, at
+):
+    run = tmp_path / "run"
+    stop_measuring(others)
+    with pytest.raises(InterruptedRunError):
+        train(resolve({**settings, "track_test": True}), run=run)
+    content = load_checkpoint(RunFolder(run).last)
+    assert (content["epoch"], content["step"]) == at
+    resume(run)
+    same_results(run, finished)
+
+
+def test_a_run_stopped_while_it_measures_the_chosen_weights_keeps_the_last(finished, tmp_path, stop_measuring):
+    run = copy(finished, tmp_path)
+    content = load_checkpoint(RunFolder(run).last)
+    content["best"] = {"epoch": 1, "value": 100.0}
+    save_checkpoint(RunFolder(run).last, content)
+    lower = {name: value * 0.9 if value.is_floating_point() else value for name, value in content["model"].items()}
+    save_checkpoint(RunFolder(run).best, content | {"model": lower})
+    stop_measuring(1)
+    with pytest.raises(InterruptedRunError):
+        resume(run)
+    assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run).items())
 
 
 @pytest.mark.slow
@@ -162,6 +212,7 @@ def test_a_run_older_than_a_setting_goes_on_as_it_began(settings, tmp_path):
         train(resolve(given), run=run, progress=Stopping(3))
     old = {name: value for name, value in read_settings(run / "config.yaml").items() if not name.startswith("crop")}
     (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / SUMS).unlink()
     content = load_checkpoint(RunFolder(run).last)
     content["config"] = {name: value for name, value in content["config"].items() if not name.startswith("crop")}
     save_checkpoint(RunFolder(run).last, content)
@@ -213,6 +264,21 @@ def test_infinite_loss_stops_and_keeps_the_good_checkpoint(settings, tmp_path):
     assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
 
 
+def test_answers_that_are_no_numbers_stop_and_keep_the_good_checkpoint(settings, tmp_path, monkeypatch):
+    """The weights are finite, what the network makes of them in evaluation is not."""
+
+    def forward(self, x):
+        logits = plain(self, x)
+        return logits if self.training else logits * 1e30 * 1e30
+
+    plain = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", forward)
+    with pytest.raises(DivergedError, match=r"the validation loss became (NaN|infinite) at epoch 1, step 6 of 6"):
+        train(resolve(settings), run=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").finished
+    assert load_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 0
+
+
 def copy(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -222,6 +288,7 @@ def copy(finished, tmp_path):
 
 def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
     run = copy(finished, tmp_path)
+    (run / SUMS).unlink()
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("backbone: resnet20", "backbone: resnet32"))
     with pytest.raises(UserError, match="backbone is 'resnet20' there and 'resnet32'"):
@@ -282,6 +349,77 @@ class Listening(QuietProgress):
         self.notes.append(text)
 
 
+class Counting(QuietProgress):
+    """Remembers what it is told of every step, and the step that the last checkpoint is of."""
+
+    def __init__(self, run):
+        self.last, self.began, self.steps, self.saved = RunFolder(run).last, [], [], []
+
+    def start(self, done, total):
+        self.began.append((done, total))
+
+    def step(self, where, done, loss, images_per_s):
+        self.steps.append((where, done, loss, images_per_s))
+        self.saved.append(load_checkpoint(self.last)["step"])
+
+
+def test_progress_is_told_images_loss_and_speed_of_every_step(settings, tmp_path):
+    told = Counting(tmp_path / "run")
+    began = time.monotonic()
+    train(resolve({**settings, "backbone": "lenet5"}), run=tmp_path / "run", progress=told)
+    passed = time.monotonic() - began
+    assert told.began == [(0, 96)]
+    assert [done for _, done, _, _ in told.steps] == list(range(8, 97, 8))
+    assert [where for where, *_ in told.steps] == ["epoch 1/2"] * 6 + ["epoch 2/2"] * 6
+    assert all(speed > 0 for *_, speed in told.steps)
+    rows = epochs_of(tmp_path / "run")
+    assert [told.steps[step][2] for step in (5, 11)] == pytest.approx([float(row["train_loss"]) for row in rows])
+    for row in rows:  # its seconds are those of training and of measuring
+        assert float(row["seconds"]) > 48 / float(row["images_per_s"]) > 0
+    assert sum(float(row["seconds"]) for row in rows) < passed
+
+
+def test_the_seconds_of_an_epoch_go_on_where_it_stopped(settings, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(resolve({**settings, "backbone": "lenet5", "epochs": 1}), run=run, progress=Stopping(2))
+    content = load_checkpoint(RunFolder(run).last)
+    assert content["seconds"] > 0
+    save_checkpoint(RunFolder(run).last, content | {"seconds": 100.0})
+    told = Counting(run)
+    resume(run, progress=told)
+    assert told.began == [(16, 48)]
+    (row,) = epochs_of(run)
+    assert float(row["seconds"]) >= 100
+    assert 0 < float(row["images_per_s"]) < 0.48
+
+
+@pytest.mark.parametrize(
+    ("often", "saved"),
+    [
+        ({"checkpoint_seconds": 3600.0}, [0, 0, 0, 0, 0, 0]),
+        ({"checkpoint_seconds": 0.0}, [0, 1, 2, 3, 4, 5]),
+        ({"checkpoint_seconds": 3600.0, "checkpoint_steps": 2}, [0, 0, 2, 2, 4, 4]),
+    ],
+)
+def test_checkpoints_are_as_often_as_asked_for(settings, tmp_path, often, saved):
+    told = Counting(tmp_path / "run")
+    train(resolve({**settings, "backbone": "lenet5", "epochs": 1, **often}), run=tmp_path / "run", progress=told)
+    assert told.saved == saved
+    content = load_checkpoint(RunFolder(tmp_path / "run").last)
+    assert (content["epoch"], content["step"]) == (1, 0)
+
+
+def test_where_memory_runs_out_a_smaller_batch_is_named(settings, tmp_path):
+    class Filled(QuietProgress):
+        def step(self, where, done, loss, images_per_s):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    given = resolve({**settings, "backbone": "lenet5"})
+    with pytest.raises(UserError, match=r"with --batch-size 8. Try --batch-size 4, .*Tried to allocate 2 GiB\)$"):
+        train(given, run=tmp_path / "run", progress=Filled())
+
+
 def test_a_small_folder_gets_a_batch_that_fits_and_a_word_on_its_steps(settings, tmp_path):
     small = {name: value for name, value in settings.items() if name not in ("batch_size", "epochs")}
     said = Listening()
@@ -304,6 +442,7 @@ def test_a_run_from_before_batches_were_filled_goes_on_to_the_same_bits(settings
         train(resolve(before), run=run, progress=Stopping(3))
     old = {name: value for name, value in read_settings(run / "config.yaml").items() if name != "last_batch"}
     (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / SUMS).unlink()
     content = load_checkpoint(RunFolder(run).last)
     content["config"].pop("last_batch")
     save_checkpoint(RunFolder(run).last, content)

@@ -35,7 +35,8 @@ def runs(images, tmp_path_factory):
     stop_after(plain, stopped, steps=7)
     lines = [[*plain, "--run", str(folder / "two-plain")], [*norms, "--run", str(folder / "two-norms")]]
     lines.append(["train", "--resume", str(stopped), "--quiet"])
-    (folder / "words.json").write_text(json.dumps(lines))
+    words = {"to the end": lines, "stopped": [*plain, "--run", str(folder / "two-stopped")]}
+    (folder / "words.json").write_text(json.dumps(words))
     torch.save(trained(network := small_network(), network, *batch()), folder / "one.pt")
     launch(folder)
     return folder
@@ -109,6 +110,13 @@ def test_shared_batch_norms_are_those_of_the_whole_batch(runs):
 def test_two_processes_go_on_with_what_one_began(runs):
     close(runs / "two-resumed", runs / "one-plain", 1e-5)
     same_numbers(runs / "two-resumed", runs / "one-plain", 1e-5)
+
+
+def test_both_stop_where_one_is_told_to_and_can_go_on(runs):
+    # The signal comes after the first of six steps of the second epoch, and the two agree after every third.
+    content = last(runs / "two-stopped")
+    assert (content["epoch"], content["step"]) == (1, 3)
+    assert not RunFolder(runs / "two-stopped").finished
 
 
 def test_one_process_writes(runs):

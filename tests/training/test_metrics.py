@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from csham.training.metrics import Predictions, in_tables
+from csham.training.metrics import Predictions, in_tables, of_study
 
 
 def make(labels, top):
@@ -33,6 +33,17 @@ def test_top5_of_six_classes_and_more():
     assert answers.summary(list("abcdef"))["top5"] == 50
     assert answers.accuracies(6) == {"loss": 0.5, "top1": 0, "top5": 50}
     assert answers.accuracies(5) == {"loss": 0.5, "top1": 0}
+
+
+def test_percentages_have_four_decimals():
+    assert make([0, 0, 1], [[0], [1], [0]]).summary(["a", "b"])["top1"] == 33.3333
+
+
+def test_what_a_study_shows_beside_top1_and_which_of_it_for_every_run():
+    shown = of_study()
+    assert list(shown) == ["top5", "macro_recall", "macro_f1"]
+    assert [name for name, metric in shown.items() if metric.study.every_run] == ["top5"]
+    assert {metric.study.digits for metric in shown.values()} == {2}
 
 
 def test_every_class_counts_alike_in_macro_top1():
@@ -71,9 +82,20 @@ def test_a_class_without_images_has_a_row():
     assert rows[2]["recall"] is rows[2]["f1"] is None
 
 
+def test_the_precision_of_a_class_that_is_never_named_is_none_of_its_images():
+    rows = make([0, 1], [[0], [0]]).per_class(["a", "b", "c"])
+    assert [row["precision"] for row in rows] == [50, 0, 0]
+    assert rows[1]["f1"] == 0
+
+
 def test_the_pages_table_is_the_declaration():
     page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- metrics -->\n(.*)<!-- /metrics -->", page, flags=re.DOTALL)[1]
     lines = ["| name | unit | better | |", "|---|---|---|---|"]
     lines += [f"| `{m.name}` | {m.unit} | {m.better or ''} | {m.summary} |" for m in in_tables()]
     assert shown == "\n".join([*lines, ""]), "put these lines between the page's comments:\n" + "\n".join(lines)
+
+
+def test_always_giving_the_only_class_is_no_agreement_beyond_chance():
+    assert make([1, 1], [[1], [1]]).summary(["a", "b"])["kappa"] == 0
+    assert make([1, 1], [[0], [0]]).summary(["a", "b"])["kappa"] == 0

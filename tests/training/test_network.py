@@ -5,7 +5,7 @@ import torch
 from csham.errors import UserError
 from csham.training.checkpoints import load_weights
 from csham.training.config import resolve
-from csham.training.network import NetworkInfo, read_network, read_weights, write_weights
+from csham.training.network import NetworkInfo, read_network, write_weights
 
 
 def info(**given):
@@ -17,10 +17,8 @@ def test_weights_and_description_round_trip(tmp_path):
     described = info(attention="csham", strategy="transfer", gated=True)
     network = described.build().to(memory_format=torch.channels_last)
     write_weights(tmp_path / "model.safetensors", network.state_dict(), described)
-    found, weights = read_weights(tmp_path / "model.safetensors")
+    again, found = read_network(tmp_path / "model.safetensors")
     assert found == described
-    again = found.build()
-    again.load_state_dict(weights)
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
@@ -50,11 +48,11 @@ def test_the_backbone_is_the_same_under_every_attention():
 def test_a_file_without_description_is_refused(tmp_path):
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="does not describe its network"):
-        read_weights(tmp_path / "x.safetensors")
+        read_network(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"12345678901234567890", b"\x80\x04."])
 def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        read_weights(tmp_path / "x.safetensors")
+        read_network(tmp_path / "x.safetensors")

@@ -80,3 +80,18 @@ def test_the_bar_tells_rate_and_time_left_and_goes_away():
     assert "123 images/s" in shown
     assert "a [line]" in shown
     bar.close()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_from_outside_are_written_out(monkeypatch, terminal):
+    progress = create_progress(console=console(terminal))
+    monkeypatch.setattr(progress, "_last_line", -1000.0)
+    progress.preparing(1, 3, "reading \x9b2J\u202e\udcff")
+    progress.note("a\x1b[2J\n\u202eb")
+    progress.start(0, 3)
+    progress.step("\x9b2J\u202e\udcff", 1, None, 1.0)
+    progress.close()
+    shown = progress.console.file.getvalue()
+    assert r"a\x1b[2J\n\u202eb" in shown
+    assert r"\x9b2J\u202e\udcff" in shown
+    assert not any(sign in shown for sign in ("a\x1b", "\x9b", "\u202e"))

@@ -1,6 +1,7 @@
-"""One of two processes that torchrun starts: two runs, one that goes on, and a network with shared batch norms."""
+"""One of two processes that torchrun starts: runs, one that goes on, one that stops, and shared batch norms."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from csham.backbones import create_model
 from csham.cli import main
+from csham.training.progress import QuietProgress
 from csham.training.shared_norm import share_batch_norms
 
 
@@ -33,13 +35,26 @@ def batch():
     return torch.randn(8, 3, 16, 16, generator=draw).double(), torch.arange(8) % 5
 
 
+def stopped(words, steps):
+    """Run until the first process, which alone is told of steps, gets a signal; return the exit code."""
+
+    def step(self, *_):
+        self.told = getattr(self, "told", 0) + 1
+        if self.told == steps:
+            signal.raise_signal(signal.SIGINT)
+
+    QuietProgress.step = step
+    return main(words)
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     words = json.loads((folder / "words.json").read_text())
     torch.set_num_threads(1)
-    codes = [main(line) for line in words]
-    assert codes == [0] * len(words), codes
+    codes = [main(line) for line in words["to the end"]]
+    assert codes == [0] * len(codes), codes
     rank = torch.distributed.get_rank()
+    assert stopped(words["stopped"], steps=7) == 130
     images, labels = batch()
     network = small_network()
     assert share_batch_norms(network, torch.device("cpu")) == []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
 from csham.errors import UserError
 from csham.inference import Trained
 
-__all__ = ["MAX_UPLOAD", "check_packages", "serve"]
+__all__ = ["MAX_UPLOAD", "check_hosts", "check_packages", "serve"]
 
 HOST = "127.0.0.1"
+_NAMES = ("localhost", HOST)
 MAX_UPLOAD = 20 * 2**20
 """Bytes of the largest file that the page takes."""
 
@@ -27,29 +29,58 @@ def check_packages() -> None:
         raise UserError('csham app needs gradio. Install it: pip install "csham[app]".')
 
 
+def check_hosts(names: Sequence[str]) -> None:
+    """Refuse what is no name of a machine.
+
+    Raises:
+        UserError: One of them is none.
+    """
+    for name in names:
+        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", name):
+            raise UserError(
+                f"--allow-host {name!r} is no name of a machine, such as lab.example or *.example, nor its address; "
+                "a port is left out."
+            )
+
+
 @contextmanager
-def serve(trained: Trained, other: Trained | None = None, *, port: int | None = None) -> Iterator[str]:
+def serve(
+    trained: Trained,
+    other: Trained | None = None,
+    *,
+    port: int | None = None,
+    allow_hosts: Sequence[str] = (),
+) -> Iterator[str]:
     """Serve the page of one network, or of two side by side, while the ``with`` block lasts.
 
     Only programs on this machine reach it: it listens on 127.0.0.1, and nothing that it shows comes from elsewhere or
-    goes there. Files of more than :data:`MAX_UPLOAD` bytes are refused; what was uploaded is deleted when it closes.
+    goes there. A browser has to ask for it under a name of this machine: a page from elsewhere could have its own name
+    mean this machine, and read along. Files of more than :data:`MAX_UPLOAD` bytes are refused; what was uploaded is
+    deleted when it closes.
 
     Args:
         trained: The network.
         other: A second one, shown beside it.
         port: Port to listen on; None takes the first free one from 7860 on.
+        allow_hosts: Names and addresses, beside localhost and 127.0.0.1, under which it is asked for where something
+            forwards to it; ``*.example`` stands for all names below.
 
     Yields:
         The address of the page.
 
     Raises:
-        UserError: The port is taken, or Gradio is not installed.
+        UserError: The port is taken, a name is none, or Gradio is not installed.
     """
     check_packages()
+    check_hosts(allow_hosts)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from starlette.middleware import Middleware  # noqa: PLC0415  comes with Gradio
+    from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: PLC0415
+
     from csham.app.page import LOOKS, build_page  # noqa: PLC0415  Gradio takes seconds to import
 
     page = build_page(trained, other)
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=[*_NAMES, *allow_hosts], www_redirect=False)
     try:
         _, address, _ = page.launch(
             server_name=HOST,
@@ -57,12 +88,13 @@ def serve(trained: Trained, other: Trained | None = None, *, port: int | None = 
             share=False,
             prevent_thread_lock=True,
             quiet=True,
-            show_error=True,
+            show_error=False,  # but for what the page says itself
             max_file_size=MAX_UPLOAD,
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,
             footer_links=[],
+            app_kwargs={"middleware": [guard]},
             **LOOKS,
         )
     except OSError as err:

@@ -1,14 +1,10 @@
 """Attaching: put attention into third-party networks.
 
-``trace`` runs the network once, ``residuals``, ``hosts`` and ``positions`` read off it where branches and blocks end,
-``kinds`` says of other networks what they work on instead, ``points`` chooses among them, ``strategies`` decides which
-step goes to which point and what weights are lent, ``checks`` refuses what cannot work, ``attached`` is the module
-that sits at a point, ``transfer`` carries lent weights, ``keeping`` sees that attention stays where modules are
-replaced, ``host_class`` that torch.fx sees it, ``subclass`` changes a module's class, ``forward_graph`` reads what a
-block does, ``endings`` finds those whose end the attention can compute too, ``epilogue`` lets it, ``install`` does it
-all and undoes it, ``maps`` records what the points weigh. ``acceleration`` lets the attentions that a network has of
-its own run on the kernels. Imports ``layers``; works on any ``nn.Module``. Start with :func:`attach`, which calling
-this package does too.
+``graph`` finds the points, ``strategies`` decides which step goes to which and what weights are lent, ``installed`` is
+what stays in the network, ``fusing`` lets it compute the ends of blocks too, and ``install`` does it all and undoes it.
+``maps`` records what the points weigh; ``acceleration`` lets the attentions that a network has of its own run on the
+kernels; ``names`` has the positions and strategies, without torch. Imports ``layers``; works on any ``nn.Module``.
+Start with :func:`attach`, which calling this package does too.
 """
 
 from __future__ import annotations

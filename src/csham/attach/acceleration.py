@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from csham.attach.host_class import with_plain_class
+from csham.attach.installed.host_class import with_plain_class
 from csham.errors import UserError
 
 __all__ = ["AcceleratedModule", "accelerate"]

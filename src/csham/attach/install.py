@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from csham.attach.attached import Attached, attends, hang, place_below
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.endings import find_epilogues
-from csham.attach.epilogue import Epilogue, fuse_block, unfuse_block
-from csham.attach.host_class import unmark_host
-from csham.attach.keeping import watch, watches
-from csham.attach.points import PointChoice, common_path, find_points, in_stages
+from csham.attach.fusing.endings import find_epilogues
+from csham.attach.fusing.epilogue import Epilogue, fuse_block, unfuse_block
+from csham.attach.graph.hosts import norm_within
+from csham.attach.graph.points import PointChoice, common_path, find_points, in_stages
+from csham.attach.graph.trace import trace
+from csham.attach.graph.values import Trace
+from csham.attach.installed.attached import Attached, accept_weights_of, accepts_weights, attends, hang, place_below
+from csham.attach.installed.host_class import unmark_host
+from csham.attach.installed.keeping import watch, watches
+from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.attach.names import check_position, check_strategy
 from csham.attach.strategies import Step, plan
-from csham.attach.trace import trace
-from csham.attach.transfer import ChannelWeightTransfer
-from csham.attach.values import Trace
 from csham.errors import UserError
 from csham.layers import create_attention
 from csham.ops import use_kernels
@@ -149,6 +150,9 @@ def detach(model: nn.Module) -> nn.Module:
                 if attends(hook) or watches(hook) or ChannelWeightTransfer.owns(hook):
                     del hooks[number]
                     module._forward_hooks_always_called.pop(number, None)
+        for number, hook in list(module._load_state_dict_pre_hooks.items()):
+            if accepts_weights(hook):
+                del module._load_state_dict_pre_hooks[number]
     return model
 
 
@@ -252,6 +256,8 @@ def _install(
         for step, attached in zip(steps, built, strict=True):
             host = model.get_submodule(step.point.name)
             hang(attached, host, place_below(host), _levels(run, step.point.name))
+            if inner := norm_within(run, step.point.name):
+                accept_weights_of(host, inner)
         for stage, transfer in transfers.items():
             _surround(model, run, [s.point.name for s in steps if s.point.stage == stage], transfer)
         # Last, so that what the transfer's hooks open is closed when one of these raises.

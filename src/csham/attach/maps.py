@@ -43,24 +43,24 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
     points = attached_modules(model)
     if not points:
         raise UserError(f"attention_maps: {type(model).__name__} has no attention attached. Use csham.attach first.")
-    found: dict[str, dict[str, Tensor]] = {}
-    undo = [_record(point, found) for point in points]
+    maps: dict[str, dict[str, Tensor]] = {}
+    undo = [_record(point, maps) for point in points]
     try:
         with eagerly():
-            yield found
+            yield maps
     finally:
         for stop in undo:
             stop()
 
 
-def _record(point: nn.Module, found: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
+def _record(point: nn.Module, maps: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
     name = str(point.name)
 
     def begin(module: nn.Module, args: object) -> None:
-        found.pop(name, None)
+        maps.pop(name, None)
 
     def note(kind: str, weights: Tensor) -> None:
-        found.setdefault(name, {})[kind] = weights.detach()
+        maps.setdefault(name, {})[kind] = weights.detach()
 
     handle = point.register_forward_pre_hook(begin)
     stop = record_weights(point.attention, note)  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from csham.attach.graph.points import Point
 from csham.attach.names import STRATEGIES
-from csham.attach.points import Point
 from csham.errors import UserError
 
 __all__ = ["Step", "plan"]

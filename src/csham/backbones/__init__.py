@@ -1,8 +1,9 @@
 """Backbones by name: timm's and torchvision's with a stem for the image size, and the few they lack.
 
-``names`` says which there are without importing torch, ``lookup`` what a name means, ``spec`` what a network with its
-attention is. ``cifar``, ``wide`` and ``lenet`` hold csham's own, ``libraries`` builds the others, ``small`` fits them
-to 32 pixels, ``weights`` loads local files. Imports ``attach``. Start with :func:`create_model`.
+``names`` says which there are, ``scale`` how a name asks for another width or depth, both without importing torch;
+``lookup`` says what a name means, ``spec`` what a network with its attention is. ``cifar`` and ``lenet`` hold csham's
+own, ``libraries`` builds the others, ``small`` fits them to 32 pixels, ``weights`` loads local files. Imports
+``attach``. Start with :func:`create_model`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING
 from csham._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from csham.backbones.cifar import CifarResNet
+    from csham.backbones.cifar import CifarResNet, WideResNet
     from csham.backbones.create import create_model
     from csham.backbones.lenet import LeNet5
     from csham.backbones.lookup import check_backbone
     from csham.backbones.names import BACKBONES
-    from csham.backbones.wide import WideResNet
 
 __all__ = ["BACKBONES", "CifarResNet", "LeNet5", "WideResNet", "check_backbone", "create_model"]
 
@@ -27,7 +27,7 @@ __getattr__ = lazy_names(
         "BACKBONES": "csham.backbones.names",
         "CifarResNet": "csham.backbones.cifar",
         "LeNet5": "csham.backbones.lenet",
-        "WideResNet": "csham.backbones.wide",
+        "WideResNet": "csham.backbones.cifar",
         "check_backbone": "csham.backbones.lookup",
         "create_model": "csham.backbones.create",
     },

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import torch
 from torch import nn
 
 from csham.attach import attach
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.points import PointChoice
-from csham.backbones.cifar import CifarResNet
+from csham.attach.graph.points import PointChoice
+from csham.attach.names import check_position, check_strategy
+from csham.backbones.cifar import CifarResNet, WideResNet
 from csham.backbones.lenet import LeNet5
-from csham.backbones.lookup import Found, check_backbone, find_backbone
+from csham.backbones.lookup import Meaning, check_backbone, find_backbone
 from csham.backbones.names import BackboneName
 from csham.backbones.scale import Scale
-from csham.backbones.sizes import check_size
 from csham.backbones.weights import load_weights_file
-from csham.backbones.wide import WideResNet
 from csham.errors import UserError
+from csham.probing import blank_image, evaluating
 
-__all__ = ["create_model"]
+__all__ = ["check_size", "create_model"]
 
 # Up to this side, in pixels, a stem that divides by four would leave the stages too little to look at.
 _SMALL_IMAGE = 64
+
+# Sides that networks are made for, in pixels.
+_USUAL = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512)
 
 
 def create_model(
@@ -105,6 +109,35 @@ def create_model(
     return model
 
 
+def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, image_size: int) -> None:
+    """Refuse a network that does not turn an image of this size into logits.
+
+    Runs it on one blank image; on meta tensors torch would import its compiler first, which takes longer.
+
+    Args:
+        model: The network, without attention; left as it was.
+        name: Its name, for the message.
+        num_classes: Width that the logits must have; 0 for any.
+        in_chans: Channels of the images.
+        image_size: Side of the images, in pixels.
+
+    Raises:
+        UserError: It does not run, or returns something else; says which size would do.
+    """
+    problem = _problem(model, num_classes, in_chans, image_size)
+    if problem is None:
+        return
+    larger = [side for side in _USUAL if side > image_size]
+    smaller = [side for side in reversed(_USUAL) if side < image_size]
+    fitting = next((s for s in larger + smaller if _problem(model, num_classes, in_chans, s) is None), None)
+    advice = (
+        f"It runs at {fitting} pixels: image_size={fitting} (--image-size {fitting})."
+        if fitting is not None
+        else "It runs at none of the usual sizes; take another backbone (csham list backbones)."
+    )
+    raise UserError(f"{name} cannot classify images of {image_size} pixels ({problem}). {advice}")
+
+
 def _create_backbone(
     backbone: str,
     num_classes: int,
@@ -113,20 +146,20 @@ def _create_backbone(
     pretrained: bool,
     weights_file: Path | str | None,
 ) -> nn.Module:
-    found = find_backbone(backbone)
-    if found.entry is not None and image_size < found.entry.min_size:
+    meaning = find_backbone(backbone)
+    if meaning.entry is not None and image_size < meaning.entry.min_size:
         raise UserError(
-            f"{backbone} cannot classify images of {image_size} pixels, it needs {found.entry.min_size}: "
-            f"image_size={found.entry.min_size} (--image-size {found.entry.min_size})."
+            f"{backbone} cannot classify images of {image_size} pixels, it needs {meaning.entry.min_size}: "
+            f"image_size={meaning.entry.min_size} (--image-size {meaning.entry.min_size})."
         )
     new: tuple[str, ...] = ()
-    if found.library == "csham":
-        assert found.entry is not None
-        model = _own(found.entry, found.scale or Scale(), num_classes, in_chans)
+    if meaning.library == "csham":
+        assert meaning.entry is not None
+        model = _own(meaning.entry, meaning.scale or Scale(), num_classes, in_chans)
     else:
-        model = _from_library(found, num_classes, in_chans, pretrained and weights_file is None)
-        new = _change(model, found.entry, small=image_size <= _SMALL_IMAGE)
-        if found.entry is None:
+        model = _from_library(meaning, num_classes, in_chans, pretrained and weights_file is None)
+        new = _change(model, meaning.entry, small=image_size <= _SMALL_IMAGE)
+        if meaning.entry is None:
             check_size(model, backbone, num_classes, in_chans, image_size)
     if weights_file is not None:
         load_weights_file(model, weights_file, backbone, in_chans, new)
@@ -143,15 +176,13 @@ def _own(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> 
     return WideResNet(depth, entry.width * factor, num_classes, in_chans)
 
 
-def _from_library(found: Found, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
-    if found.scale is not None:
-        from csham.backbones.scaled import scaled_timm_network  # noqa: PLC0415  imports timm too
+def _from_library(meaning: Meaning, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
+    from csham.backbones.libraries import scaled_timm_network, timm_network, torchvision_network  # noqa: PLC0415  slow
 
-        return scaled_timm_network(found.name, found.scale, num_classes, in_chans)
-    from csham.backbones.libraries import timm_network, torchvision_network  # noqa: PLC0415  takes seconds to import
-
-    build = timm_network if found.library == "timm" else torchvision_network
-    return build(found.name, num_classes, in_chans, pretrained=pretrained)
+    if meaning.scale is not None:
+        return scaled_timm_network(meaning.name, meaning.scale, num_classes, in_chans)
+    build = timm_network if meaning.library == "timm" else torchvision_network
+    return build(meaning.name, num_classes, in_chans, pretrained=pretrained)
 
 
 def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tuple[str, ...]:
@@ -163,3 +194,15 @@ def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tup
     if entry.made_from:
         group_first_convolutions(model)
     return fit_small_images(model) if small else ()
+
+
+def _problem(model: nn.Module, num_classes: int, in_chans: int, image_size: int) -> str | None:
+    """Say what goes wrong, or None."""
+    try:
+        with evaluating(model):
+            output = model(blank_image(model, (in_chans, image_size, image_size)))
+    except Exception as err:
+        return shorten(str(err) or type(err).__name__, 120, placeholder=" ...").rstrip(".")
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or num_classes not in (0, output.shape[1]):
+        return "it does not return one row of logits an image"
+    return None

@@ -1,20 +1,27 @@
-"""From a backbone's name to the network it means, without importing PyTorch where that can be known without."""
+"""From a backbone's name to the network it means.
+
+A name of csham's table is known at once. For any other timm is asked, and then torchvision, which takes the seconds
+that importing them takes.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from csham.backbones.names import BACKBONES, BackboneName
-from csham.backbones.registries import LIBRARIES, is_registered, registered_names
-from csham.backbones.scale import Scale, split_scale
+from csham.backbones.scale import Scale, family_of, split_scale
 from csham.errors import UserError, unknown_name
 
-__all__ = ["Found", "check_backbone", "find_backbone"]
+__all__ = ["LIBRARIES", "Meaning", "check_backbone", "deeper", "find_backbone", "names_in"]
+
+LIBRARIES = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
-class Found:
+class Meaning:
     """Meaning of a name.
 
     Attributes:
@@ -30,7 +37,7 @@ class Found:
     scale: Scale | None = None
 
 
-def find_backbone(name: str) -> Found:
+def find_backbone(name: str) -> Meaning:
     """Look a name up: csham's table, then timm's networks, then torchvision's.
 
     ``timm/NAME`` and ``torchvision/NAME`` mean that library's network as it is. A pretrained tag of timm's may follow
@@ -41,28 +48,10 @@ def find_backbone(name: str) -> Found:
         UserError: None of them has it; names the nearest. Or its width or depth cannot be changed.
     """
     base, scale = split_scale(name)
-    found = _find(base)
-    if scale is not None and found.library == "torchvision":
+    meaning = _find(base)
+    if scale is not None and meaning.library == "torchvision":
         raise UserError(f"{name}: the width and depth of torchvision's networks are fixed. Take one of timm's.")
-    return found if scale is None else replace(found, scale=scale)
-
-
-def _find(name: str) -> Found:
-    if name in BACKBONES:
-        return Found(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
-    library, slash, rest = name.partition("/")
-    if slash and library in LIBRARIES:
-        if rest in registered_names(library) or is_registered(library, rest):
-            return Found(library, rest)
-    elif "." in name:
-        architecture = name.partition(".")[0]
-        if architecture in registered_names("timm") and is_registered("timm", name):
-            return Found("timm", name, BACKBONES.get(architecture))
-    else:
-        for library in LIBRARIES:
-            if name in registered_names(library):
-                return Found(library, name)
-    raise _unknown(name)
+    return meaning if scale is None else replace(meaning, scale=scale)
 
 
 def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | str | None = None) -> None:
@@ -71,23 +60,86 @@ def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | 
     Raises:
         UserError: Says which names are near, or what to leave out.
     """
-    found = find_backbone(name)
-    entry = found.entry
+    meaning = find_backbone(name)
+    entry = meaning.entry
     if weights_file is not None:
         if not Path(weights_file).is_file():
             raise UserError(
                 f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file."
             )
-    elif pretrained and (found.scale is not None or (entry is not None and not entry.has_published_weights)):
+    elif pretrained and (meaning.scale is not None or (entry is not None and not entry.has_published_weights)):
         raise UserError(
             f"{name} has no pretrained weights that others published. Leave pretrained=False (--no-pretrained), or "
             "give a file of your own: weights_file=FILE (--weights-file FILE)."
         )
 
 
+@cache
+def names_in(library: str) -> frozenset[str]:
+    """Return the classification networks of a library, which is imported; none if it is not installed."""
+    if importlib.util.find_spec(library) is None:
+        return frozenset()
+    if library == "torchvision":
+        import torchvision.models  # noqa: PLC0415  takes seconds to import
+
+        return frozenset(torchvision.models.list_models(module=torchvision.models))
+    import timm  # noqa: PLC0415
+
+    return frozenset(timm.list_models())
+
+
+def deeper(backbone: str, steps: int) -> list[int]:
+    """Return the next ``steps`` depths above a backbone's own, each one block more; none where it cannot be deepened.
+
+    Args:
+        backbone: Its name, without a scale.
+        steps: Number of steps.
+
+    Raises:
+        UserError: There is no such backbone.
+    """
+    family = family_of(backbone)
+    if family is None or "depth" not in family.settings:
+        return []
+    meaning = find_backbone(backbone)
+    if meaning.entry is not None and meaning.entry.depth is not None:
+        depth, step = meaning.entry.depth, 2
+    else:
+        from csham.backbones.libraries import timm_depth  # noqa: PLC0415  takes seconds to import
+
+        depth, step = timm_depth(meaning.name)
+    return [depth + step * number for number in range(1, steps + 1)]
+
+
+def _find(name: str) -> Meaning:
+    if name in BACKBONES:
+        return Meaning(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
+    library, slash, rest = name.partition("/")
+    if slash and library in LIBRARIES:
+        if _is_in(library, rest):
+            return Meaning(library, rest)
+    elif "." in name:
+        if _is_in("timm", name):
+            return Meaning("timm", name, BACKBONES.get(name.partition(".")[0]))
+    else:
+        for library in LIBRARIES:
+            if name in names_in(library):
+                return Meaning(library, name)
+    raise _unknown(name)
+
+
+def _is_in(library: str, name: str) -> bool:
+    """Ask a library; timm knows deprecated names and those of pretrained weights (``resnet50.a1_in1k``) too."""
+    if library != "timm" or name in names_in(library):
+        return name in names_in(library)
+    import timm  # noqa: PLC0415  takes seconds to import
+
+    return name in timm.list_models(pretrained=True) if "." in name else timm.is_model(name)
+
+
 def _unknown(name: str) -> UserError:
-    unlisted = [f"{library}/{other}" for library in LIBRARIES for other in sorted(registered_names(library))]
-    unlisted += sorted(frozenset().union(*(registered_names(library) for library in LIBRARIES)) - set(BACKBONES))
+    unlisted = [f"{library}/{other}" for library in LIBRARIES for other in sorted(names_in(library))]
+    unlisted += sorted(frozenset().union(*(names_in(library) for library in LIBRARIES)) - set(BACKBONES))
     if "." in name:
         unlisted += _tagged(name)
     return unknown_name(

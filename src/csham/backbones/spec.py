@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from csham.attach.checks import check_position, check_strategy
-from csham.attach.names import STRATEGIES
+from csham.attach.names import POSITIONS, STRATEGIES, check_position, check_strategy
 from csham.backbones.lookup import check_backbone
+from csham.backbones.names import BACKBONES
 from csham.layers.names import ATTENTIONS
-from csham.settings import InFile, Settings, check_choice, count, is_name, list_of, names_of
+from csham.settings import Help, InFile, Settings, check_choice, count, is_name, list_of, names_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,35 +32,59 @@ class NetworkSpec(Settings):
     """Specification of a network, but for the sizes of its input and output.
 
     Creating it checks types; :meth:`check_names` checks the names.
-
-    Attributes:
-        backbone: Name of the backbone.
-        attention: Name of the attention attached to it, or ``"none"``.
-        strategy: Arrangement of the attention's steps.
-        period: Of strategy ``"transfer"``: points to each channel step.
-        position: Place of the attention in the network.
-        points: Names or patterns of modules instead of a position.
-        stages: Only points of these stages.
-        gated: Start attention as the identity.
     """
 
-    backbone: Annotated[str, InFile(_is_backbone, "the name of a network")] = "resnet18"
-    attention: Annotated[str, InFile(is_name, "the name of an attention")] = "none"
-    strategy: Annotated[str, InFile(is_name, "the name of a strategy")] = "sequential"
-    period: Annotated[int | None, InFile(count(2, 2**31), "a whole number of at least 2, or null", or_null=True)] = None
-    position: Annotated[str, InFile(is_name, "the name of a position")] = "auto"
+    panel = "Network"
+
+    backbone: Annotated[
+        str,
+        InFile(_is_backbone, "the name of a network"),
+        Help("csham list backbones, or any of timm's or torchvision's.", plural="backbones", names=BACKBONES),
+    ] = "resnet18"
+    attention: Annotated[
+        str,
+        InFile(is_name, "the name of an attention"),
+        Help("Attention in it: csham list attentions, or none.", plural="attentions", names=ATTENTIONS),
+    ] = "none"
+    strategy: Annotated[
+        str,
+        InFile(is_name, "the name of a strategy"),
+        Help("Arrangement of the attention's steps: csham list strategies.", plural="strategies", names=STRATEGIES),
+    ] = "sequential"
+    period: Annotated[
+        int | None,
+        InFile(count(2, 2**31), "a whole number of at least 2, or null", or_null=True),
+        Help("Of transfer: points to each channel step.", default="2"),
+    ] = None
+    position: Annotated[
+        str,
+        InFile(is_name, "the name of a position"),
+        Help("Place of the attention: csham list positions.", names=POSITIONS),
+    ] = "auto"
     points: Annotated[
-        tuple[str, ...] | None, InFile(list_of(is_name), "a list of names of modules, or null", or_null=True)
+        tuple[str, ...] | None,
+        InFile(list_of(is_name), "a list of names of modules, or null", or_null=True),
+        Help("Instead of a position: modules' names or patterns, with commas."),
     ] = None
     stages: Annotated[
         tuple[int, ...] | None,
         InFile(list_of(count(-(2**31), 2**31)), "a list of whole numbers, or null", or_null=True),
+        Help("Only points of these stages: 0,1,... or from the last: -1.", default="all"),
     ] = None
-    gated: Annotated[bool, InFile(lambda v: type(v) is bool, "true or false")] = False
+    gated: Annotated[
+        bool, InFile(lambda v: type(v) is bool, "true or false"), Help("Start attention as the identity.")
+    ] = False
 
     def check_names(self) -> None:
-        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        """Refuse unknown backbones, attentions, strategies and positions.
+
+        PyTorch is imported only for a backbone that is not csham's own or listed: to ask timm and torchvision for it.
+        """
         check_backbone(self.backbone)
+        self.check_connection()
+
+    def check_connection(self) -> None:
+        """Refuse unknown attentions, strategies and positions, without importing PyTorch."""
         check_choice("attention", self.attention, ["none", *ATTENTIONS])
         check_choice("strategy", self.strategy, STRATEGIES)
         check_position(self.position, self.points)

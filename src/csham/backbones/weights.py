@@ -61,21 +61,21 @@ def put_weights(
     """
     if any(".attached." in key for key in weights):
         raise UserError(f"{what}: it holds attention too. Use a run of the same backbone with --attention none.")
-    own = model.state_dict()
-    weights = _in_timms_names(model, weights) if set(weights) != set(own) else dict(weights)
-    weights = {key: value for key, value in weights.items() if key in own or not key.startswith(_AUXILIARY)}
+    expected = model.state_dict()
+    weights = _in_timms_names(model, weights) if set(weights) != set(expected) else dict(weights)
+    weights = {key: value for key, value in weights.items() if key in expected or not key.startswith(_AUXILIARY)}
     _convert_channels(model, weights, in_chans)
 
     may_differ = (*new, *_classifiers(model))
-    differs = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
-    differs += [key for key in weights if key not in own]
+    differs = [key for key in expected if key not in weights or weights[key].shape != expected[key].shape]
+    differs += [key for key in weights if key not in expected]
     kept = [module for module in may_differ if any(_is_in(key, module) for key in differs)]
     wrong = [key for key in differs if not any(_is_in(key, m) for m in kept) and not _is_counter(key, weights)]
     if wrong:
-        raise UserError(f"{what}: {'; '.join(_difference(key, weights, own) for key in wrong[:3])}{_more(wrong)}")
+        raise UserError(f"{what}: {'; '.join(_difference(key, weights, expected) for key in wrong[:3])}{_more(wrong)}")
     fitting = {key: value for key, value in weights.items() if not any(_is_in(key, module) for module in kept)}
     model.load_state_dict(fitting, strict=False)
-    return [module for module in kept if any(_is_in(key, module) for key in own)]
+    return [module for module in kept if any(_is_in(key, module) for key in expected)]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -114,9 +114,9 @@ def _convert_channels(model: nn.Module, weights: dict[str, Tensor], in_chans: in
     from timm.models import adapt_input_conv  # noqa: PLC0415  takes seconds to import
 
     name, first = next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    given = weights.get(f"{name}.weight")
-    if given is not None and given.ndim == 4 and given.shape[1] == 3 and first.in_channels == in_chans != 3:
-        weights[f"{name}.weight"] = adapt_input_conv(in_chans, given)
+    weight = weights.get(f"{name}.weight")
+    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 and first.in_channels == in_chans != 3:
+        weights[f"{name}.weight"] = adapt_input_conv(in_chans, weight)
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -139,12 +139,12 @@ def _is_counter(key: str, weights: Mapping[str, Tensor]) -> bool:
     return key.endswith(".num_batches_tracked") and key not in weights
 
 
-def _difference(key: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _difference(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     if key not in weights:
         return f"it has no {key!r}"
-    if key not in own:
+    if key not in expected:
         return f"the network has no {key!r}"
-    return f"{key!r} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
+    return f"{key!r} is {tuple(weights[key].shape)}, not {tuple(expected[key].shape)}"
 
 
 def _more(wrong: list[str]) -> str:

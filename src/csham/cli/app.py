@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption, check_trained
+from csham.cli.common import check_trained
+from csham.cli.options import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError
+from csham.words import say
 
 __all__ = ["app_page"]
 
@@ -24,6 +26,14 @@ def app_page(
     port: Annotated[
         int | None, typer.Option(help="Where to listen on this machine.", show_default="the first free from 7860 on")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name or address, beside localhost, under which browsers ask for the page, where something forwards "
+            "to it; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
@@ -34,16 +44,17 @@ def app_page(
         raise UserError(f"--port must be from 1 to 65535, got {port}.")
     for one in filter(None, (run, compare)):
         check_trained(one, weights)
-    from csham.app.serve import check_packages, serve  # noqa: PLC0415  torch takes seconds to import
+    from csham.app.serve import check_hosts, check_packages, serve  # noqa: PLC0415  torch takes seconds to import
     from csham.inference import load  # noqa: PLC0415
 
     check_packages()
+    check_hosts(allow_host or ())
     trained = load(run, weights=weights, device=device)
     other = None if compare is None else load(compare, weights=weights, device=device)
-    with serve(trained, other, port=port) as address:
-        print(address, flush=True)
+    with serve(trained, other, port=port, allow_hosts=allow_host or ()) as address:
+        say(address)
         if not quiet:
-            typer.echo("Open it in a browser of this machine. Ctrl-C ends it.", err=True)
+            say("Open it in a browser of this machine. Ctrl-C ends it.", error=True)
         with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)

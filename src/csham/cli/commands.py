@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from csham._extras import how_to_install
+from csham._lazy import how_to_install
 from csham._version import __version__
 from csham.cli.app import app_page
 from csham.cli.compare import compare
@@ -27,14 +30,42 @@ from csham.cli.profile import profile
 from csham.cli.report import report
 from csham.cli.share import share
 from csham.cli.train import train
+from csham.cli.verdict import verdict
 from csham.errors import UserError
+from csham.words import printable, say
 
 __all__ = ["app", "main"]
 
+
+class _Group(TyperGroup):
+    """The commands; a word that one of them cannot take, perhaps a file's name, is written out where it is shown."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Read the words before the command's name."""
+        with _printable_usage():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the command's words, and run it."""
+        with _printable_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as err:
+        if hasattr(err, "format_message"):  # click's errors, which newer typers have a copy of
+            for name, value in vars(err).items():
+                setattr(err, name, printable(value) if isinstance(value, str) else value)
+        raise
+
+
 app = typer.Typer(
     name="csham",
+    cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # main() says what went wrong
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,6 +76,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("verdict")(verdict)
 app.command("profile")(profile)
 app.command("predict")(predict)
 app.command("explain")(explain)
@@ -72,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if words == ["--version"]:
-        print(__version__)
+        say(__version__)
         return 0
     try:
-        with _cleaning_up_on_sigterm():
+        with _cleaning_up_on_sigterm(), _warnings_as_notes(debug="--debug" in words):
             app(args=words, prog_name="csham", obj=words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -84,6 +116,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as err:
         return _explain(err, debug="--debug" in words)
     return 0
+
+
+class _Notes(logging.Handler):
+    """Prints what is logged as what is said besides, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        say(f"note: {' '.join(record.getMessage().split())}", error=True)
+
+
+@contextmanager
+def _warnings_as_notes(*, debug: bool) -> Iterator[None]:
+    """Print warnings, and what is logged and nothing else shows, without the place in the code unless ``debug``."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        place = f"{filename}:{lineno}: {category.__name__}: " if debug else ""
+        say(f"note: {place}{' '.join(str(message).split())}", error=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
+        warnings.showwarning = show
+        before, logging.lastResort = logging.lastResort, _Notes(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.lastResort = before
 
 
 @contextmanager
@@ -102,7 +160,7 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 def _explain(err: Exception, *, debug: bool) -> int:
     """Say what went wrong on standard error, and choose the exit code."""
     if debug:
-        traceback.print_exception(err)
+        say(*"".join(traceback.format_exception(err)).splitlines(), error=True)
     if isinstance(err, UserError):
         message, code = str(err), 2
     elif isinstance(err, ModuleNotFoundError) and (missing := how_to_install("this command", err)):
@@ -112,7 +170,8 @@ def _explain(err: Exception, *, debug: bool) -> int:
     else:
         hint = "" if debug else " --debug shows the traceback."
         message, code = f"{type(err).__name__}: {err}.{hint} This is a fault of csham, please report it.", 1
-    print(f"error: {message}", file=sys.stderr)
+    first, *below = message.split("\n") if isinstance(err, UserError) else [message]
+    say(f"error: {first}", *below, error=True)
     return code
 
 

@@ -1,4 +1,4 @@
-"""Options that have one name everywhere, and how results are printed."""
+"""Checks that commands share, and how results are printed."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from csham.errors import UserError
 from csham.training.metrics import in_tables
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, check_choice
+from csham.training.run_folder import RunFolder, check_choice
+from csham.words import printable, say
 
 __all__ = [
-    "DebugOption",
-    "DeviceOption",
-    "JsonOption",
-    "QuietOption",
-    "TrainedArgument",
-    "WeightsOption",
+    "check_counts",
+    "check_output",
     "check_report_packages",
     "check_trained",
     "metrics_table",
@@ -34,36 +29,14 @@ __all__ = [
     "print_markdown",
     "print_note",
     "print_table",
-    "split_list",
-    "split_numbers",
 ]
 
-OUTPUT = "Output"
-MACHINE = "Machine"
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="what the machine has", rich_help_panel=MACHINE),
-]
-
-TrainedArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
-    ),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="last: of the last epoch; best: chosen by the validation part.",
-        show_default=f"{DEFAULT}, or what a file or a shared folder holds",
-    ),
-]
+def check_counts(**counts: int | None) -> None:
+    """Refuse options that count something, by their names, and are below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
 
 def check_trained(path: Path, weights: str | None) -> None:
@@ -77,6 +50,18 @@ def check_trained(path: Path, weights: str | None) -> None:
         RunFolder(path).check_run()
 
 
+def check_output(option: str, file: Path | None) -> None:
+    """Refuse, before the long work, a file that could not be written after it."""
+    if file is None:
+        return
+    if file.exists() and not file.is_file():
+        raise UserError(f"{option} {file} is {'a folder' if file.is_dir() else 'not a file'}. Name a file.")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: there is no folder {file.parent}. Make it first.")
+    if not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {file}: {file.parent} is not writable. Name a file elsewhere.")
+
+
 def check_report_packages() -> None:
     """Refuse to begin what could not end with a report.
 
@@ -88,23 +73,9 @@ def check_report_packages() -> None:
         raise UserError(f'the report of a study needs {", ".join(missing)}. Install them: pip install "csham[report]".')
 
 
-def split_list(text: str) -> list[str]:
-    """Take an option's value apart at its commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def split_numbers(option: str, text: str) -> list[int]:
-    """Take an option's value apart into whole numbers."""
-    try:
-        return [int(word) for word in split_list(text)]
-    except ValueError:
-        raise UserError(f"{option} takes whole numbers with commas between them, got {text!r}.") from None
-
-
 def print_json(content: Any) -> None:
     """Print a result on standard output for another program."""
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    say(*map(_printable_json, json.dumps(content, indent=2, ensure_ascii=False).split("\n")))
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], *, stack: bool = False) -> None:
@@ -116,7 +87,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
         rows: As many values as names.
         stack: Put what follows a row's first value below each other, where the table is wider than the terminal.
     """
-    rows = [list(row) for row in rows]
+    header, rows = [*map(printable, header)], [list(row) for row in rows]
     table = _table(title)
     for number, name in enumerate(header):
         numeric = all(_is_number(row[number]) for row in rows)
@@ -130,9 +101,9 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
     console.print(table)
 
 
-def print_note(text: str) -> None:
+def print_note(*lines: str) -> None:
     """Print what is to be known of a table, in lines as wide as the table may be."""
-    _console().print(text)
+    _console().print("\n".join(map(printable, lines)))
 
 
 def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -141,7 +112,7 @@ def print_markdown(title: str, header: Sequence[str], rows: Iterable[Sequence[An
     numeric = [all(_is_number(row[number]) for row in rows) for number in range(len(header))]
     cells = [list(header), ["---:" if right else "---" for right in numeric], *([*map(_cell, row)] for row in rows)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-    print("\n".join(([f"### {title}", ""] if title else []) + lines), end="\n\n")
+    say(*([f"### {title}", ""] if title else []), *lines, "")
 
 
 def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None:
@@ -152,17 +123,26 @@ def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None
     print_table(title, ["", *(metric.title for metric in known)], rows)
 
 
+def _printable_json(line: str) -> str:
+    """Write out what cannot be printed, which only texts hold, as JSON does."""
+    if line.isprintable():
+        return line
+    units = (sign.encode("utf-16-be", "surrogatepass").hex() for sign in line)
+    escaped = ("".join(f"\\u{digits[at : at + 4]}" for at in range(0, len(digits), 4)) for digits in units)
+    return "".join(sign if sign.isprintable() else code for sign, code in zip(line, escaped, strict=True))
+
+
 _UNBOUND = 10_000
 
 
 def _console() -> Console:
     # A line may be as long as it is where there is no terminal and COLUMNS does not say how long.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNBOUND
-    return Console(highlight=False, markup=False, width=width)
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def _table(title: str) -> Table:
-    return Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _stacked(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -186,7 +166,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, tuple):
-        return ", ".join(value)
+        return printable(", ".join(value))
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(value)

@@ -1,4 +1,4 @@
-"""``csham compare``: a study, every network with every seed, from the grid to the table of what came out."""
+"""``csham compare``: a study, every network with every seed, and the table of what came out."""
 
 from __future__ import annotations
 
@@ -6,116 +6,62 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csham.backbones.spec import CONNECTION_FIELDS
-from csham.cli.common import (
-    MACHINE,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    check_report_packages,
-    split_list,
-)
-from csham.cli.compare_end import conclude, part_of
-from csham.cli.compare_plan import show_plan
-from csham.cli.compare_start import check_store, find_controls
+from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
+from csham.cli.common import check_report_packages, print_json, print_table
 from csham.cli.options import (
     DATA_HELP,
-    NETWORK,
-    TRAINING,
-    AllowLeaksOption,
-    BatchSizeOption,
-    ChannelsLastOption,
-    CheckpointSecondsOption,
-    CheckpointStepsOption,
-    CompileOption,
-    CropOption,
-    CropScaleOption,
-    EpochsOption,
-    GatedOption,
-    ImageSizeOption,
-    LabelSmoothingOption,
-    LrOption,
-    MaxBadOption,
-    PeriodOption,
-    PointsOption,
-    PositionOption,
-    PrecisionOption,
-    PretrainedOption,
-    RecipeOption,
-    StagesOption,
-    TrackTestOption,
-    ValidationOption,
-    WeightDecayOption,
-    WeightsFileOption,
+    MACHINE,
+    DebugOption,
+    JsonOption,
+    QuietOption,
     option,
-    split_places,
+    split_numbers,
+    takes_settings,
 )
-from csham.errors import UserError, unknown_name
-from csham.study.budget import check_budget_control
-from csham.study.engines import Engine, Outcome, plan_tasks
-from csham.study.engines.local import available_cores, run_local
-from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, Network, read_seeds
-from csham.study.progress import StudyProgress, create_study_progress
-from csham.study.setup import Request, merged, read_request_file, set_up
-from csham.study.store import Store
+from csham.errors import UserError
+from csham.settings import Help
+from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, read_seeds
+from csham.study.plan import Plan
+from csham.study.run import Finished, choose_engine, dry_run
+from csham.study.run import compare as run_study
+from csham.study.setup import Request, merged, read_request_file
+from csham.training.config import DataSettings, MachineSettings, TrainingSettings
+from csham.training.metrics import METRICS
+from csham.words import say
+
+if TYPE_CHECKING:
+    from csham.study.findings import Comparison, Results
 
 __all__ = ["compare"]
 
 _STUDY = "Study"
-_ENGINES = ("local", "ray")
+
+_SEVERAL = {
+    "backbones": Help("Some of csham list backbones, or of timm's or torchvision's.", default="resnet18"),
+    "attentions": Help(
+        "Some of csham list attentions, or all; csham:transfer sets one's strategy.", default="none,se,eca,cbam,csham"
+    ),
+    "strategies": Help(
+        "Some of csham list strategies, for attentions that have the parts for it.", default="sequential"
+    ),
+}
 
 
+@takes_settings(NetworkSpec, TrainingSettings, DataSettings, MachineSettings, without=("seed",), several=_SEVERAL)
 def compare(
     ctx: typer.Context,
     data: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"{DATA_HELP}; left out, the one of --study.",
-            show_default=False,
-        ),
+        str | None, typer.Argument(help=f"{DATA_HELP}; left out, the one of --study.", show_default=False)
     ] = None,
     *,
-    backbones: Annotated[str | None, option("Some of csham list backbones.", NETWORK, "resnet18")] = None,
-    attentions: Annotated[
-        str | None,
-        option(
-            "Some of csham list attentions, or all; csham:transfer sets one's strategy.",
-            NETWORK,
-            "none,se,eca,cbam,csham",
-        ),
-    ] = None,
-    strategies: Annotated[
-        str | None,
-        option("Some of csham list strategies, for attentions that have the parts for it.", NETWORK, "sequential"),
-    ] = None,
-    period: PeriodOption = None,
-    position: PositionOption = None,
-    points: PointsOption = None,
-    stages: StagesOption = None,
-    gated: GatedOption = None,
-    pretrained: PretrainedOption = None,
-    weights_file: WeightsFileOption = None,
-    seeds: Annotated[str | None, option("How many, or which: 5, or 0,3,5.", TRAINING, "5")] = None,
-    recipe: RecipeOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: LrOption = None,
-    weight_decay: WeightDecayOption = None,
-    label_smoothing: LabelSmoothingOption = None,
-    track_test: TrackTestOption = None,
-    image_size: ImageSizeOption = None,
-    crop: CropOption = None,
-    crop_scale: CropScaleOption = None,
-    validation: ValidationOption = None,
-    max_bad: MaxBadOption = None,
-    allow_leaks: AllowLeaksOption = None,
+    settings: dict[str, Any],
+    seeds: Annotated[str | None, option("How many, or which: 5, or 0,3,5.", TrainingSettings.panel, "5")] = None,
+    seed: Annotated[str | None, typer.Option(hidden=True)] = None,
     study: Annotated[
         Path | None, option("The study's folder, new or to go on with.", _STUDY, "studies/<data>-<recipe>-<epochs>")
     ] = None,
@@ -146,7 +92,7 @@ def compare(
             "--costs/--no-costs", help="Measure all networks side by side at the end.", rich_help_panel=_STUDY
         ),
     ] = True,
-    dry_run: Annotated[
+    plan_only: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and the hours, and do nothing.", rich_help_panel=_STUDY)
     ] = False,
     engine: Annotated[
@@ -164,130 +110,157 @@ def compare(
     shard: Annotated[
         str | None, option("Only part i of n of the cells, for a batch system: 1/4.", MACHINE, "all cells")
     ] = None,
-    checkpoint_seconds: CheckpointSecondsOption = None,
-    checkpoint_steps: CheckpointStepsOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    compile: CompileOption = None,
-    channels_last: ChannelsLastOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
     check_report_packages()
-    request = _request(ctx)
-    part = _shard(shard)
-    run = _engine(engine, address, jobs, cpus_per_cell, wait=part == (1, 1))
-    if budget_control:  # before anything is written
-        check_budget_control([*map(Network, request.backbones), *request.networks])
-    progress = create_study_progress(quiet=quiet)
-    try:
-        setup = set_up(request, progress.note, progress.preparing, write=not dry_run)
-        for note in setup.notes:
-            progress.note(note)
-        if budget_control:
-            check_budget_control(setup.study.networks)
-        if dry_run:
-            if budget_control:
-                progress.note("budget controls are found by measuring, and come on top of these")
-            progress.close()
-            show_plan(setup, request.machine, jobs=jobs, shard=part, as_json=as_json, progress=progress)
-            return
-        check_store(setup, progress, adopt)
-        if budget_control:
-            progress.close()
-            find_controls(setup.store, request.machine, quiet=quiet)
-        outcome = _train(setup.store, request.machine, progress, run, shard=part, retry_failed=retry_failed)
-    except KeyboardInterrupt:
-        progress.close()
-        typer.echo("stopped at once; what was trained since the last checkpoints is lost.", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        progress.close()
-    conclude(
-        setup.store,
-        part,
-        outcome,
-        costs=costs,
-        device=request.machine.get("device", "auto"),
-        quiet=quiet,
-        as_json=as_json,
-    )
-
-
-def _request(ctx: typer.Context) -> Request:
-    """Put the command line, and the file it names, together."""
-    # Before any conversion of Typer's: in its older versions paths are words here.
-    given = split_places({name: value for name, value in ctx.params.items() if value is not None})
     words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     request = Request(
-        data=given.get("data"),
-        folder=Path(given["study"]) if "study" in given else None,
-        backbones=_names("backbones", given),
-        attentions=_names("attentions", given),
-        strategies=_names("strategies", given),
-        attached={name: given[name] for name in CONNECTION_FIELDS if name in given},
-        seeds=read_seeds(given["seeds"]) if "seeds" in given else (),
-        settings={name: given[name] for name in SHARED_FIELDS if name in given},
-        machine={name: given[name] for name in MACHINE_FIELDS if name in given},
-        worthwhile=given.get("worthwhile"),
+        data=data,
+        folder=study,
+        backbones=settings.get("backbone", ()),
+        attentions=settings.get("attention", ()),
+        strategies=settings.get("strategy", ()),
+        attached={name: settings[name] for name in CONNECTION_FIELDS if name in settings and name != "strategy"},
+        seeds=_seeds(seeds, seed),
+        settings={name: settings[name] for name in SHARED_FIELDS if name in settings},
+        machine={name: settings[name] for name in MACHINE_FIELDS if name in settings},
+        worthwhile=worthwhile,
         command=shlex.join(["csham", *words]),
     )
-    return merged(read_request_file(Path(given["config"])), request) if "config" in given else request
+    if config is not None:
+        request = merged(read_request_file(config), request)
+    part = _shard(shard)
+    run = choose_engine(engine, jobs=jobs, address=address, cpus_per_cell=cpus_per_cell, wait=part == (1, 1))
+    try:
+        if plan_only:
+            plan = dry_run(request, jobs=jobs, shard=part, budget_control=budget_control, quiet=quiet)
+            print_json(plan.to_dict()) if as_json else _print_plan(plan)
+            return
+        finished = run_study(
+            request,
+            engine=run,
+            shard=part,
+            retry_failed=retry_failed,
+            adopt=adopt,
+            budget_control=budget_control,
+            costs=costs,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt:
+        say("stopped at once; what was trained since the last checkpoints is lost.", error=True)
+        raise typer.Exit(130) from None
+    _conclude(finished, as_json=as_json)
 
 
-def _names(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:
-    if name not in given:
-        return ()
-    words = tuple(dict.fromkeys(split_list(given[name])))
-    if not words:
-        raise UserError(f"--{name} names nothing.")
-    return words
+def _seeds(several: str | None, one: str | None) -> tuple[int, ...]:
+    """Read ``--seeds``, how many or which, or ``--seed``, which."""
+    if several is not None and one is not None:
+        raise UserError("--seeds and --seed are the same option. Give it once.")
+    if one is not None:
+        return read_seeds(split_numbers("--seed", one))
+    return () if several is None else read_seeds(several)
 
 
 def _shard(text: str | None) -> tuple[int, int]:
     if text is None:
         return (1, 1)
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= part <= parts:
         raise UserError(f"--shard takes part and number of parts, 1/4 to 4/4 for four; got {text!r}.")
     return part, parts
 
 
-def _engine(name: str, address: str | None, jobs: int, cpus_per_cell: int | None, *, wait: bool) -> Engine:
-    """Return what runs the cells."""
-    if name not in _ENGINES:
-        raise unknown_name("engine", name, _ENGINES)
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}.")
-    if name == "local":
-        for option_name, value in (("--address", address), ("--cpus-per-cell", cpus_per_cell)):
-            if value is not None:
-                raise UserError(f"{option_name} is an option of --engine ray. Leave it out, or name that engine.")
-        return partial(run_local, jobs=jobs, wait=wait)
-    # Imported here: only this needs Ray.
-    from csham.study.engines.ray import run_ray  # noqa: PLC0415
+def _print_plan(plan: Plan) -> None:
+    rows = [
+        [state.cell.network.label, state.cell.seed, state.sentence, _hours(plan.hours.get(state.cell.key))]
+        for state in plan.states
+    ]
+    print_table(f"{plan.setup.store.path}: {len(rows)} cells", ["network", "seed", "state", "hours"], rows)
+    for label, reason in plan.failures.items():
+        say(f"{label} cannot be trained: {reason}", error=True)
+    total = plan.total_hours
+    if not plan.hours:
+        say("nothing is left to do")
+    elif total is not None:
+        many = f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
+        say(
+            f"{len(plan.hours)} cells to do: about {_duration(total)}{many}, estimated from a few training steps of "
+            "each network on this machine, without torch.compile and the first minute of each process"
+        )
 
-    cpus = max(1, available_cores() // jobs) if cpus_per_cell is None else cpus_per_cell
-    if cpus < 1:
-        raise UserError(f"--cpus-per-cell must be at least 1, got {cpus}.")
-    return partial(run_ray, address=address, num_cpus=cpus, wait=wait)
+
+def _hours(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
-def _train(
-    store: Store,
-    machine: Mapping[str, Any],
-    progress: StudyProgress,
-    run: Engine,
-    *,
-    shard: tuple[int, int],
-    retry_failed: bool,
-) -> Outcome:
-    """Do what is left to do."""
-    study, records = store.study, store.by_key()
-    tasks = plan_tasks(study, records, retry_failed=retry_failed, shard=shard)
-    mine = part_of(study, shard)
-    progress.begin(len(mine), sum(records.get(cell.key, {}).get("status") == "done" for cell in mine))
-    return run(store, tasks, machine, progress) if tasks else Outcome()
+def _duration(hours: float) -> str:
+    minutes = round(hours * 60)
+    if minutes < 90:
+        return f"{max(minutes, 1)} minute{'s' * (minutes > 1)}"
+    return f"{hours:.1f} hours"
+
+
+def _conclude(finished: Finished, *, as_json: bool) -> None:
+    """Write the report, and say what came out.
+
+    Raises:
+        typer.Exit: Something is not done.
+    """
+    from csham.report.study_report import write_report  # noqa: PLC0415  scipy and what draws take seconds
+
+    path, failed, missing = finished.store.path, finished.failed, finished.missing
+    again = f"csham compare --study {shlex.quote(str(path))}"
+    if finished.signum is not None:
+        say(f"stopped, and saved. To go on: {again}", error=True)
+        raise typer.Exit(128 + finished.signum)
+    with finished.store.concluding():
+        report = write_report(path)
+    if as_json:
+        print_json(finished.to_dict() | {"results": report.results.to_dict(), "report": str(report.page)})
+    else:
+        _print_results(f"{path}: test top-1 of the last epoch", report.results)
+        say(report.results.headline)
+        say(f"report: {shlex.quote(str(report.page))}")
+    if failed:
+        say(f"{len(failed)} failed:", *map(_failure, failed), error=True)
+        say(f"To try these again: {again} --retry-failed", error=True)
+    if missing:
+        say(f"{len(missing)} of {len(finished.cells)} cells are not done: {missing[0].label}, ...", error=True)
+    if failed or missing:
+        raise typer.Exit(1)
+
+
+def _failure(record: Mapping[str, Any]) -> str:
+    error = record.get("error", {})
+    said = (str(error.get("message", "")).splitlines() or [""])[0]
+    return f"  {record['label']}, seed {record['seed']}: {error.get('type', 'Error')}: {said}"
+
+
+def _print_results(title: str, results: Results) -> None:
+    """Print a row for each network: its accuracy, and what it gains over the plain one."""
+    from csham.study.statistics import points  # noqa: PLC0415  imports scipy
+
+    comparisons = {comparison.label: comparison for comparison in results.comparisons}
+    rows = []
+    for row in results.networks:
+        mean = "" if row.top1 is None else f"{row.top1.mean:.2f}"
+        deviation = "" if row.top1 is None or row.top1.sd is None else points(row.top1.sd)
+        seeds = f"{row.n}/{len(results.seeds)}"
+        rows.append([row.label, seeds, mean, deviation, *_compared(comparisons.get(row.label))])
+    top1 = METRICS["top1"].with_unit(METRICS["top1"].title)
+    print_table(title, ["network", "seeds", top1, "deviation", "difference", "95%", "verdict"], rows)
+
+
+def _compared(comparison: Comparison | None) -> list[str]:
+    from csham.study.statistics import with_sign  # noqa: PLC0415  imports scipy
+
+    if comparison is None:
+        return ["", "", ""]
+    difference = "" if comparison.mean is None else with_sign(comparison.mean)
+    interval = comparison.t_interval
+    bounds = "" if interval is None else f"{with_sign(interval[0])} to {with_sign(interval[1])}"
+    return [difference, bounds, comparison.verdict]

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from csham._version import __version__
-from csham.cli.common import DebugOption, JsonOption, print_json, print_table
+from csham.cli.common import print_json, print_table
+from csham.cli.options import DebugOption, JsonOption
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.provenance import processor, versions

@@ -8,22 +8,12 @@ from typing import Annotated
 import typer
 
 import csham.training
-from csham.cli.common import (
-    MACHINE,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WeightsOption,
-    metrics_table,
-    print_json,
-    print_table,
-)
-from csham.errors import UserError
+from csham.cli.common import check_counts, metrics_table, print_json, print_table
+from csham.cli.options import MACHINE, DebugOption, DeviceOption, JsonOption, QuietOption, WeightsOption
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights, check_choice
+from csham.training.run_folder import RunFolder, RunWeights, check_choice
+from csham.words import say
 
 __all__ = ["evaluate"]
 
@@ -50,8 +40,7 @@ def evaluate(
 ) -> None:
     """All metrics of a run's network, with a table per class and the confusion matrix."""
     check_choice(weights)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
+    check_counts(batch_size=batch_size)
     RunFolder(run).read_config()
     progress = create_progress(quiet=quiet)
     try:
@@ -73,7 +62,7 @@ def evaluate(
     summary = found.summary
     metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {str(RunWeights.from_dict(summary)): summary})
     if summary["absent_classes"]:
-        print(f"{summary['absent_classes']} classes have no images here; macro averages leave them out\n")
+        say(f"{summary['absent_classes']} classes have no images here; macro averages leave them out", "")
     header = [METRICS[name].title if name in METRICS else name for name in found.per_class[0]]
     print_table("each class", header, (list(row.values()) for row in found.per_class))
     if len(found.classes) <= _CLASSES_SHOWN:

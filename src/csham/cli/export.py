@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,25 +11,15 @@ import numpy as np
 import typer
 
 import csham
-from csham.cli.common import (
-    OUTPUT,
-    DebugOption,
-    JsonOption,
-    QuietOption,
-    TrainedArgument,
-    WeightsOption,
-    check_trained,
-    print_json,
-    print_table,
-)
-from csham.errors import UserError
-from csham.export.draft import check_free
-from csham.export.formats import FORMATS, any_of, check_format
-from csham.training.progress import QuietProgress, create_progress
+from csham.cli.common import check_counts, check_trained, print_json, print_table
+from csham.cli.options import OUTPUT, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
+from csham.errors import UserError, any_of
+from csham.export.formats import FORMATS, check_format, check_free
+from csham.training.progress import create_progress
+from csham.words import say
 
 if TYPE_CHECKING:
-    from csham.export import Exported, LabelledImages, Quantized
-    from csham.inference import Trained
+    from csham.export import Exported, Quantized
 
 __all__ = ["export"]
 
@@ -82,29 +71,50 @@ def export(
 ) -> None:
     """One file for deployment, its answers checked against the network's on real images."""
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
-    _check_numbers(samples, tolerance, calibration_images)
-    _check_quantize(quantize, file_format, images)
+    _check_options(samples, tolerance, calibration_images, quantize, file_format, images)
     path = output or (run if run.is_dir() else run.parent) / "export" / f"model{FORMATS[file_format].ending}"
     small = path.with_name(f"{path.stem}-int8{path.suffix}")
     for target in [path, small] if quantize else [path]:
         check_free(target, force)
     check_trained(run, weights)
+    from csham.export.exporting import export as export_file  # noqa: PLC0415  torch takes seconds
+    from csham.export.quantization import quantize as quantize_file  # noqa: PLC0415
+    from csham.export.real_images import LabelledImages, folder_images, run_images  # noqa: PLC0415
+
+    quantized, count = None, samples or None
     progress = create_progress(quiet=quiet)
     try:
         trained = csham.load(run, weights=weights)
-        exported, quantized = _export(
+        if images is None:
+            test = run_images(trained, "test", count, data=data, progress=progress)
+        else:
+            pixels = folder_images(trained, images, count)
+            test = LabelledImages(pixels, np.full(len(pixels), -1))  # whose classes nobody knows
+        exported = export_file(
             trained,
             path,
-            small if quantize else None,
-            _Material(trained, data, images, samples or None, calibration_images, progress),
             file_format,
             preprocessing=preprocessing,
             dynamic_size="auto" if dynamic_size is None else dynamic_size,
+            images=test.pixels,
             tolerance=tolerance,
             opset=opset,
             force=force,
             verbose=debug,
+            progress=progress,
         )
+        if quantize:
+            calibration = run_images(trained, "train", calibration_images, data=data, progress=progress)
+            quantized = quantize_file(
+                trained,
+                path,
+                small,
+                calibration=calibration.pixels,
+                test=test,
+                force=force,
+                verbose=debug,
+                progress=progress,
+            )
     finally:
         progress.close()
     if as_json:
@@ -116,63 +126,14 @@ def export(
         _show_quantized(quantized)
 
 
-@dataclass(frozen=True)
-class _Material:
-    """Where images come from."""
-
-    trained: Trained
-    data: str | None
-    folder: Path | None
-    samples: int | None
-    calibration_images: int
-    progress: QuietProgress
-
-    def part(self, name: str, count: int | None) -> LabelledImages:
-        from csham.export import run_images  # noqa: PLC0415  imports torch
-
-        return run_images(self.trained, name, count, data=self.data, progress=self.progress)
-
-    def test(self) -> LabelledImages:
-        from csham.export import LabelledImages, folder_images  # noqa: PLC0415  imports torch
-
-        if self.folder is None:
-            return self.part("test", self.samples)
-        pixels = folder_images(self.trained, self.folder, self.samples)
-        return LabelledImages(pixels, np.full(len(pixels), -1))
-
-
-def _export(
-    trained: Trained, path: Path, small: Path | None, material: _Material, file_format: str, **options: Any
-) -> tuple[Exported, Quantized | None]:
-    from csham.export import export as export_file  # noqa: PLC0415  imports torch
-    from csham.export import quantize  # noqa: PLC0415
-
-    test = material.test()
-    exported = export_file(trained, path, file_format, images=test.pixels, progress=material.progress, **options)
-    if small is None:
-        return exported, None
-    return exported, quantize(
-        trained,
-        path,
-        small,
-        calibration=material.part("train", material.calibration_images).pixels,
-        test=test,
-        force=options["force"],
-        verbose=options["verbose"],
-        progress=material.progress,
-    )
-
-
-def _check_numbers(samples: int, tolerance: float, calibration_images: int) -> None:
+def _check_options(
+    samples: int, tolerance: float, calibration_images: int, quantize: bool, file_format: str, images: Path | None
+) -> None:
     if samples < 0:
         raise UserError(f"--samples must be at least 1, or 0 for all, got {samples}.")
-    if calibration_images < 1:
-        raise UserError(f"--calibration-images must be at least 1, got {calibration_images}.")
+    check_counts(calibration_images=calibration_images)
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--tolerance must be a number of 0 or more, got {tolerance}.")
-
-
-def _check_quantize(quantize: bool, file_format: str, images: Path | None) -> None:
     if quantize and file_format != "onnx":
         raise UserError(f"--quantize is for --format onnx, got {file_format}.")
     if quantize and images is not None:
@@ -186,24 +147,24 @@ def _record(found: Exported | Quantized) -> dict[str, Any]:
 
 
 def _show(label: str, exported: Exported) -> None:
-    print(f"{exported.path}: {label}, {exported.bytes / 1e6:.2f} MB")
+    say(f"{exported.path}: {label}, {exported.bytes / 1e6:.2f} MB")
     if exported.dynamic:
         least = exported.smallest_side
         any_size = "" if least is None else f", of any height and width from {least} pixels on"
-        print(f"takes any number of images{any_size}")
+        say(f"takes any number of images{any_size}")
     for note in exported.notes:
-        print(note)
+        say(note)
     sizes = ", ".join(f"{height} x {width}" for height, width in exported.sizes)
-    print(
+    say(
         f"logits differ from the network's by at most {exported.max_error:.2g} (the largest is "
-        f"{exported.largest_logit:.3g}), at {sizes} pixels\n"
-        f"top-1 agrees on {exported.top1_agreement:.2f}% of {exported.images:,} images"
+        f"{exported.largest_logit:.3g}), at {sizes} pixels",
+        f"top-1 agrees on {exported.top1_agreement:.2f}% of {exported.images:,} images",
     )
 
 
 def _show_quantized(quantized: Quantized) -> None:
     before, after = quantized.before, quantized.after
-    print(f"\n{quantized.path}: 8-bit integers, calibrated on {quantized.calibration_images:,} training images\n")
+    say("", f"{quantized.path}: 8-bit integers, calibrated on {quantized.calibration_images:,} training images", "")
     print_table(
         "",
         ["", "MB", *(f"ms, batch {batch}" for batch in before.latency_ms), f"top-1 of {quantized.images:,} images"],
@@ -213,8 +174,8 @@ def _show_quantized(quantized: Quantized) -> None:
         ],
     )
     if quantized.lost > _LOST:
-        print(
+        say(
             f"warning: quantizing cost {quantized.lost:.2f} points of top-1. More --calibration-images may help; the "
             "float32 file is unchanged.",
-            file=sys.stderr,
+            error=True,
         )

@@ -11,19 +11,12 @@ import typer
 import csham.data
 from csham.attach.names import POSITIONS, STRATEGIES
 from csham.backbones.names import BACKBONES
-from csham.cli.common import (
-    OUTPUT,
-    DebugOption,
-    JsonOption,
-    QuietOption,
-    print_json,
-    print_markdown,
-    print_note,
-    print_table,
-)
+from csham.cli.common import print_json, print_markdown, print_note, print_table
+from csham.cli.options import OUTPUT, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError, unknown_name
 from csham.layers.names import ATTENTIONS, FORMULAS, PAPER
 from csham.training.recipes import RECIPES
+from csham.words import say
 
 __all__ = ["list_names"]
 
@@ -56,7 +49,7 @@ def list_names(
         print_rows = print_markdown if as_markdown else partial(print_table, stack=True)
         print_rows("" if as_markdown and kind else name, list(rows[0]), (list(row.values()) for row in rows))
         if name in _PARAMS_ARE:
-            (print if as_markdown else print_note)(f"params: {_PARAMS_ARE[name]}\n")
+            (say if as_markdown else print_note)(*_PARAMS_ARE[name], "")
 
 
 def _of(names: Mapping[str, Any], *more: str) -> list[Row]:
@@ -78,6 +71,8 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
 }
 
 _PARAMS_ARE = {
-    "backbones": "for 100 classes and 32-pixel images; any network of timm's or torchvision's works by its name too",
-    "attentions": f"for 256 channels; in the formulas {FORMULAS}\npaper: {PAPER}",
+    "backbones": [
+        "params: for 100 classes and 32-pixel images; any network of timm's or torchvision's works by its name too"
+    ],
+    "attentions": [f"params: for 256 channels; in the formulas {FORMULAS}", f"paper: {PAPER}"],
 }

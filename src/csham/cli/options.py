@@ -1,112 +1,260 @@
-"""The options of a run that more than one command has."""
+"""Options: those of settings, made from the fields that declare them, and those that commands share besides.
+
+A command that has settings takes one mapping, ``settings``, of what was given, and says by :func:`takes_settings` of
+which classes. A new field with a :class:`csham.settings.Help` is an option of every such command.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from csham.cli.common import MACHINE, split_list, split_numbers
-from csham.data.names import CROP_SCALE
+from csham.errors import UserError
+from csham.settings import Help, OneOf, Settings, declared, names_of, split_names
+from csham.training.config import Images, MachineSettings
+from csham.training.run_folder import DEFAULT
 
 __all__ = [
-    "AllowLeaksOption",
-    "BatchSizeOption",
-    "ChannelsLastOption",
-    "CheckpointSecondsOption",
-    "CheckpointStepsOption",
-    "CompileOption",
-    "CropOption",
-    "CropScaleOption",
-    "EpochsOption",
-    "GatedOption",
-    "ImageSizeOption",
-    "LabelSmoothingOption",
-    "LrOption",
-    "MaxBadOption",
-    "PeriodOption",
-    "PointsOption",
-    "PositionOption",
-    "PrecisionOption",
-    "PretrainedOption",
-    "RecipeOption",
-    "StagesOption",
-    "TrackTestOption",
-    "ValidationOption",
-    "WeightDecayOption",
-    "WeightsFileOption",
+    "DATA_HELP",
+    "IMAGES_HELP",
+    "MACHINE",
+    "OUTPUT",
+    "WEIGHTS_HELP",
+    "DebugOption",
+    "DeviceOption",
+    "JsonOption",
+    "QuietOption",
+    "TrainedArgument",
+    "WeightsOption",
+    "names_in",
     "option",
-    "split_places",
+    "setting_option",
+    "split_numbers",
+    "takes_settings",
 ]
 
-NETWORK, TRAINING, DATA, RUN = "Network", "Training", "Data", "Run"
-DATA_HELP = "A dataset (csham list datasets), or images: a folder, a zip or tar of one, a CSV or TSV of paths, Parquet"
-_RECIPE = "from the recipe"
+
+def takes_settings(
+    *classes: type[Settings],
+    only: Collection[str] = (),
+    without: Collection[str] = (),
+    several: Mapping[str, Help] | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of settings, in the place of its parameter ``settings``.
+
+    That parameter gets what was given, by the names of the fields. An option that takes one name in some command and
+    several in another is understood in both by both its names; help shows one.
+
+    Args:
+        classes: Their fields become options, under the heading of the class.
+        only: Names of the fields, if not all.
+        without: Names of fields that are left out.
+        several: Words on the options that take several names, with commas between them, by the name that help shows.
+        defaults: What help shows as the default, where the command has another than the field says.
+    """
+    options = [
+        made
+        for cls in classes
+        for field in names_of(cls)
+        if (field in only or not only) and field not in without
+        for made in _options(cls, field, several or {}, defaults or {})
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = [(made, values.pop(made.name)) for made in options]
+            command(settings=_settings(given), **values)
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = list(signature.parameters.values())
+        place = [parameter.name for parameter in parameters].index("settings")
+        parameters[place : place + 1] = [made.parameter for made in options]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
-def option(help: str, panel: str, default: str, *names: str) -> Any:
-    """Describe an option; ``default`` is what help shows, where the default itself is None."""
+def option(help: str, panel: str, default: str | bool = True, *names: str) -> Any:
+    """Describe an option; ``default`` is what help shows, where the default itself does not say it."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default)
 
 
-def split_places(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Take apart those of the options that are lists of places in a network, where they were given."""
-    found = dict(given)
-    if found.get("points") is not None:
-        found["points"] = tuple(split_list(found["points"]))
-    if found.get("stages") is not None:
-        found["stages"] = tuple(split_numbers("--stages", found["stages"]))
-    return found
+def setting_option(cls: type[Settings], field: str, default: str = "") -> Any:
+    """Describe the option of one setting, for a command that has few; ``default`` is what help shows."""
+    (made, *_) = _options(cls, field, {}, {field: default} if default else {})
+    return made.info
 
 
-def _switch(help: str, panel: str, default: str, name: str) -> Any:
-    return option(help, panel, default, f"--{name}/--no-{name}")
+def split_numbers(flag: str, text: str) -> list[int]:
+    """Take an option's value apart into whole numbers."""
+    try:
+        return [int(word) for word in split_names(text)]
+    except ValueError:
+        raise UserError(f"{flag} takes whole numbers with commas between them, got {text!r}.") from None
 
 
-PeriodOption = Annotated[int | None, option("Of transfer: points to each channel step.", NETWORK, "2")]
-PositionOption = Annotated[str | None, option("csham list positions.", NETWORK, "auto")]
-PointsOption = Annotated[
-    str | None, option("Instead of a position: modules' names or patterns, with commas.", NETWORK, "none")
+def names_in(flag: str, text: str) -> tuple[str, ...]:
+    """Take an option's value apart into names, each once, of which there must be one."""
+    names = tuple(dict.fromkeys(split_names(text)))
+    if not names:
+        raise UserError(f"{flag} names nothing.")
+    return names
+
+
+@dataclass(frozen=True)
+class _Option:
+    """Option of a setting, by one of its names.
+
+    Attributes:
+        field: Name of the setting.
+        name: Name of the parameter.
+        kind: Type that Typer reads.
+        read: Makes the setting of what was read; the first argument is the flag.
+        info: Description that Typer takes.
+    """
+
+    field: str
+    name: str
+    kind: type
+    read: Callable[[str, Any], Any]
+    info: Any
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        annotation: Any = Annotated[self.kind | None, self.info]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _options(
+    cls: type[Settings], field: str, several: Mapping[str, Help], defaults: Mapping[str, str]
+) -> list[_Option]:
+    """Make the option of a field, and a hidden one of its other name if it has two; none where it is no option."""
+    hint, rules = declared(cls)[field]
+    words = next((rule for rule in rules if isinstance(rule, Help) and rule.option), None)
+    if words is None:
+        return []
+    offered = words.names or next((rule.choices for rule in rules if isinstance(rule, OneOf)), ())
+    names = [name for name in (field, words.plural) if name]
+    shown = next((name for name in names if name in several), field)
+    kind, read = (str, names_in) if shown in several else _reader(hint, one=len(names) > 1)
+    words = several.get(shown, words)
+    default = defaults.get(field) or words.default or _shown(field, _default(cls, field))
+    made = []
+    for name in sorted(names, key=lambda name: name != shown):
+        flag = _flag(name)
+        info = typer.Option(
+            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            help=words.text,
+            rich_help_panel=cls.panel,
+            show_default=default,
+            hidden=name != shown,
+            metavar="N" if hint is int and kind is str else None,
+            autocompletion=_completion(offered) if offered else None,
+        )
+        made.append(_Option(field, name, kind, read, info))
+    return made
+
+
+def _settings(given: list[tuple[_Option, Any]]) -> dict[str, Any]:
+    """Read what was given, each setting by one name."""
+    settings: dict[str, Any] = {}
+    flags: dict[str, str] = {}
+    for made, value in given:
+        if value is None:
+            continue
+        flag = _flag(made.name)
+        if made.field in settings:
+            raise UserError(f"{flags[made.field]} and {flag} are the same option. Give it once.")
+        settings[made.field], flags[made.field] = made.read(flag, value), flag
+    return settings
+
+
+def _reader(hint: Any, *, one: bool) -> tuple[type, Callable[[str, Any], Any]]:
+    """Return what Typer reads for a field of this type, and what makes a value of the field of it."""
+    for kind in get_args(hint) or (hint,):
+        if get_origin(kind) is tuple:
+            return str, _numbers if get_args(kind)[0] is int else _texts
+        if kind in (bool, int, float, str):
+            return (str, functools.partial(_one, kind)) if one else (kind, lambda _, value: value)
+    raise TypeError(f"no option can be made of {hint}")
+
+
+def _texts(_: str, text: str) -> tuple[str, ...]:
+    return tuple(split_names(text))
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    return tuple(split_numbers(flag, text))
+
+
+def _one(kind: type, flag: str, text: str) -> Any:
+    """Read the value of an option that takes several in other commands."""
+    values = names_in(flag, text)
+    if len(values) > 1:
+        raise UserError(f"{flag} takes one here, got {text!r}. csham compare takes several.")
+    try:
+        return kind(values[0])
+    except ValueError:
+        raise UserError(f"{flag} must be a whole number, got {text!r}.") from None
+
+
+def _default(cls: type[Settings], field: str) -> Any:
+    return next(each.default for each in fields(cls) if each.name == field)
+
+
+def _shown(field: str, default: Any) -> str:
+    if isinstance(default, bool):
+        return field.replace("_", "-") if default else f"no-{field.replace('_', '-')}"
+    if default is None:
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _completion(offered: Iterable[str]) -> Callable[[str], list[str]]:
+    """Make the function that completes the last of names with commas between them."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in offered if name.startswith(last)]
+
+    return complete
+
+
+OUTPUT = "Output"
+MACHINE = MachineSettings.panel
+DATA_HELP = next(rule.text for rule in declared(Images)["data"][1] if isinstance(rule, Help)).rstrip(".")
+IMAGES_HELP = "Image files, folders (searched to the bottom), or - for paths on standard input, one a line."
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
 ]
-StagesOption = Annotated[str | None, option("Only these stages: 0,1,... or from the last: -1.", NETWORK, "all")]
-GatedOption = Annotated[bool | None, _switch("Start attention as the identity.", NETWORK, "no-gated", "gated")]
-PretrainedOption = Annotated[
-    bool | None, _switch("Start from published weights.", NETWORK, "no-pretrained", "pretrained")
-]
-WeightsFileOption = Annotated[
-    str | None, option("Start from the backbone's weights in this local file.", NETWORK, "none")
-]
-RecipeOption = Annotated[str | None, option("quick, fast or paper.", TRAINING, "fast")]
-EpochsOption = Annotated[int | None, option("Passes over the training images.", TRAINING, _RECIPE)]
-BatchSizeOption = Annotated[
-    int | None,
-    option("Images per step, over all devices.", TRAINING, "the recipe's, smaller for few images"),
-]
-LrOption = Annotated[float | None, option("Highest learning rate.", TRAINING, _RECIPE)]
-WeightDecayOption = Annotated[float | None, option("Weight decay.", TRAINING, _RECIPE)]
-LabelSmoothingOption = Annotated[float | None, option("Of the training loss.", TRAINING, "0")]
-TrackTestOption = Annotated[
-    bool | None,
-    _switch(
-        "Measure the test part after every epoch; nothing is chosen by it.", TRAINING, "no-track-test", "track-test"
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+DeviceOption = Annotated[str | None, setting_option(MachineSettings, "device")]
+WEIGHTS_HELP = "last: of the last epoch; best: chosen by the validation part."
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help=WEIGHTS_HELP,
+        show_default=f"{DEFAULT}, or what a file or a shared folder holds",
     ),
 ]
-ImageSizeOption = Annotated[int | None, option("Height and width in pixels.", DATA, "the dataset's own")]
-CropOption = Annotated[
-    str | None, option("pad (a shifted square) or resized (a random box).", DATA, "pad up to 64 px, then resized")
-]
-CropScaleOption = Annotated[float | None, option("Least area of a resized crop, above 0 to 1.", DATA, str(CROP_SCALE))]
-ValidationOption = Annotated[float | None, option("Fraction of the training images held out.", DATA, "0.1")]
-MaxBadOption = Annotated[int | None, option("Unreadable files to skip before giving up.", DATA, "10")]
-AllowLeaksOption = Annotated[
-    bool | None,
-    _switch("Train although most test images are training images.", DATA, "no-allow-leaks", "allow-leaks"),
-]
-CheckpointSecondsOption = Annotated[float | None, option("Most seconds between two checkpoints.", RUN, "60")]
-CheckpointStepsOption = Annotated[int | None, option("Most steps between two checkpoints.", RUN, "by time alone")]
-PrecisionOption = Annotated[str | None, option("auto, fp32, bf16 or fp16.", MACHINE, "what the machine does fast")]
-CompileOption = Annotated[bool | None, _switch("Use torch.compile.", MACHINE, "where it pays", "compile")]
-ChannelsLastOption = Annotated[
-    bool | None, _switch("Channels innermost in memory.", MACHINE, "on CPU and CUDA", "channels-last")
+TrainedArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
+    ),
 ]

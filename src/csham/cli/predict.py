@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import csv
+import io
+import json
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from rich.cells import cell_len
 
 import csham
 import csham.inference
-from csham.cli.common import (
+from csham.cli.common import check_counts, check_output, check_trained
+from csham.cli.options import (
+    IMAGES_HELP,
     MACHINE,
     OUTPUT,
     DebugOption,
@@ -22,22 +26,23 @@ from csham.cli.common import (
     QuietOption,
     TrainedArgument,
     WeightsOption,
-    check_trained,
+    setting_option,
 )
-from csham.cli.predict_lines import Lines, as_bytes, csv_lines, json_lines, printable, table_lines
 from csham.data.decode import BadFile
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
+from csham.training.config import MachineSettings
 from csham.training.progress import BarProgress, QuietProgress, create_progress, speed
+from csham.words import printable, say
 
 if TYPE_CHECKING:
     from csham.inference import Prediction
 
-__all__ = ["predict"]
+__all__ = ["csv_lines", "json_lines", "predict", "table_lines"]
 
-_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_WIDEST_NAME = 40
 _BAD_FILES_LISTED = 1000  # and the rest counted, so that memory stays constant
 _SECONDS_BETWEEN_STEPS = 0.1
 
@@ -46,10 +51,7 @@ def predict(
     run: TrainedArgument,
     images: Annotated[
         list[str],
-        typer.Argument(
-            help="Image files, folders (searched to the bottom), or - for paths on standard input, one a line.",
-            show_default=False,
-        ),
+        typer.Argument(help=IMAGES_HELP, show_default=False),
     ],
     *,
     top_k: Annotated[int, typer.Option(help="Classes for each image.")] = 5,
@@ -59,9 +61,7 @@ def predict(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 64,
     device: DeviceOption = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="the run's", rich_help_panel=MACHINE)
-    ] = None,
+    precision: Annotated[str | None, setting_option(MachineSettings, "precision", "the run's")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="An object of JSON for each image, one a line.", rich_help_panel=OUTPUT)
     ] = False,
@@ -78,9 +78,10 @@ def predict(
     """The most probable classes of images; unreadable files are listed at the end and stop nothing."""
     if as_json and as_csv:
         raise UserError("predict: --json and --csv exclude each other. Give one of them.")
-    _check_values({"--top-k": top_k, "--batch-size": batch_size}, precision)
+    check_counts(top_k=top_k, batch_size=batch_size)
+    MachineSettings(device=device or "auto", precision=precision or "auto")  # checks them
     check_trained(run, weights)
-    _check_output(output)
+    check_output("--output", output)
     files = ImageFiles(images, null=null)
     files.check()
 
@@ -97,32 +98,9 @@ def predict(
         else:
             lines = csv_lines(min(top_k, len(trained.classes))) if as_csv else table_lines(trained.classes)
         told = _told(results, progress, None if quiet else files.count())
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
-            _write(told, lines, output, progress if above_bar else None)
+        _write(told, lines, output, progress if above_bar else None)
     finally:
         progress.close()
-
-
-def _check_values(counts: dict[str, int], precision: str | None) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}.")
-    if precision is not None and precision not in _PRECISIONS:
-        raise unknown_name("precision", precision, _PRECISIONS)
-
-
-def _check_output(output: Path | None) -> None:
-    """Refuse a file that could not be written in the end."""
-    if output is None:
-        return
-    if output.exists() and not output.is_file():
-        raise UserError(f"--output {output} is not a file. Name one; without --output, answers go to standard output.")
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"--output {output}: there is no folder {folder}. Make it first.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--output {output}: {folder} is not writable. Name a file elsewhere.")
 
 
 def _told(
@@ -156,11 +134,11 @@ def _told(
 
 def _list_bad(bad: list[BadFile], count: int, of: int) -> None:
     if bad:
-        print(f"{count:,} of {_images(of)} could not be read:", file=sys.stderr)
+        say(f"{count:,} of {_images(of)} could not be read:", error=True)
     for path, reason in bad:
-        print(f"  {printable(path)}: {reason}", file=sys.stderr)
+        say(f"  {path}: {reason}", error=True)
     if count > len(bad):
-        print(f"  and {count - len(bad):,} more", file=sys.stderr)
+        say(f"  and {count - len(bad):,} more", error=True)
 
 
 def _images(count: int) -> str:
@@ -172,9 +150,11 @@ def _write(
 ) -> None:
     """Write each result where it belongs, as soon as it is known: to a file, above a bar on a terminal, or plainly."""
     if output is not None:
-        write_atomically(output, lambda file: _each(results, lines, lambda text: file.write(as_bytes(text))))
+        write_atomically(output, lambda file: _each(results, lines, lambda text: file.write(_as_bytes(text))))
     elif above is not None:
-        _each(results, lines, lambda text: above.note(text.removesuffix("\n")))
+        _each(results, lines, lambda text: _each_line(text, above.note))
+    elif sys.stdout.isatty():
+        _each(results, lines, lambda text: _each_line(text, say))
     else:
         _each(results, lines, _to_pipe)
 
@@ -186,6 +166,85 @@ def _each(results: Iterable[Prediction | BadFile], lines: Lines, write: Callable
         head = ""
 
 
+def _each_line(text: str, write: Callable[[str], object]) -> None:
+    for line in text.removesuffix("\n").split("\n"):
+        write(line)
+
+
 def _to_pipe(text: str) -> None:
-    sys.stdout.buffer.write(as_bytes(text))
+    sys.stdout.buffer.write(_as_bytes(text))
     sys.stdout.buffer.flush()
+
+
+class Lines(NamedTuple):
+    """A way to write answers.
+
+    Attributes:
+        head: Text before the first, with its line end; may be empty.
+        of: Writes one answer, with its line end.
+    """
+
+    head: str
+    of: Callable[[Prediction | BadFile], str]
+
+
+def json_lines() -> Lines:
+    """An object for each image, in ASCII alone: no name can break a line or be invalid."""
+
+    def write(result: Prediction | BadFile) -> str:
+        if isinstance(result, BadFile):
+            return json.dumps({"path": result.path, "error": result.reason}) + "\n"
+        pairs = zip(result.classes, result.probabilities, strict=True)
+        answers = [{"class": name, "probability": float(_digits(value))} for name, value in pairs]
+        return json.dumps({"path": result.path, "predictions": answers}) + "\n"
+
+    return Lines("", write)
+
+
+def csv_lines(top_k: int) -> Lines:
+    """A row for each image: its path, ``top_k`` classes with their probabilities, and why it could not be read."""
+
+    def write(result: Prediction | BadFile) -> str:
+        if isinstance(result, BadFile):
+            return _csv_row([result.path, *[""] * (2 * top_k), result.reason])
+        pairs = zip(result.classes, map(_digits, result.probabilities), strict=True)
+        return _csv_row([result.path, *(cell for pair in pairs for cell in pair), ""])
+
+    columns = [f"{what}_{rank}" for rank in range(1, top_k + 1) for what in ("class", "probability")]
+    return Lines(_csv_row(["path", *columns, "error"]), write)
+
+
+def table_lines(classes: Sequence[str]) -> Lines:
+    """A row for each class of an image, whose path stands in its first; last, since paths may be of any length."""
+    width = min(max(cell_len(printable(name)) for name in ["class", *classes]), _WIDEST_NAME)
+
+    def row(name: str, probability: str, path: str) -> str:
+        return f"{name}{' ' * (width - cell_len(name))}  {probability:>11}  {path}".rstrip() + "\n"
+
+    def write(result: Prediction | BadFile) -> str:
+        path = printable(result.path)
+        if isinstance(result, BadFile):
+            return row("-", "", f"{path}: {result.reason}")
+        pairs = zip(result.classes, result.probabilities, strict=True)
+        rows = (row(printable(name), f"{value:.2%}", "" if rank else path) for rank, (name, value) in enumerate(pairs))
+        return "".join(rows)
+
+    return Lines(row("class", "probability", "image"), write)
+
+
+def _as_bytes(text: str) -> bytes:
+    """Encode as UTF-8, giving back the bytes of paths that are none."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, which no path holds, but a class name in a file may
+        return text.encode("utf-8", "backslashreplace")
+
+
+def _digits(value: float) -> str:
+    return f"{value:.7g}"  # all that float32 has
+
+
+def _csv_row(cells: Iterable[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()

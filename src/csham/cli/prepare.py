@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import csham.data
-from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json
-from csham.cli.options import DATA_HELP
+from csham.cli.common import print_json
+from csham.cli.options import DATA_HELP, DebugOption, JsonOption, QuietOption, takes_settings
+from csham.training.config import DataSettings
 from csham.training.progress import create_progress
+from csham.words import say
 
 __all__ = ["prepare"]
 
@@ -19,16 +20,11 @@ _BAD_FILES_SHOWN = 10
 _SAME_SHOWN = 3
 
 
+@takes_settings(DataSettings, only=("image_size", "max_bad"))
 def prepare(
-    data: Annotated[
-        str,
-        typer.Argument(help=f"{DATA_HELP}."),
-    ],
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
     *,
-    image_size: Annotated[
-        int | None, typer.Option(help="Height and width in pixels.", show_default="the dataset's own")
-    ] = None,
-    max_bad: Annotated[int, typer.Option(help="Unreadable files to skip before giving up.")] = 10,
+    settings: dict[str, Any],
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -36,33 +32,30 @@ def prepare(
     """Download or read a dataset, check it and pack it."""
     progress = create_progress(quiet=quiet)
     try:
-        dataset = csham.data.prepare(data, image_size=image_size, max_bad=max_bad, progress=progress.preparing)
+        dataset = csham.data.prepare(data, thorough=True, **settings, progress=progress.preparing)
     finally:
         progress.close()
     found = dataset.describe()
     if as_json:
         print_json(found)
         return
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     parts = ", ".join(f"{count:,} {part}" for part, count in found["parts"].items() if count)
     size = f"{dataset.image_size}x{dataset.image_size}"
-    console.print(f"{dataset.name}: {len(dataset.labels):,} images of {size} pixels in {len(dataset.classes)} classes")
-    console.print(f"  parts    {parts}; test part: {found['test_part']}")
+    say(f"{dataset.name}: {len(dataset.labels):,} images of {size} pixels in {len(dataset.classes)} classes")
+    say(f"  parts    {parts}; test part: {found['test_part']}")
     counts = found["images_per_class"].values()
-    console.print(f"  classes  {min(counts):,} to {max(counts):,} images each")
+    say(f"  classes  {min(counts):,} to {max(counts):,} images each")
     for line in _duplicate_lines(found):
-        console.print(f"  same     {line}")
+        say(f"  same     {line}")
     for note in found["notes"]:
-        console.print(f"  note     {note}")
+        say(f"  note     {note}")
     if dataset.ignored_files:
-        console.print(f"  ignored  {dataset.ignored_files:,} files that are no images")
+        say(f"  ignored  {dataset.ignored_files:,} files that are no images")
     for bad in dataset.bad_files[:_BAD_FILES_SHOWN]:
-        console.print(f"  bad      {bad.path}: {bad.reason}")
+        say(f"  bad      {bad.path}: {bad.reason}")
     if len(dataset.bad_files) > _BAD_FILES_SHOWN:
-        console.print(f"  bad      and {len(dataset.bad_files) - _BAD_FILES_SHOWN} more (--json lists all)")
-    if dataset.rebuilt:
-        console.print(f"  rebuilt  {dataset.rebuilt}")
-    console.print(f"  packed   {dataset.path} ({found['bytes'] / 2**20:.1f} MiB)")
+        say(f"  bad      and {len(dataset.bad_files) - _BAD_FILES_SHOWN} more (--json lists all)")
+    say(f"  packed   {dataset.path} ({found['bytes'] / 2**20:.1f} MiB)")
 
 
 def _duplicate_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,126 +11,128 @@ import typer
 
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
-from csham.backbones.spec import NetworkSpec
-from csham.cli.common import (
+from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
+from csham.cli.common import check_counts, check_output, print_json, print_table
+from csham.cli.options import (
     MACHINE,
     OUTPUT,
     DebugOption,
-    DeviceOption,
     JsonOption,
     QuietOption,
-    print_json,
-    split_list,
+    names_in,
+    option,
     split_numbers,
+    takes_settings,
 )
-from csham.cli.options import split_places
-from csham.cli.profile_table import print_costs
 from csham.errors import UserError, unknown_name
 from csham.files import write_atomically
 from csham.layers.names import ATTENTIONS
 from csham.provenance import circumstances
 from csham.report.cost_figure import FIGURE_FORMATS, write_cost_figure
-from csham.report.csv_rows import write_csv
-from csham.study.measuring import make_comparison, run_comparison
-from csham.training.config import MachineSettings
+from csham.report.tables import write_csv
+from csham.settings import Help
+from csham.study.costs import make_comparison, run_comparison
+from csham.training.config import DataSettings, MachineSettings
 from csham.training.progress import create_progress
+from csham.words import say
 
 if TYPE_CHECKING:
-    from csham.cost import Comparison, Cost
+    from csham.cost import Comparison, Cost, Spread
 
 __all__ = ["profile"]
 
-_NETWORK, _MEASURE = "Network", "Measuring"
+_LEGEND = (
+    "+%: more than the first row; x: times the first row's time, the median over rounds; ±: half the distance between "
+    "the quartiles. FLOPs: all operations for one image; those of convolutions and products alone are in --csv and "
+    "--json. Latency: one image. Peak: with parameters and batch; of training, with gradients and momentum too."
+)
+
+_MEASURE = "Measuring"
 _PLAIN = "none"
+_ATTENTIONS, _STRATEGIES = ("csham", "se", "eca", "cbam"), ("sequential",)
+_SEVERAL = {
+    "attention": Help("Some of csham list attentions, separated by commas, or all.", default=",".join(_ATTENTIONS)),
+    "strategy": Help(
+        "Some of csham list strategies, where the attention has the parts for it, or all.",
+        default=",".join(_STRATEGIES),
+    ),
+}
 
 Pair = tuple[str, str]  # attention, strategy
 
 
-def _option(help: str, panel: str, *names: str, shown: str | bool = True) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown)
-
-
+@takes_settings(
+    NetworkSpec,
+    DataSettings,
+    MachineSettings,
+    only=(*NETWORK_FIELDS, "image_size", "device", "compile"),
+    several=_SEVERAL,
+    defaults={"image_size": "224, or 32 for CIFAR's own networks", "compile": "no-compile"},
+)
 def profile(
     *,
-    backbone: Annotated[str, _option("csham list backbones.", _NETWORK)] = "resnet18",
-    attention: Annotated[
-        str, _option("Some of csham list attentions, separated by commas, or all.", _NETWORK)
-    ] = "csham,se,eca,cbam",
-    strategy: Annotated[
-        str, _option("Some of csham list strategies, where the attention has the parts for it, or all.", _NETWORK)
-    ] = "sequential",
-    period: Annotated[int | None, _option("Of transfer: points to each channel step.", _NETWORK, shown="2")] = None,
-    position: Annotated[str, _option("csham list positions.", _NETWORK)] = "auto",
-    points: Annotated[
-        str | None, _option("Instead of a position: modules' names or patterns, with commas.", _NETWORK, shown="none")
-    ] = None,
-    stages: Annotated[
-        str | None, _option("Only these stages: 0,1,... or from the last: -1.", _NETWORK, shown="all")
-    ] = None,
-    gated: Annotated[bool, _option("With gates.", _NETWORK, "--gated/--no-gated")] = False,
-    num_classes: Annotated[int, _option("Width of the logits.", _NETWORK)] = 1000,
-    image_size: Annotated[
-        int | None, _option("Height and width in pixels.", _NETWORK, shown="224, or 32 for CIFAR's own networks")
-    ] = None,
+    settings: dict[str, Any],
+    num_classes: Annotated[int, option("Width of the logits.", NetworkSpec.panel)] = 1000,
     batch_size: Annotated[
         str | None,
-        _option(
+        option(
             "Images a batch, several separated by commas; latency is of one image.",
             _MEASURE,
-            shown="8 or, on a GPU, 64",
+            "8 or, on a GPU, 64",
         ),
     ] = None,
-    precision: Annotated[str, _option("fp32, bf16 or both, separated by commas.", _MEASURE)] = "fp32",
-    compile: Annotated[bool, _option("Use torch.compile.", _MEASURE, "--compile/--no-compile")] = False,
-    both: Annotated[bool, _option("Measure eager and compiled.", _MEASURE, "--both")] = False,
-    training: Annotated[bool, _option("Measure training steps too.", _MEASURE, "--training/--no-training")] = True,
-    rounds: Annotated[int | None, _option("Exactly so many.", _MEASURE, shown="3 to 15, as --seconds allows")] = None,
-    seconds: Annotated[float, _option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
-    seed: Annotated[int, _option("Of weights, images and the order in each round.", _MEASURE)] = 0,
-    device: DeviceOption = None,
-    threads: Annotated[int | None, _option("Threads on the CPU.", MACHINE, shown="PyTorch's choice")] = None,
-    csv: Annotated[Path | None, _option("Write the rows, with machine and versions.", OUTPUT, shown="no file")] = None,
-    output: Annotated[Path | None, _option("Write what --json prints.", OUTPUT, shown="no file")] = None,
-    plot: Annotated[Path | None, _option("Draw a picture: .png, .svg or .pdf.", OUTPUT, shown="no file")] = None,
+    precision: Annotated[str, option("fp32, bf16 or both, separated by commas.", _MEASURE)] = "fp32",
+    both: Annotated[bool, option("Measure eager and compiled.", _MEASURE, True, "--both")] = False,
+    training: Annotated[bool, option("Measure training steps too.", _MEASURE, True, "--training/--no-training")] = True,
+    rounds: Annotated[int | None, option("Exactly so many.", _MEASURE, "3 to 15, as --seconds allows")] = None,
+    seconds: Annotated[float, option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
+    seed: Annotated[int, option("Of weights, images and the order in each round.", _MEASURE)] = 0,
+    threads: Annotated[int | None, option("Threads on the CPU.", MACHINE, "PyTorch's choice")] = None,
+    csv: Annotated[Path | None, option("Write the rows, with machine and versions.", OUTPUT, "no file")] = None,
+    output: Annotated[Path | None, option("Write what --json prints.", OUTPUT, "no file")] = None,
+    plot: Annotated[Path | None, option("Draw a picture: .png, .svg or .pdf.", OUTPUT, "no file")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
-    pairs = _pairs(_names("attention", attention, ATTENTIONS), _names("strategy", strategy, STRATEGIES))
-    where = split_places({"position": position, "points": points, "stages": stages, "gated": gated})
+    attentions = _names("attention", settings.pop("attention", _ATTENTIONS), ATTENTIONS)
+    strategies = _names("strategy", settings.pop("strategy", _STRATEGIES), STRATEGIES)
+    image_size, device = settings.pop("image_size", None), settings.pop("device", "auto")
+    compiled, period = settings.pop("compile", False), settings.pop("period", None)
     networks = {
-        name: NetworkSpec(backbone, attention, strategy, period if strategy == "transfer" else None, **where)
-        for name, (attention, strategy) in pairs.items()
+        name: NetworkSpec(
+            attention=attention, strategy=strategy, period=period if strategy == "transfer" else None, **settings
+        )
+        for name, (attention, strategy) in _pairs(attentions, strategies).items()
     }
-    MachineSettings(device=device or "auto")  # checks it
+    backbone = networks[_PLAIN].backbone
+    MachineSettings(device=device)  # checks it
     for network in networks.values():
         network.check_names()
-    _check_numbers(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
+    check_counts(num_classes=num_classes, image_size=image_size, rounds=rounds, threads=threads)
     batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
-    precisions = _names("precision", precision, ("fp32", "bf16"))
-    for file in (csv, output, plot):
-        _check_file(file)
+    precisions = _names("precision", names_in("--precision", precision), ("fp32", "bf16"))
+    for name, file in {"--csv": csv, "--output": output, "--plot": plot}.items():
+        check_output(name, file)
     if plot is not None and plot.suffix.lower() not in FIGURE_FORMATS:
         raise UserError(f"--plot {plot}: its name must end in {', '.join(FIGURE_FORMATS)}.")
-    size: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size or _usual_size(backbone)}
-    settings: dict[str, Any] = {
-        "batch_sizes": batch_sizes,
-        "precisions": precisions,
-        "compiled": (False, True) if both else (compile,),
-        "training": training,
-        "rounds": rounds,
-        "seconds": seconds,
-        "seed": seed,
-    }
+    image_size = image_size or _usual_size(backbone)
     progress = create_progress(quiet=quiet)
     comparison = make_comparison(
         networks,
-        **size,
-        device=device or "auto",
+        num_classes=num_classes,
+        image_size=image_size,
+        device=device,
         threads=threads,
         progress=progress,
-        **settings,
+        batch_sizes=batch_sizes,
+        precisions=precisions,
+        compiled=(False, True) if both else (compiled,),
+        training=training,
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
     )
     try:
         finished = run_comparison(comparison)
@@ -147,29 +148,26 @@ def profile(
         write_csv(csv, [row | machine for row in rows])
     if output is not None:
         write_atomically(output, lambda file: file.write((json.dumps(found, indent=2) + "\n").encode()))
-    title = _title(backbone, size["image_size"], machine, comparison)
+    title = _title(backbone, image_size, machine, comparison)
     if plot is not None:
         write_cost_figure(plot, costs, title)
     if as_json:
         print_json(found)
     else:
-        print_costs(title, costs)
+        _print_costs(title, costs)
     if not finished:
-        typer.echo("stopped; this is what had been measured by then.", err=True)
+        say("stopped; this is what had been measured by then.", error=True)
         raise typer.Exit(130)
 
 
-def _names(kind: str, words: str, choices: Iterable[str]) -> list[str]:
-    """Split names at commas; ``all`` is every one of ``choices``."""
-    known = list(choices)
-    if words == "all":
-        return [name for name in known if name != _PLAIN]
-    names = list(dict.fromkeys(split_list(words)))
+def _names(kind: str, names: Sequence[str], choices: Iterable[str]) -> Sequence[str]:
+    """Check names; ``all`` is every one of ``choices``."""
+    known = [name for name in choices if name != _PLAIN]
+    if list(names) == ["all"]:
+        return known
     for name in names:
         if name not in known and name != _PLAIN:
             raise unknown_name(kind, name, [*known, "all"])
-    if not names:
-        raise UserError(f"--{kind} names nothing. Known: {', '.join(known)}, all.")
     return names
 
 
@@ -218,19 +216,60 @@ def _batch_sizes(words: str) -> tuple[int, ...]:
     return numbers
 
 
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+def _print_costs(title: str, costs: Sequence[Cost]) -> None:
+    """Print a row for each network at each way of running it, and below what could not be measured."""
+    ways = {
+        "precision": [cost.precision for cost in costs],
+        "mode": ["compiled" if cost.compiled else "eager" for cost in costs],
+        "batch": [f"batch {cost.batch_size}" for cost in costs],
+    }
+    shown = {name: values for name, values in ways.items() if len(set(values)) > 1}
+    title = ", ".join([title, *(values[0] for name, values in ways.items() if name not in shown)])
+    giga = max(cost.flops or 0 for cost in costs) >= 1e9
+    rows = [
+        [cost.name, *(values[number] for values in shown.values()), *_numbers(cost, 1e9 if giga else 1e6)]
+        for number, cost in enumerate(costs)
+    ]
+    print_table(title, ["", *shown, *_header("GFLOPs" if giga else "MFLOPs")], rows)
+    say(_LEGEND)
+    for reason in dict.fromkeys(f"{cost.name}: {cost.failed}" for cost in costs if cost.failed):
+        say(reason)
+    for operators in dict.fromkeys(" ".join(cost.flops_uncounted) for cost in costs if cost.flops_uncounted):
+        say(f"FLOPs leave out operators without a formula: {operators}")
 
 
-def _check_file(path: Path | None) -> None:
-    """Refuse a place that cannot be written to, before the long work."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Name a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}.")
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {path}: {path.parent} is not writable.")
+def _header(flops: str) -> list[str]:
+    times = ("latency ms", "images/s", "train step ms")
+    return [
+        "params M",
+        "+%",
+        flops,
+        "+%",
+        *(word for name in times for word in (name, "±", "x")),
+        "peak MiB",
+        "train MiB",
+    ]
+
+
+def _numbers(cost: Cost, flops_unit: float) -> list[Any]:
+    return [
+        None if cost.params is None else cost.params / 1e6,
+        _extra(cost, "params"),
+        None if cost.flops is None else cost.flops / flops_unit,
+        _extra(cost, "flops"),
+        *_timing(cost.latency_ms, cost, "latency"),
+        *_timing(cost.images_per_s, cost, "inference"),
+        *_timing(cost.train_step_ms, cost, "train_step"),
+        cost.peak_mib,
+        cost.train_peak_mib,
+    ]
+
+
+def _extra(cost: Cost, ratio: str) -> float | None:
+    return 100 * (cost.ratios[ratio] - 1) if ratio in cost.ratios else None
+
+
+def _timing(spread: Spread | None, cost: Cost, ratio: str) -> list[float | None]:
+    if spread is None:
+        return [None, None, None]
+    return [spread.median, (spread.upper - spread.lower) / 2, cost.ratios.get(ratio)]

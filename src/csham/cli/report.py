@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import OUTPUT, DebugOption, JsonOption, check_report_packages, print_json
+from csham.cli.common import check_report_packages, print_json
+from csham.cli.options import OUTPUT, DebugOption, JsonOption
+from csham.words import say
 
 __all__ = ["report"]
 
@@ -37,9 +39,9 @@ def report(
     if as_json:
         print_json(found.results.to_dict())
     else:
-        print(found.results.headline)
+        say(found.results.headline)
         for warning in found.warnings:
-            typer.echo(f"note: {warning}", err=True)
-        print(f"report: {shlex.quote(str(found.page))}")
+            say(f"note: {warning}", error=True)
+        say(f"report: {shlex.quote(str(found.page))}")
     if open_page:
         webbrowser.open(found.page.resolve().as_uri())

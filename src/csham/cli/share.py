@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import DebugOption, JsonOption, QuietOption, print_json, print_table
+from csham.cli.common import print_json, print_table
+from csham.cli.options import WEIGHTS_HELP, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
+from csham.words import say
 
 __all__ = ["share"]
 
@@ -19,9 +20,7 @@ def share(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it appears complete.")],
     *,
-    weights: Annotated[
-        str, typer.Option(help="last: of the last epoch; best: chosen by the validation part.")
-    ] = DEFAULT,
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = DEFAULT,
     license: Annotated[
         str, typer.Option("--license", "--licence", help="Of the weights, as the Hub names it, such as apache-2.0.")
     ] = "unknown",
@@ -47,11 +46,11 @@ def share(
         print_json(written)
         return
     which = RunWeights.from_dict(written)
-    print(f"{written['network']}, {which}, {written['top1']}% top-1 on the test images, in {folder}")
+    say(f"{written['network']}, {which}, {written['top1']}% top-1 on the test images, in {folder}")
     print_table("", ["file", "bytes"], list(written["files"].items()))
     if quiet:
         return
     if license == "unknown":
-        print("no licence was given, so the card says that it is unknown: --license apache-2.0, for example")
-    print(f'back in Python: csham.load("{folder}")')
-    print(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {folder}")
+        say("no licence was given, so the card says that it is unknown: --license apache-2.0, for example")
+    say(f'back in Python: csham.load("{folder}")')
+    say(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {folder}")

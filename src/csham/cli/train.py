@@ -9,114 +9,46 @@ import typer
 
 import csham.data
 import csham.training
-from csham.backbones.spec import CONNECTION_FIELDS
-from csham.cli.common import (
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    metrics_table,
-    print_json,
-)
-from csham.cli.options import (
-    DATA_HELP,
-    NETWORK,
-    RUN,
-    TRAINING,
-    AllowLeaksOption,
-    BatchSizeOption,
-    ChannelsLastOption,
-    CheckpointSecondsOption,
-    CheckpointStepsOption,
-    CompileOption,
-    CropOption,
-    CropScaleOption,
-    EpochsOption,
-    GatedOption,
-    ImageSizeOption,
-    LabelSmoothingOption,
-    LrOption,
-    MaxBadOption,
-    PeriodOption,
-    PointsOption,
-    PositionOption,
-    PrecisionOption,
-    PretrainedOption,
-    RecipeOption,
-    StagesOption,
-    TrackTestOption,
-    ValidationOption,
-    WeightDecayOption,
-    WeightsFileOption,
-    option,
-    split_places,
-)
+from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
+from csham.cli.common import metrics_table, print_json
+from csham.cli.options import DATA_HELP, DebugOption, JsonOption, QuietOption, option, takes_settings
 from csham.errors import UserError
 from csham.settings import names_of
-from csham.training.config import MachineSettings, TrainConfig, read_settings, resolve
+from csham.training.config import (
+    DataSettings,
+    MachineSettings,
+    TrainConfig,
+    TrainingSettings,
+    read_settings,
+    resolve,
+)
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
-from csham.training.run_folder import RunFolder, is_main_process
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunFolder, RunWeights
+from csham.training.sums import is_main_process
+from csham.words import say
 
 __all__ = ["train"]
 
 _ON_RESUME = names_of(MachineSettings)
+_RUN = "Run"
 
 
+@takes_settings(NetworkSpec, TrainingSettings, DataSettings, MachineSettings)
 def train(
-    ctx: typer.Context,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"{DATA_HELP}.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Annotated[str | None, typer.Argument(help=DATA_HELP, show_default=False)] = None,
     *,
-    backbone: Annotated[
-        str | None, option("csham list backbones, or any of timm's or torchvision's.", NETWORK, "resnet18")
-    ] = None,
-    attention: Annotated[str | None, option("csham list attentions.", NETWORK, "none")] = None,
-    strategy: Annotated[str | None, option("csham list strategies.", NETWORK, "sequential")] = None,
-    period: PeriodOption = None,
-    position: PositionOption = None,
-    points: PointsOption = None,
-    stages: StagesOption = None,
-    gated: GatedOption = None,
-    pretrained: PretrainedOption = None,
-    weights_file: WeightsFileOption = None,
-    recipe: RecipeOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: LrOption = None,
-    weight_decay: WeightDecayOption = None,
-    label_smoothing: LabelSmoothingOption = None,
-    seed: Annotated[int | None, option("Of weights, split, order and crops.", TRAINING, "0")] = None,
-    track_test: TrackTestOption = None,
-    image_size: ImageSizeOption = None,
-    crop: CropOption = None,
-    crop_scale: CropScaleOption = None,
-    validation: ValidationOption = None,
-    max_bad: MaxBadOption = None,
-    allow_leaks: AllowLeaksOption = None,
-    run: Annotated[Path | None, option("The run folder.", RUN, "named after the settings, in --runs-dir")] = None,
-    runs_dir: Annotated[Path | None, option("Where run folders go.", RUN, "runs")] = None,
-    config: Annotated[Path | None, option("Settings from a file, such as a run's config.yaml.", RUN, "none")] = None,
-    resume: Annotated[Path | None, option("Go on with this run folder.", RUN, "none")] = None,
-    checkpoint_seconds: CheckpointSecondsOption = None,
-    checkpoint_steps: CheckpointStepsOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    compile: CompileOption = None,
-    channels_last: ChannelsLastOption = None,
+    settings: dict[str, Any],
+    run: Annotated[Path | None, option("The run folder.", _RUN, "named after the settings, in --runs-dir")] = None,
+    runs_dir: Annotated[Path | None, option("Where run folders go.", _RUN, "runs")] = None,
+    config: Annotated[Path | None, option("Settings from a file, such as a run's config.yaml.", _RUN, "none")] = None,
+    resume: Annotated[Path | None, option("Go on with this run folder.", _RUN, "none")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train one network into one run folder."""
-    names = names_of(TrainConfig)
-    given = split_places({name: value for name, value in ctx.params.items() if name in names and value is not None})
+    given = settings if data is None else {"data": data, **settings}
     progress = create_progress(quiet=quiet)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}
@@ -133,7 +65,7 @@ def train(
     last, best = RunWeights("last", summary["epochs"]), RunWeights("best", chosen["epoch"])
     metrics_table(f"{folder.path}: test part", {str(last): summary, str(best): chosen})
     if not quiet and chosen["epoch"] != summary["epochs"]:
-        print("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
+        say("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
 
 
 def _start(
@@ -174,7 +106,7 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[s
         raise UserError(f"--resume keeps the run's settings, leave out {what}.")
     folder = RunFolder(run)
     folder.read_config()
-    if not folder.finished and not folder.last.is_file():
+    if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
     with _Stoppable(folder):
         return csham.training.resume(run, progress=progress, **given)
@@ -191,10 +123,10 @@ class _Stoppable:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, InterruptedRunError):
-            typer.echo(f"stopped, and saved. To go on: csham train --resume {error.run}", err=True)
+            say(f"stopped, and saved. To go on: csham train --resume {error.run}", error=True)
             raise typer.Exit(128 + error.signum) from None
         if isinstance(error, KeyboardInterrupt):
             if self._folder.last.is_file():
                 how = f"csham train --resume {self._folder.path}"
-                typer.echo(f"stopped at once. To go on from the last checkpoint: {how}", err=True)
+                say(f"stopped at once. To go on from the last checkpoint: {how}", error=True)
             raise typer.Exit(130) from None

@@ -1,8 +1,9 @@
 """Costs of networks: parameters, floating-point operations, milliseconds, memory; one or many side by side.
 
-``flops`` counts, ``passes`` are the two things that are timed, ``memory`` finds a pass's peak, ``timing`` its
-milliseconds, ``comparison`` measures many networks in turns, ``result`` is what comes out. Needs only torch and numpy;
-takes any ``nn.Module`` and knows no names of backbones. Start with :func:`cost`, which calling this package does too.
+``flops`` counts, ``passes`` are the two things that are timed, with their milliseconds and their peak of memory,
+``task`` is one of them of one network, ``comparison`` measures many in turns, ``result`` is what comes out. Needs only
+torch and numpy; takes any ``nn.Module`` and knows no names of backbones. Start with :func:`cost`, which calling this
+package does too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import TYPE_CHECKING
 from csham._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
-    from csham.cost.comparison import Comparison, Settings
+    from csham.cost.comparison import Comparison, Settings, cost
     from csham.cost.flops import Flops, count_flops
-    from csham.cost.measure import cost
     from csham.cost.result import Cost, Spread
 
 __all__ = ["Comparison", "Cost", "Flops", "Settings", "Spread", "cost", "count_flops"]
@@ -26,7 +26,7 @@ __getattr__ = lazy_names(
         "Settings": "csham.cost.comparison",
         "Flops": "csham.cost.flops",
         "count_flops": "csham.cost.flops",
-        "cost": "csham.cost.measure",
+        "cost": "csham.cost.comparison",
         "Cost": "csham.cost.result",
         "Spread": "csham.cost.result",
     },

@@ -1,9 +1,10 @@
-"""Many networks, measured in turns."""
+"""Costs of one network, or of many side by side, measured in turns."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from csham.cost.flops import count_flops
-from csham.cost.passes import PRECISIONS, unchanged
-from csham.cost.result import Cost
-from csham.cost.summary import summarise
+from csham.cost.passes import PRECISIONS, orders, unchanged
+from csham.cost.result import Cost, Spread
 from csham.cost.task import Entry, Task, Way, reason
-from csham.cost.timing import orders
 from csham.errors import UserError, unknown_name
 from csham.memory import retain_memory
 from csham.ops import choose
 
-__all__ = ["Comparison", "Progress", "Settings"]
+__all__ = ["Comparison", "Progress", "Settings", "cost"]
 
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 15
+
+_Tasks = Mapping[str, Task | None]
 
 
 class Progress(Protocol):
@@ -70,6 +71,82 @@ class Settings:
             raise UserError(f"cost: input_size must be (C, H, W), got {self.input_size!r}.")
         if not (self.precisions and self.compiled):
             raise UserError("cost: precisions and compiled must name at least one each.")
+
+
+def cost(
+    networks: nn.Module | Mapping[str, nn.Module | Callable[[], nn.Module]],
+    *,
+    image_size: int | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    compiled: Sequence[bool] = (False,),
+    device: torch.device | str | None = None,
+    channels_last: bool | None = None,
+    training: bool = True,
+    rounds: int | None = None,
+    seconds: float = 480.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Cost | list[Cost]:
+    """Measure parameters, FLOPs, latency, throughput, training step and peak memory.
+
+    Everything is timed in turns: in each round every network is timed once at everything, in an order drawn for the
+    round, so that whatever else the machine does meets all of them alike. What one network cannot do (its maps are too
+    small, it runs out of memory, it does not compile) is said in its ``failed``, and the others go on. On the CPU
+    :func:`csham.retain_memory` is called first, as training does.
+
+    Args:
+        networks: A network; or several by name, each a network or a function that builds one. They are moved to
+            ``device`` and its memory format, and their weights, buffers, gradients and modes left as they were.
+        image_size: Side of the images, in pixels, with three channels.
+        input_size: (C, H, W), instead.
+        batch_sizes: Images of a batch, by default 8 on a CPU and 64 elsewhere.
+        precisions: ``"fp32"``, ``"bf16"`` (autocast) or both.
+        compiled: False, True (torch.compile) or both.
+        device: Device to run on; by default that of the first network.
+        channels_last: True if channels are innermost in memory; by default so on CPU and CUDA, as in training.
+        training: True if training steps are measured too.
+        rounds: Exactly so many; by default 3 to 15, as ``seconds`` allow.
+        seconds: After so many no further round begins, once there are three. Compiling counts.
+        seed: Of the order and the images.
+        progress: Told what happens.
+
+    Returns:
+        For one network its :class:`Cost`; for several one for each of them and each batch size, precision and way of
+        running it, the networks in the order given, their ratios against the first.
+
+    Raises:
+        UserError: A setting that cannot work, or a single network that cannot be measured.
+
+    Example:
+        >>> import csham
+        >>> csham.cost(csham.create_model("resnet20", image_size=32), image_size=32).flops_matmul
+        81753088
+    """
+    settings = Settings(
+        input_size=_input_size(image_size, input_size),
+        batch_sizes=None if batch_sizes is None else tuple(batch_sizes),
+        precisions=tuple(precisions),
+        compiled=tuple(compiled),
+        device=None if device is None else torch.device(device),
+        channels_last=channels_last,
+        training=training,
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
+    )
+    alone = isinstance(networks, nn.Module)
+    if alone and len(settings.precisions) * len(settings.compiled) * len(settings.batch_sizes or [0]) > 1:
+        raise UserError("cost: one network gives one Cost. For many settings name it: cost({'name': network}, ...).")
+    comparison = Comparison({"network": networks} if isinstance(networks, nn.Module) else networks, settings, progress)
+    comparison.run()
+    costs = comparison.costs()
+    if not alone:
+        return costs
+    if costs[0].failed:
+        raise UserError(f"cost: {costs[0].failed}")
+    return costs[0]
 
 
 class Comparison:
@@ -122,7 +199,7 @@ class Comparison:
     def costs(self) -> list[Cost]:
         """Return what has been measured so far."""
         return [
-            summarise(entry, self._baseline(entry), way, batch_size, self.where, self.settings.input_size)
+            _summarise(entry, self._baseline(entry), way, batch_size, self.where, self.settings.input_size)
             for entry in self._entries
             for way in self._ways()
             for batch_size in self.batch_sizes
@@ -196,11 +273,11 @@ class Comparison:
 
     def _batches(self) -> dict[int, Tensor]:
         generator = torch.Generator().manual_seed(self.settings.seed)
-        found = {}
+        batches = {}
         for size in sorted({1, *self.batch_sizes}):
             images = torch.randn(size, *self.settings.input_size, generator=generator).to(self.device)
-            found[size] = images.contiguous(memory_format=torch.channels_last) if self._channels_last() else images
-        return found
+            batches[size] = images.contiguous(memory_format=torch.channels_last) if self._channels_last() else images
+        return batches
 
     def _channels_last(self) -> bool:
         asked = self.settings.channels_last
@@ -253,11 +330,102 @@ def _no_recompile_limit() -> AbstractContextManager[None]:
     # silence. Imported here because it takes seconds.
     import torch._dynamo.config  # noqa: PLC0415
 
-    limit = 10_000
-    return torch._dynamo.config.patch(recompile_limit=limit, accumulated_recompile_limit=limit)
+    return torch._dynamo.config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize)
 
 
 def _device_of(networks: Mapping[str, nn.Module | Callable[[], nn.Module]]) -> torch.device:
     tensors = (p for network in networks.values() if isinstance(network, nn.Module) for p in network.parameters())
     weight = next(tensors, None)
     return torch.device("cpu") if weight is None else weight.device
+
+
+def _input_size(image_size: int | None, input_size: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    if (image_size is None) == (input_size is None):
+        raise UserError("cost: give image_size=pixels or input_size=(C, H, W), one of the two.")
+    return input_size if input_size is not None else (3, int(image_size or 0), int(image_size or 0))
+
+
+def _summarise(
+    entry: Entry,
+    first: Entry,
+    way: Way,
+    batch_size: int,
+    device: str,
+    input_size: tuple[int, int, int],
+) -> Cost:
+    """Make the row of one network at one way of running it.
+
+    Args:
+        entry: The network.
+        first: The one that ratios are against.
+        way: Precision, and whether compiled.
+        batch_size: Of throughput, training and memory.
+        device: Device it ran on.
+        input_size: (C, H, W) of an image.
+    """
+    tasks, plain = _tasks(entry, way, batch_size), _tasks(first, way, batch_size)
+    known, reference = _numbers(entry, tasks), _numbers(first, plain)
+    params, before = known["params"], reference["params"]
+    times = {name: task.samples if task else [] for name, task in tasks.items()}
+    reasons = dict.fromkeys(task.failed for task in tasks.values() if task and task.failed)
+    return Cost(
+        name=entry.name,
+        batch_size=batch_size,
+        precision=way[0],
+        compiled=way[1],
+        device=device,
+        input_size=input_size,
+        params=entry.params,
+        params_extra=None if params is None or before is None else int(params - before),
+        flops=entry.flops.total if entry.flops else None,
+        flops_matmul=entry.flops.matmul if entry.flops else None,
+        flops_uncounted=entry.flops.uncounted if entry.flops else (),
+        latency_ms=Spread.of([1000 * seconds for seconds in times["latency"]]),
+        images_per_s=Spread.of([batch_size / seconds for seconds in times["inference"]]),
+        train_step_ms=Spread.of([1000 * seconds for seconds in times["train_step"]]),
+        peak_mib=known["peak"],
+        train_peak_mib=known["train_peak"],
+        ratios=_ratios(known, reference) | _time_ratios(tasks, plain),
+        rounds=max(map(len, times.values())),
+        failed=entry.failed or "; ".join(reasons),
+    )
+
+
+def _tasks(entry: Entry, way: Way, batch_size: int) -> _Tasks:
+    return {
+        "latency": entry.tasks.get((way, "inference", 1)),
+        "inference": entry.tasks.get((way, "inference", batch_size)),
+        "train_step": entry.tasks.get((way, "training", batch_size)),
+    }
+
+
+def _numbers(entry: Entry, tasks: _Tasks) -> dict[str, float | None]:
+    return {
+        "params": entry.params,
+        "flops": entry.flops.total if entry.flops else None,
+        "flops_matmul": entry.flops.matmul if entry.flops else None,
+        "peak": _mib(tasks["inference"]),
+        "train_peak": _mib(tasks["train_step"]),
+    }
+
+
+def _mib(task: Task | None) -> float | None:
+    return None if task is None or task.peak is None else task.peak / 2**20
+
+
+def _ratios(known: Mapping[str, float | None], reference: Mapping[str, float | None]) -> dict[str, float]:
+    pairs = ((name, known[name], reference[name]) for name in known)
+    return {name: mine / its for name, mine, its in pairs if mine is not None and its}
+
+
+def _time_ratios(tasks: _Tasks, plain: _Tasks) -> dict[str, float]:
+    """Compare within each round, where both met the same state of the machine."""
+    ratios = {}
+    for name, task in tasks.items():
+        against = plain[name]
+        if task and against:
+            # An interrupted round has timed some tasks and not others.
+            spread = Spread.of([a / b for a, b in zip(task.samples, against.samples, strict=False)])
+            if spread is not None:
+                ratios[name] = spread.median
+    return ratios

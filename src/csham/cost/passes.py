@@ -1,24 +1,49 @@
-"""The two things that are timed: a forward pass, and a training step."""
+"""Passes that are measured, forward and training: how they are run, their seconds, and their peak of memory.
+
+Seconds are those of blocks of calls, in an order that is drawn anew for every round.
+"""
 
 from __future__ import annotations
 
+import gc
 import itertools
-from collections.abc import Callable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PRECISIONS", "Forward", "forward_of", "inference", "static_bytes", "training", "unchanged"]
+__all__ = [
+    "PRECISIONS",
+    "Forward",
+    "calls_for",
+    "forward_of",
+    "inference",
+    "orders",
+    "peak_bytes",
+    "seconds_per_call",
+    "static_bytes",
+    "training",
+    "unchanged",
+]
 
 Forward = Callable[[Tensor], Tensor]
 Pass = Callable[[], Any]
 
 PRECISIONS = ("fp32", "bf16")
 _NUMBERS = itertools.count()
+
+# Shorter blocks would be timed as much as what they hold.
+_SECONDS_OF_A_BLOCK = 0.02
+
+Item = TypeVar("Item")
 
 
 def forward_of(
@@ -114,3 +139,84 @@ def static_bytes(network: nn.Module, *, momentum: bool = False) -> int:
     parameters = {p.untyped_storage().data_ptr(): p for p in network.parameters()}.values()
     held = sum(p.nbytes * (1 + (momentum and p.requires_grad)) for p in parameters)
     return held + sum(buffer.nbytes for buffer in network.buffers())
+
+
+def seconds_per_call(run: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
+    """Time a block of calls, from an idle device to an idle device."""
+    collecting = gc.isenabled()
+    gc.disable()  # with many networks in memory one collection takes as long as a pass
+    try:
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            run()
+        _wait(device)
+        return (time.perf_counter() - started) / calls
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def calls_for(seconds: float) -> int:
+    """Return how many calls make a block long enough to be timed."""
+    return max(1, ceil(_SECONDS_OF_A_BLOCK / max(seconds, 1e-9)))
+
+
+def orders(items: Sequence[Item], seed: int) -> Iterator[list[Item]]:
+    """Yield the items in one drawn order after another, without end; the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield [items[index] for index in generator.permutation(len(items))]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Run something once; return how much more than at its start its tensors held at once, in bytes.
+
+    On CUDA what its caching allocator reports, on the CPU the running sum of what torch's allocator hands out and takes
+    back, which is exact for tensors and leaves out what libraries such as oneDNN allocate by themselves.
+
+    Args:
+        run: Function to run.
+        device: Device of its tensors.
+
+    Returns:
+        None on devices that keep no record (Metal); ``run`` is run there too.
+    """
+    if device.type == "cuda":
+        return _cuda_peak(run, device)
+    if device.type == "cpu":
+        return _cpu_peak(run)
+    run()
+    return None
+
+
+def _cuda_peak(run: Callable[[], Any], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def _cpu_peak(run: Callable[[], Any]) -> int:
+    # Read when the profiler first starts, which otherwise writes several lines to standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), number, e.nbytes()) for number, e in enumerate(events) if e.name() == "[memory]")
+    held = peak = 0
+    for _, _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csham.cost.flops import Flops
-from csham.cost.memory import peak_bytes
-from csham.cost.passes import forward_of, inference, static_bytes, training
-from csham.cost.timing import calls_for, seconds_per_call
+from csham.cost.passes import calls_for, forward_of, inference, peak_bytes, seconds_per_call, static_bytes, training
 from csham.errors import UserError
 
 __all__ = ["Entry", "Task", "Way", "reason"]

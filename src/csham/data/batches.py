@@ -176,10 +176,10 @@ class Batches:
     def _gather(self, rows: np.ndarray) -> Tensor:
         """Stored squares of these images, on the device: (B, P, P, 3) uint8."""
         if self._pixels.device.type == self.device.type:
-            found = self._pixels.index_select(0, self._send(rows))
+            pixels = self._pixels.index_select(0, self._send(rows))
         else:
-            found = self._send(self._pixels.index_select(0, torch.from_numpy(rows)))
-        return found.view(-1, self._stored, self._stored, 3)
+            pixels = self._send(self._pixels.index_select(0, torch.from_numpy(rows)))
+        return pixels.view(-1, self._stored, self._stored, 3)
 
     def _resized(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         """Resample and flip a box of each image by its own draw: (B, P, P, 3) uint8 to (B, S, S, 3) float32."""

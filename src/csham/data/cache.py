@@ -1,4 +1,9 @@
-"""The cache folder of a packed dataset: written whole or not at all, and believed only after checks."""
+"""The cache folder of a packed dataset: written whole or not at all, and believed only after checks.
+
+``meta.json`` has a checksum of itself and of the arrays. All of them are compared whenever an entry is opened, but for
+pixels of more than :data:`LARGE` bytes, which may take minutes: these are believed while their file has the size, the
+times and the inode that it had when they were compared last, which ``checked.json`` says.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,8 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +24,7 @@ from filelock import FileLock, Timeout
 from csham.data.dataset import PackedDataset, stored_side
 from csham.data.decode import BadFile
 from csham.errors import UserError
+from csham.files import parse_json, sha256_of, write_atomically
 
 __all__ = [
     "Damaged",
@@ -28,13 +32,13 @@ __all__ = [
     "entry_path",
     "locked",
     "open_entry",
-    "replacing",
     "write_meta",
     "writing_errors",
 ]
 
 FORMAT_VERSION = 1
 ARRAYS = ("images", "labels", "parts", "sums")
+LARGE = 2 * 2**30  # two seconds on a processor with instructions for SHA-256
 
 
 class Damaged(Exception):  # noqa: N818 - a finding, not an error
@@ -48,12 +52,13 @@ def entry_path(root: Path, name: str, source: str, image_size: int) -> Path:
     return root / "packed" / f"{plain}-{image_size}px-{digest}"
 
 
-def open_entry(path: Path, fingerprint: str) -> PackedDataset | None:
-    """Open a cache entry after checking its version, its source's fingerprint and every checksum.
+def open_entry(path: Path, fingerprint: str, *, thorough: bool = False) -> PackedDataset | None:
+    """Open a cache entry after checking its version, its source's fingerprint and the checksums.
 
     Args:
         path: The entry's folder.
         fingerprint: Fingerprint of the source now.
+        thorough: True to compare all pixels again, also of a large entry that seems untouched.
 
     Returns:
         The dataset, or None where there is no entry.
@@ -70,7 +75,7 @@ def open_entry(path: Path, fingerprint: str) -> PackedDataset | None:
             raise Damaged("another version of csham made it")
         if meta["fingerprint"] != fingerprint:
             raise Damaged("its source has changed since")
-        _check_sums(path, meta["sha256"])
+        _check_sums(path, meta["sha256"], thorough=thorough)
         return _dataset(path, meta)
     except PermissionError as err:
         raise UserError(f"cannot read {err.filename}: {err.strerror}. {_ELSEWHERE}") from err
@@ -81,14 +86,11 @@ def open_entry(path: Path, fingerprint: str) -> PackedDataset | None:
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Write ``meta.json`` for the arrays in ``folder``, with their checksums, and sync all to the disk."""
-    sums = {name: _sha256(folder / f"{name}.npy") for name in ARRAYS}
+    """Write ``meta.json`` for the arrays in ``folder``, with their checksums."""
+    sums = {name: sha256_of(folder / f"{name}.npy") for name in ARRAYS}
     body = json.dumps({"version": FORMAT_VERSION, **meta, "sha256": sums})
     whole = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}
     (folder / "meta.json").write_text(json.dumps(whole), encoding="utf-8")
-    for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
 
 
 @contextlib.contextmanager
@@ -110,27 +112,6 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that replaces the entry at the end, or vanishes if anything goes wrong.
-
-    The entry's lock must be held: then every temporary folder of its name was left by a process that died.
-    """
-    _remove_leftovers(path)
-    token = uuid.uuid4().hex[:8]
-    fresh, old = (path.with_name(f".{path.name}.tmp-{kind}-{token}") for kind in ("new", "old"))
-    try:
-        fresh.mkdir()
-        yield fresh
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-        _sync(path.parent)
-    finally:
-        for folder in (fresh, old):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -174,12 +155,32 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_sums(path: Path, expected: dict[str, str]) -> None:
-    files = [path / f"{name}.npy" for name in ARRAYS]
+def _check_sums(path: Path, expected: dict[str, str], *, thorough: bool) -> None:
+    pixels = path / "images.npy"
+    before = _state(pixels)
+    large = before[0] > LARGE
+    names = [name for name in ARRAYS if thorough or not large or name != "images" or before != _checked_state(path)]
+    files = [path / f"{name}.npy" for name in names]
     with ThreadPoolExecutor(len(files)) as pool:  # hashing lets go of the interpreter's lock
-        for name, file, found in zip(ARRAYS, files, pool.map(_sha256, files), strict=True):
-            if found != expected[name]:
+        for name, file, digest in zip(names, files, pool.map(sha256_of, files), strict=True):
+            if digest != expected[name]:
                 raise Damaged(f"it is damaged: {file.name} has a wrong checksum")
+    if large and "images" in names:
+        with contextlib.suppress(OSError):  # a cache that others own: then it is compared each time
+            write_atomically(path / "checked.json", lambda file: file.write(json.dumps(before).encode()))
+
+
+def _state(file: Path) -> list[int]:
+    """Numbers of which one changes when somebody writes to the file."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _checked_state(path: Path) -> Any:
+    try:
+        return parse_json((path / "checked.json").read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _dataset(path: Path, meta: dict[str, Any]) -> PackedDataset:
@@ -217,29 +218,5 @@ def _dataset(path: Path, meta: dict[str, Any]) -> PackedDataset:
     )
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Delete temporary folders of dead processes: those whose entry's lock is free, or is ours."""
-    for leftover in path.parent.glob(".*.tmp-*"):
-        entry = leftover.with_name(leftover.name[1:].rpartition(".tmp-")[0])
-        if entry == path:
-            shutil.rmtree(leftover, ignore_errors=True)
-            continue
-        with contextlib.suppress(Timeout), FileLock(_lock_path(entry), timeout=0):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _lock_path(entry: Path) -> Path:
     return entry.with_name(f".{entry.name}.lock")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -115,7 +115,7 @@ def _blended(lines: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
     B, P, L = lines.shape
     rows = taps + P * torch.arange(B, device=taps.device)[:, None, None]
     # Made for tables of words, but just this: a weighted sum of a few rows, in one pass.
-    found = F.embedding_bag(
+    sampled = F.embedding_bag(
         rows.flatten(0, 1), lines.flatten(0, 1), mode="sum", per_sample_weights=weights.flatten(0, 1)
     )
-    return found.view(B, -1, L)
+    return sampled.view(B, -1, L)

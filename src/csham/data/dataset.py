@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from csham.data.duplicates import find_duplicates
 from csham.data.split import TEST, TRAIN, VALIDATION, Split, split_parts
 from csham.errors import UserError
 
-__all__ = ["PackedDataset", "stored_side"]
+__all__ = ["PackedDataset", "describe_data", "stored_side"]
 
 
 def stored_side(image_size: int) -> int:
@@ -124,6 +125,19 @@ class PackedDataset:
             "rebuilt": self.rebuilt,
             "from_cache": self.from_cache,
         }
+
+
+def describe_data(dataset: PackedDataset) -> dict[str, Any]:
+    """Return what must stay the same, wherever the images lie, for a run to go on: classes, number and content."""
+    content = hashlib.sha256()
+    for column in (dataset.labels, dataset.parts, dataset.sums):
+        content.update(column.tobytes())
+    return {
+        "classes": list(dataset.classes),
+        "images": len(dataset.labels),
+        "image_size": dataset.image_size,
+        "fingerprint": content.hexdigest(),
+    }
 
 
 _PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import hashlib
 import io
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from csham.errors import UserError
+from csham.files import write_atomically
 
 __all__ = ["Archive", "downloading", "fetch"]
 
@@ -46,15 +47,15 @@ def fetch(archive: Archive, say: Callable[[str], None]) -> None:
         return
     say(f"downloading {archive.name} ({archive.megabytes} MB)")
     archive.path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = archive.path.with_name(f".{archive.path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+
+    def download(file: IO[bytes]) -> None:
         with downloading(archive):
             from torchvision.datasets.utils import download_url  # noqa: PLC0415 - imports torch
 
-            download_url(archive.url, fresh.parent, fresh.name, archive.md5)
-        fresh.replace(archive.path)
-    finally:
-        fresh.unlink(missing_ok=True)
+            path = Path(file.name)
+            download_url(archive.url, path.parent, path.name, archive.md5)
+
+    write_atomically(archive.path, download)
 
 
 @contextlib.contextmanager

@@ -96,12 +96,12 @@ def check_leaks(dataset: PackedDataset, parts: Split, *, allow: bool = False) ->
     Raises:
         UserError: Most test images are training images, and ``allow`` is False.
     """
-    found = find_duplicates(dataset)
-    if not len(found.repeated):
+    duplicates = find_duplicates(dataset)
+    if not len(duplicates.repeated):
         return []
     notes = []
     for name, rows in (("test", parts.test), ("validation", parts.validation)):
-        pairs = found.also_in(rows, parts.train)
+        pairs = duplicates.also_in(rows, parts.train)
         if pairs:
             are = "image is a training image" if len(pairs) == 1 else "images are training images"
             notes.append(f"{len(pairs):,} of {len(rows):,} {name} {are} too: {_named(dataset, pairs)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from csham.data.decode import BadFile, DecodedChunk, decode_chunk
 from csham.data.sources import Chunk, Images, Listing, Source, Workplace, open_source
 from csham.data.sources.base import chunk_images
 from csham.errors import UserError
-from csham.files import cache_root
+from csham.files import cache_root, new_folder
 
 __all__ = ["prepare"]
 
@@ -33,6 +34,7 @@ def prepare(
     image_size: int | None = None,
     cache_dir: Path | None = None,
     max_bad: int = 10,
+    thorough: bool = False,
     progress: Progress | None = None,
 ) -> PackedDataset:
     """Open a dataset, packing it first where no whole and fresh cache of it exists.
@@ -45,6 +47,8 @@ def prepare(
         cache_dir: Folder of caches and downloads; default ``$CSHAM_CACHE``, ``$XDG_CACHE_HOME/csham`` or
             ``~/.cache/csham``.
         max_bad: Number of unreadable files to skip before it counts as an error.
+        thorough: Compare all pixels of a cache with their checksum, also where it is larger than 2 GiB and none of its
+            files was written to since that was done.
         progress: Called with images done, images in all (0: not known) and what is being done.
 
     Raises:
@@ -56,9 +60,9 @@ def prepare(
     source = open_source(data)
     size = image_size or source.default_size()
     path = cache.entry_path(root, source.name, source.location, size)
-    dataset, _ = _try_open(path, source.fingerprint)
+    dataset, _ = _try_open(path, source.fingerprint, thorough=thorough)
     if dataset is None:
-        dataset = _build_alone(source, size, path, root, max_bad, progress or _silent)
+        dataset = _build_alone(source, size, path, root, max_bad, progress or _silent, thorough=thorough)
     _check_bad(dataset.bad_files, max_bad)
     if source.listing is not None:
         bad = {file.path for file in dataset.bad_files}
@@ -86,22 +90,26 @@ def _check_size(image_size: int | None) -> None:
         raise UserError(f"the image size must be 8 to 1024 pixels, got {image_size}.")
 
 
-def _try_open(path: Path, fingerprint: str) -> tuple[PackedDataset | None, str | None]:
+def _try_open(path: Path, fingerprint: str, *, thorough: bool) -> tuple[PackedDataset | None, str | None]:
     """The cached dataset, or None with the reason why what is there cannot be used."""
     try:
-        return cache.open_entry(path, fingerprint), None
+        return cache.open_entry(path, fingerprint, thorough=thorough), None
     except cache.Damaged as why:
         return None, str(why)
 
 
-def _build_alone(source: Source, size: int, path: Path, root: Path, max_bad: int, progress: Progress) -> PackedDataset:
+def _build_alone(
+    source: Source, size: int, path: Path, root: Path, max_bad: int, progress: Progress, *, thorough: bool
+) -> PackedDataset:
     """Build the cache entry, unless another process does so first."""
     with cache.locked(path, lambda: progress(0, 0, "waiting for another process that packs the same images")):
-        dataset, reason = _try_open(path, source.fingerprint)
+        dataset, reason = _try_open(path, source.fingerprint, thorough=thorough)
         if dataset is not None:
             return dataset
+        if reason is not None:
+            warnings.warn(f"{source.name} is packed anew: {reason}", stacklevel=3)
         _build(source, size, path, root, max_bad, progress)
-        dataset, damage = _try_open(path, source.fingerprint)
+        dataset, damage = _try_open(path, source.fingerprint, thorough=thorough)
         if dataset is None:
             raise UserError(f"{path} was just written but cannot be used because {damage}. Is the disk sound?")
     dataset.rebuilt, dataset.from_cache = reason, False
@@ -109,7 +117,7 @@ def _build_alone(source: Source, size: int, path: Path, root: Path, max_bad: int
 
 
 def _build(source: Source, size: int, path: Path, root: Path, max_bad: int, progress: Progress) -> None:
-    with cache.writing_errors(path.parent), cache.replacing(path) as folder:
+    with cache.writing_errors(path.parent), new_folder(path, replace=True) as folder:
         scratch = folder / "scratch"
         images = source.load(Workplace(root / "downloads", scratch, lambda what: progress(0, 0, what)))
         packed = _pack(images, size, folder, max_bad, progress)

@@ -1,8 +1,8 @@
 """Pictures and numbers of where and what a trained network attends to.
 
 ``gradcam`` finds the layer and computes Grad-CAM, ``explanation`` puts it together with what every attention weighs,
-``overlays`` and ``picture`` show it, ``faithfulness`` measures on ``samples`` how much of it is true. Imports
-``inference`` and what lies below. Start with :func:`explain`, which calling this package does too.
+``picture`` shows it, ``folder`` keeps pictures of many images, ``faithfulness`` measures on test images how much of it
+is true. Imports ``inference`` and what lies below. Start with :func:`explain`, which calling this package does too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from csham._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
     from csham.explain.explanation import Explanation, StageMaps, explain, explain_together
-    from csham.explain.faithfulness import Faithfulness, MapScores, measure_faithfulness
+    from csham.explain.faithfulness import Faithfulness, MapScores, measure_faithfulness, sample_test_images
     from csham.explain.gradcam import GradCam
-    from csham.explain.overlays import overlay
-    from csham.explain.picture import draw, picture_bytes
-    from csham.explain.samples import sample_test_images
+    from csham.explain.picture import draw, overlay, picture_bytes
 
 __all__ = [
     "Explanation",
@@ -46,9 +44,9 @@ __getattr__ = lazy_names(
         "explain_together": "csham.explain.explanation",
         "draw": "csham.explain.picture",
         "measure_faithfulness": "csham.explain.faithfulness",
-        "overlay": "csham.explain.overlays",
+        "overlay": "csham.explain.picture",
         "picture_bytes": "csham.explain.picture",
-        "sample_test_images": "csham.explain.samples",
+        "sample_test_images": "csham.explain.faithfulness",
     },
 )
 make_callable(__name__)

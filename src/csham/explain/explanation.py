@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csham.attach.graph.points import common_path
 from csham.attach.install import attached_modules
 from csham.attach.maps import attention_maps
-from csham.attach.points import common_path
 from csham.errors import UserError, unknown_name
 from csham.explain.gradcam import GradCam
 from csham.files import write_atomically
@@ -106,6 +106,17 @@ class Explanation:
     def predicted(self) -> int:
         """Index of the most probable class."""
         return int(self.probabilities.argmax())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return names and answers, without the maps, ready for JSON."""
+        return {
+            "network": self.network,
+            "predictions": [{"class": name, "probability": value} for name, value in self.predictions],
+            "target": self.classes[self.target],
+            "gradcam_layer": self.gradcam_layer,
+            "stages": [stage.label for stage in self.stages.values()],
+            "no_maps": self.no_maps,
+        }
 
     @property
     def no_maps(self) -> str | None:

@@ -25,15 +25,28 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
+from csham.data import prepare
 from csham.errors import UserError
 from csham.explain.explanation import Explanation, explain_together
 from csham.explain.gradcam import uncompiled
-from csham.explain.overlays import upsampled
+from csham.explain.picture import upsampled
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
 from csham.probing import eagerly, evaluating
+from csham.training.run_folder import RunFolder
 
-__all__ = ["CENTRE", "RANDOM", "Faithfulness", "Interval", "MapScores", "areas", "measure_faithfulness", "pixel_ranks"]
+__all__ = [
+    "CENTRE",
+    "RANDOM",
+    "Faithfulness",
+    "Interval",
+    "MapScores",
+    "areas",
+    "measure_faithfulness",
+    "pixel_ranks",
+    "sample_test_images",
+    "score_table",
+]
 
 RANDOM, CENTRE = "random order", "centre first"
 
@@ -96,6 +109,23 @@ class Faithfulness:
         return row
 
 
+def score_table(scores: Iterable[Faithfulness]) -> list[dict[str, Any]]:
+    """Return the scores of several networks as rows of the same columns, an interval as two."""
+    rows = []
+    for one in scores:
+        for row in one.rows():
+            flat: dict[str, Any] = {"network": one.network, "images": one.images}
+            for key, value in row.items():
+                if key.endswith("_interval"):
+                    name = key.removesuffix("interval")
+                    flat[f"{name}low"], flat[f"{name}high"] = value or (None, None)
+                else:
+                    flat[key] = value
+            rows.append(flat)
+    columns = dict.fromkeys(key for row in rows for key in row)  # what is compared with the baselines has more
+    return [{**dict.fromkeys(columns), **row} for row in rows]
+
+
 def measure_faithfulness(
     networks: Sequence[Trained],
     images: Iterable[ImageLike],
@@ -122,11 +152,11 @@ def measure_faithfulness(
     """
     if steps < 2 or batch_size < 1:
         raise UserError(f"steps must be at least 2 and the batch size at least 1, got {steps} and {batch_size}.")
-    found: list[dict[str, list[tuple[float, float]]]] = [{} for _ in networks]
+    scores_of: list[dict[str, list[tuple[float, float]]]] = [{} for _ in networks]
     together = explain_together(networks, images, layer=layer, batch_size=min(batch_size, 16))
     count = 0
     for count, explanations in enumerate(together, 1):
-        for trained, explanation, scores in zip(networks, explanations, found, strict=True):
+        for trained, explanation, scores in zip(networks, explanations, scores_of, strict=True):
             ranks = _orders(explanation, np.random.default_rng([seed, count]))
             areas_found = _areas_of(trained, explanation, list(ranks.values()), steps, batch_size)
             for name, pair in zip(ranks, areas_found.tolist(), strict=True):
@@ -137,8 +167,38 @@ def measure_faithfulness(
         raise UserError("there are no images to measure faithfulness on.")
     return [
         Faithfulness(trained.label, count, [MapScores(name, *np.array(pairs).T) for name, pairs in scores.items()])
-        for trained, scores in zip(networks, found, strict=True)
+        for trained, scores in zip(networks, scores_of, strict=True)
     ]
+
+
+def sample_test_images(
+    trained: Trained, count: int, *, seed: int = 0, progress: Callable[[int, int, str], None] | None = None
+) -> list[np.ndarray]:
+    """Draw images of the test part of a run's own data.
+
+    Args:
+        trained: Loaded from a run folder.
+        count: Number of images; all where there are fewer.
+        seed: Decides which.
+        progress: Told about the reading of the dataset.
+
+    Returns:
+        Squares, (P, P, 3) uint8, of which the network sees what it sees in evaluation.
+
+    Raises:
+        UserError: ``trained`` is no run, or its data is not there any more.
+    """
+    if count < 1:
+        raise UserError(f"the number of samples must be at least 1, got {count}.")
+    if not trained.path.is_dir():
+        raise UserError(f"{trained.path} does not say what it was trained on. Give the run folder for test images.")
+    config = RunFolder(trained.path).read_config()
+    dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
+    test = dataset.split(config.seed, config.validation).test
+    if not len(test):
+        raise UserError(f"the test part of {dataset.source} has no images.")
+    chosen = np.sort(np.random.default_rng(seed).permutation(test)[:count])
+    return [np.array(dataset.images[index]) for index in chosen]
 
 
 def areas(

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csham.attach.attached import Attached
-from csham.attach.hosts import outputs_at
-from csham.attach.kinds import works_on_tokens
-from csham.attach.positions import last_map, stage_ends
-from csham.attach.trace import trace
-from csham.attach.values import Trace
+from csham.attach.graph.hosts import outputs_at
+from csham.attach.graph.kinds import works_on_tokens
+from csham.attach.graph.positions import last_map, stage_ends
+from csham.attach.graph.trace import trace
+from csham.attach.graph.values import Trace
+from csham.attach.installed.attached import Attached
 from csham.errors import UserError, unknown_name
 from csham.probing import eagerly, evaluating
 
@@ -112,10 +112,10 @@ def find_layer(model: nn.Module, input_size: Sequence[int], layer: str | None = 
         raise UserError(
             f"Grad-CAM: {kind} works on tokens, not on feature maps (B, C, H, W). Name a layer that puts one out."
         )
-    found = _last_map(run)
-    if found is None:
+    layer = _last_map(run)
+    if layer is None:
         raise UserError(f"Grad-CAM: {kind} has no feature map of more than one place at {height}x{width} pixels.")
-    return _outside_attention(model, found)
+    return _outside_attention(model, layer)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
-"""One picture of an explanation: the image, Grad-CAM, the answers, and what the attention of each stage weighs.
+"""Pictures of an explanation: a map over its image, and one of all: Grad-CAM, the answers, the weights of each stage.
 
-Everything is placed by hand, in inches from the top left: rows of square panels with the plots that belong to them
-below. Nothing here touches pyplot or matplotlib's settings, so that threads may draw at the same time.
+In the latter everything is placed by hand, in inches from the top left: rows of square panels with the plots that
+belong to them below. Nothing here touches pyplot or matplotlib's settings, so that threads may draw at the same time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
-from csham.explain.overlays import COLOUR_MAP, OPACITY, enlarged, overlay
+from csham.explain.folder import FORMATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "draw", "picture_bytes"]
+__all__ = ["colours_between", "draw", "enlarged", "overlay", "picture_bytes", "upsampled"]
 
-FORMATS = ("png", "svg", "pdf")
+# Perceptually uniform, and in order also for those who do not see red from green.
+_COLOUR_MAP = "viridis"
+_OPACITY = 0.6
 
 _INK, _MUTED, _RULE, _BAR, _LINE = "#1b1f24", "#59626c", "#dfe3e6", "#bcd3e6", "#21608f"
 _PANEL, _GAP, _MARGIN = 1.75, 0.2, 0.25  # inches
@@ -78,6 +82,48 @@ def picture_bytes(figure: Figure, format: str = "png") -> bytes:
     with _any_script():
         figure.savefig(content, format=format, dpi=200, metadata=metadata)
     return content.getvalue()
+
+
+def overlay(
+    pixels: np.ndarray, weights: np.ndarray, limits: tuple[float, float], *, side: int | None = None
+) -> np.ndarray:
+    """Lay a map over its image, in grey so that colour means weight alone.
+
+    Args:
+        pixels: (S, S, 3) uint8.
+        weights: (h, w); upsampled bilinearly, the image to whole multiples of its pixels.
+        limits: Values of the darkest and the lightest colour.
+        side: Least side of the result in pixels; by default S.
+
+    Returns:
+        (P, P, 3) uint8.
+    """
+    image = enlarged(pixels, side or len(pixels))
+    grey = image @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    colours = colours_between(upsampled(weights, image.shape[:2]), limits)
+    mixed = _OPACITY * colours + (1 - _OPACITY) * grey[..., None]
+    return (255 * mixed).round().astype(np.uint8)
+
+
+def colours_between(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Return the colour of each value, (..., 3) from 0 to 1."""
+    from matplotlib import colormaps  # noqa: PLC0415  takes a second
+
+    low, high = limits
+    shares = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
+    return np.asarray(colormaps[_COLOUR_MAP](np.clip(shares, 0, 1)))[..., :3]
+
+
+def upsampled(weights: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize a map, (h, w), bilinearly; pixels are areas, as in the convolutions that made it."""
+    maps = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None, None]
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Repeat each pixel so often that the image is at least ``side`` pixels wide; small images keep their squares."""
+    times = max(1, -(-side // len(pixels)))
+    return pixels.repeat(times, 0).repeat(times, 1)
 
 
 @dataclass(frozen=True)
@@ -267,7 +313,7 @@ def _ramp() -> np.ndarray:
     """Return the colours of a colour bar as they look over a medium grey, (256, 3)."""
     from matplotlib import colormaps  # noqa: PLC0415
 
-    return OPACITY * np.asarray(colormaps[COLOUR_MAP](np.linspace(0, 1, 256)))[:, :3] + (1 - OPACITY) * 0.5
+    return _OPACITY * np.asarray(colormaps[_COLOUR_MAP](np.linspace(0, 1, 256)))[:, :3] + (1 - _OPACITY) * 0.5
 
 
 def _limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:

@@ -1,10 +1,9 @@
 """A trained network as one file for deployment, its outputs checked against the network.
 
 ``exporting`` does it all: ``program`` captures the network, with its preprocessing if wanted, for images of any size
-where it can; ``formats`` says what files there are, and ``onnx_file``, ``pt2_file`` and ``weights_file`` write them and
-run what they wrote; ``parity`` compares that with the network, on ``real_images``; ``metadata`` is what a file says of
-itself; ``draft`` lets it appear when it is done. ``quantization`` makes an 8-bit file of an ONNX one and measures both.
-Start with :func:`export`, which calling this package does too.
+where it can; ``formats`` says what files there are, and ``files`` writes them and runs what was written; ``parity``
+compares that with the network, on ``real_images``. ``quantization`` makes an 8-bit file of an ONNX one and measures
+both. Start with :func:`export`, which calling this package does too.
 """
 
 from __future__ import annotations

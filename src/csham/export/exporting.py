@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -14,17 +15,17 @@ from torch.export import ExportedProgram
 
 from csham import ops
 from csham.errors import UserError
-from csham.export.draft import check_free, draft_of
-from csham.export.formats import FORMATS, Format, check_format
-from csham.export.metadata import describe
+from csham.export.files import describe
+from csham.export.formats import FORMATS, Format, check_format, check_free
 from csham.export.parity import Parity, Runner, compare, reference_logits, resized
 from csham.export.program import Content, Deployed, capture, is_dynamic, quietly, smallest
 from csham.export.real_images import as_pixels, run_images
+from csham.files import new_file
 from csham.inference import Trained
 from csham.inference.transform import ImageLike
 from csham.training.progress import QuietProgress
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "draft_of", "export"]
 
 _TOLERANCE = 1e-4
 _SAMPLES = 1000
@@ -121,28 +122,49 @@ def export(
     )
     task = _Task(trained, Deployed(trained, preprocessing), FORMATS[format], opset, tolerance, pixels, progress)
     with draft_of(path, force) as draft, quietly(verbose), ops.use_kernels("reference"):
-        found = task.write(draft, dynamic_size)
-        _judge(found, tolerance, format)
-    own, everything = found.own, found.everything
+        outcome = task.write(draft, dynamic_size)
+        _judge(outcome, tolerance, format)
+    native, everything = outcome.native, outcome.everything
     return Exported(
         path=path,
         format=format,
         bytes=path.stat().st_size,
-        images=own.images,
+        images=native.images,
         max_error=everything.max_error,
         largest_logit=everything.largest_logit,
-        top1_agreement=own.top1_agreement,
-        dynamic=found.dynamic,
-        smallest_side=found.smallest_side,
-        sizes=found.sizes,
-        notes=found.notes,
+        top1_agreement=native.top1_agreement,
+        dynamic=outcome.dynamic,
+        smallest_side=outcome.smallest_side,
+        sizes=outcome.sizes,
+        notes=outcome.notes,
     )
 
 
-class _Found(NamedTuple):
-    """What was written and how it compares: at the network's own size, and at all sizes."""
+@contextmanager
+def draft_of(path: Path, force: bool) -> Iterator[Path]:
+    """Give a place to make a file in; at the end of the block it appears under its name.
 
-    own: Parity
+    If the block raises, nothing is left, neither of the file nor of the folders that were made for it.
+
+    Raises:
+        UserError: Something is there already.
+        OSError: The folder cannot be made or written to.
+    """
+    check_free(path, force)
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    try:
+        with new_file(path) as draft:
+            yield draft
+    finally:
+        for parent in missing:
+            with suppress(OSError):  # it holds the file
+                parent.rmdir()
+
+
+class _Outcome(NamedTuple):
+    """The comparison of a written file with the network: at the network's own size, and at all sizes."""
+
+    native: Parity
     everything: Parity
     dynamic: tuple[str, ...] = ()
     smallest_side: int | None = None
@@ -164,17 +186,17 @@ class _Task:
     pixels: np.ndarray
     progress: QuietProgress
 
-    def write(self, draft: Path, dynamic_size: bool | str) -> _Found:
+    def write(self, draft: Path, dynamic_size: bool | str) -> _Outcome:
         return self._graph(draft, dynamic_size) if self.format.graph else self._weights(draft)
 
-    def _weights(self, draft: Path) -> _Found:
+    def _weights(self, draft: Path) -> _Outcome:
         self.progress.note("writing the weights")
         run = self._run_of(draft, None, None)
         with torch.no_grad():
             parity = compare(self.deployed, run, self.pixels)
-        return _Found(parity, parity, sizes=(self.pixels.shape[1:3],))
+        return _Outcome(parity, parity, sizes=(self.pixels.shape[1:3],))
 
-    def _graph(self, draft: Path, dynamic_size: bool | str) -> _Found:
+    def _graph(self, draft: Path, dynamic_size: bool | str) -> _Outcome:
         """Write a graph for images of any size if that is wanted and works, else of the network's own."""
         if dynamic_size is False:
             return self._fixed(draft)
@@ -189,27 +211,27 @@ class _Task:
             if dynamic_size is True:
                 raise UserError(f"{self.trained.label} cannot be exported for images of any size: {reason}.") from err
         S = self.deployed.image_size
-        found = self._fixed(draft)
-        return found._replace(notes=(f"takes images of {S} x {S} pixels only: {reason}", *found.notes))
+        outcome = self._fixed(draft)
+        return outcome._replace(notes=(f"takes images of {S} x {S} pixels only: {reason}", *outcome.notes))
 
-    def _fixed(self, draft: Path) -> _Found:
+    def _fixed(self, draft: Path) -> _Outcome:
         self.progress.note(f"exporting to {self.format.name}")
         try:
-            own = self._compare(self._written(draft, dynamic_size=False)[0], self.pixels)
+            native = self._compare(self._written(draft, dynamic_size=False)[0], self.pixels)
         except UserError:
             raise
         except Exception as err:
             raise UserError(f"{self.trained.label} cannot be exported to {self.format.name}: {_said(err)}.") from err
-        return _Found(own, own, ("batch",), sizes=(self.pixels.shape[1:3],))
+        return _Outcome(native, native, ("batch",), sizes=(self.pixels.shape[1:3],))
 
-    def _any_size(self, draft: Path) -> _Found:
+    def _any_size(self, draft: Path) -> _Outcome:
         S = self.deployed.image_size
         larger, smaller = _other_sizes(S)
         self._ask_network(larger)
         self.progress.note(f"exporting to {self.format.name}")
         run, least = self._written(draft, dynamic_size=True)
-        own = self._compare(run, self.pixels)
-        everything, sizes, notes = own, [(S, S)], []
+        native = self._compare(run, self.pixels)
+        everything, sizes, notes = native, [(S, S)], []
         for height, width in (larger, smaller):
             if min(height, width) < least:
                 continue
@@ -225,7 +247,7 @@ class _Task:
                 raise _FixedSizeError(f"at {height} x {width} its logits are off by {parity.max_error:.2g}")
             everything += parity
             sizes.append((height, width))
-        return _Found(own, everything, ("batch", "height", "width"), least, tuple(sizes), tuple(notes))
+        return _Outcome(native, everything, ("batch", "height", "width"), least, tuple(sizes), tuple(notes))
 
     def _ask_network(self, size: tuple[int, int]) -> None:
         try:
@@ -259,13 +281,14 @@ class _Task:
         return compare(self.deployed, run, pixels)
 
 
-def _judge(found: _Found, tolerance: float, format: str) -> None:
-    parity = found.everything
+def _judge(outcome: _Outcome, tolerance: float, format: str) -> None:
+    parity = outcome.everything
     if not parity.within(tolerance):
+        native = outcome.native
         raise UserError(
             f"the {format} file does not answer as the network does: its logits are off by up to "
             f"{parity.max_error:.3g}, where the largest is {parity.largest_logit:.3g} and the tolerance {tolerance:g}; "
-            f"top-1 agrees on {found.own.top1_agreement:.2f}% of {found.own.images:,} images. The file was not kept. "
+            f"top-1 agrees on {native.top1_agreement:.2f}% of {native.images:,} images. The file was not kept. "
             "--tolerance allows more."
         )
 

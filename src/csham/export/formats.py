@@ -1,16 +1,16 @@
-"""What a network can be exported to; importable without torch."""
+"""Formats that a network can be exported to, and what of a request can be refused at once; importable without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, any_of, unknown_name
 
-__all__ = ["FORMATS", "Format", "any_of", "check_format"]
+__all__ = ["FORMATS", "Format", "check_format", "check_free"]
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ FORMATS = {
         Format(
             "onnx",
             ".onnx",
-            "csham.export.onnx_file:write_onnx",
-            "csham.export.onnx_file:open_onnx",
+            "csham.export.files:write_onnx",
+            "csham.export.files:open_onnx",
             takes_opset=True,
             packages=("onnx", "onnxruntime", "onnxscript"),
         ),
-        Format("pt2", ".pt2", "csham.export.pt2_file:write_pt2", "csham.export.pt2_file:open_pt2"),
+        Format("pt2", ".pt2", "csham.export.files:write_pt2", "csham.export.files:open_pt2"),
         Format(
             "safetensors",
             ".safetensors",
-            "csham.export.weights_file:write_weights_file",
-            "csham.export.weights_file:open_weights_file",
+            "csham.export.files:write_weights_file",
+            "csham.export.files:open_weights_file",
             graph=False,
         ),
     ]
@@ -95,6 +95,13 @@ def check_format(
         raise UserError(f'export to {format} needs {", ".join(missing)}. Install them: pip install "csham[export]".')
 
 
-def any_of(names: Sequence[str], word: str = "or") -> str:
-    """Write names as a sentence has them."""
-    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+def check_free(path: Path, force: bool) -> None:
+    """Refuse to replace what exists, unless ``force`` and it is a file.
+
+    Raises:
+        UserError: Something is there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file.")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already. Name another file, or replace it with --force (force=True).")

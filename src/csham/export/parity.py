@@ -90,9 +90,9 @@ def _batches(pixels: np.ndarray) -> Iterator[Tensor]:
         yield torch.from_numpy(np.ascontiguousarray(pixels[first:last]))
 
 
-def _compare(expected: Tensor, found: Tensor) -> Parity:
-    if found.shape != expected.shape:
-        raise ValueError(f"logits of shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
-    error = (found - expected).abs().nan_to_num(nan=torch.inf).max().item()
-    differ = int((found.argmax(1) != expected.argmax(1)).sum())
+def _compare(expected: Tensor, logits: Tensor) -> Parity:
+    if logits.shape != expected.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} instead of {tuple(expected.shape)}")
+    error = (logits - expected).abs().nan_to_num(nan=torch.inf).max().item()
+    differ = int((logits.argmax(1) != expected.argmax(1)).sum())
     return Parity(len(expected), error, expected.abs().max().item(), differ)

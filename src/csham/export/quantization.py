@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from csham.errors import UserError
-from csham.export.draft import draft_of
-from csham.export.onnx_file import session
+from csham.export.exporting import draft_of
+from csham.export.files import session
 from csham.export.program import quietly
 from csham.export.real_images import LabelledImages
+from csham.files import SEAL, sealed
 from csham.inference import Trained
 from csham.training.progress import QuietProgress
+from csham.training.sums import check_seal
 
 __all__ = ["Measured", "Quantized", "quantize"]
 
@@ -98,12 +100,14 @@ def quantize(
         progress: Told what is going on.
 
     Raises:
-        UserError: The file exists, there are no images, or the quantizer refuses the graph; no file is left then.
+        UserError: The file exists, the source was changed, there are no images, or the quantizer refuses the graph; no
+            file is left then.
     """
     source, path = Path(source), Path(path)
     progress = progress or QuietProgress()
     if not (len(calibration) and len(test.pixels)):
         raise UserError("quantizing needs images to calibrate on and images to measure the accuracy on.")
+    check_seal(source, "Export it again.")
     with draft_of(path, force) as draft, quietly(verbose):
         progress.note(f"quantizing, calibrated on {len(calibration):,} training images")
         _quantize(source, draft, _Feed(trained, source), calibration)
@@ -169,9 +173,10 @@ def _gates(model: Any) -> list[str]:
 def _copy_metadata(onnx: Any, source: Path, path: Path) -> None:
     kept, model = onnx.load(source), onnx.load(path)
     del model.metadata_props[:]
-    model.metadata_props.extend(kept.metadata_props)
+    model.metadata_props.extend(entry for entry in kept.metadata_props if entry.key != "seal")
+    model.metadata_props.add(key="seal", value=SEAL)
     model.doc_string = kept.doc_string
-    onnx.save(model, path)
+    path.write_bytes(sealed(model.SerializeToString()))
 
 
 def _measure(paths: list[Path], feed: _Feed, test: LabelledImages) -> list[Measured]:
@@ -195,10 +200,10 @@ def _latencies(opened: list[Any], feed: _Feed, pixels: np.ndarray) -> list[dict[
             run.run(["logits"], given)
         end = time.monotonic() + _SECONDS / len(_BATCHES)
         for _ in range(_ROUNDS):
-            for run, found in zip(opened, times, strict=True):
+            for run, samples in zip(opened, times, strict=True):
                 start = time.perf_counter()
                 run.run(["logits"], given)
-                found[batch].append(1000 * (time.perf_counter() - start))
+                samples[batch].append(1000 * (time.perf_counter() - start))
             if time.monotonic() > end:
                 break
-    return [{batch: statistics.median(found) for batch, found in each.items()} for each in times]
+    return [{batch: statistics.median(samples) for batch, samples in each.items()} for each in times]

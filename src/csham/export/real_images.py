@@ -84,18 +84,18 @@ def folder_images(trained: Trained, folder: Path, count: int | None = None) -> n
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder of images {folder}.")
-    found: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for path in sorted(folder.rglob("*")):
-        if len(found) == count:
+        if len(images) == count:
             break
         if path.suffix.lower() in image_suffixes() and path.is_file():
             try:
-                found.append(trained.transform.pixels(path))
+                images.append(trained.transform.pixels(path))
             except UserError:
                 continue  # unreadable files are no reason to check on nothing
-    if not found:
+    if not images:
         raise UserError(f"{folder} has no image that can be read.")
-    return np.stack(found)
+    return np.stack(images)
 
 
 def as_pixels(trained: Trained, images: Iterable[ImageLike] | np.ndarray) -> np.ndarray:
@@ -106,12 +106,12 @@ def as_pixels(trained: Trained, images: Iterable[ImageLike] | np.ndarray) -> np.
     """
     S = trained.info.image_size
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (S, S, 3):
-        found = images
+        pixels = images
     else:
-        found = np.array([trained.transform.pixels(image) for image in images])
-    if not len(found):
+        pixels = np.array([trained.transform.pixels(image) for image in images])
+    if not len(pixels):
         raise UserError("there are no images to check the exported file on.")
-    return found
+    return pixels
 
 
 def _config(trained: Trained) -> TrainConfig:

@@ -13,9 +13,8 @@ from csham._lazy import lazy_names
 
 if TYPE_CHECKING:
     from csham.inference.image_files import ImageFiles
-    from csham.inference.load import load
     from csham.inference.prediction import Prediction, predict
-    from csham.inference.trained import Trained
+    from csham.inference.trained import Trained, load
     from csham.inference.transform import ImageTransform, UnreadableImageError
 
 __all__ = ["ImageFiles", "ImageTransform", "Prediction", "Trained", "UnreadableImageError", "load", "predict"]
@@ -28,7 +27,7 @@ __getattr__ = lazy_names(
         "Prediction": "csham.inference.prediction",
         "Trained": "csham.inference.trained",
         "UnreadableImageError": "csham.inference.transform",
-        "load": "csham.inference.load",
+        "load": "csham.inference.trained",
         "predict": "csham.inference.prediction",
     },
 )

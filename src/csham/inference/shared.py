@@ -1,7 +1,8 @@
-"""The shared folder: a trained network as others get it, without its run.
+"""The shared folder: a trained network as others get it, without its run, here or on the Hugging Face Hub.
 
 ``config.json`` says which network it is and how images are prepared for it, ``model.safetensors`` has its weights,
-``README.md`` is the model card. Nothing else in the folder is ever opened.
+``README.md`` is the model card, which people edit. ``csham.sha256`` has the sums of the first two; a folder without it
+is from before there were any. Nothing else in the folder is ever opened.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torch import nn
@@ -16,12 +18,25 @@ from torch import nn
 from csham._version import __version__
 from csham.data.dataset import stored_side
 from csham.errors import UserError
-from csham.files import parse_json
+from csham.files import SUMS, parse_json
 from csham.settings import check_keys, names_of
 from csham.training.network import NetworkInfo, held_weights, read_network
-from csham.training.run_weights import CHOICES, RunWeights
+from csham.training.run_folder import CHOICES, RunWeights
+from csham.training.sums import check_unchanged
 
-__all__ = ["CARD", "CONFIG", "FILES", "FORMAT", "WEIGHTS", "is_shared", "read_card", "read_shared", "shared_config"]
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "FILES",
+    "FORMAT",
+    "WEIGHTS",
+    "download",
+    "is_on_hub",
+    "is_shared",
+    "read_card",
+    "read_shared",
+    "shared_config",
+]
 
 FORMAT = 1
 """Raised when the folder changes in a way that older code cannot read."""
@@ -30,6 +45,8 @@ CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md"
 
 # Of config.json and README.md, in bytes: 100,000 classes take two millions.
 _LARGEST = 2**24
+
+_PREFIX = "hf:"
 
 # The attributes of NetworkInfo that stand elsewhere in the configuration.
 _ELSEWHERE = ("image_size", "classes", "mean", "std")
@@ -81,6 +98,11 @@ def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, RunWeights]:
         UserError: A file is missing, damaged, or says what cannot be.
     """
     path = folder / CONFIG
+    if os.path.lexists(folder / SUMS):
+        _inside(folder, SUMS)
+    for name in (CONFIG, WEIGHTS):
+        _inside(folder, name)
+        check_unchanged(folder / name, f"Take it anew from where it came from; without {SUMS} it is read unchecked.")
     try:
         content = parse_json(_read(folder, CONFIG))
     except ValueError as err:
@@ -91,6 +113,39 @@ def read_shared(folder: Path) -> tuple[nn.Module, NetworkInfo, RunWeights]:
     path = _inside(folder, WEIGHTS)
     network, _ = read_network(path, info)
     return network, info, RunWeights(weights, held_weights(path).epoch)
+
+
+def is_on_hub(path: Path | str) -> bool:
+    """Return True if ``hf:user/name`` is meant, not something on this machine."""
+    return str(path).startswith(_PREFIX)
+
+
+def download(name: str, **settings: Any) -> Path:
+    """Return the folder to which the Hub's client downloads the files of a shared folder, once.
+
+    Args:
+        name: ``hf:user/name`` or ``hf:user/name@revision``.
+        **settings: Other arguments of :func:`huggingface_hub.snapshot_download`, such as ``token``.
+
+    Raises:
+        UserError: There is no such repository, or it is out of reach and not in the client's cache.
+    """
+    repo, _, revision = name.removeprefix(_PREFIX).strip("/").partition("@")
+    if repo.count("/") != 1:
+        raise UserError(f"{name} names no repository of the Hub. Write hf:user/name or hf:user/name@revision.")
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415  optional, and slow to import
+    except ImportError as err:
+        raise UserError(f'{name} needs huggingface_hub. Install it: pip install "csham[share]".') from err
+    try:
+        settings = {"revision": revision or None, **settings}
+        return Path(snapshot_download(repo, allow_patterns=[*FILES, SUMS], **settings))
+    except Exception as err:  # whatever the Hub's client raises means the same
+        reason = shorten(str(err) or type(err).__name__, 160, placeholder=" ...").rstrip(".")
+        where = os.environ.get("HF_ENDPOINT") or "the Hugging Face Hub"
+        raise UserError(
+            f"{name} could not be had from {where}: {reason}. Without a network, give the path of the shared folder."
+        ) from err
 
 
 def read_card(folder: Path) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from csham.data.batches import scale_and_shift
 from csham.data.dataset import stored_side
-from csham.data.decode import BadFile, open_image, reason, square_pixels
+from csham.data.decode import BadFile, decode, reason, square_pixels
 from csham.errors import UserError
 
 __all__ = ["ImageLike", "ImageTransform", "UnreadableImageError"]
@@ -94,8 +94,7 @@ class ImageTransform:
 
 def _decode(path: str | Path, side: int) -> np.ndarray:
     try:
-        with open_image(path) as image:
-            return square_pixels(image, side)
+        return decode(path, side)[0]
     except Exception as err:  # Pillow's plugins raise anything from SyntaxError to struct.error
         raise UnreadableImageError(BadFile(str(path), reason(str(path), err))) from err
 

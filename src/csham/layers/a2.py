@@ -59,8 +59,8 @@ class DoubleAttention(Opaque, nn.Module):
         features = self.phi(x).flatten(2)  # (B, M, H W)
         gather = self.theta(x).flatten(2).softmax(2)
         distribute = self.rho(x).flatten(2).softmax(1)
-        found = features @ gather.transpose(1, 2) @ distribute
-        return x + self.out(found.unflatten(2, x.shape[2:])).to(x.dtype)
+        taken = features @ gather.transpose(1, 2) @ distribute
+        return x + self.out(taken.unflatten(2, x.shape[2:])).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torchvision.ops import misc as torchvision_misc
 
 from csham import ops
+from csham.layers.attention import Fused, has_hooks
 from csham.layers.cbam import CBAMChannel, CBAMSpatial, CBAMSteps, LightCBAMChannel, LightCBAMSpatial
 from csham.layers.opaque import Unscriptable
-from csham.layers.recording import has_hooks
+from csham.module_class import change_class
 
 __all__ = [
     "AcceleratedCecaModule",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-class ChannelScaling(Unscriptable):
+class ChannelScaling(Unscriptable, Fused):
     """Base class put before a third-party layer: ``y = w ⊙ x``, ``w`` made from the averages of the channels.
 
     Attributes:
@@ -162,10 +163,11 @@ def accelerate_layer(module: nn.Module) -> str | None:
     # A forward of its own is third-party code, and goes on being called.
     if kind not in _BECOMES or "forward" in vars(module):
         return None
-    name, module.__class__ = _BECOMES[kind]
-    norm = getattr(getattr(module, "conv", None), "bn", None)
+    name, accelerated = _BECOMES[kind]
+    change_class(module, accelerated)
+    norm: Any = getattr(getattr(module, "conv", None), "bn", None)
     if type(norm) is timm_layers.BatchNormAct2d:
-        norm.__class__ = _AcceleratedBatchNormAct2d
+        change_class(norm, _AcceleratedBatchNormAct2d)
     return "ecam" if name == "eca" and module.conv2 is not None else name
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csham.layers.attention import Gate
 from csham.layers.checks import check_count
-from csham.layers.gate import Gate
 from csham.layers.norm import BatchNorm2d
 
 __all__ = ["BAM", "BAMChannel", "BAMSpatial"]

@@ -15,16 +15,15 @@ from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
 
 from csham import ops
+from csham.layers.attention import ChannelStep, SpatialStep, TwoSteps, has_hooks, is_plain
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
-from csham.layers.hybrid import connect
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque, Unscriptable
-from csham.layers.recording import has_hooks, is_recorded
 
 __all__ = ["CBAM", "CBAMChannel", "CBAMSpatial", "CBAMSteps", "LightCBAM", "LightCBAMChannel", "LightCBAMSpatial"]
 
 
-class CBAMChannel(Unscriptable, ChannelAttn):
+class CBAMChannel(Unscriptable, ChannelStep, ChannelAttn):
     """Scale the channels: ``w = σ(MLP(mean_hw x) + MLP(max_hw x))``."""
 
     def weights(self, x: Tensor) -> Tensor:
@@ -32,32 +31,16 @@ class CBAMChannel(Unscriptable, ChannelAttn):
         check_input(type(self).__name__, x, self.fc1.in_channels)
         return self._weigh(ops.pool_channels(x, maximum=True))
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Scale the channels of ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
-        return self.attend_and_lend(x, shortcut)[0]
-
-    def attend_and_lend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
-
-        Args:
-            x: (B, C, H, W).
-            shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
-
-        Returns:
-            The map, (B, C, H, W), and the channel weights, (B, C).
-        """
-        if is_recorded(self):
-            weights = self.weights(x)
-            return ops.finish(ops.scale(x, weights), shortcut), weights
-        check_input(type(self).__name__, x, self.fc1.in_channels)
-        pooled = ops.pool_channels(x, maximum=True)
-        weights = self._weigh(pooled)
-        return pooled.scale(weights, shortcut), weights
-
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
         # What stands for a map where torch.fx traces has no shape to be checked.
         return self.attend(x) if isinstance(x, Tensor) else super().forward(x)
+
+    def _scale(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_input(type(self).__name__, x, self.fc1.in_channels)
+        pooled = ops.pool_channels(x, maximum=True)
+        weights = self._weigh(pooled)
+        return pooled.scale(weights, shortcut), weights
 
     def _weigh(self, pooled: ops.Pooled) -> Tensor:
         average, maximum = _statistics(pooled)
@@ -75,7 +58,7 @@ class LightCBAMChannel(CBAMChannel, LightChannelAttn):
         return self.fc2(self.act(self.fc1(joined[:, :, None, None]))).sigmoid()[:, :, 0, 0]
 
 
-class _Spatial(Unscriptable, nn.Module):
+class _Spatial(Unscriptable, SpatialStep, nn.Module):
     """Base class of the spatial steps; put before one of timm's.
 
     Attributes:
@@ -90,24 +73,13 @@ class _Spatial(Unscriptable, nn.Module):
         """Return the spatial weights of ``x``, (B, 1, H, W)."""
         return self._weigh(ops.pool_positions(x))
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None, channel_weights: Tensor | None = None) -> Tensor:
-        """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
-
-        Args:
-            x: (B, C, H, W).
-            shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
-            channel_weights: ``w``, (B, C); None for ones.
-        """
-        if is_recorded(self):
-            if channel_weights is not None:
-                x = ops.scale(x, channel_weights)
-            return ops.finish(ops.scale(x, self.weights(x)), shortcut)
-        pooled = ops.pool_positions(x, channel_weights)
-        return pooled.scale(self._weigh(pooled), shortcut)
-
     def forward(self, x: Tensor) -> Tensor:
         """Scale the positions of ``x``, (B, C, H, W)."""
         return self.attend(x) if isinstance(x, Tensor) else super().forward(x)
+
+    def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
+        pooled = ops.pool_positions(x, channel_weights)
+        return pooled.scale(self._weigh(pooled), shortcut)
 
     def _weigh(self, pooled: ops.Pooled) -> Tensor:
         # Of a single value, some norms that could be here make nothing.
@@ -153,31 +125,16 @@ class LightCBAMSpatial(_Spatial, LightSpatialAttn):
         return 0.5 * weight.expand(1, 2, -1, -1)
 
 
-class CBAMSteps(Unscriptable, nn.Module):
-    """A channel step, then a spatial step, in two passes over the map and one that scales it.
-
-    Attributes:
-        channel: The channel step.
-        spatial: The spatial step.
-    """
-
-    channel: Any
-    spatial: Any
+class CBAMSteps(Unscriptable, TwoSteps, nn.Module):
+    """A channel step, then a spatial step, in two passes over the map and one that scales it."""
 
     def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
-        """Apply both steps to ``x``, (B, C, H, W).
-
-        Args:
-            x: (B, C, H, W).
-            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
-            connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
-                :func:`csham.ops.hybrid_attention`.
-        """
+        """Apply both steps to ``x``, (B, C, H, W), the second with the weights of the first where it can."""
         channel, spatial = self.channel, self.spatial
-        plain = _is_plain_step(channel, *_CHANNEL_STEPS) and _is_plain_step(spatial, *_SPATIAL_STEPS)
+        plain = is_plain(channel, *_CHANNEL_STEPS) and is_plain(spatial, *_SPATIAL_STEPS)
         if plain and connection == "sequential" and ops.has_kernels(x):
             return spatial.attend(x, shortcut, channel.weights(x))
-        return ops.finish(connect(x, channel, spatial, connection), shortcut)
+        return super().attend(x, shortcut, connection)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels, then the positions of ``x``, (B, C, H, W)."""
@@ -200,10 +157,6 @@ def _is_plain_conv(conv: nn.Module) -> bool:
         and conv.padding == (conv.kernel_size[0] // 2,) * 2
         and conv.padding_mode == "zeros"
     )
-
-
-def _is_plain_step(part: nn.Module, *kinds: type[nn.Module]) -> bool:
-    return type(part) in kinds and not has_hooks(part) and not is_recorded(part)
 
 
 _CHANNEL_STEPS = (CBAMChannel, LightCBAMChannel)

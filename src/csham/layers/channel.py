@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from csham import ops
-from csham.layers.activation import create_activation
-from csham.layers.checks import check_channels, check_input, check_odd
+from csham.layers.attention import ChannelStep
+from csham.layers.checks import check_channels, check_input, check_odd, create_activation
 from csham.layers.opaque import Opaque
-from csham.layers.recording import is_recorded
 
 __all__ = ["ChannelAttention", "in_todays_names"]
 
@@ -22,7 +21,7 @@ Value = TypeVar("Value")
 _FORMER = "fuse"
 
 
-class ChannelAttention(Opaque, nn.Module):
+class ChannelAttention(Opaque, ChannelStep, nn.Module):
     """Scale each channel by a weight computed from its average, its maximum and those of its neighbours.
 
     ``y = w ⊙ x`` with ``w`` of :func:`csham.ops.channel_weights`. ``4 * kernel_size + 3`` parameters, whatever the
@@ -86,26 +85,6 @@ class ChannelAttention(Opaque, nn.Module):
         check_input("ChannelAttention", x, self.channels)
         return ops.channel_weights(x, *self.operands())
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Scale the channels of ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
-        return self.attend_and_lend(x, shortcut)[0]
-
-    def attend_and_lend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
-
-        Args:
-            x: (B, C, H, W).
-            shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
-
-        Returns:
-            The map, (B, C, H, W), and the channel weights, (B, C).
-        """
-        if is_recorded(self):
-            weights = self.weights(x)
-            return ops.finish(ops.scale(x, weights), shortcut), weights
-        check_input("ChannelAttention", x, self.channels)
-        return ops.channel_attention(x, self.operands(), shortcut)
-
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
         return self.attend(x)
@@ -113,6 +92,10 @@ class ChannelAttention(Opaque, nn.Module):
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""
         return f"channels={self.channels}"
+
+    def _scale(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_input("ChannelAttention", x, self.channels)
+        return ops.channel_attention(x, self.operands(), shortcut)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for part in ("weight", "bias"):

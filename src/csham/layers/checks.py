@@ -1,12 +1,12 @@
-"""Checks of the settings and the input of every attention layer."""
+"""Settings and input of attention layers: what is refused, and what is made of the rest."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from csham.errors import UserError
 
-__all__ = ["check_channels", "check_count", "check_input", "check_odd"]
+__all__ = ["check_channels", "check_count", "check_input", "check_odd", "create_activation", "largest_divisor"]
 
 
 def check_channels(layer: str, channels: int) -> None:
@@ -34,3 +34,17 @@ def check_input(layer: str, x: Tensor, channels: int) -> None:
         )
     if not x.is_floating_point():
         raise UserError(f"{layer}: expected floating-point numbers, got {x.dtype}. Convert with x.float().")
+
+
+def create_activation(act: str | None) -> nn.Module:
+    """Build the activation ``"relu"`` (the authors' layer class) or None (their functional version: linear)."""
+    if act is None:
+        return nn.Identity()
+    if act == "relu":
+        return nn.ReLU()
+    raise UserError(f"act must be 'relu' or None (linear, the authors' functional version), got {act!r}.")
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """Return the largest divisor of ``number`` that is not above ``at_most``; both at least 1."""
+    return next(divisor for divisor in range(min(number, at_most), 0, -1) if number % divisor == 0)

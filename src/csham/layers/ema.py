@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from csham.layers.checks import check_count
-from csham.layers.gate import Gate
-from csham.layers.grouping import largest_divisor
+from csham.layers.attention import Gate
+from csham.layers.checks import check_count, largest_divisor
 from csham.layers.norm import GroupNorm
 
 __all__ = ["EMA"]

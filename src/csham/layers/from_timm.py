@@ -46,10 +46,10 @@ __all__ = [
 
 
 class _FromTimm(Opaque):
-    """What is put before a layer of timm's.
+    """Base class put before a layer of timm's.
 
     Attributes:
-        gate_kind: What the outputs of ``gate`` make: ``"channel"`` or ``"full"`` weights, None where it is not used.
+        gate_kind: See :mod:`csham.layers.attention`.
     """
 
     gate_kind: str | None = "channel"
@@ -89,7 +89,7 @@ class _FromTimm(Opaque):
 
 
 class _Scaling(_FromTimm):
-    """What is put before a layer of timm's that scales channels on the kernels."""
+    """Base class put before a layer of timm's that scales channels on the kernels."""
 
     def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Attend to ``x``, (B, C, H, W), and with a shortcut, a map like ``x``, return ``relu(y + shortcut)``."""
@@ -150,11 +150,11 @@ class GatherExcite(_FromTimm, timm_layers.GatherExcite):
     Args:
         channels: Channels of the feature map.
         extent: 0 for the whole map, or the even stride of windows of ``2 * extent - 1`` positions.
-        use_mlp: Whether an MLP stands between the pool and the gate.
+        use_mlp: True if an MLP stands between the pool and the gate.
         rd_ratio: Hidden channels for each channel.
         rd_channels: Hidden channels, instead of ``rd_ratio``.
-        rd_divisor: What the hidden channels are rounded to a multiple of.
-        add_maxpool: Whether to average the mean with the maximum.
+        rd_divisor: Number to a multiple of which the hidden channels are rounded.
+        add_maxpool: True to average the mean with the maximum.
         act_layer: Activation of the hidden channels.
         gate_layer: Name or class of the gate.
         device: Device of the parameters.

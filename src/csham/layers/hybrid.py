@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from csham import ops
+from csham.layers.attention import TwoSteps, is_plain
 from csham.layers.channel import ChannelAttention
 from csham.layers.checks import check_input
 from csham.layers.opaque import Opaque
-from csham.layers.recording import has_hooks, is_recorded
 from csham.layers.spatial import SpatialAttention
 
-__all__ = ["CSHAM", "connect", "csham_linear"]
+__all__ = ["CSHAM", "csham_linear"]
 
 
-class CSHAM(Opaque, nn.Module):
+class CSHAM(Opaque, TwoSteps, nn.Module):
     """Channel-spatial hybrid attention module: the channel step, then the spatial step.
 
     ``y = s(w ⊙ x) ⊙ w ⊙ x``. The other orders, and weights that one module lends to another, are strategies of
@@ -57,17 +56,10 @@ class CSHAM(Opaque, nn.Module):
         self.spatial = SpatialAttention(channels, act, dropout=dropout, device=device, dtype=dtype)
 
     def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
-        """Apply both steps to ``x``, (B, C, H, W).
-
-        Args:
-            x: (B, C, H, W).
-            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
-            connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
-                :func:`csham.ops.hybrid_attention`.
-        """
+        """Apply both steps to ``x``, (B, C, H, W), in one call where nothing watches them."""
         channel, spatial = self.channel, self.spatial
-        if not (_is_plain(channel, ChannelAttention) and _is_plain(spatial, SpatialAttention)):
-            return ops.finish(connect(x, channel, spatial, connection), shortcut)
+        if not (is_plain(channel, ChannelAttention) and is_plain(spatial, SpatialAttention)):
+            return super().attend(x, shortcut, connection)
         check_input("CSHAM", x, channel.channels)
         return ops.hybrid_attention(x, channel.operands(), spatial.operands(), connection, shortcut)
 
@@ -78,27 +70,3 @@ class CSHAM(Opaque, nn.Module):
 
 csham_linear = partial(CSHAM, act=None)
 """The module without ReLU."""
-
-
-def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:
-    """Apply two parts of an attention to ``x``, (B, C, H, W), one by one.
-
-    Args:
-        x: (B, C, H, W).
-        channel: A layer whose ``weights(x)`` are (B, C).
-        spatial: A layer whose ``weights(x)`` are (B, 1, H, W).
-        connection: As for :meth:`CSHAM.attend`.
-    """
-    if connection == "reversed":
-        return channel(spatial(x))
-    if connection == "parallel":
-        return ops.scale(ops.scale(x, channel.weights(x)), spatial.weights(x))
-    if connection == "reapply":
-        weights = channel.weights(x)
-        return ops.scale(spatial(ops.scale(x, weights)), weights)
-    return spatial(channel(x))
-
-
-def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return True if nothing but the mathematics of ``kind`` happens where ``part`` is called."""
-    return type(part) is kind and not has_hooks(part) and not is_recorded(part)

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from csham.errors import UserError
+from csham.layers.attention import has_weights, parts_of
 
-__all__ = ["has_hooks", "is_recorded", "record_weights"]
+__all__ = ["record_weights"]
 
 Note = Callable[[str, Tensor], None]
 
@@ -39,28 +40,16 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
         >>> y = layer(x)
         >>> stop()
     """
-    if callable(getattr(layer, "weights", None)):
+    if has_weights(layer):
         return _observe(layer, note)
     if hasattr(layer, "gate_kind"):
         return _hook(layer, note) if layer.gate_kind else lambda: None
-    parts = [part for name, part in layer.named_children() if name in ("channel", "spatial")]
-    if len(parts) == 2 and all(callable(getattr(part, "weights", None)) for part in parts):
+    parts = parts_of(layer)
+    if parts is not None:
         return partial(_call_all, [_observe(part, note) for part in parts])
     raise UserError(
         f"record_weights: {type(layer).__name__} is no attention with weights to look at. Give it a layer of "
         "csham.create_attention, or a module with a method weights(x)."
-    )
-
-
-def is_recorded(layer: nn.Module) -> bool:
-    """Return True if the weights of a layer are recorded, and it must compute them by its method ``weights``."""
-    return "weights" in layer.__dict__
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Return True if a module has hooks on its calls, and must then be called as one."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -84,11 +73,11 @@ class _Observed:
 def _observe(layer: nn.Module, note: Note) -> Callable[[], None]:
     observed = vars(layer).setdefault("weights", _Observed(layer))
     # Wrapped, so that one note given twice is two recordings, each with its own end.
-    own = partial(note)
-    observed.notes.append(own)
+    this = partial(note)
+    observed.notes.append(this)
 
     def stop() -> None:
-        observed.notes[:] = [other for other in observed.notes if other is not own]
+        observed.notes[:] = [other for other in observed.notes if other is not this]
         if not observed.notes and vars(layer).get("weights") is observed:
             del layer.weights
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from csham import ops
 from csham.errors import UserError
+from csham.layers.attention import Gate
 from csham.layers.checks import check_count, check_odd
-from csham.layers.gate import Gate
 from csham.layers.norm import GroupNorm
 
 __all__ = ["SCSA"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from csham.layers.attention import Gate
 from csham.layers.checks import check_count
-from csham.layers.gate import Gate
 
 __all__ = ["SCSE", "ChannelSE", "SpatialSE"]
 

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csham.errors import UserError
-from csham.layers.checks import check_count
-from csham.layers.gate import Gate
-from csham.layers.grouping import largest_divisor
+from csham.layers.attention import Gate
+from csham.layers.checks import check_count, largest_divisor
 from csham.layers.norm import GroupNorm
 
 __all__ = ["ShuffleAttention"]

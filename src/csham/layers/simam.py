@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csham.errors import UserError
-from csham.layers.gate import Gate
+from csham.layers.attention import Gate
 
 __all__ = ["SimAM"]
 

@@ -7,16 +7,15 @@ from torch import Tensor, nn
 
 from csham import ops
 from csham.errors import UserError
-from csham.layers.activation import create_activation
-from csham.layers.checks import check_channels, check_input
+from csham.layers.attention import SpatialStep
+from csham.layers.checks import check_channels, check_input, create_activation
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque
-from csham.layers.recording import is_recorded
 
 __all__ = ["SpatialAttention"]
 
 
-class SpatialAttention(Opaque, nn.Module):
+class SpatialAttention(Opaque, SpatialStep, nn.Module):
     """Scale each position by a weight computed from its own statistics and from a coarser view of its surroundings.
 
     ``y = s ⊙ x`` with ``s`` of :func:`csham.ops.spatial_weights`. ``9 * channels + 102`` parameters.
@@ -72,21 +71,6 @@ class SpatialAttention(Opaque, nn.Module):
         check_input("SpatialAttention", x, self.channels)
         return ops.spatial_weights(x, *self.operands())
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None, channel_weights: Tensor | None = None) -> Tensor:
-        """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
-
-        Args:
-            x: (B, C, H, W).
-            shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
-            channel_weights: ``w``, (B, C); None for ones.
-        """
-        if is_recorded(self):
-            if channel_weights is not None:
-                x = ops.scale(x, channel_weights)
-            return ops.finish(ops.scale(x, self.weights(x)), shortcut)
-        check_input("SpatialAttention", x, self.channels)
-        return ops.spatial_attention(x, self.operands(), channel_weights, shortcut)
-
     def forward(self, x: Tensor) -> Tensor:
         """Scale the positions of ``x``, (B, C, H, W)."""
         return self.attend(x)
@@ -94,3 +78,7 @@ class SpatialAttention(Opaque, nn.Module):
     def extra_repr(self) -> str:
         """Name the setting that the children do not show."""
         return f"channels={self.channels}"
+
+    def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
+        check_input("SpatialAttention", x, self.channels)
+        return ops.spatial_attention(x, self.operands(), channel_weights, shortcut)

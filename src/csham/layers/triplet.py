@@ -7,8 +7,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from csham.layers.attention import Gate
 from csham.layers.checks import check_odd
-from csham.layers.gate import Gate
 from csham.layers.norm import BatchNorm2d
 
 __all__ = ["TripletAttention"]

@@ -1,6 +1,6 @@
 """Reports: figures and files made from what was measured.
 
-``cost_figure`` draws what attentions cost, ``csv_rows`` writes rows that can be believed alone. Of a study's report,
+``cost_figure`` draws what attentions cost, ``tables`` writes tables and rows to files. Of a study's report,
 ``study_report`` is the place to start: it reads the folder (``study_material``), makes tables and pictures and puts
 them on a page (``study_page``, ``templates/``). May import everything below the command line, and matplotlib.
 """
@@ -8,6 +8,6 @@ them on a page (``study_page``, ``templates/``). May import everything below the
 from __future__ import annotations
 
 from csham.report.cost_figure import write_cost_figure
-from csham.report.csv_rows import write_csv
+from csham.report.tables import write_csv
 
 __all__ = ["write_cost_figure", "write_csv"]

@@ -77,12 +77,12 @@ def write_cost_figure(path: Path, costs: Sequence[Cost], title: str) -> None:
     figure = Figure(figsize=(13, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(len(rows), len(_PANELS), squeeze=False, sharey="row", width_ratios=(1, 1.2, 2, 1.4))
-    for axes_row, (way, found) in zip(grid, rows.items(), strict=True):
-        found.sort(key=_slowness)
+    for axes_row, (way, row) in zip(grid, rows.items(), strict=True):
+        row.sort(key=_slowness)
         for axes, (name, series) in zip(axes_row, _PANELS, strict=True):
-            _draw_panel(axes, found, name, series)
-        axes_row[0].set_yticks(range(len(found)), [cost.name for cost in found], fontsize=9)
-        axes_row[0].set_ylim(-0.7, len(found) - 0.3)
+            _draw_panel(axes, row, name, series)
+        axes_row[0].set_yticks(range(len(row)), [cost.name for cost in row], fontsize=9)
+        axes_row[0].set_ylim(-0.7, len(row) - 0.3)
         axes_row[0].set_ylabel(way, fontsize=9)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
@@ -90,11 +90,11 @@ def write_cost_figure(path: Path, costs: Sequence[Cost], title: str) -> None:
 
 
 def _by_way(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
-    found: dict[str, list[Cost]] = {}
+    by_way: dict[str, list[Cost]] = {}
     for cost in costs:
         way = f"{cost.precision}, {'compiled' if cost.compiled else 'eager'}, batch {cost.batch_size}"
-        found.setdefault(way, []).append(cost)
-    return found
+        by_way.setdefault(way, []).append(cost)
+    return by_way
 
 
 def _slowness(cost: Cost) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from csham.report.looks import GOOD, INK, MUTED, PAPER, Look
+from csham.report.drawing import GOOD, INK, MUTED, PAPER, Look
 from csham.study.findings import Comparison
 
 if TYPE_CHECKING:
@@ -105,7 +105,10 @@ def draw_curves(curves: Sequence[Curve], looks: Mapping[str, Look], title: str, 
 
 
 def draw_differences(
-    groups: Mapping[str, Sequence[Comparison]], looks: Mapping[str, Look], worthwhile: float
+    groups: Mapping[str, Sequence[Comparison]],
+    looks: Mapping[str, Look],
+    worthwhile: float,
+    axis: str = "test top-1 minus the plain network's, percentage points",
 ) -> Figure:
     """Draw a row for each network: its name, the difference of every seed, the mean, and both intervals.
 
@@ -113,6 +116,7 @@ def draw_differences(
         groups: Under the label of each plain network, those compared with it; each has at least one pair.
         looks: Of each label.
         worthwhile: Differences smaller than this are not worth having; shaded.
+        axis: Title of the horizontal axis.
     """
     rows = sum(map(len, groups.values()))
     figure, axes = _figure(5.0, 0.8 + 0.5 * rows + 0.3 * len(groups))
@@ -132,7 +136,7 @@ def draw_differences(
     axes.tick_params(axis="x", top=rows > _MANY_ROWS, labeltop=rows > _MANY_ROWS)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("test top-1 minus the plain network's, percentage points")
+    axes.set_xlabel(axis)
     return figure
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from csham.errors import UserError
+from csham.report.tables import counted
+from csham.study.costs import COSTS_FILE, read_costs
 from csham.study.findings import FailedCell, MissingCell, Results
 from csham.study.grid import Study
 from csham.study.results import assess
 from csham.study.store import Store
+from csham.study.study_file import FILE, is_edited
 
 __all__ = ["Costs", "Material", "read_material"]
 
@@ -45,6 +48,7 @@ class Material:
         results: Results that they amount to.
         costs: Of its networks.
         warnings: Warnings that a reader should know before relying on them.
+        unchecked: Sentence on what cannot be checked for changes, for whoever makes the report; perhaps empty.
     """
 
     path: Path
@@ -53,16 +57,17 @@ class Material:
     results: Results
     costs: Costs
     warnings: Sequence[str]
+    unchecked: str
 
     @cached_property
     def families(self) -> dict[str, list[str]]:
         """Labels of the networks that have finished runs, under the backbone that they are compared on."""
         base = {one.label: one.backbone for one in self.results.comparisons}
-        found: dict[str, list[str]] = {}
+        families: dict[str, list[str]] = {}
         for row in self.results.networks:
             if row.n:
-                found.setdefault(base.get(row.label, row.backbone), []).append(row.label)
-        return found
+                families.setdefault(base.get(row.label, row.backbone), []).append(row.label)
+        return families
 
     def histories(self, label: str) -> list[Sequence[Mapping[str, Any]]]:
         """Return the epochs of each finished run of a network."""
@@ -82,33 +87,32 @@ def read_material(path: Path) -> Material:
     cells = study.cells()
     by_key = store.by_key()
     records = [by_key[cell.key] for cell in cells if cell.key in by_key]
-    costs = _read_costs(path / "costs.json", [network.label for network in study.networks])
+    costs = _read_costs(path, [network.label for network in study.networks])
     results = assess(study, records, keys=[cell.key for cell in cells])
     if others := len(by_key) - len(records):
-        belongs = "belongs" if others == 1 else "belong"
-        notes.append(
-            f"{_count(others, 'record')} {belongs} to other settings than study.yaml's and {_is(others)} left out."
-        )
+        belong, are = ("belongs", "is") if others == 1 else ("belong", "are")
+        notes.append(f"{counted(others, 'record')} {belong} to other settings than study.yaml's and {are} left out.")
+    if is_edited(path):
+        notes.append(f"{FILE} was edited or damaged since csham wrote it; this report goes by what it says now.")
     warnings = [*_unfinished(len(cells), results), *results.warnings, *notes, *costs.notes]
-    return Material(path, study, records, results, costs, warnings)
+    return Material(path, study, records, results, costs, warnings, store.unchecked())
 
 
 def _read_costs(path: Path, labels: Sequence[str]) -> Costs:
     missing = "so the tables and pictures have what the runs themselves say, and no latency."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = {row["network"]: row for row in content["costs"]}
-        machine = dict(content.get("machine") or {})
-    except FileNotFoundError:
-        return Costs({}, {}, [f"Costs have not been measured side by side yet (there is no {path.name}), {missing}"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
-        return Costs({}, {}, [f"{path.name} cannot be read ({type(err).__name__}: {err}), {missing}"])
+        content = read_costs(path)
+    except UserError as err:
+        return Costs({}, {}, [f"{err}, {missing}"])
+    if content is None:
+        return Costs({}, {}, [f"Costs have not been measured side by side yet (there is no {COSTS_FILE}), {missing}"])
+    rows = {row["network"]: row for row in content["costs"]}
     failed = [f"Costs of {name} are incomplete: {row['failed']}" for name, row in rows.items() if row.get("failed")]
     unknown = [label for label in labels if label not in rows]
     notes = [f"Costs of {_listed(unknown)} have not been measured."] if unknown else []
     if not content.get("finished", True):
         notes.append("The measuring of costs was interrupted; they are medians over fewer rounds.")
-    return Costs(rows, machine, notes + failed)
+    return Costs(rows, content.get("machine", {}), notes + failed)
 
 
 def _unfinished(cells: int, results: Results) -> list[str]:
@@ -116,11 +120,11 @@ def _unfinished(cells: int, results: Results) -> list[str]:
     if results.missing:
         has = "has" if len(results.missing) == 1 else "have"
         notes.append(
-            f"{_count(len(results.missing), 'run')} of {cells} {has} no record yet: {_cells(results.missing)}."
+            f"{counted(len(results.missing), 'run')} of {cells} {has} no record yet: {_cells(results.missing)}."
         )
     if results.failed:
         notes.append(
-            f"{_count(len(results.failed), 'run')} failed: {_cells(results.failed)}; why is under “Every run”."
+            f"{counted(len(results.failed), 'run')} failed: {_cells(results.failed)}; why is under “Every run”."
         )
     if notes:
         notes.append("Comparisons use the seeds that both networks have finished.")
@@ -129,14 +133,6 @@ def _unfinished(cells: int, results: Results) -> list[str]:
 
 def _cells(cells: Sequence[MissingCell | FailedCell]) -> str:
     return _listed(f"{cell.label}, seed {cell.seed}" for cell in cells)
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from csham.report.looks import COLOURS
+from csham.report.drawing import COLOURS
 from csham.report.study_material import Material
 from csham.report.study_pictures import Family, Picture
-from csham.report.tables import Table
+from csham.report.tables import Table, counted
 from csham.study.findings import ClassDifference
 from csham.study.statistics import FEW
 
-__all__ = ["render_page"]
+__all__ = ["inlined", "render", "render_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,6 +43,17 @@ def render_page(
         files: Mappings with ``what`` and ``paths``, relative to the page.
         warnings: More than the material's.
     """
+    page = _page(material, tables, classes) | {
+        "differences": inlined(differences) if differences else None,
+        "families": [_family(family) for family in families],
+        "files": files,
+        "warnings": [*material.warnings, *warnings],
+    }
+    return render("study.html", page | {"sections": _sections(page)})
+
+
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """Return a page made of one of the templates that extend ``page.html``."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -52,14 +63,8 @@ def render_page(
     )
     environment.filters["unbroken"] = lambda text: text.replace("-", "\N{NON-BREAKING HYPHEN}")
     script = (_TEMPLATES / "study.js").read_text(encoding="utf-8")
-    page = _page(material, tables, classes) | {
-        "differences": _inline(differences) if differences else None,
-        "families": [_family(family) for family in families],
-        "files": files,
-        "warnings": [*material.warnings, *warnings],
-    }
-    text = environment.get_template("study.html").render(
-        page=page | {"sections": _sections(page)},
+    text = environment.get_template(template).render(
+        page=page,
         style=Markup(environment.get_template("study.css").render(colours=COLOURS)),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -72,6 +77,7 @@ def _page(
 ) -> dict[str, Any]:
     results, study = material.results, material.study
     return {
+        "kind": "study",
         "title": material.path.resolve().name,
         "facts": _facts(material),
         "headline": results.headline,
@@ -83,7 +89,7 @@ def _page(
         "sentences": [{"label": one.label, "text": one.sentence} for one in results.comparisons],
         "nothing": "the study has plain networks only.",
         "comparisons": len(results.comparisons),
-        "worthwhile": f"{results.worthwhile:g}",
+        "margin": f"±{results.worthwhile:g} points",
         "costs_note": _costs_note(material),
         "per_class": _per_class(material, classes),
         "failures": _failures(material),
@@ -99,9 +105,9 @@ def _facts(material: Material) -> str:
     study, data = material.study, material.study.data
     facts = [
         f"{data.source}: {data.images:,} images of {data.classes} classes at {data.image_size} px",
-        _count(len(study.networks), "network"),
-        _count(len(study.seeds), "seed"),
-        f"recipe {study.settings.get('recipe')}, {_count(study.settings.get('epochs', 0), 'epoch')}",
+        counted(len(study.networks), "network"),
+        counted(len(study.seeds), "seed"),
+        f"recipe {study.settings.get('recipe')}, {counted(study.settings.get('epochs', 0), 'epoch')}",
     ]
     images = {row.test_images for row in material.results.networks if row.test_images}
     if len(images) == 1:
@@ -115,7 +121,7 @@ def _cautions(material: Material) -> list[str]:
     notes = []
     if pairs and max(pairs) < FEW:
         notes.append(
-            f"{_count(max(pairs), 'seed')} can say little: only differences as large as “smallest detectable” in the "
+            f"{counted(max(pairs), 'seed')} can say little: only differences as large as “smallest detectable” in the "
             "table would have shown. Five are the least, ten are better; the same command with more seeds runs only "
             "the new ones."
         )
@@ -145,8 +151,8 @@ def _per_class(material: Material, classes: Mapping[str, Sequence[ClassDifferenc
     networks = [
         {
             "label": label,
-            "caption": f"{label} against {against[label]}, {_count(found[0].n, 'seed')}, "
-            f"{_count(len(found), 'class', 'es')}.",
+            "caption": f"{label} against {against[label]}, {counted(differences[0].n, 'seed')}, "
+            f"{counted(len(differences), 'class', 'es')}.",
             "rows": [
                 {
                     "name": one.name,
@@ -156,23 +162,23 @@ def _per_class(material: Material, classes: Mapping[str, Sequence[ClassDifferenc
                     "sd": None if one.sd is None else round(one.sd, 4),
                     "images": round(one.images, 1) if one.images % 1 else int(one.images),
                 }
-                for one in sorted(found, key=lambda one: -one.mean)
+                for one in sorted(differences, key=lambda one: -one.mean)
             ],
         }
-        for label, found in classes.items()
-        if found
+        for label, differences in classes.items()
+        if differences
     ]
     return {"networks": networks} if networks else None
 
 
 def _failures(material: Material) -> list[dict[str, str]]:
-    found = []
+    failures = []
     for record in material.records:
         if record["status"] == "failed":
             error = record.get("error") or {}
             title = f"{record['label']}, seed {record['seed']}: {error.get('type')}: {error.get('message')}"
-            found.append({"title": title, "text": str(error.get("traceback") or "There is no traceback.")})
-    return found
+            failures.append({"title": title, "text": str(error.get("traceback") or "There is no traceback.")})
+    return failures
 
 
 def _settings(material: Material) -> list[tuple[str, str]]:
@@ -202,7 +208,7 @@ def _environments(material: Material) -> list[dict[str, Any]]:
     every = len(groups) == 1
     return [
         {
-            "title": f"{'All ' if every and len(runs) > 1 else ''}{_count(len(runs), 'run')}"
+            "title": f"{'All ' if every and len(runs) > 1 else ''}{counted(len(runs), 'run')}"
             + ("." if every else f", such as {runs[0]}."),
             "entries": entries,
         }
@@ -222,12 +228,13 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _inline(picture: Picture) -> dict[str, Any]:
+def inlined(picture: Picture) -> dict[str, Any]:
+    """Return what the templates read of a picture."""
     return vars(picture) | {"inline": Markup(picture.inline)}  # noqa: S704  made by ElementTree, which escapes
 
 
 def _family(family: Family) -> dict[str, Any]:
-    return vars(family) | {name: [_inline(one) for one in getattr(family, name)] for name in ("curves", "points")}
+    return vars(family) | {name: [inlined(one) for one in getattr(family, name)] for name in ("curves", "points")}
 
 
 def _sections(page: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -244,7 +251,3 @@ def _sections(page: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         ("files", "Files", True),
     ]
     return [(name, title) for name, title, there in sections if there]
-
-
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number} {what}{'' if number == 1 else plural}"

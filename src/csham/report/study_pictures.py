@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from csham.report.looks import Look, looks_of
-from csham.report.numbers import DASH, fixed, interval, signed
+from csham.report.drawing import Look, drawing, inline_svg, looks_of, png_bytes, svg_bytes
 from csham.report.study_figures import (
     Curve,
     Point,
@@ -21,9 +21,8 @@ from csham.report.study_figures import (
     pareto_front,
 )
 from csham.report.study_material import Material
-from csham.report.study_tables import curve, shown
-from csham.report.svg import drawing, inline_svg, png_bytes, svg_bytes
-from csham.report.tables import Cell, Column, Table
+from csham.report.study_tables import curve
+from csham.report.tables import Column, Table, counted, fixed, interval, signed
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
@@ -32,7 +31,7 @@ from csham.training.metrics import METRICS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "Family", "Picture", "draw_difference_picture", "draw_families"]
+__all__ = ["CURVES", "Family", "Gains", "Picture", "draw_difference_picture", "draw_families", "draw_gains"]
 
 # Columns of metrics.csv, and what a picture of them is called.
 _TOP1, _LOSS = METRICS["top1"], METRICS["loss"]
@@ -102,34 +101,70 @@ def draw_families(material: Material) -> list[Family]:
     return families
 
 
+@dataclass(frozen=True)
+class Gains:
+    """What differences are of, in the words of a picture.
+
+    Attributes:
+        name: Stem of the picture's files.
+        title: Name of the picture.
+        axis: Title of the horizontal axis.
+        caption: Of the table of the numbers.
+        subject: Head of the column of labels.
+        unit: Word behind a number; may be empty.
+        digits: Decimals.
+    """
+
+    name: str = "differences"
+    title: str = "Difference of each network's test top-1 to the plain network's"
+    axis: str = "test top-1 minus the plain network's, percentage points"
+    caption: str = "Paired differences of test top-1, percentage points."
+    subject: str = "network"
+    unit: str = "points"
+    digits: int = 2
+
+
 def draw_difference_picture(material: Material) -> Picture | None:
     """Draw all paired differences with their intervals; None where there is no pair."""
-    found = [one for one in material.results.comparisons if one.n]
-    if not found:
+    looks = {label: look for labels in material.families.values() for label, look in _looks(material, labels).items()}
+    return draw_gains(material.results.comparisons, looks, material.results.worthwhile, Gains())
+
+
+def draw_gains(
+    comparisons: Iterable[Comparison], looks: Mapping[str, Look], worthwhile: float, words: Gains
+) -> Picture | None:
+    """Draw paired differences with their intervals; None where there is no pair.
+
+    Args:
+        comparisons: Those without a pair are left out.
+        looks: Of each label.
+        worthwhile: In the unit of the differences.
+        words: What they are of.
+    """
+    compared = [one for one in comparisons if one.n]
+    if not compared:
         return None
     groups: dict[str, list[Comparison]] = {}
-    for one in found:
+    for one in compared:
         groups.setdefault(str(one.against), []).append(one)
-    looks = {label: look for labels in material.families.values() for label, look in _looks(material, labels).items()}
-    worthwhile = material.results.worthwhile
+    margin = f"{worthwhile:g} {words.unit}".rstrip()
     with drawing():
-        figure = draw_differences(groups, looks, worthwhile)
-        beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, found) else ""
+        figure = draw_differences(groups, looks, worthwhile, words.axis)
+        beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, compared) else ""
         return _picture(
             figure,
-            "differences",
-            "Difference of each network's test top-1 to the plain network's",
-            "; ".join(_difference_words(one) for one in found) + ".",
+            words.name,
+            words.title,
+            "; ".join(_difference_words(one, words) for one in compared) + ".",
             "Marker: mean over seeds. Thick bar: 95% Student-t interval. Thin line with ends: 95% BCa bootstrap "
-            f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {worthwhile:g} points worth "
-            f"having.{beyond}",
-            _difference_table(found),
+            f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {margin} worth having.{beyond}",
+            _difference_table(compared, words),
         )
 
 
-def _cut(figure: Figure, found: Sequence[Comparison]) -> bool:
+def _cut(figure: Figure, compared: Sequence[Comparison]) -> bool:
     low, high = figure.axes[0].get_xlim()
-    ends = [end for one in found for ends in (one.t_interval, one.bootstrap_interval) for end in ends or ()]
+    ends = [end for one in compared for ends in (one.t_interval, one.bootstrap_interval) for end in ends or ()]
     return any(not low <= end <= high for end in ends)
 
 
@@ -144,7 +179,7 @@ def _curve_pictures(
     material: Material, family: str, stem: str, labels: Sequence[str], looks: Mapping[str, Look]
 ) -> Iterator[Picture]:
     for measure, title in CURVES.items():
-        curves = [found for label in labels if (found := curve(material, label, measure)) is not None]
+        curves = [one for label in labels if (one := curve(material, label, measure)) is not None]
         if not curves:
             continue
         name = measure.replace("_", "-")
@@ -198,18 +233,18 @@ def _point_pictures(
 
 def _costs(material: Material, rows: Sequence[NetworkRow]) -> dict[str, tuple[str, str, dict[str, float]]]:
     """Return title, unit and numbers of each cost; a run's own time where steps were not timed side by side."""
-    found = {}
+    costs = {}
     for name, (title, unit) in _COSTS.items():
         measured = material.costs.rows
         known = {row.label: measured[row.label].get(name) for row in rows if row.label in measured}
-        found[name.removesuffix("_ms").replace("_", "-")] = (title, unit, {k: v for k, v in known.items() if v})
-    if not found["train-step"][2]:
+        costs[name.removesuffix("_ms").replace("_", "-")] = (title, unit, {k: v for k, v in known.items() if v})
+    if not costs["train-step"][2]:
         seconds = {row.label: row.seconds / 60 for row in rows if row.seconds}
-        found["train-step"] = ("training time", "minutes for a run, as it was", seconds)
+        costs["train-step"] = ("training time", "minutes for a run, as it was", seconds)
     params = {row.label: row.params for row in rows if row.params}
     scale, unit = (1e6, "millions") if max(params.values(), default=0) >= 1e6 else (1e3, "thousands")
-    found["params"] = ("parameters", unit, {label: count / scale for label, count in params.items()})
-    return found
+    costs["params"] = ("parameters", unit, {label: count / scale for label, count in params.items()})
+    return costs
 
 
 def _picture(
@@ -227,60 +262,63 @@ def _picture(
     return Picture(name, title, inline, svg_bytes(figure), png_bytes(figure), caption, table)
 
 
-def _difference_words(one: Comparison) -> str:
-    bootstrap = shown(STATISTICS["bootstrap_interval"], one)
+def _difference_words(one: Comparison, words: Gains) -> str:
+    statistic = STATISTICS["bootstrap_interval"]
+    bootstrap = statistic.instead(one) or interval(one.bootstrap_interval, words.digits)
+    gain = f"{signed(one.mean, words.digits)} {words.unit}".rstrip()
     return (
-        f"{one.label} {signed(one.mean)} points against {one.against}, t interval {interval(one.t_interval)}, BCa "
-        f"interval {bootstrap}, {one.n} seed{'' if one.n == 1 else 's'}: {one.verdict}"
+        f"{one.label} {gain} against {one.against}, t interval {interval(one.t_interval, words.digits)}, BCa "
+        f"interval {bootstrap}, {counted(one.n, 'seed')}: {one.verdict}"
     )
 
 
-def _difference_table(found: Sequence[Comparison]) -> Table:
-    seeds = sorted({seed for one in found for seed in one.seeds})
-    columns = [Column("network", numeric=False), *(Column(f"seed {seed}") for seed in seeds), Column("mean")]
-    rows = []
-    for one in found:
-        values = dict(zip(one.seeds, one.differences, strict=True))
-        cells = [Cell(signed(values[seed]) if seed in values else DASH, values.get(seed)) for seed in seeds]
-        rows.append([Cell(one.label, one.label), *cells, Cell(signed(one.mean), one.mean)])
-    return Table("differences", "Paired differences of test top-1, percentage points.", columns, rows)
+def _difference_table(compared: Sequence[Comparison], words: Gains) -> Table:
+    def of_seed(seed: Any) -> Callable[[Comparison], float | None]:
+        return lambda one: dict(zip(one.seeds, one.differences, strict=True)).get(seed)
+
+    form = partial(signed, digits=words.digits)
+    seeds = {seed: None for one in compared for seed in one.seeds}
+    columns = [
+        Column(words.subject, attrgetter("label"), numeric=False),
+        *(Column(f"seed {seed}", of_seed(seed), form) for seed in sorted(seeds, key=_by_number)),
+        Column("mean", attrgetter("mean"), form),
+    ]
+    return Table(words.name, words.caption, columns, compared)
+
+
+def _by_number(seed: Any) -> tuple[int, str]:
+    return (int(seed), "") if str(seed).isdecimal() else (2**63, str(seed))
 
 
 def _curve_table(title: str, curves: Sequence[Curve]) -> Table:
+    def at(epoch: int) -> Callable[[Curve], list[float] | None]:
+        return lambda one: next(
+            (ends for e, *ends in zip(one.epochs, one.mean, one.low, one.high, strict=True) if e == epoch), None
+        )
+
     epochs = sorted({epoch for one in curves for epoch in one.epochs})
     shown = sorted({epochs[(len(epochs) - 1) * part // 4] for part in range(5)})
-    columns = [Column("network", numeric=False), *(Column(f"epoch {epoch}") for epoch in shown)]
-    rows = []
-    for one in curves:
-        places = {epoch: place for place, epoch in enumerate(one.epochs)}
-        cells = [_curve_cell(one, places.get(epoch)) for epoch in shown]
-        rows.append([Cell(one.label, one.label), *cells])
-    return Table("curve", f"{title}: mean (lowest to highest seed).", columns, rows)
-
-
-def _curve_cell(one: Curve, place: int | None) -> Cell:
-    if place is None:
-        return Cell(DASH)
-    return Cell(_range(one.mean[place], one.low[place], one.high[place]), one.mean[place])
+    ends = ("mean", "lowest", "highest")
+    columns = [
+        Column("network", attrgetter("label"), numeric=False),
+        *(Column(f"epoch {epoch}", at(epoch), lambda values: _range(*values), ends) for epoch in shown),
+    ]
+    return Table("curve", f"{title}: mean (lowest to highest seed).", columns, curves)
 
 
 def _point_table(title: str, unit: str, points: Sequence[Point], front: Sequence[str]) -> Table:
     columns = [
-        Column("network", numeric=False),
-        Column(f"{title}, {unit}"),
-        Column("top-1, %"),
-        Column("on the front", numeric=False),
+        Column("network", attrgetter("label"), numeric=False),
+        Column(f"{title}, {unit}", attrgetter("cost"), _number),
+        Column("top-1, %", attrgetter("top1"), show=lambda point: _range(point.top1, point.low, point.high)),
+        Column(
+            "on the front",
+            lambda point: None,
+            show=lambda point: "yes" if point.label in front else "no",
+            numeric=False,
+        ),
     ]
-    rows = [
-        [
-            Cell(point.label, point.label),
-            Cell(_number(point.cost), point.cost),
-            Cell(_range(point.top1, point.low, point.high), point.top1),
-            Cell("yes" if point.label in front else "no"),
-        ]
-        for point in points
-    ]
-    return Table("points", f"Test top-1, mean (lowest to highest seed), and {title}.", columns, rows)
+    return Table("points", f"Test top-1, mean (lowest to highest seed), and {title}.", columns, points)
 
 
 def _range(mean: float, low: float, high: float) -> str:
@@ -295,9 +333,9 @@ def _stem(name: str, taken: set[str]) -> str:
     """Return a part of a file's name for a backbone's, unlike those taken."""
     stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "network"
     number = 1
-    found = stem
-    while found in taken:
+    unlike = stem
+    while unlike in taken:
         number += 1
-        found = f"{stem}-{number}"
-    taken.add(found)
-    return found
+        unlike = f"{stem}-{number}"
+    taken.add(unlike)
+    return unlike

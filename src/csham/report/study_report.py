@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
+from csham.files import new_folder
 from csham.report.study_material import Material, read_material
 from csham.report.study_page import render_page
-from csham.report.study_pictures import CURVES, Family, Picture, draw_difference_picture, draw_families
+from csham.report.study_pictures import CURVES, Picture, draw_difference_picture, draw_families
 from csham.report.study_tables import (
     budget_table,
     class_table,
@@ -27,7 +26,7 @@ from csham.report.tables import Table, csv_bytes, latex_bytes, markdown_bytes, x
 from csham.study.findings import ClassDifference, Results
 from csham.study.results import per_class_difference
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "check_place", "listing", "replace_report", "report_files", "write_report"]
 
 GENERATOR = '<meta name="generator" content="csham report">'
 _SHEET = "tables/study.xlsx"
@@ -64,21 +63,24 @@ def write_report(study: Path | str, output: Path | str | None = None) -> Report:
     study = Path(study)
     folder = study / "report" if output is None else Path(output)
     material = read_material(study)
-    _check_place(folder)
+    check_place(folder)
     classes, notes = _classes(material)
     tables = _tables(material, classes)
     differences, families = draw_difference_picture(material), draw_families(material)
-    contents = _files(tables, differences, families)
+    pictures = [picture for family in families for picture in (*family.points, *family.curves)]
+    contents = report_files(tables, [*([differences] if differences else []), *pictures])
     shown = {table.name: table for table in tables}
-    page = render_page(material, shown, differences, families, classes, _listing(contents), notes)
-    _replace(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
+    page = render_page(material, shown, differences, families, classes, listing(contents), notes)
+    replace_report(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
     if _SHEET not in contents:
         notes.append('The tables are not in a spreadsheet, which needs openpyxl: pip install "csham[report]".')
+    if material.unchecked:
+        notes.append(f"{material.unchecked}.")
     return Report(folder / "index.html", material.results, [*material.warnings, *notes])
 
 
 def _classes(material: Material) -> tuple[dict[str, list[ClassDifference]], list[str]]:
-    found, notes = {}, []
+    classes, notes = {}, []
     for one in material.results.comparisons:
         try:
             differences = per_class_difference(material.results, one.label) if one.n else []
@@ -86,8 +88,8 @@ def _classes(material: Material) -> tuple[dict[str, list[ClassDifference]], list
             notes.append(f"No table class by class for {one.label}: {err}")
         else:
             if differences:
-                found[one.label] = differences
-    return found, notes
+                classes[one.label] = differences
+    return classes, notes
 
 
 def _tables(material: Material, classes: Mapping[str, Sequence[ClassDifference]]) -> list[Table]:
@@ -103,23 +105,23 @@ def _tables(material: Material, classes: Mapping[str, Sequence[ClassDifference]]
     ]
 
 
-def _files(tables: Sequence[Table], differences: Picture | None, families: Sequence[Family]) -> dict[str, bytes]:
-    """Return the content of every file but the page, by its place beside it."""
+def report_files(tables: Sequence[Table], pictures: Iterable[Picture], sheet: str = _SHEET) -> dict[str, bytes]:
+    """Return the content of every file but the page, by its place beside it; ``sheet`` is that of the spreadsheet."""
     files = {}
-    pictures = [picture for family in families for picture in (*family.points, *family.curves)]
-    for picture in [*([differences] if differences else []), *pictures]:
+    for picture in pictures:
         files[f"figures/{picture.name}.svg"] = picture.svg
         files[f"figures/{picture.name}.png"] = picture.png
-    filled = [table for table in tables if table.raw]
+    filled = [table for table in tables if table.items]
     for table in filled:
         files[f"tables/{table.name}.csv"] = csv_bytes(table)
-        if table.columns:
+        if table.shown:
             files[f"tables/{table.name}.md"] = markdown_bytes(table)
             files[f"tables/{table.name}.tex"] = latex_bytes(table)
-    return files | ({} if find_spec("openpyxl") is None else {_SHEET: xlsx_bytes(filled)})
+    return files | ({} if find_spec("openpyxl") is None else {sheet: xlsx_bytes(filled)})
 
 
-def _listing(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+def listing(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Return the files of a report as its page lists them."""
     kinds: dict[str, Callable[[str], bool]] = {
         "Tables": lambda path: path.startswith("tables/"),
         "Pictures to edit or print": lambda path: path.endswith(".svg"),
@@ -132,7 +134,7 @@ def _listing(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     ]
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Refuse a folder whose content would be lost."""
     if not folder.exists():
         return
@@ -148,24 +150,15 @@ def _check_place(folder: Path) -> None:
         )
 
 
-def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+def replace_report(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put a folder with these files in the place of the one that may be there."""
-    folder = folder.resolve()
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     try:
-        for name, content in files.items():
-            path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with new_folder(folder, replace=True) as new:
+            for name, content in files.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
     except OSError as err:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise UserError(
             f"cannot write the report to {folder}: {err.strerror or err}. Another place: --output DIR."
         ) from err
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any
 
-from csham.report.numbers import DASH, fixed, interval, p_value, plus_minus, signed, thousands
 from csham.report.study_figures import Curve
 from csham.report.study_material import Material
-from csham.report.tables import Cell, Column, Table
+from csham.report.tables import Column, Table, fixed, interval, p_value, plus_minus, signed, thousands
 from csham.study.comparison_statistics import STATISTICS, Statistic
-from csham.study.findings import ClassDifference, Comparison, NetworkRow, Spread
+from csham.study.findings import AgainstControl, ClassDifference, Comparison, NetworkRow, Spread
 from csham.training.metrics import METRICS, Metric, of_study
 
 __all__ = [
@@ -34,108 +35,170 @@ def verdict_table(material: Material) -> Table:
     """Make a row for each network that is compared with a plain one."""
     results = material.results
     columns = [
-        Column("network", numeric=False),
+        _text("network", "network", attrgetter("label")),
+        *(_text("", name, attrgetter(name)) for name in ("backbone", "against", "instead_of")),
         Column(
-            "verdict", numeric=False, help=f"With differences below {results.worthwhile:g} points not worth having."
+            "verdict",
+            attrgetter("verdict"),
+            keys=("verdict",),
+            mark=lambda one: MARKS[one.verdict],
+            numeric=False,
+            help=f"With differences below {results.worthwhile:g} points not worth having.",
         ),
-        *(Column(statistic.title, help=statistic.help) for statistic in STATISTICS.values() if statistic.title),
+        Column("", attrgetter("n"), keys=("seeds",)),  # before the statistics for programs, among them for readers
+        *(
+            Column(
+                statistic.title,
+                methodcaller("value", statistic.name),
+                keys=statistic.keys,
+                show=partial(shown, statistic),
+                help=statistic.help,
+            )
+            for statistic in STATISTICS.values()
+        ),
+        _text("", "sentence", attrgetter("sentence")),
     ]
-    return Table(
-        "verdicts",
-        "Each network against the plain one of its backbone, test top-1 in percentage points.",
-        columns,
-        [_verdict_cells(one) for one in results.comparisons],
-        [_verdict_row(one) for one in results.comparisons],
-    )
+    caption = "Each network against the plain one of its backbone, test top-1 in percentage points."
+    return Table("verdicts", caption, columns, results.comparisons)
 
 
 def budget_table(material: Material) -> Table:
     """Make a row for each network and each plain network that was made to train in the same time."""
-    pairs = [(one, control) for one in material.results.comparisons for control in one.controls]
+
+    def control(name: str) -> Callable[[tuple[Comparison, AgainstControl]], Any]:
+        return lambda pair: getattr(pair[1], name)
+
     columns = [
-        Column("network", numeric=False),
-        Column("instead", numeric=False, help="A larger plain network that trains in the same time."),
-        Column("network's gain", help="Over the plain network, percentage points."),
-        Column("gain instead", help="That of the larger plain network."),
-        Column("difference", help="Network minus larger plain network, mean over the seeds that both have."),
-        Column("95%, t", help="Student's t interval of it, not corrected for being one of many."),
-        Column("seeds"),
-    ]
-    rows = [
-        [
-            _text(one.label),
-            _text(control.label.partition(" (")[0]),
-            Cell(signed(one.mean), one.mean),
-            Cell(signed(control.control_mean), control.control_mean),
-            Cell(signed(control.mean), control.mean),
-            Cell(interval(control.t_interval), control.t_interval and control.t_interval[0]),
-            Cell(str(control.n), control.n),
-        ]
-        for one, control in pairs
-    ]
-    raw = [
-        {
-            "network": one.label,
-            "instead": control.label,
-            "gain": one.mean,
-            "gain_instead": control.control_mean,
-            "difference": control.mean,
-            "t_low": control.t_interval and control.t_interval[0],
-            "t_high": control.t_interval and control.t_interval[1],
-            "seeds": control.n,
-        }
-        for one, control in pairs
+        _text("network", "network", lambda pair: pair[0].label),
+        _text("", "instead", control("label")),
+        Column(
+            "instead",
+            lambda pair: pair[1].label.partition(" (")[0],
+            numeric=False,
+            help="A larger plain network that trains in the same time.",
+        ),
+        Column(
+            "network's gain",
+            lambda pair: pair[0].mean,
+            signed,
+            ("gain",),
+            help="Over the plain network, percentage points.",
+        ),
+        Column(
+            "gain instead",
+            control("control_mean"),
+            signed,
+            ("gain_instead",),
+            help="That of the larger plain network.",
+        ),
+        Column(
+            "difference",
+            control("mean"),
+            signed,
+            ("difference",),
+            help="Network minus larger plain network, mean over the seeds that both have.",
+        ),
+        Column(
+            "95%, t",
+            control("t_interval"),
+            interval,
+            ("t_low", "t_high"),
+            help="Student's t interval of it, not corrected for being one of many.",
+        ),
+        Column("seeds", control("n"), keys=("seeds",)),
     ]
     caption = "Each network against a larger plain one of the same training time, test top-1 in percentage points."
-    return Table("budget", caption, columns, rows, raw)
+    pairs = [(one, control) for one in material.results.comparisons for control in one.controls]
+    return Table("budget", caption, columns, pairs)
 
 
 def network_table(material: Material) -> Table:
     """Make a row for each network: accuracies over seeds, sizes and times."""
-    metrics = _metrics(material)
+    costs = material.costs.rows
+
+    def cost(title: str, name: str, digits: int = 0, help: str = "") -> Column:
+        """Make a column of what was measured side by side."""
+        return Column(
+            title,
+            lambda row: costs.get(row.label, {}).get(name),
+            lambda value: f"{value:,.{digits}f}",
+            (f"cost_{name}",),
+            help=help and f"{help}, measured side by side.",
+        )
+
+    def size(name: str) -> Callable[[NetworkRow], Any]:
+        """Find a size of a network, in the costs where no run says."""
+        return lambda row: getattr(row, name) or costs.get(row.label, {}).get(name)
+
     columns = [
-        Column("network", numeric=False),
-        Column("seeds", help="Finished runs."),
-        _column(_TOP1),
-        Column(_TOP1.with_unit("chosen"), help="Of the epoch that the validation part chose, likewise."),
-        *map(_column, metrics.values()),
-        Column("parameters"),
-        Column("MFLOPs", help="Millions of floating-point operations for one image, two to a multiply-add."),
-        Column("run, min", help="Training time of a run as it was, mean over seeds, on whatever else the machine did."),
-        Column("train step, ms", help="Forward, loss, backward and SGD over a batch, measured side by side."),
-        Column("images/s", help="Forward passes over batches, measured side by side."),
-        Column("latency, ms", help="One forward pass over one image, measured side by side."),
-        Column("train memory, MiB", help="Most memory of a training step, measured side by side."),
+        _text("network", "network", attrgetter("label")),
+        *(_text("", name, attrgetter(name)) for name in ("backbone", "attention", "instead_of")),
+        Column("seeds", attrgetter("n"), keys=("seeds",), help="Finished runs."),
+        _spread_column(_TOP1, "top1", attrgetter("top1"), sd=True),
+        replace(
+            _spread_column(_TOP1, "chosen_top1", attrgetter("chosen_top1"), sd=True),
+            title=_TOP1.with_unit("chosen"),
+            help="Of the epoch that the validation part chose, likewise.",
+        ),
+        *(_spread_column(one, name, _metric_of(name)) for name, one in _metrics(material).items()),
+        *(Column("", attrgetter(name), keys=(name,)) for name in ("test_images", "test_se", "params", "flops")),
+        Column("parameters", size("params"), thousands),
+        Column(
+            "MFLOPs",
+            size("flops"),
+            lambda flops: fixed(flops / 1e6, 1),
+            help="Millions of floating-point operations for one image, two to a multiply-add.",
+        ),
+        Column(
+            "run, min",
+            attrgetter("seconds"),
+            lambda seconds: fixed(seconds / 60, 1),
+            ("seconds",),
+            help="Training time of a run as it was, mean over seeds, on whatever else the machine did.",
+        ),
+        *(cost("", name) for name in ("batch_size", "precision", "device")),
+        cost("train step, ms", "train_step_ms", 1, "Forward, loss, backward and SGD over a batch"),
+        cost("images/s", "images_per_s", 0, "Forward passes over batches"),
+        cost("latency, ms", "latency_ms", 2, "One forward pass over one image"),
+        cost("", "peak_mib"),
+        cost("train memory, MiB", "train_peak_mib", 0, "Most memory of a training step"),
     ]
-    rows = [(row, material.costs.rows.get(row.label, {})) for row in material.results.networks]
-    return Table(
-        "networks",
-        "What each network reached on the test part, mean over seeds ± standard deviation, and what it costs.",
-        columns,
-        [_network_cells(row, cost, metrics) for row, cost in rows],
-        [_network_row(row, cost, metrics) for row, cost in rows],
-    )
+    caption = "What each network reached on the test part, mean over seeds ± standard deviation, and what it costs."
+    return Table("networks", caption, columns, material.results.networks)
 
 
 def run_table(material: Material) -> Table:
     """Make a row for each run of the study, finished or not."""
     by_key = {record["key"]: record for record in material.records}
-    cells = [(cell, by_key.get(cell.key, {})) for cell in material.study.cells()]
     metrics = {name: metric for name, metric in _metrics(material).items() if metric.study.every_run}
-    rows = [_run_row(cell.network.label, cell.seed, record, metrics) for cell, record in cells]
+    rows = [
+        _run_row(cell.network.label, cell.seed, by_key.get(cell.key, {}), metrics) for cell in material.study.cells()
+    ]
+
+    def number(title: str, name: str, form: Callable[[Any], str] = str) -> Column:
+        return Column(title, itemgetter(name), form, (name,))
+
+    top1 = partial(fixed, digits=_TOP1.study.digits)
     columns = [
-        Column("network", numeric=False),
-        Column("seed"),
-        Column("state", numeric=False),
-        Column(_column(_TOP1).title),
-        Column(_TOP1.with_unit("chosen")),
-        Column("chosen epoch"),
-        *(Column(_column(metric).title) for metric in metrics.values()),
-        Column("minutes"),
-        Column("run folder or error", numeric=False),
+        _text("network", "network", itemgetter("network")),
+        number("seed", "seed"),
+        replace(
+            _text("state", "state", itemgetter("state")),
+            mark=lambda row: {"failed": "hurts", "to come": "open"}.get(row["state"], ""),
+        ),
+        number(_title(_TOP1), "top1", top1),
+        number(_TOP1.with_unit("chosen"), "chosen_top1", top1),
+        number("chosen epoch", "chosen_epoch", thousands),
+        *(number(_title(one), name, partial(fixed, digits=one.study.digits)) for name, one in metrics.items()),
+        Column("", itemgetter("seconds"), keys=("seconds",)),
+        Column(
+            "minutes", lambda row: None if row["seconds"] is None else row["seconds"] / 60, partial(fixed, digits=1)
+        ),
+        *(_text("", name, itemgetter(name)) for name in ("run", "error")),
+        Column("run folder or error", lambda row: _shortened(row["error"] or row["run"] or ""), numeric=False),
     ]
     caption = f"All {len(rows)} runs of the study." if len(rows) != 1 else "The one run of the study."
-    return Table("runs", caption, columns, [_run_cells(row, metrics) for row in rows], rows)
+    return Table("runs", caption, columns, rows)
 
 
 def curve(material: Material, label: str, measure: str) -> Curve | None:
@@ -168,13 +231,16 @@ def curve_table(curves: Mapping[str, Sequence[Curve]]) -> Table:
     Args:
         curves: Under the name of what they measure.
     """
-    raw: list[dict[str, Any]] = [
-        {"network": one.label, "measure": measure, "epoch": epoch, "mean": mean, "lowest": low, "highest": high}
-        for measure, found in curves.items()
-        for one in found
-        for epoch, mean, low, high in zip(one.epochs, one.mean, one.low, one.high, strict=True)
+    keys = ("network", "measure", "epoch", "mean", "lowest", "highest")
+    rows = [
+        (one.label, measure, *numbers)
+        for measure, ones in curves.items()
+        for one in ones
+        for numbers in zip(one.epochs, one.mean, one.low, one.high, strict=True)
     ]
-    return Table("curves", "Learning curves: mean, lowest and highest over seeds.", [], [], raw)
+    return Table(
+        "curves", "Learning curves: mean, lowest and highest over seeds.", [Column("", tuple, keys=keys)], rows
+    )
 
 
 def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
@@ -183,21 +249,14 @@ def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
     Args:
         classes: Under the label of each network.
     """
-    raw = [
-        {
-            "network": label,
-            "class": one.name,
-            "plain_recall": one.plain_recall,
-            "recall": one.recall,
-            "difference": one.mean,
-            "sd": one.sd,
-            "seeds": one.n,
-            "images": one.images,
-        }
-        for label, found in classes.items()
-        for one in found
+    keys = ("network", "class", "plain_recall", "recall", "difference", "sd", "seeds", "images")
+    rows = [
+        (label, one.name, one.plain_recall, one.recall, one.mean, one.sd, one.n, one.images)
+        for label, ones in classes.items()
+        for one in ones
     ]
-    return Table("per_class", "Share of each class named right, in percent, against the plain network.", [], [], raw)
+    caption = "Share of each class named right, in percent, against the plain network."
+    return Table("per_class", caption, [Column("", tuple, keys=keys)], rows)
 
 
 def shown(statistic: Statistic, one: Comparison) -> str:
@@ -214,38 +273,8 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
 }
 
 
-def _verdict_cells(one: Comparison) -> list[Cell]:
-    return [
-        _text(one.label),
-        Cell(one.verdict, one.verdict, MARKS[one.verdict]),
-        *(
-            Cell(shown(statistic, one), _ends(statistic, one)[0])
-            for statistic in STATISTICS.values()
-            if statistic.title
-        ),
-    ]
-
-
-def _verdict_row(one: Comparison) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "network": one.label,
-        "backbone": one.backbone,
-        "against": one.against,
-        "instead_of": one.instead_of,
-        "verdict": one.verdict,
-        "seeds": one.n,  # before the statistics for programs, among them for readers
-    }
-    for statistic in STATISTICS.values():
-        row |= zip(statistic.keys, _ends(statistic, one), strict=True)
-    return row | {"sentence": one.sentence}
-
-
-def _ends(statistic: Statistic, one: Comparison) -> Sequence[Any]:
-    """Return a number as one, an interval as two."""
-    value = one.value(statistic.name)
-    if statistic.shown == "interval":
-        return (None, None) if value is None else value
-    return (value,)
+def _text(title: str, key: str, value: Callable[[Any], Any]) -> Column:
+    return Column(title, value, keys=(key,), numeric=False)
 
 
 def _metrics(material: Material) -> dict[str, Metric]:
@@ -259,50 +288,30 @@ def _metrics(material: Material) -> dict[str, Metric]:
     }
 
 
-def _column(metric: Metric) -> Column:
-    return Column(metric.with_unit(metric.study.title), help=metric.study.help)
+def _title(metric: Metric) -> str:
+    return metric.with_unit(metric.study.title)
 
 
-def _network_cells(row: NetworkRow, cost: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[Cell]:
-    def spread(one: Spread | None, digits: int, *, sd: bool = False) -> Cell:
-        return Cell(DASH) if one is None else Cell(plus_minus(one.mean, one.sd if sd else None, digits), one.mean)
-
-    flops = row.flops or cost.get("flops")
-    params = row.params or cost.get("params")
-    return [
-        _text(row.label),
-        Cell(str(row.n), row.n),
-        spread(row.top1, _TOP1.study.digits, sd=True),
-        spread(row.chosen_top1, _TOP1.study.digits, sd=True),
-        *(spread(row.metrics[name], metric.study.digits) for name, metric in metrics.items()),
-        Cell(thousands(params), params),
-        Cell(DASH if flops is None else fixed(flops / 1e6, 1), flops),
-        Cell(DASH if row.seconds is None else fixed(row.seconds / 60, 1), row.seconds),
-        *_numbers(cost, {"train_step_ms": 1, "images_per_s": 0, "latency_ms": 2, "train_peak_mib": 0}),
-    ]
+def _metric_of(name: str) -> Callable[[NetworkRow], Spread | None]:
+    return lambda row: row.metrics[name]
 
 
-def _numbers(cost: Mapping[str, Any], digits: Mapping[str, int]) -> Iterable[Cell]:
-    for name, decimals in digits.items():
-        value = cost.get(name)
-        yield Cell(DASH) if value is None else Cell(f"{value:,.{decimals}f}", value)
+def _spread_column(
+    metric: Metric, name: str, spread: Callable[[NetworkRow], Spread | None], *, sd: bool = False
+) -> Column:
+    """Make a column of a number of all seeds: its mean for readers, with its deviation or without."""
 
+    def value(row: NetworkRow) -> tuple[float | None, ...] | None:
+        one = spread(row)
+        return None if one is None else (one.mean, one.sd, one.min, one.max)
 
-def _network_row(row: NetworkRow, cost: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "network": row.label,
-        "backbone": row.backbone,
-        "attention": row.attention,
-        "instead_of": row.instead_of,
-        "seeds": row.n,
-    }
-    spreads = {"top1": row.top1, "chosen_top1": row.chosen_top1} | {name: row.metrics[name] for name in metrics}
-    for name, spread in spreads.items():
-        found |= {f"{name}_{key}": spread and getattr(spread, key) for key in ("mean", "sd", "min", "max")}
-    names = ("test_images", "test_se", "params", "flops", "seconds")
-    found |= {name: getattr(row, name) for name in names}
-    costs = ("batch_size", "precision", "device", "train_step_ms", "images_per_s", "latency_ms")
-    return found | {f"cost_{name}": cost.get(name) for name in (*costs, "peak_mib", "train_peak_mib")}
+    return Column(
+        _title(metric),
+        value,
+        lambda one: plus_minus(one[0], one[1] if sd else None, metric.study.digits),
+        tuple(f"{name}_{end}" for end in ("mean", "sd", "min", "max")),
+        help=metric.study.help,
+    )
 
 
 def _run_row(label: str, seed: int, record: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
@@ -323,23 +332,8 @@ def _run_row(label: str, seed: int, record: Mapping[str, Any], metrics: Mapping[
     }
 
 
-def _run_cells(row: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[Cell]:
-    minutes = None if row["seconds"] is None else row["seconds"] / 60
-    where = row["error"] or row["run"] or ""
-    return [
-        _text(row["network"]),
-        Cell(str(row["seed"]), row["seed"]),
-        Cell(row["state"], row["state"], {"failed": "hurts", "to come": "open"}.get(row["state"], "")),
-        *(Cell(fixed(row[name], _TOP1.study.digits), row[name]) for name in ("top1", "chosen_top1")),
-        Cell(thousands(row["chosen_epoch"]), row["chosen_epoch"]),
-        *(Cell(fixed(row[name], metric.study.digits), row[name]) for name, metric in metrics.items()),
-        Cell(fixed(minutes, 1), minutes),
-        _text(where if len(where) <= _LONGEST else f"{where[:_LONGEST]}…"),
-    ]
-
-
 _LONGEST = 160  # characters of an error's message in a table
 
 
-def _text(text: str) -> Cell:
-    return Cell(text, text)
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

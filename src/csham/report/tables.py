@@ -1,36 +1,85 @@
-"""Tables, and the files they become: CSV and XLSX with every digit, Markdown and LaTeX as they are read.
+"""Tables, the numbers in them as they are read, and the files they become.
 
-Names in them are third-party text: no cell becomes a formula, a tag or a command.
+CSV and XLSX have every digit, Markdown and LaTeX what is read. Names in them are third-party text: no cell becomes a
+formula, a tag or a command.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Cell", "Column", "Table", "csv_bytes", "latex_bytes", "markdown_bytes", "xlsx_bytes"]
+from csham.files import write_atomically
+
+__all__ = [
+    "DASH",
+    "Cell",
+    "Column",
+    "Table",
+    "counted",
+    "csv_bytes",
+    "fixed",
+    "interval",
+    "latex_bytes",
+    "markdown_bytes",
+    "p_value",
+    "plus_minus",
+    "signed",
+    "thousands",
+    "write_csv",
+    "xlsx_bytes",
+]
 
 Value = str | int | float | bool | None
+
+DASH = "\N{EN DASH}"
+"""Stands where there is no number."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column as it is read.
+    """One column: what it has of each row, for readers, for programs, or for both.
 
     Attributes:
-        title: Its head.
+        title: Its head for readers; empty: they do not see it.
+        value: Finds the value in a row, several where there are several keys; readers sort by the first.
+        form: Writes the value, where there is one.
+        keys: Its heads for programs; none: they do not see it.
+        show: Writes the row instead of ``form``.
+        mark: Finds a class of the style sheet for the cell.
         numeric: Set to the right, and sorted by number.
         help: Meaning of the column in a few words.
     """
 
     title: str
+    value: Callable[[Any], Any]
+    form: Callable[[Any], str] = str
+    keys: tuple[str, ...] = ()
+    show: Callable[[Any], str] | None = None
+    mark: Callable[[Any], str] = lambda row: ""
     numeric: bool = True
     help: str = ""
+
+    def values(self, row: Any) -> Sequence[Value]:
+        """Return the values of a row, with every digit."""
+        value = self.value(row)
+        if len(self.keys) < 2:
+            return (value,)
+        return (None,) * len(self.keys) if value is None else value
+
+    def cell(self, row: Any) -> Cell:
+        """Return a row's cell as it is read."""
+        value = self.value(row)
+        text = self.show(row) if self.show else DASH if value is None else self.form(value)
+        return Cell(text, self.values(row)[0], self.mark(row))
 
 
 @dataclass(frozen=True)
@@ -44,8 +93,8 @@ class Cell:
     """
 
     text: str
-    value: Value = None
-    mark: str = ""
+    value: Value
+    mark: str
 
 
 @dataclass(frozen=True)
@@ -55,30 +104,52 @@ class Table:
     Attributes:
         name: Stem of its files.
         caption: Summary of what it shows.
-        columns: As they are read.
-        rows: As they are read; as many cells as columns.
-        raw: The same and more for programs: rows of the same keys, with every digit.
+        columns: All of them; readers and programs see theirs in this order.
+        items: A row each, as the columns know it.
     """
 
     name: str
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
-    raw: Sequence[Mapping[str, Value]] = field(default=())
+    items: Sequence[Any]
+
+    @cached_property
+    def shown(self) -> list[Column]:
+        """The columns for readers."""
+        return [column for column in self.columns if column.title]
+
+    @cached_property
+    def rows(self) -> list[list[Cell]]:
+        """The rows for readers."""
+        return [[column.cell(item) for column in self.shown] for item in self.items]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The heads for programs."""
+        return list(dict.fromkeys(key for column in self.columns for key in column.keys))
+
+    @cached_property
+    def raw(self) -> list[list[Value]]:
+        """The rows for programs."""
+        return [self._raw(item) for item in self.items]
+
+    def _raw(self, item: Any) -> list[Value]:
+        pairs = [pair for one in self.columns if one.keys for pair in zip(one.keys, one.values(item), strict=True)]
+        return list(dict(pairs).values())
 
 
 def csv_bytes(table: Table) -> bytes:
     """Return the raw rows as CSV; texts that a spreadsheet would take for a formula begin with an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_keys(table))
-    writer.writerows([_harmless(value) for value in row.values()] for row in table.raw)
+    writer.writerow(table.keys)
+    writer.writerows([_harmless(value) for value in row] for row in table.raw)
     return text.getvalue().encode("utf-8", "replace")
 
 
 def markdown_bytes(table: Table) -> bytes:
     """Return the shown rows as a Markdown table with its caption."""
-    rule = ["---:" if column.numeric else "---" for column in table.columns]
+    rule = ["---:" if column.numeric else "---" for column in table.shown]
     lines = [_cells(table, _markdown)[0], rule, *_cells(table, _markdown)[1:]]
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([*rows, "", _markdown(table.caption), ""]).encode("utf-8", "replace")
@@ -87,7 +158,7 @@ def markdown_bytes(table: Table) -> bytes:
 def latex_bytes(table: Table) -> bytes:
     r"""Return the shown rows as a LaTeX tabular that needs no package."""
     head, *rows = [" & ".join(line) + r" \\" for line in _cells(table, _latex)]
-    columns = "".join("r" if column.numeric else "l" for column in table.columns)
+    columns = "".join("r" if column.numeric else "l" for column in table.shown)
     lines = [
         f"% {_one_line(table.caption)}",
         "% Needs no package.",
@@ -110,17 +181,71 @@ def xlsx_bytes(tables: Iterable[Table]) -> bytes:
     book.remove(book.active)
     for table in tables:
         sheet = book.create_sheet(table.name[:31])
-        for number, row in enumerate([_keys(table), *(row.values() for row in table.raw)], start=1):
+        for number, row in enumerate(table.raw, start=2):
             for place, value in enumerate(row, start=1):
-                _fill(sheet.cell(number, place), value, head=number == 1)
+                _fill(sheet.cell(number, place), value)
         sheet.freeze_panes = "B2"
-        for place, key in enumerate(_keys(table), start=1):
+        for place, key in enumerate(table.keys, start=1):
+            _fill(sheet.cell(1, place), key, head=True)
             sheet.column_dimensions[sheet.cell(1, place).column_letter].width = min(max(len(key) + 2, 12), 40)
     content = io.BytesIO()
     book.save(content)
     return _undated(content.getvalue())
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same columns, None as an empty cell, with a header; a file in its place is replaced."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """Write a number with this many decimals."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", _MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Write a difference, with its sign."""
+    text = fixed(value, digits)
+    return text if text == DASH or text.startswith(_MINUS) or float(text) == 0 else f"+{text}"
+
+
+def interval(ends: Sequence[float] | None, digits: int = 2) -> str:
+    """Write an interval of differences."""
+    return DASH if ends is None else f"{signed(ends[0], digits)} to {signed(ends[1], digits)}"
+
+
+def plus_minus(mean: float | None, sd: float | None, digits: int = 2) -> str:
+    """Write a mean with its standard deviation, if there is one."""
+    return fixed(mean, digits) if mean is None or sd is None else f"{fixed(mean, digits)} ± {fixed(sd, digits)}"
+
+
+def p_value(value: float | None) -> str:
+    """Write a p-value: two digits that count, and no more than three decimals."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value < 0.001:
+        return "<0.001"
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def counted(number: int, what: str, plural: str = "s") -> str:
+    """Write how many there are of something."""
+    return f"{number} {what}{'' if number == 1 else plural}"
+
+
+def thousands(value: float | None) -> str:
+    """Write a whole number with commas."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:,.0f}".replace("-", _MINUS)
+
+
+_MINUS = "\N{MINUS SIGN}"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -128,11 +253,7 @@ def _harmless(value: Value) -> Value:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _keys(table: Table) -> list[str]:
-    return list(table.raw[0]) if table.raw else [column.title for column in table.columns]
-
-
-def _fill(cell: Any, value: Any, *, head: bool) -> None:
+def _fill(cell: Any, value: Any, *, head: bool = False) -> None:
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE  # noqa: PLC0415
     from openpyxl.styles import Font  # noqa: PLC0415
 
@@ -156,7 +277,7 @@ def _undated(workbook: bytes) -> bytes:
 
 
 def _cells(table: Table, escape: Callable[[str], str]) -> list[list[str]]:
-    head = [escape(column.title) for column in table.columns]
+    head = [escape(column.title) for column in table.shown]
     return [head, *([escape(cell.text) for cell in row] for row in table.rows)]
 
 
@@ -194,3 +315,7 @@ _LATEX = str.maketrans(
         **{character: "\\" + character for character in "&%$#_{}"},
     }
 )
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -10,14 +10,28 @@ from csham._version import __version__
 from csham.backbones.lookup import find_backbone
 from csham.data.dataset import stored_side
 from csham.errors import UserError
-from csham.files import parse_json
 from csham.layers.names import ATTENTIONS
-from csham.share.citation import PAPER, SOFTWARE
 from csham.training.config import TrainConfig
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
 
-__all__ = ["model_card"]
+__all__ = ["PAPER", "SOFTWARE", "model_card"]
+
+# As CITATION.cff has them.
+PAPER = """@inproceedings{pan2022csham,
+  title     = {A Channel-Spatial Hybrid Attention Mechanism using Channel Weight Transfer Strategy},
+  author    = {Pan, Jie and Hu, Haigen and Liu, Aizhu and Zhou, Qianwei and Guan, Qiu},
+  booktitle = {2022 26th International Conference on Pattern Recognition (ICPR)},
+  year      = {2022},
+  doi       = {10.1109/ICPR56361.2022.9956146},
+}"""
+
+SOFTWARE = f"""@software{{csham,
+  title   = {{csham: channel-spatial hybrid attention for convolutional networks}},
+  author  = {{{{The csham developers}}}},
+  version = {{{__version__}}},
+  year    = {{2026}},
+}}"""
 
 # Datasets that csham knows by name: what the Hub calls them, and people.
 _DATASETS = {
@@ -41,13 +55,15 @@ def model_card(run: RunFolder, *, weights: str, license: str, repo: str | None =
         UserError: The run is not finished, or what it measured cannot be read.
     """
     config = run.read_config()
-    summary, environment = _summary(run), _json(run, "environment.json")
+    summary, environment = _summary(run), run.read_json("environment.json")
     measured = summary if weights == "last" else summary.get("validation_chosen")
     wanted = {"top1", "f1", "images"}
     if not isinstance(measured, dict) or not wanted <= set(measured):
         raise UserError(f"{run.summary_file} lacks the numbers of the {weights} weights. Train the run again.")
-    if not isinstance(summary.get("classes"), int) or not isinstance(environment.get("versions"), dict):
-        raise UserError(f"{run.path}: summary.json or environment.json is not that of a run.")
+    if not isinstance(summary.get("classes"), int):
+        raise UserError(f"{run.summary_file} is not that of a run: it does not say how many classes there are.")
+    if not isinstance(environment.get("versions"), dict):
+        raise UserError(f"{run.path / 'environment.json'} is not that of a run: it names no versions.")
     parts = [
         _header(config, measured, license),
         f"# {_text(config.label)}, trained on {_text(_data_name(config))}",
@@ -67,20 +83,7 @@ def _summary(run: RunFolder) -> dict[str, Any]:
             f"{run.path} has not finished: nothing was measured on its test images yet, which is what a model card "
             f"says. csham train --resume {run.path} goes on with it."
         )
-    return _json(run, "summary.json")
-
-
-def _json(run: RunFolder, name: str) -> dict[str, Any]:
-    path = run.path / name
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {run.path} is not a whole run folder.")
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as err:
-        raise UserError(f"{path} is damaged: {str(err)[:200]}.") from err
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no object of JSON.")
-    return content
+    return run.read_summary()
 
 
 def _header(config: TrainConfig, measured: Mapping[str, Any], license: str) -> str:

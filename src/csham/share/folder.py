@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import nn
 
 from csham.errors import UserError
-from csham.files import write_atomically
+from csham.files import SUMS, new_folder, sum_files, write_atomically
 from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
 from csham.share.card import model_card
 from csham.training.evaluation import load_network
 from csham.training.network import NetworkInfo, write_weights
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, check_place, weights_of_run
+from csham.training.sums import write_listed
 
 __all__ = ["UNKNOWN", "check_choices", "share", "write_files"]
 
@@ -52,17 +49,16 @@ def share(
         UserError: The run is not finished or damaged, or the folder is not free.
     """
     license = check_choices(weights, license, repo)
-    place, source = _free(Path(folder)), RunFolder(Path(run))
+    place, source = Path(folder), RunFolder(Path(run))
+    check_place(place, "Name another one.")
     card = model_card(source, weights=weights, license=license, repo=repo)
     network, info = load_network(source, weights)
     which = weights_of_run(source, weights)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        write_files(temporary, network, info, which, card)
-        temporary.rename(place)  # an empty folder in its place is replaced
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(place) as temporary:
+            write_files(temporary, network, info, which, card)
+    except FileExistsError as err:
+        raise UserError(f"another process has made {folder} in the meantime. Name another one.") from err
     summary = source.read_summary()
     return {
         "folder": str(folder),
@@ -70,7 +66,7 @@ def share(
         **which.to_dict(),
         "license": license,
         "top1": summary["top1"] if weights == "last" else summary["validation_chosen"]["top1"],
-        "files": {name: (place / name).stat().st_size for name in FILES},
+        "files": {name: (place / name).stat().st_size for name in (*FILES, SUMS)},
     }
 
 
@@ -101,22 +97,7 @@ def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: Ru
         card: The text of README.md.
     """
     write_weights(folder / WEIGHTS, network.state_dict(), info, weights)
-    for name, text in ((CONFIG, shared_config(info, weights.name)), (CARD, card)):
-        write_atomically(folder / name, partial(_write, text.encode()))
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
-
-
-def _free(folder: Path) -> Path:
-    """Return the folder's real path, where a folder can be made."""
-    place = folder.resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder. Name another one.")
-    parent = next(parent for parent in place.parents if parent.exists())
-    if not parent.is_dir():
-        raise UserError(f"cannot make {folder}: {parent} is a file. Name another place.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot make {folder}: {parent} is not writable. Name another place.")
-    return place
+    config, page = shared_config(info, weights.name).encode(), card.encode("utf-8", "backslashreplace")
+    write_listed(folder / CONFIG, lambda file: file.write(config))
+    write_atomically(folder / CARD, lambda file: file.write(page))
+    sum_files(folder, (CONFIG, WEIGHTS))  # the card is the user's to edit

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from csham.errors import UserError
-from csham.inference.hub import download
-from csham.inference.load import load
-from csham.inference.shared import is_shared, read_card
-from csham.inference.trained import Trained
+from csham.inference.shared import download, is_shared, read_card
+from csham.inference.trained import Trained, load
 from csham.share.card import model_card
 from csham.share.folder import UNKNOWN, check_choices, write_files
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT
+from csham.training.run_folder import DEFAULT, RunFolder
 
 try:
     from huggingface_hub import ModelHubMixin

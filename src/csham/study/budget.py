@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from csham.backbones.depths import deeper
+from csham.backbones.lookup import deeper
 from csham.backbones.scale import FAMILIES, family_of
 from csham.errors import UserError
+from csham.study.costs import make_comparison
 from csham.study.grid import Network, Study
-from csham.study.measuring import make_comparison
 from csham.study.store import Store
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ def control_networks(
     """
     networks = [network for network in networks if network.instead_of is None]
     check_budget_control(networks)
-    found = []
+    controls = []
     for backbone in dict.fromkeys(network.backbone for network in networks):
         attentions = [n for n in networks if n.backbone == backbone and not n.plain]
         if attentions:
-            found += _controls(Network(backbone), attentions, measure, note)
-    return found
+            controls += _controls(Network(backbone), attentions, measure, note)
+    return controls
 
 
 def add_controls(store: Store, measure: Measure, note: Callable[[str], Any] = lambda text: None) -> Study:
@@ -131,11 +131,11 @@ def add_controls(store: Store, measure: Measure, note: Callable[[str], Any] = la
     new = [n for n in study.networks if not n.plain and n.instead_of is None and n.label not in study.controlled]
     if not new:
         return study
-    found = control_networks(new, measure, note)
+    controls = control_networks(new, measure, note)
     with store.changing_study():
         study = store.study
         before = {network.backbone for network in study.networks if network.instead_of is not None}
-        study = study.extended([network for network in found if network.backbone not in before])
+        study = study.extended([network for network in controls if network.backbone not in before])
         study = replace(study, controlled=tuple(dict.fromkeys([*study.controlled, *(n.label for n in new)])))
         store.write_study(study)
     return study
@@ -175,16 +175,16 @@ def _controls(
         return []
     candidates = {axis.name: _candidates(axis, first, [first[n.label] for n in targets]) for axis in axes}
     second = measure([plain, *targets, *dict.fromkeys(n for nets in candidates.values() for n in nets)])
-    found: dict[Network, Network] = {}
+    controls: dict[Network, Network] = {}
     for target in targets:
         for nearby in candidates.values():
             best = _nearest(nearby, second, second.get(target.label, first[target.label]))
-            if best is None or best in found:
+            if best is None or best in controls:
                 continue
-            found[best] = replace(best, instead_of=target.label)
+            controls[best] = replace(best, instead_of=target.label)
             time, goal = second[best.label], second.get(target.label, first[target.label])
             note(f"{best.backbone} stands beside {target.label}: {time:.2f} and {goal:.2f} times the plain step")
-    return list(found.values())
+    return list(controls.values())
 
 
 def _axes(backbone: str) -> list[_Axis]:

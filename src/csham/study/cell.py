@@ -1,12 +1,13 @@
-"""One cell of a study: started, gone on with where it was cut off, or taken over from a run folder that is finished."""
+"""One cell of a study: started, gone on with where it was cut off, or taken over from a run trained by hand."""
 
 from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import shutil
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,21 @@ from typing import Any
 import torch
 
 from csham.data import PackedDataset, prepare
+from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
-from csham.data.identity import describe_data
 from csham.errors import UserError
 from csham.files import sha256_of
-from csham.study.grid import Cell, Study, cell_key
-from csham.study.run_record import describe_error, done_record, failed_record, now
+from csham.study.grid import Cell, Study, cell_key, differing_setting
+from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
 from csham.training.checkpoints import load_checkpoint
-from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import resume, train
 from csham.training.machine import choose, choose_device
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
-__all__ = ["CellRunner", "key_of_run", "run_cell"]
+__all__ = ["CellRunner", "adopt_runs", "open_data"]
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -95,9 +95,9 @@ class CellRunner:
 
     def _cell(self, key: str) -> Cell:
         for _ in range(2):
-            found = next((cell for cell in self._study.cells() if cell.key == key), None)
-            if found is not None:
-                return found
+            cell = next((cell for cell in self._study.cells() if cell.key == key), None)
+            if cell is not None:
+                return cell
             self._study = self.store.study  # extended since it was read
         raise UserError(f"{self.store.path}: study.yaml has no cell {key} any more. Give the command again.")
 
@@ -175,26 +175,74 @@ def run_cell(
     """
     progress, machine = progress or QuietProgress(), dict(machine or {})
     folder = RunFolder(store.run_folder(cell.name))
+
+    def record() -> dict[str, Any]:
+        return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+
     state = _state(folder, cell, study, progress)
-    if state == "new":
-        train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
-    elif state == "begun":
-        resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
-    else:
-        progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
-    return done_record(study, cell, folder, dataset.classes, run=f"runs/{cell.name}", attempts=attempts + 1)
+    if state == "finished":
+        try:
+            finished = record()
+        except DamagedRunError as err:
+            progress.note(f"{cell.label} is measured again: {err}")
+            folder.summary_file.unlink()
+            state = "damaged"
+        else:
+            progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
+            return finished
+    if state != "new":
+        try:
+            resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+            return record()
+        except UserError as err:
+            if state != "damaged":
+                raise
+            _set_aside(folder, cell, err, progress)
+    train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
+    return record()
 
 
-def key_of_run(folder: RunFolder) -> str:
-    """Return the key that a run has as a cell of a study of its data.
+def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cell]:
+    """Copy the finished runs among the folders in ``runs`` that are cells of the study, and write their records.
+
+    A run is a cell if every setting that changes its result and the content of its data are the cell's; where it lies,
+    what its data is called and on what machine it ran do not matter.
+
+    Args:
+        store: The study's folder.
+        runs: A folder of run folders, or one run folder.
+        say: Told of each run what became of it.
+
+    Returns:
+        The cells that were not done and are now.
 
     Raises:
-        UserError: The folder is no run, or its checkpoint is damaged.
+        UserError: There is no run folder.
     """
-    config = folder.read_config()
-    content = load_checkpoint(folder.last, ("data",))
-    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
-    return cell_key(config, content["data"]["fingerprint"], weights)
+    study = store.study
+    cells = {cell.key: cell for cell in study.cells()}
+    adopted = []
+    for path in _run_folders(runs):
+        folder = RunFolder(path)
+        if not folder.finished:
+            say(f"{path} is not finished: left out")
+            continue
+        try:
+            cell = cells.get(_key_of_run(folder))
+        except (UserError, OSError) as err:
+            say(f"{path} is left out: {err}")
+            continue
+        if cell is None:
+            say(f"{path} is left out: its settings or its data are those of no cell")
+            continue
+        try:
+            taken = _adopt(store, cell, folder)
+        except DamagedRunError as err:
+            say(f"{path} is left out: {err}")
+            continue
+        say(f"{path} is {cell.label} now" if taken else f"{path} is left out: {cell.label} is done or under way")
+        adopted += [cell] * taken
+    return adopted
 
 
 class _OtherSettingsError(UserError):
@@ -207,9 +255,11 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
         return "new"
     try:
         config = folder.read_config()
-        fingerprint = load_checkpoint(folder.last, ("data",))["data"]["fingerprint"]
+        fingerprint = _data_of(folder)["fingerprint"]
     except UserError as err:
-        if folder.finished or not folder.last.parent.is_dir():
+        if folder.finished:
+            return _set_aside(folder, cell, err, progress)
+        if not folder.last.parent.is_dir():
             raise _OtherSettingsError(
                 f"{folder.path} cannot be told to be a run of this study: {err} Move it away, then csham compare "
                 f"--study {folder.path.parent.parent} --retry-failed."
@@ -218,9 +268,10 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
     if cell_key(config, fingerprint, study.weights_sha256) != cell_key(
         cell.config, study.data.fingerprint, study.weights_sha256
     ):
+        different = differing_setting(config.to_dict(), cell.config) or "its data is another"
         raise _OtherSettingsError(
-            f"{folder.path} holds a run of other settings or data{_difference(config, cell)}. Move it away, then "
-            f"csham compare --study {folder.path.parent.parent} --retry-failed."
+            f"{folder.path} holds a run of other settings or data ({different}). Move it away, then csham compare "
+            f"--study {folder.path.parent.parent} --retry-failed."
         )
     if folder.finished:
         return "finished"
@@ -229,20 +280,19 @@ def _state(folder: RunFolder, cell: Cell, study: Study, progress: QuietProgress)
     return "begun"
 
 
+def _set_aside(folder: RunFolder, cell: Cell, why: UserError, progress: QuietProgress) -> str:
+    """Give a finished run that is damaged another name, so that its cell begins anew and nothing of it is lost."""
+    numbers = itertools.count(1)
+    aside = next(path for n in numbers if not (path := folder.path.with_name(f"{cell.name}.damaged-{n}")).exists())
+    folder.path.rename(aside)
+    progress.note(f"{cell.label} is trained again: {why} The damaged folder is {aside} now")
+    return "new"
+
+
 def _begin_again(folder: RunFolder, why: str, progress: QuietProgress) -> str:
     progress.note(why)
     shutil.rmtree(folder.path)
     return "new"
-
-
-def _difference(theirs: TrainConfig, cell: Cell) -> str:
-    """Name the first setting in which a run and a cell differ."""
-    ours = cell.config
-    for field in fields(TrainConfig):
-        value = getattr(theirs, field.name)
-        if cell_key(replace(ours, **{field.name: value}), "") != cell_key(ours, ""):
-            return f" ({field.name} is {value!r} there, and {getattr(ours, field.name)!r} in the study)"
-    return ""
 
 
 def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,3 +302,43 @@ def _machine_for(folder: RunFolder, cell: Cell, machine: Mapping[str, Any]) -> d
     moved = here.partition(":")[0] != before.device.partition(":")[0]
     device = {"device": here} if moved else {}
     return {**device, **machine, "precision": cell.config.precision}
+
+
+def _run_folders(runs: Path) -> list[Path]:
+    folders = [runs] if (runs / "config.yaml").is_file() else sorted(file.parent for file in runs.glob("*/config.yaml"))
+    if not folders:
+        raise UserError(f"--adopt {runs}: there is no run folder in it.")
+    return folders
+
+
+def _key_of_run(folder: RunFolder) -> str:
+    """Return the key that a run has as a cell of a study of its data."""
+    config = folder.read_config()
+    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
+    return cell_key(config, _data_of(folder)["fingerprint"], weights)
+
+
+def _data_of(folder: RunFolder) -> dict[str, Any]:
+    """Return what a run's last checkpoint, or where that is damaged the chosen one, says of its images."""
+    try:
+        content = load_checkpoint(folder.last, ("data",))
+    except UserError:
+        if not folder.best.is_file():
+            raise
+        content = load_checkpoint(folder.best, ("data",))
+    data: dict[str, Any] = content["data"]
+    return data
+
+
+def _adopt(store: Store, cell: Cell, source: RunFolder) -> bool:
+    record = store.by_key().get(cell.key)
+    attempts = 0 if record is None else int(record.get("attempts", 1))
+    claim = store.claim(cell.key, attempts)
+    if claim is None:
+        return False
+    with claim:
+        study, classes, run = store.study, _data_of(source)["classes"], f"runs/{cell.name}"
+        record = done_record(study, cell, source, classes, run=run, attempts=attempts + 1)
+        store.add_run(cell.name, lambda place: shutil.copytree(source.path, place, dirs_exist_ok=True))
+        store.append(record)
+    return True

@@ -1,26 +1,32 @@
-"""Costs of each network of a study, measured side by side in one run and kept in ``costs.json``."""
+"""Costs of networks, measured side by side in one run of :mod:`csham.cost`: a study's are kept in ``costs.json``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csham.files import write_atomically
+from csham.errors import UserError
+from csham.files import has_right_sum, parse_json, summed, write_atomically
 from csham.provenance import circumstances
 from csham.study.grid import Network, Study
-from csham.study.measuring import make_comparison, run_comparison
+from csham.study.record import is_number
 
 if TYPE_CHECKING:
-    from csham.cost import Cost
+    from torch import nn
+
+    from csham.backbones.spec import NetworkSpec
+    from csham.cost import Comparison, Cost
     from csham.cost.comparison import Progress
 
-__all__ = ["COSTS_FILE", "measure_costs", "read_costs"]
+__all__ = ["COSTS_FILE", "make_comparison", "measure_costs", "read_costs", "run_comparison"]
 
 COSTS_FILE = "costs.json"
 
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_SUM = 1
 # Of circumstances(): what times depend on. The date and the commit change without changing the machine.
 _MACHINE = ("processor", "cpu_capability", "threads", "torch")
 # How often the batch is halved where a network's training step does not fit into memory.
@@ -74,9 +80,12 @@ def measure_costs(
         "device": choose_device(device),
         "compiled": compiled,
     }
-    found = read_costs(path)
-    if not again and found is not None and _same(found, measured):
-        return found
+    try:
+        before = None if again else read_costs(path)
+    except UserError:
+        before = None  # they are measured again
+    if before is not None and _same(before, measured):
+        return before
     limits = {"seconds": seconds, "rounds": rounds}
     costs, finished = _measure(networks, measured, limits, progress)
     content = {
@@ -86,18 +95,102 @@ def measure_costs(
         "measured": measured,
         "costs": [_row(network, cost, study) for network, cost in zip(networks, costs, strict=True)],
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(summed(content), indent=2) + "\n"
     write_atomically(path / COSTS_FILE, lambda file: file.write(text.encode()))
     return content
 
 
 def read_costs(path: Path) -> dict[str, Any] | None:
-    """Read a study's ``costs.json``; None where there is none, or one that cannot be read."""
+    """Read a study's ``costs.json``; None where there is none.
+
+    Raises:
+        UserError: It cannot be read, or was changed since it was written.
+    """
     try:
-        content = json.loads((path / COSTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = parse_json((path / COSTS_FILE).read_bytes())
+    except FileNotFoundError:
         return None
-    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None
+    except (OSError, ValueError) as err:
+        raise UserError(f"{COSTS_FILE} cannot be read ({type(err).__name__}: {err})") from err
+    if not isinstance(content, dict) or content.get("format", _WITHOUT_SUM) not in (_WITHOUT_SUM, _FORMAT):
+        raise UserError(f"{COSTS_FILE} is not one that this version of csham reads")
+    right = has_right_sum(content)
+    if right is False or (right is None and content.get("format") == _FORMAT):
+        raise UserError(f"{COSTS_FILE} was changed since it was written")
+    rows = content.get("costs")
+    if not isinstance(rows, list) or not all(map(_is_row, rows)) or not isinstance(content.get("machine", {}), dict):
+        raise UserError(f"{COSTS_FILE} holds something else than costs")
+    content.pop("sum", None)
+    return content
+
+
+def make_comparison(
+    networks: Mapping[str, NetworkSpec],
+    *,
+    num_classes: int,
+    image_size: int,
+    device: str = "auto",
+    threads: int | None = None,
+    baselines: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Comparison:
+    """Prepare to measure networks in turns.
+
+    Args:
+        networks: By name.
+        num_classes: Width of the logits.
+        image_size: Side of the images, in pixels.
+        device: As in :class:`csham.training.config.TrainConfig`.
+        threads: On the CPU; None leaves them as they are.
+        baselines: The network that each one's ratios are against; the first where it is not named.
+        progress: Told what happens.
+        seed: Of weights, images and the order in each round.
+        **settings: Others of :class:`csham.cost.Settings`.
+
+    Raises:
+        UserError: The device is not there, or lacks a compiler that the settings want.
+    """
+    # Imported here, so that a misspelt name is answered without importing PyTorch.
+    import torch  # noqa: PLC0415
+
+    from csham.cost import Comparison, Settings  # noqa: PLC0415
+    from csham.training.machine import choose_device, missing_compiler  # noqa: PLC0415
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch.device(choose_device(device))
+    missing = missing_compiler(place.type) if True in settings.get("compiled", ()) else None
+    if missing is not None:
+        raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
+
+    def build(network: NetworkSpec) -> nn.Module:
+        torch.manual_seed(seed)
+        return network.build(num_classes=num_classes, image_size=image_size)
+
+    sources = {name: partial(build, network) for name, network in networks.items()}
+    size = (3, image_size, image_size)
+    return Comparison(sources, Settings(**settings, seed=seed, input_size=size, device=place), progress, baselines)
+
+
+def run_comparison(comparison: Comparison) -> bool:
+    """Measure; False if Ctrl-C ended it early."""
+    try:
+        comparison.run()
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _is_row(row: Any) -> bool:
+    """Return True if something may be one network's costs, in the numbers that are shown."""
+    if not isinstance(row, dict) or not isinstance(row.get("network"), str):
+        return False
+    return all(row.get(name) is None or is_number(row[name]) for name in _NUMBERS)
+
+
+_NUMBERS = ("params", "flops", "train_step_ms", "images_per_s", "latency_ms", "peak_mib", "train_peak_mib")
 
 
 def _precision(study: Study) -> str:
@@ -105,11 +198,11 @@ def _precision(study: Study) -> str:
     return "fp32" if study.settings["precision"] == "fp32" else "bf16"
 
 
-def _same(found: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
+def _same(content: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
     """Return True if a file is of these networks, measured so, on this machine."""
-    before, now = found.get("machine", {}), circumstances()
+    before, now = content.get("machine", {}), circumstances()
     same_machine = all(before.get(name) == now[name] for name in _MACHINE)
-    return bool(found.get("finished")) and found.get("measured") == measured and same_machine
+    return bool(content.get("finished")) and content.get("measured") == measured and same_machine
 
 
 def _measure(

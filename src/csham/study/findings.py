@@ -17,6 +17,7 @@ __all__ = [
     "NetworkRow",
     "Results",
     "Spread",
+    "plain_values",
 ]
 
 
@@ -38,7 +39,7 @@ class Spread:
     sd: float | None
     min: float
     max: float
-    values: dict[int, float]
+    values: dict[Any, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class Comparison(Difference):
     backbone: str
     against: str | None
     instead_of: str | None
-    seeds: tuple[int, ...]
+    seeds: tuple[Any, ...]
     differences: tuple[float, ...]
     controls: tuple[AgainstControl, ...]
     more: dict[str, float | Interval | None] = field(default_factory=dict)
@@ -206,7 +207,7 @@ class Results:
         """Return everything but the records as JSON's values; seeds that are keys become text."""
         rows = {name: [row.to_dict() for row in vars(self)[name]] for name in ("networks", "comparisons")}
         shown = vars(self) | rows
-        found: dict[str, Any] = _plain({name: value for name, value in shown.items() if name != "runs"})
+        found: dict[str, Any] = plain_values({name: value for name, value in shown.items() if name != "runs"})
         return found
 
 
@@ -241,10 +242,10 @@ def _flat(found: Any, within: str) -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Return dataclasses, tuples and numbered keys as what JSON has for them."""
     if hasattr(value, "__dataclass_fields__"):
-        return _plain(asdict(value))
+        return plain_values(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {str(key): plain_values(entry) for key, entry in value.items()}
+    return [plain_values(entry) for entry in value] if isinstance(value, list | tuple) else value

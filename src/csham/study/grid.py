@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from csham.attach.checks import check_strategy
-from csham.attach.names import STRATEGIES
+from csham.attach.names import STRATEGIES, check_strategy
 from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
@@ -29,6 +28,7 @@ __all__ = [
     "Network",
     "Study",
     "cell_key",
+    "differing_setting",
     "expand_networks",
     "read_seeds",
     "shared_settings",
@@ -240,6 +240,15 @@ def cell_key(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def differing_setting(theirs: Mapping[str, Any], ours: TrainConfig) -> str | None:
+    """Name the first setting that makes a run another than a cell's, with both values."""
+    for name, value in ours.to_dict().items():
+        other = theirs.get(name, value)
+        if other != value and cell_key(replace(ours, **{name: other}), "") != cell_key(ours, ""):
+            return f"{name} is {other!r} there, and {value!r} in the study"
+    return None
+
+
 def expand_networks(
     backbones: Sequence[str],
     attentions: Sequence[str],
@@ -300,11 +309,11 @@ def with_plain(networks: Iterable[Network]) -> tuple[list[Network], list[str]]:
     given = {network.backbone for network in networks if network.plain}
     # A budget control is measured against the plain network of the backbone that it widens.
     backbones = list(dict.fromkeys(n.backbone.partition("@")[0] if n.instead_of else n.backbone for n in networks))
-    found = []
+    together = []
     for backbone in backbones:
-        found += [Network(backbone)]
-        found += [n for n in networks if not n.plain and backbone in (n.backbone, n.backbone.partition("@")[0])]
-    return list(dict.fromkeys(found)), [backbone for backbone in backbones if backbone not in given]
+        together += [Network(backbone)]
+        together += [n for n in networks if not n.plain and backbone in (n.backbone, n.backbone.partition("@")[0])]
+    return list(dict.fromkeys(together)), [backbone for backbone in backbones if backbone not in given]
 
 
 def read_seeds(given: object) -> tuple[int, ...]:

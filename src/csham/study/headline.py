@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from csham.study.findings import AgainstControl, Comparison
 from csham.study.statistics import FEW, Verdict, with_sign
 
-__all__ = ["headline"]
+__all__ = ["Words", "headline"]
 
 _NAMED = 3  # more than these are counted
 
 
+@dataclass(frozen=True)
+class Words:
+    """Names of what a headline speaks of.
+
+    Attributes:
+        kind: Of what is compared, in the plural.
+        plain: Of what it is compared with.
+        unit: Word behind differences; may be empty.
+    """
+
+    kind: str = "attentions"
+    plain: str = "the plain network"
+    unit: str = "points"
+
+
 def headline(
-    comparisons: Sequence[Comparison], worthwhile: float, missing: int = 0, failed: int = 0, cells: int = 0
+    comparisons: Sequence[Comparison],
+    worthwhile: float,
+    missing: int = 0,
+    failed: int = 0,
+    cells: int = 0,
+    *,
+    words: Words | None = None,
 ) -> str:
     """Say what a study found.
 
@@ -25,66 +47,74 @@ def headline(
         missing: Runs still to come.
         failed: Runs that failed.
         cells: Runs of the whole study.
+        words: Names of what is compared; None speaks of a study's attentions.
     """
+    words = words or Words()
     attentions = [c for c in comparisons if c.instead_of is None]
     sentences = [
-        *_decided(attentions, "helps"),
-        *_decided(attentions, "hurts"),
-        *_no_difference(attentions, worthwhile),
-        *_undecided(attentions),
+        *_decided(attentions, "helps", words),
+        *_decided(attentions, "hurts", words),
+        *_no_difference(attentions, worthwhile, words),
+        *_undecided(attentions, words),
         *_controls(attentions),
         *_incomplete(missing, failed, cells),
     ]
     return " ".join(sentences) or "There is nothing to compare: the study has plain networks only."
 
 
-def _decided(attentions: Iterable[Comparison], verdict: Verdict) -> list[str]:
+def _decided(attentions: Iterable[Comparison], verdict: Verdict, words: Words) -> list[str]:
     found = sorted((c for c in attentions if c.verdict == verdict), key=lambda c: -abs(c.mean or 0.0))
     if not found:
         return []
-    named = [f"{c.name} {verdict} {c.backbone}: {_numbers(c)}" for c in found[:_NAMED]]
+    named = [f"{c.name} {verdict}{_space(c.backbone)}: {_numbers(c, words)}" for c in found[:_NAMED]]
     rest = len(found) - _NAMED
     others = f"; {'so does one more' if rest == 1 else f'so do {rest} more'}" if rest > 0 else ""
     caution = _few(found)
     return ["; ".join(named) + others + caution + "."]
 
 
-def _numbers(c: Comparison) -> str:
+def _numbers(c: Comparison, words: Words) -> str:
+    gain = f"{with_sign(c.mean or 0.0)}{_space(words.unit)}"
     seeds = f"{c.n} seed{'s' if c.n != 1 else ''}"
     if c.t_interval is None:
-        return f"{with_sign(c.mean or 0.0)} points with each of {seeds}"
+        return f"{gain} with each of {seeds}"
     low, high = c.t_interval
-    return f"{with_sign(c.mean or 0.0)} points (95% {with_sign(low)} to {with_sign(high)}, {seeds})"
+    return f"{gain} (95% {with_sign(low)} to {with_sign(high)}, {seeds})"
 
 
 def _few(found: Iterable[Comparison]) -> str:
     return f"; fewer than {_WORDS[FEW]} seeds can say little" if min(c.n for c in found) < FEW else ""
 
 
-def _no_difference(attentions: Iterable[Comparison], worthwhile: float) -> list[str]:
+def _no_difference(attentions: Iterable[Comparison], worthwhile: float, words: Words) -> list[str]:
     found = [c for c in attentions if c.verdict == "no difference worth having"]
     if not found:
         return []
-    named = _names(found)
+    named = _names(found, words)
     verb = "makes" if len(found) == 1 else "make"
-    return [f"{named} {verb} no difference worth having (95% within ±{worthwhile:g} points){_few(found)}."]
+    return [f"{named} {verb} no difference worth having (95% within ±{worthwhile:g}{_space(words.unit)}){_few(found)}."]
 
 
-def _names(found: Sequence[Comparison]) -> str:
+def _names(found: Sequence[Comparison], words: Words) -> str:
     """Name a few networks, with their backbones, or count many."""
     if len(found) > _NAMED:
-        return f"{len(found)} attentions on {_backbones(found)}"
+        return f"{len(found)} {words.kind}{_on(found)}"
     several = len({c.backbone for c in found}) > 1
     names = [f"{c.name} on {c.backbone}" if several else c.name for c in found]
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-    return listed if several else f"{listed} on {found[0].backbone}"
+    return listed if several else f"{listed}{_on(found[:1])}"
 
 
-def _backbones(found: Iterable[Comparison]) -> str:
-    return ", ".join(dict.fromkeys(c.backbone for c in found))
+def _on(found: Iterable[Comparison]) -> str:
+    backbones = ", ".join(dict.fromkeys(c.backbone for c in found))
+    return f" on {backbones}" if backbones else ""
 
 
-def _undecided(attentions: Sequence[Comparison]) -> list[str]:
+def _space(word: str) -> str:
+    return f" {word}" if word else ""
+
+
+def _undecided(attentions: Sequence[Comparison], words: Words) -> list[str]:
     found = [c for c in attentions if c.verdict == "cannot tell yet"]
     unmeasured = [c for c in found if not c.n]
     measured = [c for c in found if c.n]
@@ -93,19 +123,21 @@ def _undecided(attentions: Sequence[Comparison]) -> list[str]:
         seeds = sorted({c.n for c in measured})
         span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         plural = "s" if seeds[-1] > 1 else ""
-        told = f"{_whose(measured, attentions)} cannot be told from the plain network with {span} seed{plural}"
+        told = f"{_whose(measured, attentions, words)} cannot be told from {words.plain} with {span} seed{plural}"
         sentences.append(f"{told}{_outlook(measured)}.")
     if unmeasured:
-        sentences.append(f"{_names(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} not been measured yet.")
+        sentences.append(
+            f"{_names(unmeasured, words)} {'has' if len(unmeasured) == 1 else 'have'} not been measured yet."
+        )
     return sentences
 
 
-def _whose(measured: Sequence[Comparison], attentions: Sequence[Comparison]) -> str:
+def _whose(measured: Sequence[Comparison], attentions: Sequence[Comparison], words: Words) -> str:
     if len(attentions) == 1:
-        return f"{attentions[0].name} on {attentions[0].backbone}"
+        return f"{attentions[0].name}{_on(attentions)}"
     if len(measured) == len(attentions):
-        return f"Each of {len(attentions)} attentions on {_backbones(attentions)}"
-    return _names(measured)
+        return f"Each of {len(attentions)} {words.kind}{_on(attentions)}"
+    return _names(measured, words)
 
 
 def _outlook(measured: Iterable[Comparison]) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from csham.cost.passes import forward_of, training
-from csham.cost.timing import seconds_per_call
+from csham.cost.passes import forward_of, seconds_per_call, training
 from csham.memory import retain_memory
 from csham.study.grid import Cell, Network, Study
 from csham.training.machine import choose_device
@@ -62,12 +61,12 @@ def probe(
         torch.set_num_threads(threads or before)
     try:
         until = time.monotonic() + seconds
-        found = {}
+        measured = {}
         for number, network in enumerate(networks):
             tell(network.label)
             share = max(until - time.monotonic(), 0.0) / (len(networks) - number)
-            found[network] = _probe(study, network, place, share)
-        return found
+            measured[network] = _probe(study, network, place, share)
+        return measured
     finally:
         torch.set_num_threads(before)
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from csham.training.progress import speed
+from csham.training.progress import PlainProgress, QuietProgress, speed
+from csham.words import printable
 
 __all__ = ["BarStudyProgress", "PlainStudyProgress", "StudyProgress", "create_study_progress"]
 
-_SECONDS_BETWEEN_LINES = 30.0
 
-
-class StudyProgress:
+class StudyProgress(QuietProgress):
     """Says nothing, and is what engines talk to: the other two override its methods."""
 
     def begin(self, cells: int, done: int) -> None:
         """Begin with a study of so many cells, ``done`` of which are done."""
-
-    def note(self, text: str) -> None:
-        """Say one line."""
-
-    def preparing(self, done: int, total: int, what: str) -> None:
-        """Tell how far the reading of the data is."""
 
     def cell(self, job: int, label: str, where: str, fraction: float, images_per_s: float) -> None:
         """Tell how far the cell of a job is.
@@ -50,17 +42,13 @@ class StudyProgress:
     def idle(self, job: int) -> None:
         """Tell that a job has no cell."""
 
-    def close(self) -> None:
-        """Take the bars off the screen."""
 
-
-class PlainStudyProgress(StudyProgress):
+class PlainStudyProgress(PlainProgress, StudyProgress):
     """One line for each cell that ends, and one every half minute in between."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        super().__init__(console)
         self._cells, self._ended = 0, 0
-        self._last_line = time.monotonic()
         self._said: set[str] = set()
 
     def begin(self, cells: int, done: int) -> None:
@@ -71,31 +59,22 @@ class PlainStudyProgress(StudyProgress):
         """Say one line, once."""
         if text not in self._said:
             self._said.add(text)
-            self._print(text)
-
-    def preparing(self, done: int, total: int, what: str) -> None:
-        """Say how far the reading is, if nothing was said for half a minute."""
-        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._print(f"{what} {done}/{total}" if total else what)
+            super().note(text)
 
     def cell(self, job: int, label: str, where: str, fraction: float, images_per_s: float) -> None:
         """Say how far a cell is, if nothing was said for half a minute."""
-        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self.waited_long():
             rate = f"  {speed(images_per_s)}" if images_per_s else ""
-            self._print(f"{self._count()} {label}: {where}  {fraction:.0%}{rate}")
+            super().note(f"{self._count()} {label}: {where}  {fraction:.0%}{rate}")
 
     def ended(self, job: int | None, record: Mapping[str, Any]) -> None:
         """Say what came of a cell."""
         self._ended += record["status"] == "done"
         where = "" if job is not None else " (by another process)"
-        self._print(f"{self._count()} {record['label']}, seed {record['seed']}: {_came_to(record)}{where}")
+        super().note(f"{self._count()} {record['label']}, seed {record['seed']}: {_came_to(record)}{where}")
 
     def _count(self) -> str:
         return f"[{self._ended}/{self._cells}]"
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._last_line = time.monotonic()
 
 
 class BarStudyProgress(PlainStudyProgress):
@@ -151,6 +130,7 @@ class BarStudyProgress(PlainStudyProgress):
         self._bars.stop()
 
     def _show(self, job: int, label: str, fraction: float, detail: str) -> None:
+        label, detail = printable(label), printable(detail)
         if job not in self._jobs:
             self._jobs[job] = self._bars.add_task(label, total=1.0, detail=detail)
         self._fractions[job] = fraction

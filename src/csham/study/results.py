@@ -9,11 +9,12 @@ nothing, because Holm's method counts only what has not been rejected.
 
 from __future__ import annotations
 
-import math
 import statistics as stdlib_statistics
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from csham.backbones.spec import NETWORK_FIELDS
 from csham.errors import UserError, unknown_name
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import (
@@ -28,13 +29,20 @@ from csham.study.findings import (
 )
 from csham.study.grid import Network, Study
 from csham.study.headline import headline
-from csham.study.mixed import find_mixed
+from csham.study.record import is_number
 from csham.study.statistics import binomial_se, compare, judge
+from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
 from csham.training.metrics import of_study
 
-__all__ = ["assess", "per_class_difference"]
+__all__ = ["assess", "per_class_difference", "spread"]
 
 Record = Mapping[str, Any]
+
+# What a cell chooses, and what only says where and how fast it runs or where its input lies.
+_NOT_SHARED = frozenset({*NETWORK_FIELDS, "seed", *MACHINE_SETTINGS, *SOURCE_SETTINGS})
+
+# These change seconds, and the result only in its last bits.
+_SPEED = frozenset({"processor", "number of threads", "number of processes", "torch.compile"})
 
 
 def assess(study: Study, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
@@ -64,7 +72,7 @@ def assess(study: Study, records: Iterable[Record], *, keys: Collection[str] | N
         ranking=_ranking(study, comparisons),
         missing=missing,
         failed=failed,
-        warnings=find_mixed(runs, against),
+        warnings=_differing(runs, against),
         headline=headline(comparisons, study.worthwhile, len(missing), len(failed), len(wanted)),
         seeds=tuple(study.seeds),
         worthwhile=study.worthwhile,
@@ -115,7 +123,7 @@ def _by_cell(study: Study, records: Iterable[Record]) -> dict[tuple[str, int], R
 
 def _checked(record: Record) -> Record:
     top1 = (record.get("result") or {}).get("top1")
-    if not _is_number(top1):
+    if not is_number(top1):
         raise UserError(
             f"the record of {record['label']}, seed {record['seed']} (key {record['key']}) has top1 {top1!r}, which is "
             "no number. Remove its line from records.jsonl, and the study will run it again."
@@ -209,7 +217,7 @@ def _ranking(study: Study, comparisons: Sequence[Comparison]) -> dict[str, list[
 
 def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], Record]) -> NetworkRow:
     results = {seed: runs[network.label, seed]["result"] for seed in seeds if (network.label, seed) in runs}
-    top1 = _spread({seed: result["top1"] for seed, result in results.items()})
+    top1 = spread({seed: result["top1"] for seed, result in results.items()})
     images = _mean(result.get("images") for result in results.values())
     return NetworkRow(
         label=network.label,
@@ -219,9 +227,9 @@ def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], 
         instead_of=network.instead_of,
         n=len(results),
         top1=top1,
-        chosen_top1=_spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
+        chosen_top1=spread({seed: (r.get("validation_chosen") or {}).get("top1") for seed, r in results.items()}),
         metrics={
-            name: _spread({seed: result.get(metric.name) for seed, result in results.items()})
+            name: spread({seed: result.get(metric.name) for seed, result in results.items()})
             for name, metric in of_study().items()
         },
         test_images=round(images) if images else None,
@@ -233,8 +241,9 @@ def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], 
     )
 
 
-def _spread(by_seed: Mapping[int, Any]) -> Spread | None:
-    values = {seed: float(value) for seed, value in by_seed.items() if _is_number(value)}
+def spread(by_seed: Mapping[Any, Any]) -> Spread | None:
+    """Sum up one number of all seeds; None where none has it."""
+    values = {seed: float(value) for seed, value in by_seed.items() if is_number(value)}
     if not values:
         return None
     mean, sd = _mean_and_sd(list(values.values()))
@@ -246,16 +255,12 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _mean(values: Iterable[Any]) -> float | None:
-    known = [float(value) for value in values if _is_number(value)]
+    known = [float(value) for value in values if is_number(value)]
     return stdlib_statistics.fmean(known) if known else None
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _failed(label: str, seed: int, record: Record) -> FailedCell:
@@ -283,3 +288,55 @@ def _class_difference(name: str, i: int, pairs: Iterable[tuple[Record, Record]])
         sd=sd,
         images=images,
     )
+
+
+def _differing(runs: Mapping[tuple[str, int], Record], against: Mapping[str, str | None]) -> list[str]:
+    """Say in a sentence each what is not the same in all finished runs.
+
+    Args:
+        runs: Records by label and seed.
+        against: Label of the plain network that each label is compared with.
+    """
+    facts = {cell: _facts(record) for cell, record in runs.items()}
+    names = dict.fromkeys(name for known in facts.values() for name in known)
+    return [text for name in names if (text := _differs(name, facts, against))]
+
+
+def _facts(record: Record) -> dict[str, str]:
+    environment, machine = record.get("environment") or {}, (record.get("result") or {}).get("machine") or {}
+    config = BEFORE | (record.get("config") or {})
+    device = machine.get("device") or environment.get("device")
+    facts = {
+        "commit of csham": environment.get("commit"),
+        "device": str(device).partition(":")[0] if device else None,  # which of several GPUs does not matter
+        "precision": machine.get("precision") or config.get("precision"),
+        "torch.compile": machine.get("compile"),
+        "processor": environment.get("processor"),
+        "number of threads": environment.get("threads"),
+        "number of processes": environment.get("processes"),
+        "data": (record.get("data") or {}).get("fingerprint"),
+        **{f"version of {name}": version for name, version in (environment.get("versions") or {}).items()},
+        **{f"setting {name}": value for name, value in config.items() if name not in _NOT_SHARED},
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _differs(
+    name: str, facts: Mapping[tuple[str, int], Mapping[str, str]], against: Mapping[str, str | None]
+) -> str | None:
+    counts = Counter(known.get(name, "unknown") for known in facts.values())
+    if len(counts) < 2:
+        return None
+    shown = ", ".join(f"{value} ({count} run{'s' if count > 1 else ''})" for value, count in counts.most_common())
+    text = f"The {name} differs between runs: {shown}"
+    if name in _SPEED:
+        return f"{text}; their seconds and images/s cannot be compared."
+    pairs = sum(
+        known.get(name) != facts[str(against.get(label)), seed].get(name)
+        for (label, seed), known in facts.items()
+        if (str(against.get(label)), seed) in facts
+    )
+    if pairs:
+        text += f"; in {pairs} pair{'s' if pairs > 1 else ''} between a network and the plain one, whose difference is "
+        text += "then not the network's alone"
+    return f"{text}."

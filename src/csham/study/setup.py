@@ -5,6 +5,7 @@ Imports PyTorch only where a new study leaves the precision to the machine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,24 +13,25 @@ from typing import Any
 
 from csham.backbones.spec import CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
+from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
-from csham.data.identity import describe_data
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
-from csham.settings import check_choice
+from csham.settings import check_choice, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
     Data,
     Network,
     Study,
-    cell_key,
+    differing_setting,
     expand_networks,
     read_seeds,
     shared_settings,
     with_plain,
 )
 from csham.study.store import Store
+from csham.study.study_file import FILE, is_edited
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
@@ -126,6 +128,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
     store = Store(_folder(request), note)
     if not write:
         return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)
+    store.remove_leftovers()
     _check_place(store)
     if not store.exists:
         setup = _new(request, store, preparing)  # before anything is left behind
@@ -134,9 +137,12 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
                 store.write_study(setup.study)
                 return setup
     with store.changing_study():  # also where another process has made the study a moment ago
-        before = store.study
+        before, edited = store.study, is_edited(store.path)
         setup = _extended(request, store, preparing)
-        if setup.study != before:
+        if edited:
+            store.repair()
+            check_records(setup.study, store.records(), store.path)
+        if edited or setup.study != before:
             store.write_study(setup.study)
         return setup
 
@@ -155,6 +161,7 @@ def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Pat
     left_out = 0
     for record in records:
         if record["key"] in keys:
+            _check_data(record, study, where)
             continue
         cell = cells.get((record["label"], record["seed"]))
         if cell is None:
@@ -166,6 +173,14 @@ def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Pat
             "with --study OTHER."
         )
     return [f"{left_out} records of networks or seeds that study.yaml does not name are left out"] if left_out else []
+
+
+def _check_data(record: Mapping[str, Any], study: Study, where: Path) -> None:
+    """Refuse a description of the data that is not that of a record of the same content."""
+    for name, value in record.get("data", {}).items():
+        ours = getattr(study.data, name, value)
+        if ours != value:
+            raise UserError(f"{where / FILE} says data: {name}: {ours!r}, and the records have {value!r}. Put it back.")
 
 
 def _folder(request: Request) -> Path:
@@ -185,8 +200,9 @@ def _check_place(store: Store) -> None:
     path = store.path
     if path.exists() and not path.is_dir():
         raise UserError(f"--study {path} is a file. Name a folder.")
-    left = {"locks", "logs", ".DS_Store"}  # of a study that was being made
-    if path.is_dir() and not store.exists and any(entry.name not in left for entry in path.iterdir()):
+    # Of a study that was being made, or is at this moment.
+    left = re.compile(rf"locks|logs|\.DS_Store|\.{re.escape(FILE)}\..+\.tmp")
+    if path.is_dir() and not store.exists and not all(left.fullmatch(entry.name) for entry in path.iterdir()):
         raise UserError(f"{path} exists, and is neither a study nor empty. Name another folder with --study DIR.")
 
 
@@ -233,7 +249,8 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     if len(extended.cells()) > len(study.cells()) and request.command:
         extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
     leaks = [] if dataset is None else _leaks(request, extended, dataset)
-    return Setup(store, extended, dataset, (*_added(added), *leaks))
+    edited = [f"{store.path / FILE} was edited: it counts as it is now"] if is_edited(store.path) else []
+    return Setup(store, extended, dataset, (*edited, *_added(added), *leaks))
 
 
 def _added(backbones: Sequence[str]) -> tuple[str, ...]:
@@ -319,8 +336,8 @@ def _open(request: Request, image_size: int | None, preparing: Preparing) -> Pac
 
 
 def _data(source: str, dataset: PackedDataset) -> Data:
-    found = describe_data(dataset)
-    return Data(source, len(found["classes"]), found["images"], found["image_size"], found["fingerprint"])
+    data = describe_data(dataset)
+    return Data(source, len(data["classes"]), data["images"], data["image_size"], data["fingerprint"])
 
 
 def _resolved(config: TrainConfig, dataset: PackedDataset, machine: Mapping[str, Any]) -> TrainConfig:
@@ -354,13 +371,8 @@ def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> Non
 
 
 def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:
-    """Name the first setting in which a record and its cell differ."""
-    theirs, ours = record.get("config", {}), config.to_dict()
-    for name in theirs:
-        if name in ours and theirs[name] != ours[name]:
-            changed: dict[str, Any] = {name: _tuple(theirs[name])}
-            if cell_key(replace(config, **changed), "") != cell_key(config, ""):
-                return f"{name} is {theirs[name]!r} there and {ours[name]!r} in study.yaml"
+    if different := differing_setting(record.get("config", {}), config):
+        return different
     if record.get("data", {}).get("fingerprint") != study.data.fingerprint:
         return "the data has another fingerprint"
     return "they differ in what their key stands for"
@@ -415,7 +427,7 @@ def _words(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
     """Read a list of names, which may be written with commas."""
     value = content.get(name, ())
     if isinstance(value, str):
-        return tuple(word.strip() for word in value.split(",") if word.strip())
+        return tuple(split_names(value))
     # YAML reads a bare none as text, and ~ or null as nothing.
     words = ["none" if word is None else word for word in value] if isinstance(value, list | tuple) else None
     if words is None or not all(isinstance(word, str) for word in words):
@@ -429,13 +441,13 @@ def _tuple(value: Any) -> Any:
 
 def merged(file: Request, given: Request) -> Request:
     """Put what the command line says over what a file says."""
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for part in fields(Request):
         ours, theirs = getattr(given, part.name), getattr(file, part.name)
         if isinstance(ours, Mapping):
-            found[part.name] = {**theirs, **ours}
+            parts[part.name] = {**theirs, **ours}
         elif isinstance(ours, int | float):
-            found[part.name] = ours
+            parts[part.name] = ours
         else:
-            found[part.name] = ours or theirs
-    return Request(**found)
+            parts[part.name] = ours or theirs
+    return Request(**parts)

@@ -1,4 +1,4 @@
-"""What paired differences say: intervals, tests, how many seeds would settle it, and the verdict.
+"""Verdicts on paired differences: intervals, tests, and how many seeds would settle it.
 
 One difference per seed: top-1 of a network minus top-1 of the plain network, in percentage points. A table is all
 comparisons of one study; what corrects for testing many things at once goes over all of it. ALPHA = 0.05.
@@ -70,7 +70,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What tests say of one comparison, and the verdict; percentage points, positive where the network is better.
+    """Tests of one comparison, and the verdict; percentage points, positive where the network is better.
 
     Attributes:
         n: Pairs.
@@ -122,32 +122,37 @@ class Difference(Judgement):
     sentence: str
 
 
-def compare(table: Sequence[Sequence[float]], worthwhile: float = WORTHWHILE) -> list[Difference]:
+def compare(
+    table: Sequence[Sequence[float]],
+    worthwhile: float | Sequence[float] = WORTHWHILE,
+    units: Sequence[str] | None = None,
+) -> list[Difference]:
     """Say of every comparison of a table what its differences show.
 
     Args:
         table: For each comparison its paired differences, one per seed, in percentage points; perhaps none.
-        worthwhile: The least difference worth having, in percentage points.
+        worthwhile: The least difference worth having, in percentage points; one, or one for each comparison.
+        units: For each comparison the word behind its numbers, or none; None where all are percentage points.
 
     Raises:
         UserError: A difference, or ``worthwhile``, is not a finite number.
     """
-    judgements = judge(table, worthwhile)
+    judgements, margins = judge(table, worthwhile), _margins(worthwhile, len(table))
     levels = _levels([_p_differs(found) for found in judgements])
     equivalence_levels = _levels([found.p_equivalent for found in judgements])
+    words = ["points"] * len(table) if units is None else units
     return [
-        _complete(found, _checked(differences), level, equivalence_level, worthwhile, len(judgements))
-        for found, differences, level, equivalence_level in zip(
-            judgements, table, levels, equivalence_levels, strict=True
+        _complete(found, _checked(differences), level, equivalence_level, _Margin(margin, unit), len(judgements))
+        for found, differences, level, equivalence_level, margin, unit in zip(
+            judgements, table, levels, equivalence_levels, margins, words, strict=True
         )
     ]
 
 
-def judge(table: Sequence[Sequence[float]], worthwhile: float = WORTHWHILE) -> list[Judgement]:
+def judge(table: Sequence[Sequence[float]], worthwhile: float | Sequence[float] = WORTHWHILE) -> list[Judgement]:
     """Do what :func:`compare` does, as far as the verdicts need it: without the bootstrap and the look ahead."""
-    if not (math.isfinite(worthwhile) and worthwhile >= 0):
-        raise UserError(f"worthwhile must be a number of percentage points, 0 or more, got {worthwhile!r}.")
-    tests = [_Tests.of(_checked(differences), worthwhile) for differences in table]
+    margins = _margins(worthwhile, len(table))
+    tests = [_Tests.of(_checked(differences), margin) for differences, margin in zip(table, margins, strict=True)]
     differs, sign_flip, equivalent = (
         holm([getattr(test, name) for test in tests]) for name in ("p_differs", "p_sign_flip", "p_equivalent")
     )
@@ -268,7 +273,7 @@ class _Tests:
 
     @property
     def p_differs(self) -> float | None:
-        """What decides on a difference."""
+        """The p that decides on a difference."""
         return _p_differs(self)
 
     @classmethod
@@ -288,8 +293,32 @@ class _Tests:
 
     @property
     def equivalent_alone(self) -> bool:
-        """Whether the interval lies within the margin; without spread, what has the same chance of being wrong."""
+        """True if the interval lies within the margin; without spread, what has the same chance of being wrong."""
         return self.p_equivalent is not None and self.p_equivalent < ALPHA / 2
+
+
+@dataclass(frozen=True)
+class _Margin:
+    """The least difference worth having, and how numbers beside it are written."""
+
+    value: float
+    unit: str
+
+    def of(self, value: str) -> str:
+        """Write a number with its unit, if it has one."""
+        return f"{value} {self.unit}".rstrip()
+
+    @property
+    def text(self) -> str:
+        return self.of(f"{self.value:g}")
+
+
+def _margins(worthwhile: float | Sequence[float], count: int) -> Sequence[float]:
+    margins = [worthwhile] * count if isinstance(worthwhile, int | float) else worthwhile
+    for margin in [worthwhile] if isinstance(worthwhile, int | float) else margins:
+        if not (math.isfinite(margin) and margin >= 0):
+            raise UserError(f"worthwhile must be a number of percentage points, 0 or more, got {margin!r}.")
+    return margins
 
 
 def _verdict(test: _Tests, p_differs: float | None, p_equivalent: float | None) -> Verdict:
@@ -342,9 +371,9 @@ def _level(others: Sequence[float], tests: int) -> float:
 
 
 def _complete(
-    found: Judgement, values: np.ndarray, level: float, equivalence_level: float, worthwhile: float, tests: int
+    found: Judgement, values: np.ndarray, level: float, equivalence_level: float, margin: _Margin, tests: int
 ) -> Difference:
-    outlook = _Outlook(found, level, min(equivalence_level, ALPHA / 2), worthwhile)
+    outlook = _Outlook(found, level, min(equivalence_level, ALPHA / 2), margin.value)
     seeds = outlook.seeds_needed()
     return Difference(
         **vars(found),
@@ -352,13 +381,13 @@ def _complete(
         level=level,
         smallest_detectable=outlook.smallest_detectable(),
         seeds_needed=seeds,
-        sentence=_sentence(found, seeds, worthwhile, tests),
+        sentence=_sentence(found, seeds, margin, tests),
     )
 
 
 @dataclass(frozen=True)
 class _Outlook:
-    """What other true differences, or more seeds, would give, if the spread is as observed."""
+    """Outlook on other true differences and on more seeds, if the spread is as observed."""
 
     found: Judgement
     level: float
@@ -436,39 +465,40 @@ def _first(enough: Callable[[int], bool], least: int) -> int | None:
     return high
 
 
-def _sentence(found: Judgement, seeds_needed: int | None, worthwhile: float, tests: int) -> str:
+def _sentence(found: Judgement, seeds_needed: int | None, margin: _Margin, tests: int) -> str:
     if found.mean is None:
         return "Cannot tell yet: no seed has been run both with and without it."
-    shown = _shown(found, found.mean)
+    shown = _shown(found, found.mean, margin)
     if found.verdict == "cannot tell yet":
-        text = f"Cannot tell yet: {shown}{_why_open(found, worthwhile, tests)}{_what_it_takes(found.n, seeds_needed)}."
+        text = f"Cannot tell yet: {shown}{_why_open(found, margin, tests)}{_what_it_takes(found.n, seeds_needed)}."
     elif found.verdict == "no difference worth having":
-        text = f"No difference worth having: {shown}{_how_little(found, worthwhile)}."
+        text = f"No difference worth having: {shown}{_how_little(found, margin)}."
     else:
-        text = f"{found.verdict.capitalize()}: {shown}{_perhaps_small(found, worthwhile)}."
+        text = f"{found.verdict.capitalize()}: {shown}{_perhaps_small(found, margin)}."
     return text + (" Fewer than five seeds can say little." if 1 < found.n < FEW else "")
 
 
-def _shown(found: Judgement, mean: float) -> str:
+def _shown(found: Judgement, mean: float, margin: _Margin) -> str:
+    gain = margin.of(with_sign(mean))
     if found.t_interval is not None:
         low, high = found.t_interval
-        return f"{with_sign(mean)} points (95% {with_sign(low)} to {with_sign(high)}, {found.n} seeds)"
+        return f"{gain} (95% {with_sign(low)} to {with_sign(high)}, {found.n} seeds)"
     if found.n > 1:
-        return f"{with_sign(mean)} points with each of {found.n} seeds, which leaves no spread to measure"
-    return f"{with_sign(mean)} points with one seed, which says nothing of chance"
+        return f"{gain} with each of {found.n} seeds, which leaves no spread to measure"
+    return f"{gain} with one seed, which says nothing of chance"
 
 
-def _perhaps_small(found: Judgement, worthwhile: float) -> str:
+def _perhaps_small(found: Judgement, margin: _Margin) -> str:
     least = min(map(abs, found.t_interval)) if found.t_interval else abs(found.mean or 0.0)
-    return f"; perhaps by less than the {worthwhile:g} points worth having" if least < worthwhile else ""
+    return f"; perhaps by less than the {margin.text} worth having" if least < margin.value else ""
 
 
-def _how_little(found: Judgement, worthwhile: float) -> str:
+def _how_little(found: Judgement, margin: _Margin) -> str:
     real = found.t_interval is not None and not found.t_interval[0] <= 0 <= found.t_interval[1]
-    return f"; {'perhaps real, but ' if real else ''}less than the {worthwhile:g} points worth having"
+    return f"; {'perhaps real, but ' if real else ''}less than the {margin.text} worth having"
 
 
-def _why_open(found: Judgement, worthwhile: float, tests: int) -> str:
+def _why_open(found: Judgement, margin: _Margin, tests: int) -> str:
     """Explain what else a reader of the interval may wonder about."""
     if found.t_interval is None or found.n < FEWEST:
         return ""
@@ -477,8 +507,8 @@ def _why_open(found: Judgement, worthwhile: float, tests: int) -> str:
         if found.p_t_holm is not None and found.p_t_holm < ALPHA:
             return f"; a few seeds carry it (sign-flip p {found.p_sign_flip:.2g})"
         return f"; among {tests} comparisons chance may do that"
-    if -worthwhile < low and high < worthwhile:
-        return f"; within {worthwhile:g} points, but among {tests} comparisons chance may do that"
+    if -margin.value < low and high < margin.value:
+        return f"; within {margin.text}, but among {tests} comparisons chance may do that"
     return ""
 
 

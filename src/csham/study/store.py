@@ -1,39 +1,41 @@
 """Files that a study leaves: ``records.jsonl``, one line for each finished or failed cell, and claims of running cells.
 
 A record is appended with one write under a lock and is on the disk when :meth:`Store.append` returns. A process that
-was killed while it wrote leaves at most a torn last line, which the next one moves aside. Claims are locks of the
-operating system, which it frees when a process ends, however it ends. Nothing here imports PyTorch.
+was killed while it wrote leaves at most a torn last line. That, and a line that was changed since it was written
+(:mod:`csham.study.record`), readers leave out and the next writer moves aside. Claims are locks of the operating
+system, which it frees when a process ends, however it ends. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
-import math
 import os
 import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from csham.errors import UserError
-from csham.files import write_atomically
+from csham.files import SUMS, new_folder, read_sums, remove_leftovers, sha256_of, write_atomically
 from csham.study.grid import Cell, Study
+from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
 
-__all__ = ["FAILED_MARK", "FORMAT", "Claim", "Store", "writing_in"]
-
-FORMAT = 1
-"""Of a record."""
+__all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
 
 FAILED_MARK = "failed.json"
 """In the run folder of an attempt that failed."""
 
 _WAIT_SECONDS = 60.0
+_MARK = "mark-"
 
 
 class Store:
@@ -48,6 +50,7 @@ class Store:
         self.path = Path(path)
         self._note = note or _warn
         self._noted: set[str] = set()
+        self._known: dict[bytes, Line] = {}  # lines of the records, which are read for every cell
 
     @property
     def study(self) -> Study:
@@ -74,27 +77,13 @@ class Store:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
         return self.path / "logs"
 
-    @contextmanager
-    def changing_study(self) -> Iterator[None]:
+    def changing_study(self) -> AbstractContextManager[None]:
         """Hold the lock under which ``study.yaml`` is read, changed and written."""
-        lock = self._lock("study", wait=True)
-        with writing_in(self.path):
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return self._holding("study", _WAIT_SECONDS)
 
-    @contextmanager
-    def concluding(self) -> Iterator[None]:
+    def concluding(self) -> AbstractContextManager[None]:
         """Hold the lock under which costs and report are made: of several processes that end together, one by one."""
-        lock = self._lock("conclusion", wait=True, seconds=-1)
-        with writing_in(self.path):
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return self._holding("conclusion", -1)
 
     def write_study(self, study: Study) -> None:
         """Write ``study.yaml``; call it within :meth:`changing_study`."""
@@ -104,25 +93,30 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Return the records, the last one of each cell, in the order of the cells' first ones.
 
-        A line that another process is writing at this moment is left out. A line that is no record is told and left out
-        too: its cell counts as not done, and a finished run folder of it is taken over again.
+        A line that another process is writing at this moment is left out. A line that is no record, or not the one
+        that was written, is told and left out too: its cell counts as not done.
         """
-        found: dict[str, dict[str, Any]] = {}
+        records: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(self._lines(), start=1):
-            record = _parse(line)
-            if record is None:
+            if line.record is None:
                 self._note_once(
-                    f"{self.records_file}, line {number} is not a record and is left out; csham compare --study "
-                    f"{self.path} makes it again."
+                    f"{self.records_file}, line {number} {line.fault}, and is left out: csham compare --study "
+                    f"{self.path} takes its cell from its run folder, or trains it again."
                 )
                 continue
-            if record["format"] != FORMAT:
+            if not 1 <= line.record["format"] <= FORMAT:
                 raise UserError(
-                    f"{self.records_file}, line {number} has format {record['format']!r}; this version of csham reads "
-                    f"{FORMAT}. Use the version that wrote it."
+                    f"{self.records_file}, line {number} has format {line.record['format']!r}; this version of csham "
+                    f"reads up to {FORMAT}. Use the version that wrote it."
                 )
-            found[record["key"]] = record
-        return list(found.values())
+            records[line.record["key"]] = line.record
+        return list(records.values())
+
+    def unchecked(self) -> str:
+        """Say which lines are from before they had sums; nothing if none is."""
+        number = sum(line.record is not None and not line.checked for line in self._lines())
+        lines = f"{number} line{'s' if number > 1 else ''} of {self.records_file}"
+        return f"{lines} cannot be checked for changes, being from before lines had sums" if number else ""
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """Return the records by the keys of their cells."""
@@ -134,11 +128,11 @@ class Store:
         Raises:
             UserError: The folder is not writable, or the disk is full.
         """
-        line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
-        if _parse(line) is None:
-            raise ValueError(f"not a record: {line[:200]!r}")
-        with writing_in(self.path), self._lock("records", wait=True):
+        line = written_line(record)
+        with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
             self._repair()
+            if not self.records_file.exists():
+                write_atomically(self.records_file, lambda file: None)  # so that its name is on the disk too
             handle = os.open(self.records_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 before = os.fstat(handle).st_size
@@ -160,11 +154,48 @@ class Store:
             with writing_in(self.path):
                 write_atomically(folder / FAILED_MARK, lambda file: file.write(text.encode()))
 
+    def add_run(self, name: str, fill: Callable[[Path], Any]) -> None:
+        """Make a run folder appear, whole, in place of one that may be there; its cell's claim must be held.
+
+        Args:
+            name: Of the cell.
+            fill: Writes the run into the folder it is given.
+
+        Raises:
+            DamagedRunError: A file of it is not as the run wrote it.
+            UserError: The folder is not writable, or the disk is full.
+        """
+        with writing_in(self.path), new_folder(self.run_folder(name), replace=True) as folder:
+            fill(folder)
+            try:
+                sums = read_sums(folder) or {}
+            except ValueError as err:
+                raise DamagedRunError(f"its {SUMS} was changed since it was written: {err}.") from err
+            for file, digests in sums.items():
+                if not (folder / file).is_file() or sha256_of(folder / file) not in digests:
+                    raise DamagedRunError(f"its {file} was changed since it was written.")
+
     def repair(self) -> None:
-        """Move what a killed process left of a last line to a file beside, and tell it."""
+        """Move lines that are not believed to a file beside, and tell it, and how many lines cannot be checked."""
         if self.records_file.is_file():
-            with writing_in(self.path), self._lock("records", wait=True):
+            with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
                 self._repair()
+            if unchecked := self.unchecked():
+                self._note_once(f"{unchecked}.")
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed while they wrote left in the folder."""
+        runs = self.path / "runs"
+        places = [self.path / name for name in (FILE, "costs.json", "report")]
+        # .NAME.REST.tmp lies beside NAME
+        places += [path.with_name(path.name[1:].rsplit(".", 2)[0]) for path in runs.glob(".*.*.tmp")]
+        for place in places:
+            remove_leftovers(place)
+        for file in (self.path / "locks").glob(f"{_MARK}*.lock"):
+            lock = self._lock(file.stem)
+            if self._acquired(lock):
+                file.unlink(missing_ok=True)
+                lock.release()
 
     def claim(self, key: str, attempts: int = 0) -> Claim | None:
         """Take a cell for this process, until the claim is released or the process ends.
@@ -176,23 +207,39 @@ class Store:
         Returns:
             None where another process works on it, or has finished or failed it in the meantime.
         """
-        lock = self._lock(key, wait=False)
+        lock = self._lock(key)
         if not self._acquired(lock):
             return None
         # Looked at only now: the last holder of the claim may have written its record a moment ago.
-        record = self.by_key().get(key)
-        if record is not None and (record["status"] == "done" or record.get("attempts", 1) > attempts):
+        if is_over(self.by_key().get(key), attempts):
             lock.release()
             return None
         return Claim(lock)
 
     def is_claimed(self, key: str) -> bool:
         """Return True if some process works on a cell at this moment."""
-        lock = self._lock(key, wait=False)
+        lock = self._lock(key)
         if not self._acquired(lock):
             return True
         lock.release()
         return False
+
+    def mark(self) -> Claim:
+        """Make a file in the folder that nobody removes while the claim is held."""
+        lock = self._lock(f"{_MARK}{uuid.uuid4().hex}")
+        with writing_in(self.path):
+            lock.acquire()
+        return Claim(lock)
+
+    @contextmanager
+    def _holding(self, name: str, seconds: float) -> Iterator[None]:
+        lock = self._lock(name, seconds)
+        with writing_in(self.path):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _acquired(self, lock: filelock.BaseFileLock) -> bool:
         with writing_in(self.path):
@@ -202,17 +249,17 @@ class Store:
                 return False
         return True
 
-    def _lock(self, name: str, *, wait: bool, seconds: float = _WAIT_SECONDS) -> filelock.BaseFileLock:
+    def _lock(self, name: str, seconds: float = 0) -> filelock.BaseFileLock:
         folder = self.path / "locks"
         with writing_in(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         # Not shared within the process: two claims of one cell must exclude each other there too.
-        return filelock.FileLock(folder / f"{name}.lock", timeout=seconds if wait else 0)
+        return filelock.FileLock(folder / f"{name}.lock", timeout=seconds)
 
-    def _lines(self) -> list[bytes]:
-        """Return the lines that are complete."""
+    def _lines(self) -> list[Line]:
+        """Read the lines that are complete."""
         try:
             content = self.records_file.read_bytes()
         except FileNotFoundError:
@@ -220,8 +267,11 @@ class Store:
         except OSError as err:
             raise UserError(f"cannot read {self.records_file}: {err.strerror}.") from err
         *lines, rest = content.split(b"\n")
+        known, self._known = self._known, {}
+        for line in [*lines, rest]:
+            self._known[line] = known.get(line) or read_line(line)
         # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
-        return [*lines, rest] if _parse(rest) is not None else lines
+        return [self._known[line] for line in [*lines, *([] if self._known[rest].torn else [rest])]]
 
     def _repair(self) -> None:
         """See :meth:`repair`; the lock is held, so no process is writing."""
@@ -229,31 +279,23 @@ class Store:
             content = self.records_file.read_bytes()
         except FileNotFoundError:
             return
-        complete = content[:-1] if content.endswith(b"\n") else content
-        start = complete.rfind(b"\n") + 1
-        last = content[start:]
-        if not content or (last.endswith(b"\n") and _parse(last) is not None):
-            return
-        if _parse(last) is not None:
-            self._rewrite_end(len(content), b"\n")
-            return
-        aside = self.path / f"records.torn-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        with aside.open("ab") as file:
-            file.write(last)
-            os.fsync(file.fileno())
-        self._rewrite_end(start, b"")
-        self._note_once(
-            f"{self.records_file} ended in the middle of a record: a process was killed while it wrote. These "
-            f"{len(last)} bytes are in {aside.name} now, and the cell is done again or taken from its run folder."
-        )
-
-    def _rewrite_end(self, size: int, end: bytes) -> None:
-        with self.records_file.open("r+b") as file:
-            file.truncate(size)
-            file.seek(size)
-            file.write(end)
-            file.flush()
-            os.fsync(file.fileno())
+        *lines, rest = content.split(b"\n")
+        lines = [line + b"\n" for line in lines] + [rest] * bool(rest)
+        faults = {number: read for number, line in enumerate(lines) if (read := read_line(line)).record is None}
+        if faults:
+            kind = "torn" if all(read.torn for read in faults.values()) else "changed"
+            aside = self.path / f"records.{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            write_atomically(aside, lambda file: file.writelines(lines[number] for number in faults))
+            for number, read in faults.items():
+                cut = rest and number == len(lines) - 1
+                what = "was being written by a process that was killed" if cut else read.fault
+                self._note_once(
+                    f"{self.records_file}, line {number + 1} {what}. It is in {aside.name} now, and its cell is taken "
+                    "from its run folder, or trained again."
+                )
+        if faults or rest:
+            good = [line.removesuffix(b"\n") + b"\n" for number, line in enumerate(lines) if number not in faults]
+            write_atomically(self.records_file, lambda file: file.writelines(good))
 
     def _note_once(self, text: str) -> None:
         if text not in self._noted:
@@ -262,9 +304,14 @@ class Store:
 
 
 class Claim:
-    """A cell that this process works on; a context manager."""
+    """A cell that this process works on; a context manager.
+
+    Attributes:
+        path: The file that is locked.
+    """
 
     def __init__(self, lock: filelock.BaseFileLock) -> None:
+        self.path = Path(lock.lock_file).absolute()
         self._lock = lock
 
     def __enter__(self) -> Claim:
@@ -276,6 +323,36 @@ class Claim:
     def release(self) -> None:
         """Let others have it."""
         self._lock.release()
+
+
+@dataclass(frozen=True)
+class CellState:
+    """State of a cell: how far it is.
+
+    Attributes:
+        cell: The cell.
+        state: ``"done"``, ``"failed"``, ``"cut off"`` or ``"to do"``.
+        epochs_done: Of a cell that is cut off: epochs that need not be trained again.
+    """
+
+    cell: Cell
+    state: str
+    epochs_done: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """Sentence to tell people."""
+        if self.state != "cut off":
+            return self.state
+        if self.epochs_done >= self.cell.config.epochs:
+            return "cut off at its end"
+        return f"cut off in epoch {self.epochs_done + 1} of {self.cell.config.epochs}"
+
+
+def cell_states(store: Store, cells: Iterable[Cell]) -> list[CellState]:
+    """Look at records and run folders."""
+    records = store.by_key() if store.exists else {}
+    return [_cell_state(store, cell, records.get(cell.key, {}).get("status")) for cell in cells]
 
 
 @contextmanager
@@ -297,29 +374,18 @@ def writing_in(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write {what}: {err.strerror or err}. Another place: --study DIR.") from err
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Read one line; None if it is no record."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    texts = all(isinstance(record.get(name), str) for name in ("key", "label"))
-    whole = all(type(record.get(name)) is int for name in ("format", "seed"))
-    return record if texts and whole and record.get("status") in ("done", "failed") else None
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON does not have by null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=3)
+
+
+def _cell_state(store: Store, cell: Cell, status: str | None) -> CellState:
+    if status is not None:
+        return CellState(cell, status)
+    folder = store.run_folder(cell.name)
+    if not (folder / "config.yaml").is_file():
+        return CellState(cell, "to do")
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            return CellState(cell, "cut off", sum(1 for _ in csv.DictReader(file)))
+    except (OSError, csv.Error, UnicodeDecodeError):
+        return CellState(cell, "cut off")

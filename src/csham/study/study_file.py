@@ -1,7 +1,12 @@
-"""``study.yaml``: a study as a file, checked in every field when it is read, since people edit it."""
+"""``study.yaml``: a study as a file, checked in every field when it is read, since people edit it.
+
+Its first line has the SHA-256 of the others as csham wrote them, by which an edit is recognised.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -15,15 +20,16 @@ from csham.settings import check_known
 from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds, shared_settings
 from csham.training.config import BEFORE, TrainConfig, read_settings
 
-__all__ = ["FILE", "FORMAT", "read_study", "write_study"]
+__all__ = ["FILE", "FORMAT", "is_edited", "read_study", "write_study"]
 
 FILE = "study.yaml"
-FORMAT = 1
+FORMAT = 2
+"""Of a file with a sum; one of format 1 is from before there was any."""
 
 _FIELDS = (
     "format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256", "controlled"
 )  # fmt: skip
-_REQUIRED = ("format", "data", "settings", "networks", "seeds")
+_REQUIRED = ("format", "data", "settings", "networks", "seeds", "worthwhile")
 
 
 def write_study(folder: Path, study: Study) -> None:
@@ -42,8 +48,23 @@ def write_study(folder: Path, study: Study) -> None:
         content["weights_sha256"] = study.weights_sha256
     if study.controlled:
         content["controlled"] = list(study.controlled)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
-    write_atomically(folder / FILE, lambda file: file.write(text.encode()))
+    lines = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000).encode()
+    write_atomically(folder / FILE, lambda file: file.write(_head(lines) + lines))
+
+
+def is_edited(folder: Path) -> bool | None:
+    """Tell whether ``study.yaml`` is other than csham wrote it; None where it is from before that could be told."""
+    content = (folder / FILE).read_bytes()
+    head, newline, lines = content.partition(b"\n")
+    before = not head.startswith(b"#") and re.search(rb"^format: *1 *$", content, re.MULTILINE)
+    return None if before else head + newline != _head(lines)
+
+
+_HEAD = b"# csham wrote this, and sees edits by the SHA-256 of the lines below: "
+
+
+def _head(lines: bytes) -> bytes:
+    return _HEAD + hashlib.sha256(lines).hexdigest().encode() + b"\n"
 
 
 def read_study(folder: Path) -> Study:
@@ -80,14 +101,14 @@ def _study(content: Mapping[str, Any]) -> Study:
     missing = [name for name in _REQUIRED if name not in content]
     if missing:
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-    if content["format"] != FORMAT:
-        raise UserError(f"format {content['format']!r} is not one this version of csham reads ({FORMAT}).")
+    if content["format"] not in (1, FORMAT):
+        raise UserError(f"format {content['format']!r} is not one this version of csham reads (up to {FORMAT}).")
     return Study(
         data=_data(content["data"]),
         settings=_settings(content["settings"]),
         networks=_networks(content["networks"]),
         seeds=read_seeds(_list("seeds", content["seeds"])),
-        worthwhile=content.get("worthwhile", 0.5),
+        worthwhile=content["worthwhile"],
         command=_text("command", content.get("command", "")),
         weights_sha256=_text("weights_sha256", content["weights_sha256"]) if "weights_sha256" in content else None,
         controlled=tuple(_text("controlled", label) for label in _list("controlled", content.get("controlled", []))),
@@ -109,6 +130,8 @@ def _settings(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"settings must be a mapping, got {values!r}.")
     check_known("setting", values, SHARED_FIELDS)
+    if missing := [name for name in SHARED_FIELDS if name not in values and name not in BEFORE]:
+        raise UserError(f"settings: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
     config = TrainConfig(data="-", **(BEFORE | values))
     return shared_settings(config)
 
@@ -116,7 +139,7 @@ def _settings(values: Any) -> dict[str, Any]:
 def _networks(values: Any) -> tuple[Network, ...]:
     networks = [Network.from_dict(value) for value in _list("networks", values)]
     for network in networks:
-        network.check_names()
+        network.check_connection()  # its backbone when it is built, for a report needs no library of networks
     if not networks:
         raise UserError("networks is empty.")
     return tuple(dict.fromkeys(networks))

@@ -25,6 +25,7 @@ from csham.errors import UserError
 from csham.study.store import Store
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress
+from csham.words import say
 
 __all__ = ["main"]
 
@@ -113,7 +114,7 @@ class _Answers(QuietProgress):
             pass
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  the log
+        say(text, error=True)  # the log
         self.send("note", text=text)
 
     def start(self, done: int, total: int) -> None:
@@ -132,7 +133,7 @@ class _Answers(QuietProgress):
             self.send("step", where=where, fraction=done / self._total, images_per_s=images_per_s)
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
-        print(json.dumps(dict(row)), file=sys.stderr, flush=True)  # noqa: T201  the log
+        say(json.dumps(dict(row)), error=True)  # the log
 
     def preparing(self, done: int, total: int, what: str) -> None:
         if time.monotonic() - self._last_step >= _SECONDS_BETWEEN_STEPS or done >= total:

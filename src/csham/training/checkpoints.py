@@ -1,4 +1,4 @@
-"""Checkpoints that a killed process never leaves half-written, read without running what is in them."""
+"""Checkpoints that a killed process never leaves half-written, read whole and without running what is in them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from csham.errors import UserError
-from csham.files import write_atomically
 from csham.layers.channel import in_todays_names
+from csham.training.sums import check_unchanged, write_listed
 
-__all__ = ["FORMAT", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = ["FORMAT", "check_finite", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint"]
 
 FORMAT = 1
 """Raised when a checkpoint's content changes in a way that older code cannot read."""
@@ -38,7 +38,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
                 raise err.__context__ from None
             raise
 
-    write_atomically(path, write)
+    write_listed(path, write)
 
 
 def load_checkpoint(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def load_checkpoint(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any
         expected: Keys it must have.
 
     Raises:
-        UserError: It is missing, truncated, of another kind, or contains something that would have to be run.
+        UserError: It is missing, truncated, changed, of another kind, or contains something that would have to be run.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}.")
-    if not zipfile.is_zipfile(path):  # its directory is at its end
-        raise UserError(f"{path} is truncated or not a checkpoint. {_another(path)}")
+        raise UserError(f"there is no checkpoint {path}. {_what_to_do(path)}")
+    if not check_unchanged(path, _what_to_do(path)):
+        _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
@@ -62,18 +62,35 @@ def load_checkpoint(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any
             f"{path} holds something other than tensors and plain values, or is damaged. It was not loaded, "
             "and nothing in it was run. Use a checkpoint that csham wrote."
         ) from err
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError) as err:
-        raise UserError(f"{path} is damaged or not a checkpoint. {_another(path)}") from err
+    except Exception as err:  # whatever damaged files make torch raise
+        raise UserError(f"{path} is damaged or not a checkpoint. {_what_to_do(path)}") from err
     if not isinstance(content, dict) or content.get("format") != FORMAT or not set(expected) <= set(content):
         raise UserError(f"{path} is not a checkpoint of this version of csham (format {FORMAT}).")
     return content
 
 
-def _another(path: Path) -> str:
-    other = path.with_name("best.ckpt" if path.name == "last.ckpt" else "last.ckpt")
-    if other.is_file():
-        return f"To go on from {other.name}, copy it over {path.name}."
-    return "Start the run again."
+def _check_archive(path: Path) -> None:
+    """Look at the checksums in the archive itself, which torch does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise zipfile.BadZipFile("torch compresses nothing")
+            if (first := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {first[:80]!r} is another")
+    except Exception as err:  # whatever damaged files make zipfile raise
+        raise UserError(f"{path} is damaged, truncated or not a checkpoint: {err}. {_what_to_do(path)}") from err
+
+
+def _what_to_do(path: Path) -> str:
+    """Say what can be had without a checkpoint of a run."""
+    run = path.parent.parent
+    last, best = path.name == "last.ckpt", path.with_name("best.ckpt")
+    if last and best.is_file():
+        return f"csham train --resume {run} goes on from {best.name}; --weights best evaluates that."
+    if not last and path.with_name("last.ckpt").is_file():
+        return f"The chosen weights have no other copy. Those of the last epoch: csham evaluate {run} --weights last."
+    return f"Train again: csham train --config {run / 'config.yaml'} --run DIR."
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Any], what: str) -> None:
@@ -88,7 +105,23 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], what: str) -> N
         UserError: They belong to another architecture; names the first difference.
     """
     check_weights(network, {name: _shape(value) for name, value in weights.items()}, what)
+    check_finite(weights, what)
     network.load_state_dict(dict(weights))
+
+
+def check_finite(weights: Mapping[str, Any], what: str) -> None:
+    """Refuse weights that are no numbers: nothing that a network says with them means anything.
+
+    Args:
+        weights: By their names.
+        what: The file and the network, for the message.
+
+    Raises:
+        UserError: One of them is NaN or infinite.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{what}: {name!r} holds numbers that are not finite. Nothing can be measured with them.")
 
 
 def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str], what: str) -> None:
@@ -102,17 +135,17 @@ def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str
     Raises:
         UserError: They belong to another architecture; names the first difference.
     """
-    own = network.state_dict()
+    state = network.state_dict()
     shapes = in_todays_names(network, shapes)
-    for name in own:
+    for name in state:
         if name not in shapes:
             raise UserError(f"{what}: other architecture, it has no weight {name!r}.")
-    for name, given in shapes.items():
-        if name not in own:
+    for name, shape in shapes.items():
+        if name not in state:
             raise UserError(f"{what}: other architecture, the network has no weight {name[:200]!r}.")
-        expected = tuple(own[name].shape)
-        if given != expected:
-            raise UserError(f"{what}: other architecture, {name!r} is {given}, not {expected}.")
+        expected = tuple(state[name].shape)
+        if shape != expected:
+            raise UserError(f"{what}: other architecture, {name!r} is {shape}, not {expected}.")
 
 
 def _shape(value: object) -> tuple[int, ...] | str:

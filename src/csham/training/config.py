@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import yaml
@@ -12,8 +13,8 @@ import yaml
 from csham.backbones.lookup import check_backbone
 from csham.backbones.spec import NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES
-from csham.errors import UserError
-from csham.settings import Auto, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
+from csham.errors import UserError, any_of
+from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
 from csham.training.recipes import RECIPES
 
 __all__ = [
@@ -29,116 +30,149 @@ __all__ = [
 ]
 
 BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop"}
-"""Settings of a run or a study from before each of them existed."""
+"""Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
 _BELOW_1 = Within(lambda v: 0 <= v < 1, "from 0 to below 1")
 _FRACTION = Within(lambda v: 0 < v <= 1, "above 0, at most 1")
+_OF_RECIPE = "from the recipe"
+
+SCHEDULES = ("one-cycle", "steps", "constant")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Settings):
-    """The images of a run.
+    """Images of a run."""
 
-    Attributes:
-        data: Name of a dataset, or the path of images, as :func:`csham.data.prepare` takes it.
-    """
-
-    data: Annotated[str, Mark.SOURCE]
+    data: Annotated[
+        str,
+        Mark.SOURCE,
+        Help(
+            "A dataset (csham list datasets), or images: a folder, a zip or tar of one, a CSV or TSV of paths, "
+            "Parquet.",
+            option=False,
+        ),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """Settings of a network's training.
+    """Settings of a network's training."""
 
-    Attributes:
-        pretrained: Start from the backbone's published weights.
-        weights_file: Start from the backbone's weights in this local file; goes before ``pretrained``.
-        recipe: The recipe that gave what was not set otherwise.
-        epochs: Passes over the training part.
-        batch_size: Images per step, over all devices; ``"auto"`` fits the training part
-            (:func:`csham.training.steps.fit_batch`).
-        last_batch: The images left over at an epoch's end: ``"drop"`` leaves them out, ``"fill"`` makes a batch of
-            them and of the epoch's first, as :func:`resolve` sets it.
-        lr: Highest learning rate.
-        momentum: Momentum of SGD, in Nesterov's form.
-        weight_decay: On every parameter but the gates.
-        schedule: ``"one-cycle"``, ``"steps"`` or ``"constant"``.
-        warmup_epochs: Linear warm-up, of the schedules other than one-cycle.
-        milestones: Fractions of the run after which ``"steps"`` multiplies the rate by ``decay``.
-        decay: See ``milestones``.
-        label_smoothing: Of the training loss; the other losses are without.
-        seed: Of the first weights, the split, the order of images and their augmentation.
-    """
+    panel = "Training"
 
-    pretrained: bool = False
-    weights_file: Annotated[str | None, Mark.SOURCE] = None
-    recipe: Annotated[str, OneOf(tuple(RECIPES)), Mark.SOURCE] = "fast"
-    epochs: Annotated[int, Within(lambda v: v >= 1, "at least 1")] = 30
+    pretrained: Annotated[bool, Help("Start from the backbone's published weights.")] = False
+    weights_file: Annotated[
+        str | None,
+        Mark.SOURCE,
+        Help("Start from the backbone's weights in this local file; goes before --pretrained."),
+    ] = None
+    recipe: Annotated[
+        str, OneOf(tuple(RECIPES)), Mark.SOURCE, Help(f"{any_of([*RECIPES])}: gives what is not set otherwise.")
+    ] = "fast"
+    epochs: Annotated[
+        int, Within(lambda v: v >= 1, "at least 1"), Help("Passes over the training images.", default=_OF_RECIPE)
+    ] = 30
     batch_size: Annotated[
-        int | Auto, Within(lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)")
+        int | Auto,
+        Within(lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)"),
+        Help("Images per step, over all devices.", default="the recipe's, smaller for few images"),
     ] = 128
-    last_batch: Annotated[str, OneOf(LAST_BATCHES), Mark.LATER] = "drop"
-    lr: Annotated[float, Within(lambda v: v > 0, "above 0")] = 0.2
-    momentum: Annotated[float, _BELOW_1] = 0.9
-    weight_decay: Annotated[float, _AT_LEAST_0] = 5e-4
-    schedule: Annotated[str, OneOf(("one-cycle", "steps", "constant"))] = "one-cycle"
-    warmup_epochs: Annotated[float, _AT_LEAST_0] = 0.0
+    last_batch: Annotated[
+        str,
+        OneOf(LAST_BATCHES),
+        Mark.LATER,
+        Help(
+            "Use of the images left over after the last full batch: drop leaves an epoch's out, fill makes a batch of "
+            "them and of the epoch's first.",
+            option=False,
+        ),
+    ] = "drop"
+    lr: Annotated[float, Within(lambda v: v > 0, "above 0"), Help("Highest learning rate.", default=_OF_RECIPE)] = 0.2
+    momentum: Annotated[float, _BELOW_1, Help("Momentum of SGD, in Nesterov's form.", option=False)] = 0.9
+    weight_decay: Annotated[
+        float, _AT_LEAST_0, Help("Weight decay, on every parameter but the gates.", default=_OF_RECIPE)
+    ] = 5e-4
+    schedule: Annotated[
+        str, OneOf(SCHEDULES), Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", option=False)
+    ] = "one-cycle"
+    warmup_epochs: Annotated[
+        float, _AT_LEAST_0, Help("Linear warm-up, of the schedules other than one-cycle.", option=False)
+    ] = 0.0
     milestones: Annotated[
         tuple[float, ...],
         Within(lambda v: list(v) == sorted(v) and all(0 < m < 1 for m in v), "rising, between 0 and 1"),
+        Help("Fractions of the run after which steps multiplies the rate by decay.", option=False),
     ] = ()
-    decay: Annotated[float, _FRACTION] = 0.2
-    label_smoothing: Annotated[float, _BELOW_1] = 0.0
-    seed: Annotated[int, Within(lambda v: 0 <= v < 2**63, "from 0 to below 2**63")] = 0
+    decay: Annotated[float, _FRACTION, Help("See milestones.", option=False)] = 0.2
+    label_smoothing: Annotated[float, _BELOW_1, Help("Of the training loss; the other losses are without.")] = 0.0
+    seed: Annotated[
+        int,
+        Within(lambda v: 0 <= v < 2**63, "from 0 to below 2**63"),
+        Help("Of the first weights, the split, the order of images and their crops.", plural="seeds"),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
-    """Settings of how images are read, cut and split.
+    """Settings of how images are read, cut and split."""
 
-    Attributes:
-        image_size: Height and width in pixels; None takes the dataset's own.
-        crop: Cut of training images: ``"pad"``, a square of the image in a black border (above 64 px of the
-            larger stored image); ``"resized"``, a box of random area and ratio, resampled; ``"auto"``, padded up to
-            64 px and resized above.
-        crop_scale: Least area of a resized crop, as a fraction of the stored image's.
-        validation: Fraction of the training images held out to choose the best checkpoint.
-        track_test: Measure the test part after every epoch too (never to choose by).
-        max_bad: Unreadable image files to skip before giving up.
-        allow_leaks: Train although most test images are training images.
-    """
+    panel = "Data"
 
-    image_size: Annotated[int | None, Within(lambda v: v is None or 8 <= v <= 1024, "from 8 to 1024")] = None
-    crop: Annotated[str, OneOf(CROPS)] = "auto"
-    crop_scale: Annotated[float, _FRACTION] = CROP_SCALE
-    validation: Annotated[float, _BELOW_1] = 0.1
-    track_test: bool = False
-    max_bad: Annotated[int, _AT_LEAST_0, Mark.MACHINE] = 10
-    allow_leaks: Annotated[bool, Mark.MACHINE] = False
+    image_size: Annotated[
+        int | None,
+        Within(lambda v: v is None or 8 <= v <= 1024, "from 8 to 1024"),
+        Help("Height and width in pixels.", default="the dataset's own"),
+    ] = None
+    crop: Annotated[
+        str,
+        OneOf(CROPS),
+        Help(
+            "Cut of training images: pad, a square of the image in a black border (above 64 px of the larger stored "
+            "image), or resized, a box of random area and ratio, resampled.",
+            default="pad up to 64 px, then resized",
+        ),
+    ] = "auto"
+    crop_scale: Annotated[
+        float, _FRACTION, Help("Least area of a resized crop, as a fraction of the stored image's.")
+    ] = CROP_SCALE
+    validation: Annotated[
+        float, _BELOW_1, Help("Fraction of the training images held out to choose the best checkpoint.")
+    ] = 0.1
+    track_test: Annotated[bool, Help("Measure the test part after every epoch too; nothing is chosen by it.")] = False
+    max_bad: Annotated[int, _AT_LEAST_0, Mark.MACHINE, Help("Unreadable files to skip before giving up.")] = 10
+    allow_leaks: Annotated[bool, Mark.MACHINE, Help("Train although most test images are training images.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings(Settings):
-    """Settings of a run that decide where it works, how fast, and how often it saves.
+    """Settings of a run that decide where it works, how fast, and how often it saves."""
 
-    Attributes:
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        compile: Use torch.compile; ``"auto"`` does where it pays.
-        channels_last: Keep channels innermost in memory; ``"auto"`` does on CPU and CUDA.
-        checkpoint_seconds: Longest time between two checkpoints.
-        checkpoint_steps: Most steps between two checkpoints, if any.
-    """
+    panel = "Machine"
 
     device: Annotated[
-        str, OneOf(("auto", "cpu", "cuda", "cuda:0", "mps"), part=lambda v: v.partition(":")[0]), Mark.MACHINE
+        str,
+        OneOf(("auto", "cpu", "cuda", "cuda:0", "mps"), part=lambda v: v.partition(":")[0]),
+        Mark.MACHINE,
+        Help("cpu, cuda, cuda:N or mps.", default="what the machine has"),
     ] = "auto"
-    precision: Annotated[str, OneOf(("auto", "fp32", "bf16", "fp16")), Mark.MACHINE] = "auto"
-    compile: Annotated[bool | Auto, Mark.MACHINE] = "auto"
-    channels_last: Annotated[bool | Auto, Mark.MACHINE] = "auto"
-    checkpoint_seconds: Annotated[float, _AT_LEAST_0, Mark.MACHINE] = 60.0
-    checkpoint_steps: Annotated[int | None, Within(lambda v: v is None or v >= 1, "at least 1"), Mark.MACHINE] = None
+    precision: Annotated[
+        str, OneOf(PRECISIONS), Mark.MACHINE, Help(f"{any_of(PRECISIONS)}.", default="what the machine does fast")
+    ] = "auto"
+    compile: Annotated[bool | Auto, Mark.MACHINE, Help("Use torch.compile.", default="where it pays")] = "auto"
+    channels_last: Annotated[
+        bool | Auto, Mark.MACHINE, Help("Keep channels innermost in memory.", default="on CPU and CUDA")
+    ] = "auto"
+    checkpoint_seconds: Annotated[float, _AT_LEAST_0, Mark.MACHINE, Help("Most seconds between two checkpoints.")] = (
+        60.0
+    )
+    checkpoint_steps: Annotated[
+        int | None,
+        Within(lambda v: v is None or v >= 1, "at least 1"),
+        Mark.MACHINE,
+        Help("Most steps between two checkpoints.", default="by time alone"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +245,47 @@ _FITTED = {"batch_size": "auto", "last_batch": "fill"}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a configuration file; its keys and values are checked by :func:`resolve`."""
+    """Read a configuration file, which anyone may have written; :func:`resolve` checks its keys and values.
+
+    Raises:
+        UserError: It is not YAML, or of a kind that needs far more memory than its length.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(err).split())}") from err
+        with path.open("rb") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST // 2**20} MiB")
+        content = yaml.load(text.decode(), _PlainLoader)  # noqa: S506 (a safe loader)
+    except (LookupError, AttributeError, TypeError) as err:  # what yaml raises there
+        raise UserError(f"{path} is not a YAML file: a value is not of the kind that its tag (!!) says") from err
+    except (yaml.YAMLError, ValueError, ArithmeticError) as err:
+        raise UserError(f"{path} is not a YAML file: {shorten(' '.join(str(err).split()), 300)}") from err
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold settings such as 'epochs: 30', one on a line.")
     return {str(key): value for key, value in content.items()}
+
+
+# Of a file, in bytes: a study of a thousand networks takes a third of a megabyte. Of its values, how deep they lie.
+_LONGEST, _DEEPEST = 2**22, 20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases, of which ten lines may make billions of values, without depth, and each key once."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*), which is not understood")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        content = super().construct_mapping(node, deep)
+        if len(content) < len(node.value):
+            raise ValueError(f"a key is there twice in what begins on line {node.start_mark.line + 1}")
+        return content

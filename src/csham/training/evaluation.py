@@ -21,8 +21,8 @@ from csham.training.machine import choose
 from csham.training.metrics import TOP, Predictions
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import DEFAULT, RunWeights, check_choice, weights_of_run
+from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
+from csham.training.sums import check_unchanged
 
 __all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]
 
@@ -80,8 +80,8 @@ def evaluate(
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
     config = folder.read_config()
-    found = find_weights(folder, weights)
-    network, info = load_network(folder, found.name)
+    held = find_weights(folder, weights)
+    network, info = load_network(folder, held.name)
     dataset = prepare(
         data or config.data, image_size=info.image_size, max_bad=config.max_bad, progress=progress.preparing
     )
@@ -103,12 +103,17 @@ def evaluate(
     )
     with autocast(config.device, config.precision):
         predictions = predict(network, batches.in_order())
+    if not np.isfinite(predictions.losses).all():
+        raise UserError(
+            f"{folder.path} answers with numbers that are not finite, in {config.precision}. Either its {held.name} "
+            "weights are damaged or the precision does not suffice."
+        )
     predictions = Predictions(predictions.indices, order[predictions.labels], predictions.top, predictions.losses)
     summary = {
         "run": str(folder.path),
         "data": dataset.source if data is None else data,
         "part": part,
-        **found.to_dict(),
+        **held.to_dict(),
         **predictions.summary(info.classes),
     }
     return Evaluation(
@@ -148,6 +153,12 @@ def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, 
     check_choice(weights)
     # Before its end, what a run did last is in its checkpoint.
     ended = folder.weights.is_file() and (folder.finished or weights == "best")
+    if ended:
+        checkpoint = f"checkpoints/{weights}.ckpt"
+        there = (folder.path / checkpoint).is_file()
+        check_unchanged(
+            folder.weights, f"Without it, they are read from {checkpoint}." if there else "Put back a copy of it."
+        )
     if ended and held_weights(folder.weights).name == weights:
         return read_network(folder.weights)
     path = folder.best if weights == "best" else folder.last
@@ -218,12 +229,12 @@ def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
     """Return the network's class number of each of the dataset's classes."""
-    own, given = set(info.classes), set(dataset.classes)
-    if own != given:
-        missing, extra = sorted(own - given), sorted(given - own)
+    expected, there = set(info.classes), set(dataset.classes)
+    if expected != there:
+        missing, extra = sorted(expected - there), sorted(there - expected)
         parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(extra)}"] * bool(extra)
         raise UserError(
-            f"the classes of {dataset.source} are not the run's {len(own)}: it {' and '.join(parts)}. "
+            f"the classes of {dataset.source} are not the run's {len(expected)}: it {' and '.join(parts)}. "
             "Classes are matched by name."
         )
     return np.array([info.classes.index(name) for name in dataset.classes])

@@ -11,12 +11,11 @@ import torch
 from csham.backbones.spec import NETWORK_FIELDS
 from csham.cost import count_flops
 from csham.data.duplicates import find_duplicates
-from csham.files import write_atomically
+from csham.files import settle_sums, write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
-from csham.training.run_folder import RunFolder
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.session import Session, State
 
 __all__ = ["finish"]
@@ -46,6 +45,7 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
         folder.write_confusion(classes, last.confusion(classes).tolist())
         _draw_curves(folder, state.history)
         folder.write_json("summary.json", summary)
+        settle_sums(folder.path)
     session.accelerator.wait_for_everyone()
     return summary
 

@@ -7,7 +7,6 @@ every step. On the CPU, a run that goes on from a checkpoint ends with the bits 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -34,9 +33,9 @@ from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
-from csham.training.schedule import learning_rate
 from csham.training.session import Session, State, environment, start_session
-from csham.training.steps import steps_notes
+from csham.training.steps import learning_rate, steps_notes
+from csham.training.sums import is_main_process
 from csham.training.tensorboard import EventWriter
 
 __all__ = ["DivergedError", "resume", "train"]
@@ -119,10 +118,10 @@ def resume(
     if folder.finished:
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
         return folder.read_summary()
-    content = load_checkpoint(folder.last, _CHECKPOINT_KEYS)
+    path, content = _newest(folder, progress)
     retain_memory()
     session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)
-    state = session.restore(content)
+    state = session.restore(content, path)
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
     return _run(session, state)
@@ -132,6 +131,21 @@ _CHECKPOINT_KEYS = (
     "config", "data", "network", "model", "optimizer", "scaler",
     "epoch", "step", "sums", "seconds", "history", "best",
 )  # fmt: skip
+
+
+def _newest(folder: RunFolder, progress: QuietProgress) -> tuple[Path, dict[str, Any]]:
+    """Read the last checkpoint, or where that is damaged, the chosen one: the epochs since then are trained again."""
+    try:
+        return folder.last, load_checkpoint(folder.last, _CHECKPOINT_KEYS)
+    except UserError as err:
+        try:
+            content = load_checkpoint(folder.best, _CHECKPOINT_KEYS)
+        except UserError:
+            raise err from err.__cause__
+        problem = str(err)
+    if is_main_process():
+        progress.note(f"{problem.partition('. ')[0]}. Going on from {folder.best}, which is whole")
+    return folder.best, content
 
 
 def _run(session: Session, state: State) -> dict[str, Any]:
@@ -177,8 +191,6 @@ class Loop:
         while state.epoch < session.config.epochs:
             self._train_epoch()
             self._end_epoch()
-        if self._events is not None:
-            self._events.close()
         return finish(session, state, self._predict)
 
     def _train_epoch(self) -> None:
@@ -277,9 +289,12 @@ class Loop:
         """Let the network answer a part of the data, on all processes."""
         session = self.session
         batches = session.evaluation_batches(part)
-        return predict(
+        predictions = predict(
             session.model, batches.in_order(), gather=_gather(session), after_batch=self._stop_while_measuring
         )
+        if not np.isfinite(predictions.losses).all():
+            raise self._diverged(f"the {part} loss became {_nan_or_inf(torch.from_numpy(predictions.losses).sum())}")
+        return predictions
 
     def _stop_while_measuring(self) -> None:
         # Other processes would wait forever for this one's answers; they stop at the next step instead.
@@ -419,10 +434,7 @@ def _resumed(config: TrainConfig, machine_settings: dict[str, Any]) -> TrainConf
 
 
 def _note_threads(session: Session, folder: RunFolder) -> None:
-    try:
-        before = json.loads((folder.path / "environment.json").read_text(encoding="utf-8")).get("threads")
-    except (OSError, ValueError):
-        return
+    before = folder.read_json("environment.json").get("threads")
     if before != torch.get_num_threads():
         session.note(
             f"the run began with {before} threads and goes on with {torch.get_num_threads()}: sums are "

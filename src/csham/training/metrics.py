@@ -129,8 +129,8 @@ class Predictions:
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return all metrics by name, and how many of the classes have no images here, ``absent_classes``."""
-        found = {metric.name: metric.measure(self, len(classes)) for metric in _measured(len(classes))}
-        return found | {"absent_classes": len(classes) - len(np.unique(self.labels))}
+        numbers = {metric.name: metric.measure(self, len(classes)) for metric in _measured(len(classes))}
+        return numbers | {"absent_classes": len(classes) - len(np.unique(self.labels))}
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 in percent and the number of images, of each class.
@@ -174,6 +174,8 @@ def _percent(fraction: float) -> float:
 
 def _kappa(predictions: Predictions, classes: int) -> float:
     labels, first = predictions.labels, predictions.top[:, 0]
+    if len(np.unique([labels, first])) == 1:  # 0 / 0: always giving the only class there is says nothing
+        return 0.0
     return _sklearn().cohen_kappa_score(labels, first, labels=range(classes))
 
 

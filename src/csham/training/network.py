@@ -23,14 +23,15 @@ from torch.nn.modules.module import (
 from csham.backbones.spec import NetworkSpec
 from csham.data.sources.layout import is_class_name
 from csham.errors import UserError
-from csham.files import parse_json, write_atomically
+from csham.files import SEAL, parse_json, sealed
 from csham.layers.channel import in_todays_names
 from csham.settings import InFile, count, list_of, names_of, read_described
-from csham.training.checkpoints import check_weights
+from csham.training.checkpoints import check_finite, check_weights
 from csham.training.config import TrainConfig
-from csham.training.run_weights import RunWeights
+from csham.training.run_folder import RunWeights
+from csham.training.sums import check_seal, write_listed
 
-__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "read_weights", "write_weights"]
+__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "write_weights"]
 
 
 def _is_fraction(value: object) -> bool:
@@ -123,10 +124,10 @@ def write_weights(
 ) -> None:
     """Write weights as safetensors, with ``info`` and which ones of a run they are as JSON in its metadata."""
     values = info.to_dict() | (which.to_dict() if which is not None else {})
-    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()} | {"seal": SEAL}
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    content = safetensors.torch.save(tensors, metadata={"format": "pt", **metadata})
-    write_atomically(path, lambda file: file.write(content))
+    content = sealed(safetensors.torch.save(tensors, metadata={"format": "pt", **metadata}))
+    write_listed(path, lambda file: file.write(content))
 
 
 def held_weights(path: Path) -> RunWeights:
@@ -138,16 +139,6 @@ def held_weights(path: Path) -> RunWeights:
     with _opened(path) as file:
         metadata = file.metadata() or {}
         return RunWeights.from_dict({key: parse_json(metadata[key]) for key in ("weights", "epoch") if key in metadata})
-
-
-def read_weights(path: Path) -> tuple[NetworkInfo, dict[str, Tensor]]:
-    """Read what :func:`write_weights` wrote.
-
-    Raises:
-        UserError: The file is missing, damaged, or does not say what network it is for.
-    """
-    with _opened(path) as file:
-        return _described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module, NetworkInfo]:
@@ -164,21 +155,23 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
         UserError: The file is missing, damaged, does not say what network it is for, or does not fit it.
     """
     with _opened(path) as file:
+        check_seal(path, _ANEW)
         if info is None or "backbone" in (file.metadata() or {}):
-            own = _described(file, path)
-            if info is not None and info != own:
-                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(own, f.name)]
+            described = _described(file, path)
+            if info is not None and info != described:
+                differ = [f.name for f in fields(info) if getattr(info, f.name) != getattr(described, f.name)]
                 raise UserError(
                     f"{path} describes another network than the file beside it, in {', '.join(differ)}. "
                     "Take both from one place."
                 )
-            info = own
+            info = described
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         network = build_for(info, {name: tuple(part.get_shape()) for name, part in slices.items()}, str(path))
         weights = in_todays_names(network, {name: file.get_tensor(name) for name in slices})
     for name, own_weight in network.state_dict().items():
         if weights[name].is_floating_point() != own_weight.is_floating_point():
             raise UserError(f"{path}: {name!r} holds numbers of {weights[name].dtype}, not {own_weight.dtype}.")
+    check_finite(weights, str(path))
     network.load_state_dict(weights)
     return network, info
 
@@ -259,6 +252,8 @@ def _described(file: Any, path: Path) -> NetworkInfo:
     known = [key for key in names_of(NetworkInfo) if key in metadata]
     return NetworkInfo.from_dict({key: parse_json(metadata[key]) for key in known}, path)
 
+
+_ANEW = "Take it anew from where it came from, or export it again."
 
 # Names of weights take a tenth of a megabyte in large networks, those of 21,000 classes half of one.
 _LONGEST_HEADER = 2**24

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from csham.words import printable
+
 if TYPE_CHECKING:  # callers that want no bar, such as csham.load, need no Rich
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -47,7 +49,7 @@ class PlainProgress(QuietProgress):
 
     def note(self, text: str) -> None:
         """Say one line."""
-        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
         self._last_line = time.monotonic()
 
     def start(self, done: int, total: int) -> None:
@@ -56,7 +58,7 @@ class PlainProgress(QuietProgress):
 
     def step(self, where: str, done: int, loss: float | None, images_per_s: float) -> None:
         """Say how far the run is, if nothing was said for half a minute."""
-        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self.waited_long():
             parts = [where]
             if self._total:
                 parts.append(f"{done / self._total:.0%}")
@@ -81,8 +83,12 @@ class PlainProgress(QuietProgress):
 
     def preparing(self, done: int, total: int, what: str) -> None:
         """Say how far the reading is, if nothing was said for half a minute."""
-        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self.waited_long():
             self.note(f"{what} {done}/{total}" if total else what)
+
+    def waited_long(self) -> bool:
+        """Return True if nothing was said for half a minute."""
+        return time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
 
 
 class BarProgress(PlainProgress):
@@ -116,6 +122,7 @@ class BarProgress(PlainProgress):
         self._bar = self._task = None
 
     def _show(self, where: str, done: int, total: int, detail: str = "") -> None:
+        where = printable(where)
         if self._bar is None or self._task is None:
             from rich.progress import (  # noqa: PLC0415
                 BarColumn,

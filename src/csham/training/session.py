@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
 from csham.data.crops import check_crop
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.errors import UserError
 from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
@@ -30,9 +30,10 @@ from csham.training.config import MACHINE_SETTINGS, TrainConfig
 from csham.training.machine import choose
 from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
-from csham.training.run_folder import RunFolder, is_main_process
+from csham.training.run_folder import RunFolder
 from csham.training.shared_norm import share_batch_norms
 from csham.training.steps import fit_batch
+from csham.training.sums import is_main_process
 
 __all__ = ["Session", "State", "environment", "start_session"]
 
@@ -145,14 +146,17 @@ class Session:
             "best": state.best,
         }
 
-    def restore(self, content: Mapping[str, Any]) -> State:
+    def restore(self, content: Mapping[str, Any], path: Path) -> State:
         """Go back to where a checkpoint was written.
+
+        Args:
+            content: Of the checkpoint.
+            path: Of the checkpoint, for the message.
 
         Raises:
             UserError: It belongs to other settings, data or another architecture.
         """
-        path = self.folder.last
-        self._check_settings(content["config"])
+        self._check_settings(content["config"], path)
         _check_data(content["data"], describe_data(self.dataset), self.folder)
         load_weights(self.network, content["model"], f"{path} does not fit {self.info.backbone}")
         try:
@@ -168,13 +172,13 @@ class Session:
         state.history, state.best = content["history"], content["best"]
         return state
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+    def _check_settings(self, saved: Mapping[str, Any], path: Path) -> None:
         now = self.config.to_dict()
         now.pop("data")  # what counts is its content, which _check_data compares
         for name, value in now.items():
             if name not in MACHINE_SETTINGS and name in saved and saved[name] != value:
                 raise UserError(
-                    f"{self.folder.last} belongs to other settings: {name} is {saved[name]!r} there and "
+                    f"{path} belongs to other settings: {name} is {saved[name]!r} there and "
                     f"{value!r} in {self.folder.config_file}. Put the old value back, or start another run "
                     f"with --config {self.folder.config_file} --run DIR."
                 )

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from csham import ops
-from csham.attach.host_class import plain_class
+from csham.attach.installed.host_class import plain_class
 from csham.layers.norm import BatchNorm2d
+from csham.module_class import change_class
 
 __all__ = ["share_batch_norms"]
 
@@ -42,7 +43,7 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> list[str]:
         kind = plain_class(module)
         if _is_known(kind):
             # torch's keeps running statistics as torch's batch norm does, and attention's norms do otherwise.
-            module.__class__ = _shared_class(kind, device.type != "cuda" or kind is BatchNorm2d)
+            change_class(module, _shared_class(kind, device.type != "cuda" or kind is BatchNorm2d))
         else:
             left.append(name)
     return left

@@ -1,17 +1,20 @@
-"""Steps of a run: the batch that fits the training part, and what to say of it.
+"""Steps of a run: the batch that fits the training part, what to say of it, and the learning rate of each step.
+
+The rate is a pure function of the step, so that a resumed run needs no scheduler state.
 
 Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from csham.data.names import batches_per_epoch
 from csham.training.config import TrainConfig
 from csham.training.recipes import RECIPES
 
-__all__ = ["FEW_STEPS", "fit_batch", "number_of_steps", "steps_notes"]
+__all__ = ["FEW_STEPS", "fit_batch", "learning_rate", "number_of_steps", "steps_notes"]
 
 STEPS_PER_EPOCH = 12  # what a batch that is not given is made small for
 SMALLEST_BATCH = 8  # the statistics of batch norms over fewer images say little
@@ -19,6 +22,11 @@ SMALLEST_BATCH = 8  # the statistics of batch norms over fewer images say little
 # A ResNet-14 knows 65% of the digits after 42 steps, and 98.6% after 105. Of four classes of Caltech-101 it knows half
 # after 60 steps, hardly more after 120 and 210, and 72% after 450, as with batches of 16 of 225 images.
 FEW_STEPS = 300
+
+# The defaults of torch.optim.lr_scheduler.OneCycleLR.
+_RISE = 0.3
+_FIRST = 1 / 25
+_LAST = _FIRST / 1e4
 
 
 def fit_batch(config: TrainConfig, train_images: int) -> TrainConfig:
@@ -72,5 +80,38 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
     return notes
 
 
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of one step.
+
+    Args:
+        config: The schedule and its settings.
+        step: Steps done before this one since the start of the run.
+        steps_per_epoch: Steps of one epoch.
+    """
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "one-cycle":
+        return config.lr * _one_cycle(step, total)
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / math.ceil(warmup)
+    if config.schedule == "constant":
+        return config.lr
+    epoch = step // steps_per_epoch
+    passed = sum(epoch >= round(milestone * config.epochs) for milestone in config.milestones)
+    return config.lr * config.decay**passed
+
+
 def _many(count: int, one: str, several: str) -> str:
     return f"{count:,} {one if count == 1 else several}"
+
+
+def _one_cycle(step: int, total: int) -> float:
+    """Rise from 1/25 to 1 over the first 30% of the steps, then fall to almost 0, both along a cosine."""
+    peak = _RISE * total - 1
+    if step <= peak:
+        return _cosine(_FIRST, 1.0, step / peak)
+    return _cosine(1.0, _LAST, (step - peak) / max(total - 1 - peak, 1))
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csham.data import packing, prepare
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.data.sources import archive, open_source
 from csham.errors import UserError
 
@@ -132,6 +132,13 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, images, kind, name)
     refused(pack(tmp_path / f"pets.{kind}", [*images, (name, b"x")]), repr(name), "refused")
 
 
+@pytest.mark.parametrize(("length", "shown"), [(200, 200), (201, 200), (5000, 200)])
+def test_of_a_long_name_the_beginning_is_shown(tmp_path, images, length, shown):
+    name = "../" + "n" * (length - 3)
+    words = repr(name[:shown] + "..." * (length > shown))
+    refused(pack(tmp_path / "pets.zip", [*images, (name, b"x")]), f"holds {words}, which may lie outside its folder")
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, images, kind):
     path = pack(tmp_path / "pets.tar", images)
@@ -186,6 +193,22 @@ def test_bombs_are_refused(tmp_path, images, kind, name, monkeypatch):
         assert len(open_source(path).listing.files) == 11
     else:
         refused(path, "decompression bomb")
+
+
+@pytest.mark.parametrize(("mebibytes", "taken"), [(1000, True), (1050, False)])
+def test_a_small_zip_may_hold_a_gibibyte_and_no_more(tmp_path, mebibytes, taken):
+    """By what its table of contents says, which is all that is read."""
+    path = pack(tmp_path / "pets.zip", [(f"{kind}/{i}.bmp", b"x") for kind in ("cat", "dog") for i in range(5)])
+    content = bytearray(path.read_bytes())
+    entry = content.find(b"PK\x01\x02")
+    while entry >= 0:
+        content[entry + 24 : entry + 28] = (mebibytes * 2**20 // 10).to_bytes(4, "little")
+        entry = content.find(b"PK\x01\x02", entry + 1)
+    path.write_bytes(content)
+    if taken:
+        assert len(open_source(path).listing.files) == 10
+    else:
+        refused(path, "more than 1.0 GiB unpacked", "decompression bomb")
 
 
 def test_a_header_that_asks_for_memory_is_refused(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_downloaded_once_and_kept(serve, cache_dir, capfd):
 
 
 def test_no_network(publish, cache_dir):
-    publish(b"").unlink()
+    publish(b"anything").unlink()
     path = cache_dir / "downloads" / "caltech-101.zip"
     refused(cache_dir, "no network?", NOWHERE, caltech101.MD5, str(path), "image folder")
     assert not list(path.parent.iterdir())

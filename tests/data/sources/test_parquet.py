@@ -235,6 +235,22 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
     refused(write(tmp_path / "y.parquet", [{"image": None, "label": 1}] * 100_000), "100,000 rows")
 
 
+@pytest.mark.parametrize(("mebibytes", "taken"), [(1000, True), (1050, False)])
+def test_a_small_file_may_hold_a_gibibyte_and_no_more(tmp_path, mebibytes, taken):
+    schema = pa.schema([*FIELDS, ("filler", pa.string())])
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "x.parquet"
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
+        group = [row | {"filler": "0" * (25 * 2**20)} for row in rows(2)]
+        table = pa.Table.from_pylist(group, schema=schema)
+        for _ in range(mebibytes // 50):
+            writer.write_table(table)
+    if taken:
+        assert len(open_source(path).listing.labels) == mebibytes // 25
+    else:
+        refused(path, "decompression bomb")
+
+
 def test_without_pyarrow_the_extra_is_named(tmp_path):
     path = write(tmp_path / "x.parquet", rows(4))
     code = "import sys; sys.modules['pyarrow'] = None; from csham.data import prepare; prepare(sys.argv[1])"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csham.data import prepare
-from csham.data.identity import describe_data
+from csham.data.dataset import describe_data
 from csham.data.sources import open_source
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError

@@ -40,9 +40,9 @@ def open_source(data: str | Path | Source) -> Source:
     if isinstance(data, Source):
         return data
     for kind in SOURCES:
-        found = kind.find(data)
-        if found is not None:
-            return found
+        source = kind.find(data)
+        if source is not None:
+            return source
     if existing(data) is not None:
         raise UserError(
             f"{data} is a file of no kind that is read. An image folder is, a table of paths and labels (.csv, .tsv), "

@@ -151,13 +151,13 @@ class _Archive(ABC):
 class _Zip(_Archive):
     def members(self) -> list[_Member]:
         with zipfile.ZipFile(self.path) as archive:
-            found = [
+            members = [
                 self.checked(info.filename, info.file_size, is_folder=info.is_dir(), fault=_fault_of_zipped(info))
                 for info in archive.infolist()
             ]
-        if sum(member.size for member in found if is_image(member.path)) > self.most_in_all():
+        if sum(member.size for member in members if is_image(member.path)) > self.most_in_all():
             raise self.too_large()
-        return found
+        return members
 
     def read(self, paths: Collection[str]) -> Iterator[tuple[str, Content]]:
         with zipfile.ZipFile(self.path) as archive:

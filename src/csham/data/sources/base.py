@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -172,12 +174,11 @@ def chunk_images(side: int) -> int:
 def default_image_size(images: Sequence[str | Encoded]) -> int:
     """Largest usual image size that the median shorter side of a sample of images fills; at least 32 px."""
     sides = []
-    for image_file in sample_of(images):
-        try:
-            with open_image(image_file) as image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on what decoding reports or can do with
+        for image_file in sample_of(images):
+            with contextlib.suppress(Exception), open_image(image_file) as image:
                 sides.append(min(image.size))
-        except Exception:  # noqa: S112 - decoding reports it, with the reason
-            continue
     median = statistics.median(sides) if sides else 0
     return max((size for size in _SIZES if size <= median), default=_SIZES[0])
 

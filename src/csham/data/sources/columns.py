@@ -56,14 +56,14 @@ def check_classes(classes: tuple[str, ...], labels: np.ndarray, parts: np.ndarra
     """
     if len(classes) < 2:
         raise UserError(f"{where} holds only one class, {classes[0]!r}. At least two are needed.")
-    found = np.unique(parts).tolist()
+    held = np.unique(parts).tolist()
     missing = [
         f"{_NAMES[part]}/{classes[label]}"
-        for part in found
+        for part in held
         for label in np.setdiff1d(np.arange(len(classes)), labels[parts == part]).tolist()
     ]
     if missing:
-        names = " and ".join(_NAMES[part] for part in found)
+        names = " and ".join(_NAMES[part] for part in held)
         raise UserError(
             f"the classes of {names} in {where} differ. Missing: {some(missing)}. All need the same classes."
         )

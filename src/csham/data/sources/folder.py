@@ -129,8 +129,8 @@ def _walk(
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             return
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not is_silent(entry.name)), key=_path_order)
+        with os.scandir(folder) as listed:
+            entries = sorted((entry for entry in listed if not is_silent(entry.name)), key=_path_order)
     except OSError:
         if unlisted is None:
             raise

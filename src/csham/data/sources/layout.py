@@ -68,9 +68,9 @@ def list_images(tree: Tree) -> Listing:
     """
     root = tree.root
     folders, notes = _part_folders(tree)
-    found = {part: tree.subfolders(folder) for part, folder in folders.items()}
-    classes = sorted(found[TRAIN])
-    _check_classes(tree, folders, found)
+    names_in = {part: tree.subfolders(folder) for part, folder in folders.items()}
+    classes = sorted(names_in[TRAIN])
+    _check_classes(tree, folders, names_in)
 
     files: list[File] = []
     labels: list[int] = []
@@ -158,19 +158,19 @@ def _part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
     return folders, notes
 
 
-def _check_classes(tree: Tree, folders: dict[int, Path], found: dict[int, list[str]]) -> None:
-    train = found[TRAIN]
+def _check_classes(tree: Tree, folders: dict[int, Path], names_in: dict[int, list[str]]) -> None:
+    train = names_in[TRAIN]
     if not train:
         raise UserError(_no_class_folders(tree, folders[TRAIN]))
     unnamed = next(
-        (folders[part] / name for part, names in found.items() for name in names if not is_class_name(name)), None
+        (folders[part] / name for part, names in names_in.items() for name in names if not is_class_name(name)), None
     )
     if unnamed is not None:
         raise UserError(
             f"{os.fspath(unnamed)!r}: the name of a class folder is the name of its class, and this one holds control "
             "characters or bytes that are no UTF-8, which cannot be shown. Rename the folder."
         )
-    for part, names in found.items():
+    for part, names in names_in.items():
         missing = [f"{folders[part].name}/{name}" for name in train if name not in set(names)]
         extra = [f"{folders[TRAIN].name}/{name}" for name in names if name not in set(train)]
         if missing or extra:

@@ -63,11 +63,11 @@ def _in_memory(
 def _digits() -> Images:
     from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second, and only packing needs it
 
-    found = load_digits()
-    grey = (found.images * (255 / 16)).round().astype(np.uint8)  # 0..16 in the source
+    digits = load_digits()
+    grey = (digits.images * (255 / 16)).round().astype(np.uint8)  # 0..16 in the source
     large = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in grey]
     images = np.stack([np.asarray(image.convert("RGB")) for image in large])
-    labels = found.target.astype(np.int64)
+    labels = digits.target.astype(np.int64)
     parts = np.full(len(labels), TRAIN, np.uint8)
     parts[held_out(labels, 0.2, np.random.default_rng(0))] = TEST
     return _in_memory(images, labels, parts, tuple("0123456789"), flip=False)

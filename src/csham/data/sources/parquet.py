@@ -134,8 +134,8 @@ def _open_shard(path: Path, columns: tuple[str, ...]) -> _Shard:
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
     """Return what ``datasets`` says of the columns, as far as it does."""
     try:
-        found = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
 
@@ -157,9 +157,9 @@ def _columns(path: Path, schema: Any, features: dict[str, dict[str, Any]], asked
         images = [name for name in asked[:-1] if _holds_images(schema.field(name).type)] if asked[1:] else images
     for what, names in (("images", images), ("labels", labels)):
         if len(names) != 1:
-            found = f"{len(names)} columns that could be its {what}" if names else f"no column of {what}"
+            columns = f"{len(names)} columns that could be its {what}" if names else f"no column of {what}"
             raise UserError(
-                f"{path} has {found}; it has {_shown(schema)}. Name the one of labels behind the path, such as "
+                f"{path} has {columns}; it has {_shown(schema)}. Name the one of labels behind the path, such as "
                 f"DATA:{labels[0] if labels else 'label'}, or both as DATA:IMAGE,LABEL."
             )
     return images[0], labels[0]
@@ -221,16 +221,16 @@ def _parts(path: Path, shards: list[_Shard]) -> list[int]:
     """Part of each file, by its name or else its folder's; all train where none says so."""
     if path.is_file():
         return [TRAIN]
-    found = [_PART.search(shard.path.stem.lower()) or _PART.search(shard.path.parent.name.lower()) for shard in shards]
-    if not any(found):
+    words = [_PART.search(shard.path.stem.lower()) or _PART.search(shard.path.parent.name.lower()) for shard in shards]
+    if not any(words):
         return [TRAIN] * len(shards)
-    unnamed = next((shard.path for shard, word in zip(shards, found, strict=True) if word is None), None)
+    unnamed = next((shard.path for shard, word in zip(shards, words, strict=True) if word is None), None)
     if unnamed is not None:
         raise UserError(
             f"{unnamed} does not say its part as the other files do. Rename it, such as train-{unnamed.name}, or "
             "move it away."
         )
-    return [PARTS[word[1]] for word in found if word is not None]
+    return [PARTS[word[1]] for word in words if word is not None]
 
 
 def _labels(shard: _Shard) -> list[str]:
@@ -256,16 +256,16 @@ def _label(shard: _Shard, row: int, value: Any) -> str:
     return name
 
 
-def _classes(shards: list[_Shard], found: set[str]) -> tuple[tuple[str, ...], list[str]]:
+def _classes(shards: list[_Shard], labels: set[str]) -> tuple[tuple[str, ...], list[str]]:
     """Classes in the order that the schema gives, numbers by size, other names by the alphabet; and what to note."""
     named = next((shard.names for shard in shards if shard.names is not None), None)
     if named is None:
-        numbers = all(re.fullmatch(r"-?\d{1,20}", name) for name in found)
-        return tuple(sorted(found, key=int) if numbers else sorted(found)), []
-    known = [name for name in named if name in found]
-    empty = [name for name in named if name not in found]
+        numbers = all(re.fullmatch(r"-?\d{1,20}", name) for name in labels)
+        return tuple(sorted(labels, key=int) if numbers else sorted(labels)), []
+    known = [name for name in named if name in labels]
+    empty = [name for name in named if name not in labels]
     notes = [f"{len(empty)} classes without images were left out: {', '.join(empty[:5])}"] if empty else []
-    return (*known, *sorted(found.difference(known))), notes
+    return (*known, *sorted(labels.difference(known))), notes
 
 
 def _images_of(shard: _Shard, groups: list[int] | None = None) -> Iterator[Content]:

@@ -19,7 +19,7 @@ from csham.data.sources.columns import PARTS, check_classes, path_and_columns, s
 from csham.data.sources.layout import is_class_name, note_background
 from csham.errors import UserError
 
-__all__ = ["TableSource"]
+__all__ = ["TableSource", "rows_of"]
 
 _ENDINGS = (".csv", ".tsv")
 _NAMES = {
@@ -66,6 +66,15 @@ class TableSource(Source):
     def _contents(self) -> list[Content]:
         pairs = zip(self.listing.paths(), self._statuses, strict=True)
         return [path if status.fault is None else Unreadable(path, status.fault) for path, status in pairs]
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read the rows of a CSV or TSV file that are not empty, each with the number of the line that it ends on.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return _rows(path, _text(path, _read(path)))
 
 
 class _Line(NamedTuple):
@@ -139,7 +148,6 @@ def _lines(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[_Line]:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, each with the number of the line that it ends on."""
     first = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -159,14 +167,14 @@ def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> dict[str
             what = f"no one column {unknown[0]!r}" if unknown else "no columns for " + ",".join(columns)
             raise UserError(f"{path} has {what}; it has {_shown(header)}. {_EXPECTED}")
         return dict(zip(_NAMES, map(header.index, columns), strict=False))
-    found = {
+    places_of = {
         what: [place for place, name in enumerate(header) if name.lower() in names] for what, names in _NAMES.items()
     }
-    for what, places in found.items():
+    for what, places in places_of.items():
         if len(places) > 1 or (not places and what != "part"):
             kind = "several columns that could be its" if places else "no column for the"
             raise UserError(f"{path} has {kind} {what}; it has {_shown(header)}. {_EXPECTED}")
-    return {what: places[0] for what, places in found.items() if places}
+    return {what: places[0] for what, places in places_of.items() if places}
 
 
 def _shown(header: list[str]) -> str:
@@ -202,13 +210,13 @@ def _once(lines: Iterator[_Line]) -> tuple[list[_Line], int]:
 
 def _status(path: str) -> _Status:
     try:
-        found = os.stat(path)  # noqa: PTH116 - a million Paths are slow
+        status = os.stat(path)  # noqa: PTH116 - a million Paths are slow
     except OSError:
         return _Status(-1, 0, None)  # decoding says why
     except ValueError:
         return _Status(-1, 0, "no such file (its path holds a NUL character)")
-    plain = stat.S_ISREG(found.st_mode)  # not pipes and devices: opening one could wait for ever
-    return _Status(found.st_size, found.st_mtime_ns, None if plain else "no plain file")
+    plain = stat.S_ISREG(status.st_mode)  # not pipes and devices: opening one could wait for ever
+    return _Status(status.st_size, status.st_mtime_ns, None if plain else "no plain file")
 
 
 def _fingerprint(content: bytes, statuses: list[_Status]) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 from csham.study.grid import Cell, Study
 from csham.study.progress import StudyProgress
+from csham.study.record import failed_record
 from csham.study.store import Store
 
-__all__ = ["Engine", "Outcome", "Task", "plan_tasks"]
+__all__ = ["Engine", "Outcome", "Task", "plan_tasks", "record_death"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,26 @@ def plan_tasks(
         elif retry_failed:
             tasks.append(Task(cell, int(record.get("attempts", 1))))
     return tasks
+
+
+def record_death(store: Store, task: Task, error: Mapping[str, str], started: str) -> dict[str, Any] | None:
+    """Write down that a cell failed, which its process cannot.
+
+    Args:
+        store: The study's folder.
+        task: Task that the process worked on.
+        error: ``type``, ``message`` and ``traceback``.
+        started: Time of the start, as :func:`csham.study.record.now` says it.
+
+    Returns:
+        The record; None where another process has the cell.
+    """
+    claim = store.claim(task.cell.key, task.attempts)
+    if claim is None:
+        return None
+    with claim:
+        run, attempts = f"runs/{task.cell.name}", task.attempts + 1
+        record = failed_record(store.study, task.cell, error, run=run, started=started, attempts=attempts)
+        store.append(record)
+        store.mark_failed(task.cell, error)
+    return record

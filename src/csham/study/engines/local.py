@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
-from csham.study.engines import Outcome, Task
+from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
-from csham.study.run_record import failed_record, now
+from csham.study.record import is_over, now
 from csham.study.store import Store
 from csham.training.interrupt import StopRequest
 
@@ -169,7 +169,7 @@ class _Engine:
         records = self._store.by_key()
         for task in list(self._pending):
             record = records.get(task.cell.key)
-            if record is not None and (record["status"] == "done" or record.get("attempts", 1) > task.attempts):
+            if record is not None and is_over(record, task.attempts):
                 self._pending.remove(task)
                 self._progress.ended(None, record)
             elif not self._store.is_claimed(task.cell.key):
@@ -279,7 +279,8 @@ class _Engine:
             return
         if not worker.answered and code > 0:
             raise UserError(
-                f"a worker could not start (exit code {code}); the end of {worker.log}:\n{_tail(worker.log)}"
+                f"a worker could not start (exit code {code}); the end of {worker.log}:",
+                *_tail(worker.log).splitlines(),
             )
         key = task.cell.key
         self._deaths[key] = self._deaths.get(key, 0) + 1
@@ -288,26 +289,10 @@ class _Engine:
             self._progress.note(f"{task.cell.label}: {why}; going on from its last checkpoint")
             self._pending.insert(0, task)
         else:
-            self._record_death(worker, task, why)
-
-    def _record_death(self, worker: _Worker, task: Task, why: str) -> None:
-        """Write down that a cell failed, which its process cannot."""
-        claim = self._store.claim(task.cell.key, task.attempts)
-        if claim is None:
-            return
-        error = {"type": "WorkerDied", "message": f"{why}, {_LIVES} times", "traceback": _tail(worker.log)}
-        with claim:
-            record = failed_record(
-                self._store.study,
-                task.cell,
-                error,
-                run=f"runs/{task.cell.name}",
-                started=worker.started,
-                attempts=task.attempts + 1,
-            )
-            self._store.append(record)
-            self._store.mark_failed(task.cell, error)
-        self._progress.ended(worker.job, record)
+            error = {"type": "WorkerDied", "message": f"{why}, {_LIVES} times", "traceback": _tail(worker.log)}
+            record = record_death(self._store, task, error, worker.started)
+            if record is not None:
+                self._progress.ended(worker.job, record)
 
 
 def _cause_of_death(code: int) -> str:
@@ -341,10 +326,10 @@ def _gpus(machine: Mapping[str, Any]) -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     try:
-        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(number) for number, _ in enumerate(_gpu_lines(found.stdout))]
+    return [str(number) for number, _ in enumerate(_gpu_lines(listed.stdout))]
 
 
 def _gpu_lines(text: str) -> Iterator[str]:

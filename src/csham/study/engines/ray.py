@@ -18,16 +18,17 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from csham.errors import UserError
 from csham.files import cache_root, write_atomically
-from csham.study.engines import Outcome, Task
+from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
-from csham.study.run_record import failed_record, now
-from csham.study.store import Store, writing_in
+from csham.study.record import DamagedRunError, is_over, now
+from csham.study.store import Store
 from csham.study.study_file import FILE
 from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.progress import QuietProgress
@@ -158,17 +159,13 @@ class _Engine:
         wait: bool,
     ) -> None:
         self._ray, self._store, self._machine, self._progress, self._wait = ray, store, machine, progress, wait
-        self._study = store.study
         self._started = now()
         self._pending = list(tasks)
         self._running: dict[Any, Task] = {}
         self._jobs: dict[str, int] = {}
         self._asked_at = 0.0
         # By this a node tells whether the folder that it sees under the study's path is the study's.
-        self._mark = store.path.absolute() / "locks" / f"ray-{uuid.uuid4().hex}"
-        with writing_in(store.path):
-            self._mark.parent.mkdir(parents=True, exist_ok=True)
-            self._mark.touch()
+        self._mark = store.mark()
         self._board = ray.remote(num_cpus=0)(_Board).remote()
         # A process for each cell: one that was stopped in mid-import, or ran out of memory, is fit for nothing.
         self._run_cell = ray.remote(**resources, max_retries=_RETRIES, max_calls=1)(_run_cell)
@@ -197,7 +194,8 @@ class _Engine:
                 self._ray.cancel(reference, force=True)
         with contextlib.suppress(Exception):
             self._ray.kill(self._board)
-        self._mark.unlink(missing_ok=True)
+        self._mark.path.unlink(missing_ok=True)
+        self._mark.release()
 
     def _give_out(self) -> None:
         """Hand to Ray what no other process has done or works on."""
@@ -207,7 +205,7 @@ class _Engine:
         records, left = self._store.by_key(), []
         for task in self._pending:
             record = records.get(task.cell.key)
-            if record is not None and (record["status"] == "done" or record.get("attempts", 1) > task.attempts):
+            if record is not None and is_over(record, task.attempts):
                 self._progress.ended(None, record)
             elif self._store.is_claimed(task.cell.key):
                 left.append(task)
@@ -225,7 +223,7 @@ class _Engine:
             "key": task.cell.key,
             "attempts": task.attempts,
             "path": str(self._store.path.absolute()),
-            "mark": str(self._mark),
+            "mark": str(self._mark.path),
             "study": self._study_text(),
             "machine": self._machine,
             "directory": str(Path.cwd()),
@@ -275,33 +273,23 @@ class _Engine:
         claim = self._store.claim(task.cell.key, task.attempts)
         if claim is None:
             return False
-        with claim, writing_in(self._store.path):
-            folder = self._store.run_folder(task.cell.name)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if not folder.exists():
-                _unpack(run, folder)
+        with claim:
+            try:
+                self._store.add_run(task.cell.name, partial(_unpack, run))
+            except DamagedRunError as err:
+                self._progress.note(f"{task.cell.label} came back damaged and is trained again: {err}")
+                self._pending.append(task)
+                return False
             self._store.append(record)
         return True
 
     def _record_death(self, task: Task, err: Exception) -> None:
         """Write down that a cell failed, which its process cannot."""
-        claim = self._store.claim(task.cell.key, task.attempts)
-        if claim is None:
-            return
         message = f"its process died, {_RETRIES + 1} times: {_first_line(err)}"
         error = {"type": "WorkerDied", "message": message, "traceback": str(err)}
-        with claim:
-            record = failed_record(
-                self._study,
-                task.cell,
-                error,
-                run=f"runs/{task.cell.name}",
-                started=self._started,
-                attempts=task.attempts + 1,
-            )
-            self._store.append(record)
-            self._store.mark_failed(task.cell, error)
-        self._progress.ended(self._jobs.pop(task.cell.key, _NO_BAR), record)
+        record = record_death(self._store, task, error, self._started)
+        if record is not None:
+            self._progress.ended(self._jobs.pop(task.cell.key, _NO_BAR), record)
 
     def _show(self) -> None:
         """Tell what the cells said since the last time."""
@@ -399,8 +387,7 @@ def _store_of(job: Mapping[str, Any]) -> tuple[Store, bool]:
 def _known(store: Store, job: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of a cell that this node brought to an end, but whose answer got lost."""
     record = store.by_key().get(job["key"])
-    ended = record is not None and (record["status"] == "done" or record["attempts"] > job["attempts"])
-    return record if ended else None
+    return record if is_over(record, job["attempts"]) else None
 
 
 def _pack(folder: Path) -> bytes | None:
@@ -414,11 +401,8 @@ def _pack(folder: Path) -> bytes | None:
 
 
 def _unpack(content: bytes, folder: Path) -> None:
-    """Make a folder of an archive appear, complete."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(temporary, filter="data")
-    temporary.rename(folder)
+        archive.extractall(folder, filter="data")
 
 
 def _first_line(err: BaseException) -> str:

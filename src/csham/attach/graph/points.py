@@ -1,0 +1,227 @@
+"""Points where attention can be attached, by position or by name, with their channels and their stages."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import groupby
+
+from torch import nn
+
+from csham.attach.graph.hosts import Ends
+from csham.attach.graph.kinds import map_modules, token_branches, works_otherwise
+from csham.attach.graph.positions import (
+    auto_ends,
+    block_ends,
+    last_map,
+    residual_branches,
+    residual_ends,
+    stage_ends,
+)
+from csham.attach.graph.values import Trace
+from csham.errors import UserError, nearest_names
+
+__all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
+
+PointChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+_FINDERS: dict[str, Callable[[Trace], Ends]] = {
+    "auto": auto_ends,
+    "residual": residual_ends,
+    "post": block_ends,
+    "stage": stage_ends,
+    "last": last_map,
+}
+
+
+# From so many convolutions on it is a surprise that there is a single point; and how many modules are then named.
+_MANY_LAYERS, _EXAMPLES = 4, 6
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a network whose output attention can rescale.
+
+    Attributes:
+        name: The module whose output it is, as ``named_modules`` spells it.
+        channels: Channels of that output.
+        stage: Number of the stage, from 0; a stage is a run of points with the same number of channels.
+    """
+
+    name: str
+    channels: int
+    stage: int
+
+
+def find_points(
+    model: nn.Module, trace: Trace, position: str = "auto", points: PointChoice | None = None
+) -> list[Point]:
+    """Find a network's attachment points, in the order in which it reaches them.
+
+    Args:
+        model: The network.
+        trace: One run of it.
+        position: One of :data:`csham.attach.POSITIONS`.
+        points: Instead of a position: names of modules, a pattern, or a function of a module's name and the module.
+
+    Raises:
+        UserError: A network without such points, or a choice that names no module or one without a feature map.
+    """
+    if points is not None:
+        return _staged(trace, _chosen(model, trace, points))
+    return _staged(trace, _at_position(model, trace, position))
+
+
+def in_stages(points: Sequence[Point], stages: Iterable[int] | int | None) -> list[Point]:
+    """Keep the points of some stages; negative numbers count from the last stage.
+
+    Raises:
+        UserError: A stage that the network does not have.
+    """
+    if stages is None:
+        return list(points)
+    count = points[-1].stage + 1
+    wanted = [stages] if isinstance(stages, int) else list(stages)
+    bad = [s for s in wanted if isinstance(s, bool) or not isinstance(s, int) or not -count <= s < count]
+    if bad or not wanted:
+        raise UserError(
+            f"attach: stages={stages!r} must be numbers of stages, from 0 to {count - 1} here: {_describe(points)}."
+        )
+    return [point for point in points if point.stage in {s % count for s in wanted}]
+
+
+def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
+    kind = type(model).__name__
+    other = works_otherwise(kind, trace)
+    if other is not None:
+        raise UserError(f"attach: {other}")
+    names, lost = _FINDERS[position](trace)
+    if not names:
+        raise UserError(_no_points(kind, position, lost))
+    for doubt in (_lost(kind, names, lost), _mostly_tokens(kind, trace), _only_one(kind, trace, position, names)):
+        if doubt:
+            warnings.warn(f"attach: {doubt}", stacklevel=4)
+    return names
+
+
+def _lost(kind: str, names: list[str], lost: list[str]) -> str:
+    if not lost:
+        return ""
+    return (
+        f"{len(lost)} of {len(names) + len(lost)} points of {kind} are the output of no module of their own and were "
+        f"left out, in {', '.join(dict.fromkeys(name or kind for name in lost))}."
+    )
+
+
+def _mostly_tokens(kind: str, trace: Trace) -> str:
+    tokens, maps = len(token_branches(trace)), len(residual_branches(trace))
+    if tokens <= maps:
+        return ""
+    return (
+        f"{tokens} of the {tokens + maps} residual branches of {kind} carry tokens, not feature maps (B, C, H, W), and "
+        "get no attention."
+    )
+
+
+def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
+    """Say what else could be chosen in a network of many layers where one point was found."""
+    if position != "auto" or len(names) > 1 or max(trace.depths) < _MANY_LAYERS:
+        return ""
+    counts = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
+    more = " or ".join(f"position={other!r} ({number} points)" for other, number in counts.items() if number > 1)
+    modules = [name for name in map_modules(trace, range(len(trace.values))) if name not in names]
+    choices = [f"Use {more}."] if more else []
+    if modules:
+        choices.append(f"Name modules with points=, such as {', '.join(modules[-_EXAMPLES:])}.")
+    # A layer that a network runs again and again leaves nothing to choose.
+    return f"found only one point in {kind}, {names[0]}. {' '.join(choices)}" if choices else ""
+
+
+def _no_points(kind: str, position: str, lost: list[str]) -> str:
+    if lost:
+        inside = ", ".join(dict.fromkeys(name or kind for name in lost))
+        return (
+            f"attach: position={position!r}: the {len(lost)} points of {kind} are the output of no module, they are "
+            f"computed within {inside}. Name modules with points=, or make each a module, if only nn.Identity."
+        )
+    if position == "residual":
+        return (
+            f"attach: found no residual branches in {kind}: nothing adds a feature map to what was computed from it. "
+            "Use position='post' (end of every block), 'stage', 'last', or name modules with points=."
+        )
+    return f"attach: found no feature maps (B, C, H, W) in {kind} for position={position!r}. Name modules with points=."
+
+
+def _chosen(model: nn.Module, trace: Trace, points: PointChoice) -> list[str]:
+    modules = dict(model.named_modules())
+    if callable(points):
+        names = [name for name, module in modules.items() if name and points(name, module)]
+        if not names:
+            raise UserError(f"attach: points= chose none of the {len(modules) - 1} modules of {type(model).__name__}.")
+    else:
+        patterns = [points] if isinstance(points, str) else list(points)
+        if not patterns:
+            raise UserError("attach: points= is empty. Name at least one module.")
+        names = [name for pattern in patterns for name in _matching(pattern, modules, model, trace)]
+    order = {call.name: number for number, call in reversed(list(enumerate(trace.calls)))}
+    for name in names:
+        _check_gives_map(trace, name, modules[name])
+    # By the end of its call, not its start: a module that holds another puts its output out later.
+    return sorted(dict.fromkeys(names), key=lambda name: (trace.outputs_of(name)[0] or 0, -order[name]))
+
+
+def _matching(pattern: object, modules: dict[str, nn.Module], model: nn.Module, trace: Trace) -> list[str]:
+    if not isinstance(pattern, str):
+        raise UserError(f"attach: points= takes names of modules, a pattern or a function, got {pattern!r}.")
+    if pattern and pattern in modules:
+        return [pattern]
+    names = [name for name in modules if name and fnmatchcase(name, pattern)]
+    if names:
+        return names
+    hint = nearest_names(pattern, filter(None, modules))
+    blocks = block_ends(trace)[0]
+    stages = f"Its stages: {_describe(_staged(trace, blocks))}. " if blocks else ""
+    raise UserError(
+        f"attach: points={pattern!r} names no module of {type(model).__name__}. {hint}{stages}"
+        "attach(model, ..., dry_run=True) lists every point."
+    )
+
+
+def _check_gives_map(trace: Trace, name: str, module: nn.Module) -> None:
+    outputs = trace.outputs_of(name)
+    if not outputs:
+        raise UserError(f"attach: {name} ({type(module).__name__}) did not run when the network was run once.")
+    values = [trace.values[output] if output is not None else None for output in outputs]
+    if not all(value is not None and value.is_map for value in values):
+        got = next(("no single tensor" if v is None else str(v.shape)) for v in values if v is None or not v.is_map)
+        raise UserError(f"attach: {name} ({type(module).__name__}) puts out {got}, not a feature map (B, C, H, W).")
+    channels = sorted({value.shape[1] for value in values if value is not None})
+    if len(channels) > 1:
+        raise UserError(
+            f"attach: {name} ({type(module).__name__}) is used in several places, with {channels} channels. "
+            "Choose modules that are used in one."
+        )
+
+
+def _staged(trace: Trace, names: Iterable[str]) -> list[Point]:
+    sized = [(name, trace.values[trace.outputs_of(name)[0] or 0].shape[1]) for name in names]
+    stages = enumerate(groupby(sized, key=lambda item: item[1]))
+    return [Point(name, channels, stage) for stage, (channels, group) in stages for name, _ in group]
+
+
+def _describe(points: Sequence[Point]) -> str:
+    """Name each stage by the module that holds its points."""
+    words = []
+    for stage, group in groupby(points, key=lambda point: point.stage):
+        run = list(group)
+        words.append(f"{stage}: {common_path([p.name for p in run]) or run[0].name} ({run[0].channels} channels)")
+    return ", ".join(words)
+
+
+def common_path(names: Sequence[str]) -> str:
+    """Return the name of the innermost module that holds all of these, or one of them if that holds the others."""
+    paths = [name.split(".") for name in names]
+    depth = next((d for d, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), min(map(len, paths)))
+    return ".".join(paths[0][:depth])

@@ -1,0 +1,181 @@
+"""Run a network once and write down which value was computed from which, and which module put it out."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from csham.attach.graph.kinds import other_maps
+from csham.attach.graph.values import CONVOLUTIONS, Call, Trace, Value
+from csham.errors import UserError
+from csham.ops import use_kernels
+from csham.probing import blank_image, evaluating
+
+__all__ = ["CONTAINERS", "trace"]
+
+_OF_VOLUMES = frozenset({"conv3d", "conv_transpose3d"})
+_NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
+# What these give has its channels second, whatever is known of their input.
+_CHANNELS_SECOND = (CONVOLUTIONS | _NORMS | {"interpolate"}) - _OF_VOLUMES - {"linear"}
+_RESHAPES = frozenset({"view", "reshape", "unflatten", "unfold", "fold", "_unsafe_view", "matmul", "__matmul__", "bmm"})
+
+# A child more in one of these would be run as one of its layers.
+CONTAINERS = (nn.Sequential, nn.ModuleDict, nn.ModuleList)
+
+# Sides at which a network is tried, in pixels; small ones are quick, some networks need one of the others.
+_SIDES = (64, 224, 32, 28, 299, 96, 128, 160, 256, 384, 512)
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Trace:
+    """Run a network once, in evaluation mode and without gradients, and leave it as it was.
+
+    Args:
+        model: Any network that takes one batch of images.
+        input_size: (C, H, W) of the images; by default what its convolutions say and a few common sides.
+
+    Raises:
+        UserError: It cannot be run at any of these sizes.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise UserError(f"{type(model).__name__} has lazy layers without shapes yet. Run it once on images first.")
+    failures = []
+    # Attention that is in the network already: seen as plain operations, and without building kernels.
+    with evaluating(model), use_kernels("reference"):
+        for size in _sizes(model, input_size):
+            try:
+                return _record(model, blank_image(model, size))
+            except Exception as err:  # any failure of a third-party network means: try the next size
+                failures.append(f"{'x'.join(map(str, size))}: {' '.join(str(err).split())[:300]}")
+    other = other_maps(type(model).__name__, model)
+    if other is not None:
+        raise UserError(f"attach: {other}")
+    raise UserError(
+        f"attach: {type(model).__name__} could not be run to find its attachment points. Pass input_size=(C, H, W) of "
+        f"its images. It said, at {failures[0]}"
+    )
+
+
+def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[int, int, int]]:
+    if input_size is not None:
+        return [input_size]
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = conv.in_channels if conv is not None else 3
+    config = getattr(model, "pretrained_cfg", None) or {}
+    sizes = [(channels, side, side) for side in _SIDES]
+    usual = config.get("input_size") if isinstance(config, dict) else None
+    return [sizes[0], tuple(usual), *sizes[1:]] if usual else sizes
+
+
+def _record(model: nn.Module, images: Tensor) -> Trace:
+    recorder = _Recorder(images)
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            for handle in (
+                module.register_forward_pre_hook(partial(recorder.enter, name)),
+                module.register_forward_hook(recorder.leave),
+            ):
+                stack.callback(handle.remove)
+        with recorder:
+            output = model(images)
+    known = [recorder.index[id(leaf)] for leaf in tree_leaves(output) if id(leaf) in recorder.index]
+    modules = dict(model.named_modules())
+    weighted = frozenset(name for name, module in modules.items() if any(True for _ in module.parameters()))
+    containers = frozenset(name for name, module in modules.items() if isinstance(module, CONTAINERS))
+    return Trace(recorder.values, recorder.calls, weighted, containers, max(known, default=None))
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every function of tensors, and every module that is entered and left."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.values: list[Value] = []
+        self.calls: list[Call] = []
+        self.running: list[int] = []
+        self.index: dict[int, int] = {}  # id of a tensor: index of the value it now holds
+        self._alive: list[Tensor] = []  # an id is only good while its tensor lives
+        self._add("images", (), images, "NCHW")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Before the call: an operation in place gives the very tensor that it was given.
+        inputs = self._known((args, kwargs))
+        layout = self._layouts(inputs)
+        output = func(*args, **kwargs)
+        if inputs:
+            name = getattr(func, "__name__", str(func))
+            targets = [args[0]] if name == "__setitem__" else tree_leaves(output)
+            for tensor in targets:
+                if isinstance(tensor, Tensor):
+                    self._add(name, inputs, tensor, layout(name, tensor, args, kwargs), _filters(name, args, kwargs))
+        return output
+
+    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self.calls.append(Call(name, self.running[-1] if self.running else 0))
+        self.running.append(len(self.calls) - 1)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        number = self.running.pop()
+        call = self.calls[number]
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and id(leaf) not in self.index:
+                # Computed where no function was seen, such as in a scripted function: from the module's input.
+                inputs = self._known(args)
+                if inputs:
+                    weights = any(p.dim() > 1 for p in module.parameters())
+                    layout = self._layouts(inputs)("opaque", leaf, args, {})
+                    self._add("conv2d" if weights else "opaque", inputs, leaf, layout)
+        if isinstance(output, Tensor) and id(output) in self.index:
+            call.output = self.index[id(output)]
+            self.values[call.output].hosts.append(call.name)
+
+    def _known(self, inputs: Any) -> tuple[int, ...]:
+        indices = (self.index.get(id(leaf)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        return tuple(dict.fromkeys(index for index in indices if index is not None))
+
+    def _add(
+        self, op: str, parents: tuple[int, ...], tensor: Tensor, layout: str | None, filters: tuple[int, ...] = ()
+    ) -> None:
+        call = self.running[-1] if self.running else 0
+        value = Value(len(self.values), op, parents, tuple(tensor.shape), layout, filters, call)
+        self.values.append(value)
+        self.index[id(tensor)] = value.index
+        self._alive.append(tensor)
+
+    def _layouts(self, inputs: tuple[int, ...]) -> Any:
+        parents = [self.values[index] for index in inputs]
+        return partial(_layout, parents)
+
+
+def _layout(parents: list[Value], name: str, output: Tensor, args: Any, kwargs: Any) -> str | None:
+    """Say which axis is which, as far as it follows from the inputs."""
+    if output.dim() == 4 and (name in _CHANNELS_SECOND or name in _OF_VOLUMES):
+        return "NCHW" if name in _CHANNELS_SECOND else "CDHW"  # one volume, without a batch
+    known = [p for p in parents if p.layout is not None and len(p.shape) == output.dim()]
+    if not known:
+        return None
+    before = str(known[0].layout)
+    if name == "permute":
+        order = kwargs.get("dims", args[1] if len(args) == 2 else args[1:])  # x.permute(0, 2, 3, 1) or of a tuple
+        return "".join(before[axis] for axis in order)
+    if name in ("transpose", "swapaxes", "transpose_"):
+        axes = list(before)
+        one, other = args[1:3] if len(args) >= 3 else (kwargs["dim0"], kwargs["dim1"])
+        axes[one], axes[other] = axes[other], axes[one]
+        return "".join(axes)
+    if name in ("movedim", "moveaxis") or (name in _RESHAPES and known[0].shape != tuple(output.shape)):
+        return None
+    return before
+
+
+def _filters(name: str, args: Any, kwargs: Any) -> tuple[int, ...]:
+    if name not in CONVOLUTIONS:
+        return ()
+    weight = args[1] if len(args) > 1 else kwargs.get("weight")
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()

@@ -1,0 +1,193 @@
+"""The module that sits at an attachment point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from csham.attach.graph.trace import CONTAINERS
+from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.layers.attention import apply, apply_and_lend
+from csham.layers.opaque import Opaque
+
+__all__ = ["Attached", "attend", "attends", "hang", "place_below"]
+
+_CHILD = "attached"
+
+# Where the parts are connected otherwise than by the attention's authors.
+_CONNECTED = ("reversed", "parallel", "reapply")
+
+
+class Attached(Opaque, nn.Module):
+    """An attention at one point of a network, with its connection, its gate and its part in the transfer of weights.
+
+    Without a gate ``y = attention(x)``; with one ``y = (1 - θ) attention(x) + θ x``, ``θ`` starting at 1, so that the
+    network computes what it did before until training lets attention in. A point that lends hands its channel weights
+    on; one that borrows applies those first: ``y = attention(w ⊙ x)``.
+
+    A state_dict that has no entry at all for this module, such as the plain network's, is accepted and leaves it as it
+    is; one that has only some of the entries is refused by ``strict=True`` as usual.
+    """
+
+    gate: nn.Parameter | None
+
+    def __init__(
+        self,
+        name: str,
+        attention: nn.Module,
+        part: str = "whole",
+        *,
+        gated: bool = False,
+        lends: ChannelWeightTransfer | None = None,
+        borrows: ChannelWeightTransfer | None = None,
+        lender: str | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.part = part
+        self.attention = attention
+        self.lends = lends
+        self.borrows = borrows
+        self.lender = lender
+        # What attention_maps() wants to be told of channel weights that come from another point.
+        self.on_borrowed: Callable[[Tensor], None] | None = None
+        self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, inplace: bool = False, weights: Any = None) -> Any:
+        """Attend to ``x``, (B, C, H, W); with a shortcut return ``relu(y + shortcut)``, the end of a residual block.
+
+        Args:
+            x: The feature map.
+            shortcut: Map that a block adds to it; as in the block itself, of any shape and type that can be added.
+            inplace: True if the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
+            weights: In graphs of torch.fx, which have no stages: the channel weights that are lent to this point, or
+                True for a point that lends, and the result is ``(y, weights)``.
+        """
+        if weights is not None:
+            return self._attend_alone(x, weights)
+        # The kernels add a shortcut that is like the map; torch adds any other.
+        fused = shortcut is not None and (shortcut.shape, shortcut.dtype) == (x.shape, x.dtype) and self.gate is None
+        y = self._attend(x, shortcut if fused else None)
+        if self.gate is not None:
+            gate = self.gate.to(x.dtype)
+            y = (1 - gate) * y + gate * x
+        return y if fused or shortcut is None else self._finish(y, shortcut, inplace)
+
+    def as_node(self, x: Proxy, *args: Any, **kwargs: Any) -> Proxy:
+        """Write attention into the graph that torch.fx is tracing, where the weights that are lent are values too."""
+        if args or kwargs:  # a graph is traced again
+            return super().as_node(x, *args, **kwargs)
+        if self.borrows is not None:
+            return super().as_node(x, weights=self.borrows.traced(x.tracer, self.name, str(self.lender)))
+        if self.lends is None:
+            return super().as_node(x)
+        node: Any = super().as_node(x, weights=True)
+        self.lends.trace(x.tracer, node[1])
+        return node[0]
+
+    def _attend_alone(self, x: Tensor, weights: Any) -> Any:
+        if self.lends is not None:
+            return self.lends.alone(partial(self.forward, x))
+        assert self.borrows is not None
+        return self.borrows.alone(partial(self.forward, x), weights)[0]
+
+    def _finish(self, y: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
+        total = y.add_(shortcut) if inplace else y + shortcut
+        return total.relu_()
+
+    def _attend(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        if self.lends is not None:
+            y, weights = apply_and_lend(self.attention, x, shortcut)
+            self.lends.lend(weights)
+            return y
+        connection = self.part if self.part in _CONNECTED else None
+        return apply(self.attention, x, shortcut, channel_weights=self._borrow(), connection=connection)
+
+    def _borrow(self) -> Tensor | None:
+        if self.borrows is None:
+            return None
+        weights = self.borrows.borrow(self.name, str(self.lender))
+        if self.on_borrowed is not None:
+            self.on_borrowed(weights)
+        return weights
+
+    def extra_repr(self) -> str:
+        """Say what the children do not show."""
+        roles = [self.part] if self.part in _CONNECTED else []
+        roles += ["gated"] if self.gate is not None else []
+        roles += ["lends its channel weights"] if self.lends is not None else []
+        roles += [f"applies the channel weights of {self.lender} first"] if self.borrows is not None else []
+        return ", ".join(roles)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def hang(attached: Attached, host: nn.Module, path: str, levels: int = 0) -> None:
+    """Let a host attend to what it puts out, before the hooks of others, which are to see what comes out.
+
+    Args:
+        attached: The attention.
+        host: The module whose output is attended to.
+        path: Path below the host at which the attention lives, or is to live.
+        levels: Number of the modules around the host that put out what it does.
+    """
+    parent, _, name = path.rpartition(".")
+    home = host.get_submodule(parent)
+    if home._modules.get(name) is not attached:
+        home.add_module(name, attached)
+    host.register_forward_hook(partial(attend, path, levels=levels), prepend=True)
+
+
+def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor, *, levels: int = 0) -> Tensor:
+    """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
+    # The module is looked up, not bound, so that a deep copy of the network uses its own.
+    return host.get_submodule(path)(output)
+
+
+def attends(hook: Any) -> bool:
+    """Return True if a hook is :func:`attend`."""
+    return isinstance(hook, partial) and hook.func is attend
+
+
+def accept_weights_of(host: nn.Module, inner: str) -> None:
+    """Let a host load the weights of attention that stood at a layer within it, which puts out the same."""
+    host.register_load_state_dict_pre_hook(partial(_take_from, inner))
+
+
+def accepts_weights(hook: Any) -> bool:
+    """Return True if a hook was made by :func:`accept_weights_of`."""
+    inner = getattr(hook, "hook", None)  # torch wraps hooks on loading
+    return isinstance(inner, partial) and inner.func is _take_from
+
+
+def _take_from(inner: str, host: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    before = f"{prefix}{inner}.{_CHILD}."
+    for key in [key for key in state_dict if key.startswith(before)]:
+        state_dict[f"{prefix}{_CHILD}.{key.removeprefix(before)}"] = state_dict.pop(key)
+
+
+def place_below(host: nn.Module) -> str:
+    """Say where below a host its attention is to live: in it, or in a layer of it if it would run a new child."""
+    path: list[str] = []
+    module = host
+    while isinstance(module, CONTAINERS):
+        name, module = list(module.named_children())[-1]
+        path.append(name)
+    child = next(name for name in _child_names() if not hasattr(module, name))
+    return ".".join([*path, child])
+
+
+def _child_names() -> Iterator[str]:
+    yield _CHILD
+    yield from (f"{_CHILD}_{number}" for number in count(2))

@@ -1,0 +1,248 @@
+"""Attentions as :func:`csham.attach` sees them: what one may offer, and what is made of it.
+
+Any module from (B, C, H, W) to the same is an attention, and can be attached. What else it offers is used:
+
+- A method ``weights``, called by ``forward``, whose result multiplies the map: :func:`csham.attention_maps` shows it.
+  Such an attention begins as a :class:`Gate`.
+- Parts ``channel`` and ``spatial`` with ``weights`` of (B, C) and (B, 1, H, W): every strategy can connect them
+  otherwise than ``forward`` does, place either alone, and lend the weights of the first.
+- ``gate_kind`` instead of ``weights``: ``"channel"`` or ``"full"`` where the outputs of a module ``gate``, multiplied,
+  are the weights, as in timm's; None where there are none, because it adds.
+- A base class :class:`Fused`, :class:`ChannelStep`, :class:`SpatialStep` or :class:`TwoSteps`: it computes in one call
+  what :func:`apply` and :func:`apply_and_lend` otherwise put together from those above.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from csham import ops
+from csham.layers.checks import check_channels, check_input
+from csham.layers.opaque import Opaque
+
+__all__ = [
+    "ChannelStep",
+    "Fused",
+    "Gate",
+    "SpatialStep",
+    "TwoSteps",
+    "apply",
+    "apply_and_lend",
+    "connect",
+    "has_hooks",
+    "has_weights",
+    "is_plain",
+    "is_recorded",
+    "parts_of",
+]
+
+
+class Gate(Opaque, nn.Module):
+    """Base of attentions that scale a map: ``y = weights(x) ⊙ x``.
+
+    A subclass computes :meth:`weights`; :meth:`forward` calls it through the instance, so that
+    :func:`csham.layers.record_weights` sees what was used.
+
+    Args:
+        channels: Channels of the feature map.
+
+    Shape:
+        (B, channels, H, W) to the same, any H, W >= 1; dtype and memory format are kept.
+
+    Raises:
+        UserError: A number of channels or an input that cannot work; a ``ValueError``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        check_channels(type(self).__name__, channels)
+        self.channels = channels
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the weights of ``x``: (B, C), (B, 1, H, W) or (B, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale ``x``, (B, C, H, W)."""
+        return ops.scale(x, self.weights(x))
+
+    def extra_repr(self) -> str:
+        """Name the setting that the children do not show."""
+        return f"channels={self.channels}"
+
+    def _check(self, x: Tensor) -> None:
+        check_input(type(self).__name__, x, self.channels)
+
+
+class Fused:
+    """Base of attentions that can end a residual block in the same call; put before a module's class."""
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Attend to ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
+        raise NotImplementedError
+
+
+class ChannelStep(Fused):
+    """Base of channel parts that scale with the weights that they also return, to be lent."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the channel weights of ``x``, (B, C), without applying them."""
+        raise NotImplementedError
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Scale the channels of ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
+        return self.attend_and_lend(x, shortcut)[0]
+
+    def attend_and_lend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+
+        Returns:
+            The map, (B, C, H, W), and the channel weights, (B, C).
+        """
+        if is_recorded(self):
+            weights = self.weights(x)
+            return ops.finish(ops.scale(x, weights), shortcut), weights
+        return self._scale(x, shortcut)
+
+    def _scale(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`attend_and_lend` does, in one call."""
+        raise NotImplementedError
+
+
+class SpatialStep(Fused):
+    """Base of spatial parts that apply borrowed channel weights in the same call."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the spatial weights of ``x``, (B, 1, H, W), without applying them."""
+        raise NotImplementedError
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, channel_weights: Tensor | None = None) -> Tensor:
+        """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
+            channel_weights: ``w``, (B, C); None for ones.
+        """
+        if is_recorded(self):
+            if channel_weights is not None:
+                x = ops.scale(x, channel_weights)
+            return ops.finish(ops.scale(x, self.weights(x)), shortcut)
+        return self._scale(x, shortcut, channel_weights)
+
+    def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
+        """Return what :meth:`attend` does, in one call."""
+        raise NotImplementedError
+
+
+class TwoSteps(Fused):
+    """Base of attentions of two parts that know how to connect them.
+
+    Attributes:
+        channel: Part whose ``weights`` are (B, C).
+        spatial: Part whose ``weights`` are (B, 1, H, W).
+    """
+
+    channel: Any
+    spatial: Any
+
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
+        """Apply both steps to ``x``, (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
+            connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
+                :func:`csham.ops.hybrid_attention`.
+        """
+        return ops.finish(connect(x, self.channel, self.spatial, connection), shortcut)
+
+
+def apply(
+    layer: nn.Module,
+    x: Tensor,
+    shortcut: Tensor | None = None,
+    *,
+    channel_weights: Tensor | None = None,
+    connection: str | None = None,
+) -> Tensor:
+    """Attend to ``x``, in one call where the layer can.
+
+    Args:
+        layer: Any attention.
+        x: (B, C, H, W).
+        shortcut: If given, a map like ``x``, added to the result; ReLU follows.
+        channel_weights: Weights, (B, C), that scale the map first.
+        connection: Connection of the layer's two parts, as for :func:`connect`; None for the layer's own.
+    """
+    free = not has_hooks(layer)
+    if channel_weights is not None:
+        if free and isinstance(layer, SpatialStep):
+            return layer.attend(x, shortcut, channel_weights)
+        x = ops.scale(x, channel_weights)
+    if connection is not None:
+        if free and isinstance(layer, TwoSteps):
+            return layer.attend(x, shortcut, connection)
+        return ops.finish(connect(x, layer.channel, layer.spatial, connection), shortcut)
+    return layer.attend(x, shortcut) if free and isinstance(layer, Fused) else ops.finish(layer(x), shortcut)
+
+
+def apply_and_lend(layer: Any, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scale the channels of ``x`` by a channel part, and return its weights too; see :class:`ChannelStep`."""
+    if isinstance(layer, ChannelStep) and not has_hooks(layer):
+        return layer.attend_and_lend(x, shortcut)
+    weights = layer.weights(x)
+    return ops.finish(ops.scale(x, weights), shortcut), weights
+
+
+def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:
+    """Apply two parts of an attention to ``x``, (B, C, H, W), one by one.
+
+    Args:
+        x: (B, C, H, W).
+        channel: A layer whose ``weights(x)`` are (B, C).
+        spatial: A layer whose ``weights(x)`` are (B, 1, H, W).
+        connection: As for :meth:`TwoSteps.attend`.
+    """
+    if connection == "reversed":
+        return channel(spatial(x))
+    if connection == "parallel":
+        return ops.scale(ops.scale(x, channel.weights(x)), spatial.weights(x))
+    if connection == "reapply":
+        weights = channel.weights(x)
+        return ops.scale(spatial(ops.scale(x, weights)), weights)
+    return spatial(channel(x))
+
+
+def parts_of(layer: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """Return the channel and the spatial part of an attention, or None where it has no two with weights."""
+    parts = [part for name, part in layer.named_children() if name in ("channel", "spatial") and has_weights(part)]
+    return (layer.get_submodule("channel"), layer.get_submodule("spatial")) if len(parts) == 2 else None
+
+
+def has_weights(layer: nn.Module) -> bool:
+    """Return True if an attention tells its weights by a method of that name."""
+    return callable(getattr(layer, "weights", None))
+
+
+def is_recorded(layer: Any) -> bool:
+    """Return True if the weights of a layer are recorded, and it must compute them by its method ``weights``."""
+    return "weights" in layer.__dict__
+
+
+def has_hooks(module: Any) -> bool:
+    """Return True if a module has hooks on its calls, and must then be called as one."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_plain(part: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Return True if nothing but the mathematics of one of ``kinds`` happens where ``part`` is called."""
+    return type(part) in kinds and not has_hooks(part) and not is_recorded(part)

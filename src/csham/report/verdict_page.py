@@ -1,0 +1,233 @@
+"""Page, pictures and tables of the verdicts on a table of runs, as a study's report has them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from csham.report.drawing import looks_of
+from csham.report.study_page import inlined, render
+from csham.report.study_pictures import Gains, Picture, draw_gains
+from csham.report.study_report import check_place, listing, replace_report, report_files
+from csham.report.study_tables import MARKS
+from csham.report.tables import DASH, Column, Table, counted, fixed, interval, p_value, signed
+from csham.study.comparison_statistics import STATISTICS, Statistic
+from csham.study.findings import Comparison, Spread
+from csham.study.verdict import Measure, MetricVerdict, TableVerdict
+
+__all__ = ["write_verdict"]
+
+_SECTIONS = [
+    ("verdicts", "Verdicts"),
+    ("variants", "Variants"),
+    ("runs", "Every run"),
+    ("method", "What the numbers mean"),
+    ("files", "Files"),
+]
+
+
+def write_verdict(result: TableVerdict, output: Path | str) -> Path:
+    """Write ``index.html``, ``figures/`` and ``tables/``; a report that is there already is replaced as a whole.
+
+    Args:
+        result: Verdicts of :func:`csham.verdict`.
+        output: Folder of the report.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: The folder holds something else, or cannot be written.
+    """
+    folder = Path(output)
+    check_place(folder)
+    tables = [_verdict_table(result), _variant_table(result), _run_table(result)]
+    pictures = [picture for one in result.metrics if (picture := _picture(one, result)) is not None]
+    contents = report_files(tables, pictures, "tables/verdict.xlsx")
+    page = render("verdict.html", _page(result, tables, pictures) | {"files": listing(contents)})
+    replace_report(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
+    return folder / "index.html"
+
+
+class _Compared(NamedTuple):
+    """Row of the table of verdicts."""
+
+    measure: Measure
+    comparison: Comparison
+
+
+class _Variant(NamedTuple):
+    """Row of the table of variants."""
+
+    measure: Measure
+    group: str
+    variant: str
+    values: Spread
+
+
+class _Run(NamedTuple):
+    """Row of the table of runs."""
+
+    measure: Measure
+    group: str
+    variant: str
+    seed: str
+    value: float
+
+
+def _page(result: TableVerdict, tables: Sequence[Table], pictures: Sequence[Picture]) -> dict[str, Any]:
+    verdicts, variants, runs = tables
+    measures = [one.measure for one in result.metrics]
+    compared = [one for metric in result.metrics for one in metric.comparisons]
+    margins = {f"±{measure.worthwhile:g} {measure.word}".rstrip() for measure in measures}
+    facts = [
+        f"{counted(len(variants.items) // len(measures), 'variant')} against {result.baseline}",
+        counted(len({run.seed for run in runs.items}), "seed"),
+        *(f"{measure.name}, {measure.better} is better" for measure in measures),
+    ]
+    return {
+        "kind": "verdict",
+        "title": Path(result.table).name,
+        "facts": " · ".join(facts),
+        "headline": result.headline,
+        "cautions": [],
+        "warnings": result.notes,
+        "sections": _SECTIONS,
+        "differences": [inlined(picture) for picture in pictures],
+        "verdicts": verdicts,
+        "variants": variants,
+        "runs": runs,
+        "sentences": [
+            {"label": f"{metric.measure.name}, {one.label}" if len(measures) > 1 else one.label, "text": one.sentence}
+            for metric in result.metrics
+            for one in metric.comparisons
+        ],
+        "comparisons": len(compared),
+        "margin": margins.pop() if len(margins) == 1 else "what is worth having of the metric",
+    }
+
+
+def _picture(one: MetricVerdict, result: TableVerdict) -> Picture | None:
+    measure = one.measure
+    unit = ", percentage points" if measure.word else ""
+    lower = " (lower is better)" if measure.better == "lower" else ""
+    words = Gains(
+        name=f"gains-{re.sub('[^A-Za-z0-9]+', '-', measure.name).strip('-') or 'metric'}-{result.metrics.index(one)}",
+        title=f"Gain of {measure.name} over {result.baseline}",
+        axis=f"gain of {measure.name}{lower} over {result.baseline}{unit}",
+        caption=f"Paired gains of {measure.name}{unit}.",
+        subject="variant",
+        unit=measure.word,
+        digits=_digits(measure),
+    )
+    looks = looks_of([comparison.label for comparison in one.comparisons])
+    return draw_gains(one.comparisons, looks, measure.worthwhile, words)
+
+
+def _digits(measure: Measure) -> int:
+    """Return the decimals that tell gains worth having apart."""
+    return max(2, 1 - math.floor(math.log10(measure.worthwhile))) if measure.worthwhile else 4
+
+
+def _named(result: TableVerdict, group: Callable[[Any], str], variant: Callable[[Any], str]) -> list[Column]:
+    """Make the columns that say what a row is of; readers see those in which rows differ."""
+    grouped = any(group for one in result.metrics for group, _ in one.values)
+    columns = [
+        ("metric", lambda row: row.measure.name, len(result.metrics) > 1),
+        ("group", group, grouped),
+        ("variant", variant, True),
+    ]
+    return [Column(key if seen else "", value, keys=(key,), numeric=False) for key, value, seen in columns]
+
+
+def _verdict_table(result: TableVerdict) -> Table:
+    columns = [
+        *_named(result, lambda row: row.comparison.backbone, lambda row: row.comparison.name),
+        Column("", lambda row: result.baseline, keys=("against",)),
+        Column(
+            "verdict",
+            lambda row: row.comparison.verdict,
+            keys=("verdict",),
+            mark=lambda row: MARKS[row.comparison.verdict],
+            numeric=False,
+            help="With differences that are not worth having below "
+            + ", ".join(f"{m.worthwhile:g} {m.word}".rstrip() for m in (one.measure for one in result.metrics)),
+        ),
+        *(
+            Column(
+                statistic.title,
+                partial(_statistic, statistic.name),
+                keys=statistic.keys,
+                show=partial(_shown, statistic),
+                help="" if statistic.name == "mean" else statistic.help,
+            )
+            for statistic in STATISTICS.values()
+        ),
+        Column("", lambda row: row.comparison.sentence, keys=("sentence",)),
+    ]
+    rows = [_Compared(one.measure, comparison) for one in result.metrics for comparison in one.comparisons]
+    return Table("verdicts", f"Each variant against {result.baseline}, gains over paired seeds.", columns, rows)
+
+
+def _statistic(name: str, row: _Compared) -> Any:
+    return row.comparison.value(name)
+
+
+def _shown(statistic: Statistic, row: _Compared) -> str:
+    """Write a number of a comparison with the decimals that its metric asks for."""
+    digits, value = _digits(row.measure), row.comparison.value(statistic.name)
+    forms: dict[str, Callable[[Any], str]] = {
+        "difference": partial(signed, digits=digits),
+        "number": partial(fixed, digits=digits),
+        "interval": partial(interval, digits=digits),
+        "p": p_value,
+        "count": partial(fixed, digits=0),
+    }
+    return statistic.instead(row.comparison) or forms[statistic.shown](value)
+
+
+def _variant_table(result: TableVerdict) -> Table:
+    def number(title: str, name: str) -> Column:
+        return Column(title, lambda row: getattr(row.values, name), keys=(title,), show=partial(_value, name))
+
+    columns = [
+        *_named(result, attrgetter("group"), attrgetter("variant")),
+        Column("seeds", lambda row: row.values.n, keys=("seeds",)),
+        number("mean", "mean"),
+        number("deviation", "sd"),
+        number("lowest", "min"),
+        number("highest", "max"),
+    ]
+    rows = [
+        _Variant(one.measure, *names, values)
+        for one in result.metrics
+        for names, values in one.values.items()
+        if values
+    ]
+    return Table("variants", f"Each variant over its seeds, {result.baseline} too.", columns, rows)
+
+
+def _value(name: str, row: _Variant) -> str:
+    value = getattr(row.values, name)
+    return DASH if value is None else fixed(value, _digits(row.measure))
+
+
+def _run_table(result: TableVerdict) -> Table:
+    columns = [
+        *_named(result, attrgetter("group"), attrgetter("variant")),
+        Column("seed", attrgetter("seed"), keys=("seed",)),
+        Column("value", attrgetter("value"), keys=("value",), show=lambda row: fixed(row.value, _digits(row.measure))),
+    ]
+    rows = [
+        _Run(one.measure, *names, seed, value)
+        for one in result.metrics
+        for names, values in one.values.items()
+        if values
+        for seed, value in values.values.items()
+    ]
+    return Table("runs", f"All {len(rows)} numbers of the table.", columns, rows)

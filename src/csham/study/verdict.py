@@ -1,0 +1,431 @@
+"""Verdicts on a table of runs of any trainer and task: the statistics of a study without its store.
+
+Every variant is compared with the baseline of its group, by seed, and only by seeds that both have. Differences are
+gains: where lower is better, the baseline's value minus the variant's. Holm's correction goes over all comparisons of
+the table, of all its groups and metrics.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+from csham.errors import UserError, unknown_name
+from csham.study.comparison_statistics import STATISTICS
+from csham.study.findings import Comparison, Spread, plain_values
+from csham.study.headline import Words, headline
+from csham.study.results import spread
+from csham.study.run_table import Row, RunTable, read_runs
+from csham.study.statistics import WORTHWHILE, compare
+
+__all__ = ["Measure", "MetricVerdict", "TableVerdict", "Unit", "verdict"]
+
+Unit = Literal["percent", "fraction", "plain"]
+Cell = tuple[str, str, str]  # group, variant, seed
+
+_BASELINES = ("plain", "none", "baseline", "vanilla", "base", "control")
+_VARIANTS = ("variant", "name", "model", "attention", "label", "method")
+_MISSING = ("na", "n/a", "nan", "null", "none", "-", "<na>", "nat")
+_USUALLY_LOW = re.compile(r"loss|err|rmse|mae|mse|fid|perplexity|latency|(^|[._/-])(ms|seconds)\b", re.IGNORECASE)
+_NAMED = 6  # more than these are counted
+_SMALLEST = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A metric of a table, and how it is read.
+
+    Attributes:
+        name: Its column.
+        better: Direction of better values.
+        unit: ``"percent"``, ``"fraction"`` (of one, shown in percent), or ``"plain"``, a number in a unit of its own.
+        worthwhile: Least gain worth having; percentage points unless ``unit`` is ``"plain"``.
+    """
+
+    name: str
+    better: Literal["higher", "lower"]
+    unit: Unit
+    worthwhile: float
+
+    @property
+    def factor(self) -> float:
+        """What values of the table are multiplied with to be shown."""
+        return 100.0 if self.unit == "fraction" else 1.0
+
+    @property
+    def word(self) -> str:
+        """Word behind its differences."""
+        return "" if self.unit == "plain" else "points"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricVerdict:
+    """What a table says by one metric.
+
+    Attributes:
+        measure: The metric.
+        headline: One to three sentences.
+        comparisons: One for each group and variant but the baseline; ``backbone`` is the group, or empty.
+        values: Spread over seeds by group and variant, the baseline too.
+    """
+
+    measure: Measure
+    headline: str
+    comparisons: list[Comparison]
+    values: dict[tuple[str, str], Spread | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableVerdict:
+    """What a table says.
+
+    Attributes:
+        table: Its name.
+        baseline: The variant that the others are compared with.
+        metrics: In the order asked for.
+        notes: What a reader should know before relying on it: what was left out, and how values were read.
+    """
+
+    table: str
+    baseline: str
+    metrics: list[MetricVerdict]
+    notes: list[str]
+
+    @property
+    def headline(self) -> str:
+        """The sentences of all metrics, each with its name where there are several."""
+        if len(self.metrics) == 1:
+            return self.metrics[0].headline
+        return "\n".join(f"{one.measure.name}: {one.headline}" for one in self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON's values."""
+        metrics = [
+            {
+                **vars(one.measure),
+                "headline": one.headline,
+                "values": [
+                    {"group": group, "variant": variant, **(vars(values) if values else {"n": 0})}
+                    for (group, variant), values in one.values.items()
+                ],
+                "comparisons": [_comparison_dict(comparison) for comparison in one.comparisons],
+            }
+            for one in self.metrics
+        ]
+        content: dict[str, Any] = plain_values(
+            {"table": self.table, "baseline": self.baseline, "metrics": metrics, "notes": self.notes}
+        )
+        return content
+
+
+def verdict(
+    table: Any,
+    *,
+    metric: str | Sequence[str],
+    variant: str | None = None,
+    seed: str = "seed",
+    baseline: str | None = None,
+    groups: str | Sequence[str] = (),
+    worthwhile: float | Mapping[str, float] | None = None,
+    unit: Unit | Mapping[str, Unit] | None = None,
+    lower_is_better: str | Iterable[str] = (),
+    higher_is_better: str | Iterable[str] = (),
+) -> TableVerdict:
+    """Judge the variants of a table of runs against its baseline.
+
+    Args:
+        table: A row for each run, as :func:`csham.study.run_table.read_runs` takes it: a path of CSV, TSV, JSON lines
+            or Parquet, or a data frame.
+        metric: Column of the metric, or several.
+        variant: Column of what is compared; None finds one named variant, name, model, attention, label or method.
+        seed: Column by whose values runs are paired: a seed, or a fold.
+        baseline: The variant that the others are compared with; None finds one named plain, none, baseline, ...
+        groups: Columns within whose values variants are compared, such as the backbone or the dataset.
+        worthwhile: Least gain worth having, in percentage points, or of a plain metric in its unit; of all, or by
+            metric. Of plain metrics it has no default.
+        unit: How values are read, of all or by metric; None takes values from 0 to 1 for fractions of one, others up to
+            100 for percent, and those of which lower is better for plain numbers.
+        lower_is_better: Metrics of which less is better.
+        higher_is_better: Metrics of which more is, although their names sound otherwise.
+
+    Raises:
+        UserError: A column is not there, a value is no number, runs are there twice, or no seed is shared.
+    """
+    content = read_runs(table)
+    names, lower, higher = _listed(metric), _listed(lower_is_better), _listed(higher_is_better)
+    grouping = _listed(groups)
+    variant = variant or _variant_column(content, [seed, *names, *grouping])
+    if not names:
+        raise UserError(f"{content.name}: name the column of a metric. There are {', '.join(content.columns)}.")
+    for column in (variant, seed, *grouping, *names):
+        if column not in content.columns:
+            raise unknown_name(f"column of {content.name}", column, content.columns)
+    for column in (*lower, *higher, *_keys_of(worthwhile), *_keys_of(unit)):
+        if column not in names:
+            raise unknown_name("metric", column, names)
+    notes: list[str] = []
+    rows = _rows(content, variant, seed, grouping, names, notes)
+    base = _baseline(content, baseline, list(dict.fromkeys(cell[1] for cell in rows)))
+    values = {name: _values(content, name, rows, notes) for name in names}
+    measures = [
+        _measure(content, name, values[name], lower, higher, _of(worthwhile, name), _of(unit, name), notes)
+        for name in names
+    ]
+    _note_pairing(rows, base, notes)
+    return TableVerdict(
+        table=content.name, baseline=base, metrics=_judged(content, measures, values, rows, base), notes=notes
+    )
+
+
+def _listed(names: str | Iterable[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+
+
+def _keys_of(setting: Any) -> Iterable[str]:
+    return setting if isinstance(setting, Mapping) else ()
+
+
+def _of(setting: Any, name: str) -> Any:
+    return setting.get(name) if isinstance(setting, Mapping) else setting
+
+
+def _variant_column(content: RunTable, others: Iterable[str]) -> str:
+    likely = [column for column in content.columns if column.lower() in _VARIANTS and column not in others]
+    if len(likely) == 1:
+        return likely[0]
+    why = f"it could be {' or '.join(likely)}" if likely else f"there are {', '.join(content.columns)}"
+    raise UserError(f"{content.name}: which column names the variants? Say it with --variant; {why}.")
+
+
+def _rows(
+    content: RunTable, variant: str, seed: str, grouping: Sequence[str], names: Sequence[str], notes: list[str]
+) -> dict[Cell, Row]:
+    """Return the row of each group, variant and seed; what is repeated with the same numbers counts once."""
+    rows: dict[Cell, Row] = {}
+    repeated = 0
+    for row in content.rows:
+        for column in (variant, seed, *grouping):
+            if _is_empty(row.values.get(column)):
+                raise UserError(f"{row.place} of {content.name} has no {column}. Fill it in, or remove the row.")
+        group = ", ".join(_word(row.values[column]) for column in grouping)
+        cell = (group, _word(row.values[variant]), _word(row.values[seed]))
+        if cell not in rows:
+            rows[cell] = row
+        elif any(_word(row.values.get(name)) != _word(rows[cell].values.get(name)) for name in names):
+            raise UserError(
+                f"{content.name} has two runs of {_shown(cell)}, with different numbers: {rows[cell].place} and "
+                f"{row.place}. Keep the one that counts, or name another column that tells them apart with --group."
+            )
+        else:
+            repeated += 1
+    if repeated:
+        notes.append(f"{_count(repeated, 'row')} repeated {'another' if repeated == 1 else 'others'} and counted once.")
+    return rows
+
+
+def _baseline(content: RunTable, baseline: str | None, variants: Sequence[str]) -> str:
+    if len(variants) < 2:
+        raise UserError(f"{content.name} holds one variant only, {variants[0]}: there is nothing to compare.")
+    if baseline is not None:
+        if baseline not in variants:
+            raise unknown_name("variant", baseline, variants)
+        return baseline
+    likely = [name for name in variants if name.lower() in _BASELINES]
+    if len(likely) == 1:
+        return likely[0]
+    named = ", ".join(variants[:20])
+    raise UserError(
+        f"{content.name}: which variant are the others compared with? Say it with --baseline; there are {named}."
+    )
+
+
+def _values(content: RunTable, name: str, rows: Mapping[Cell, Row], notes: list[str]) -> dict[Cell, float]:
+    """Return the numbers of one metric, without runs that have none."""
+    values, missing = {}, []
+    for cell, row in rows.items():
+        value = row.values.get(name)
+        if _is_empty(value) or str(value).strip().lower() in _MISSING:
+            missing.append(_shown(cell))
+        else:
+            values[cell] = _number(content, name, row, value)
+    if not values:
+        raise UserError(f"{content.name} has no number in column {name!r}.")
+    if missing:
+        notes.append(f"{_count(len(missing), 'run')} without {name} left out: {_some(missing)}.")
+    return values
+
+
+def _number(content: RunTable, name: str, row: Row, value: Any) -> float:
+    number = math.nan
+    if isinstance(value, Real | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"{row.place} of {content.name}: {name} is {ascii(value)[:60]}, which is no finite number. Write one with "
+            "a point for decimals and without a unit; leave the field empty where a run failed."
+        )
+    return number
+
+
+def _measure(
+    content: RunTable,
+    name: str,
+    values: Mapping[Cell, float],
+    lower: Sequence[str],
+    higher: Sequence[str],
+    worthwhile: float | None,
+    unit: Unit | None,
+    notes: list[str],
+) -> Measure:
+    if name in lower and name in higher:
+        raise UserError(f"{name}: either lower or higher is better.")
+    if name not in lower and name not in higher and _USUALLY_LOW.search(name):
+        raise UserError(
+            f"is lower better for {name}? Say --lower-is-better {name}, or --higher-is-better {name} if not."
+        )
+    unit = unit or ("plain" if name in lower else _unit(content, name, values, notes))
+    if unit not in ("percent", "fraction", "plain"):
+        raise unknown_name("unit", unit, ("percent", "fraction", "plain"))
+    if worthwhile is None and unit == "plain":
+        raise UserError(
+            f"how large a gain of {name} would be worth having? Say it in its own unit: --worthwhile {name}=NUMBER."
+        )
+    margin = WORTHWHILE if worthwhile is None else worthwhile
+    if not (math.isfinite(margin) and (margin == 0 or margin >= _SMALLEST)):
+        raise UserError(
+            f"worthwhile of {name} must be 0, or {_SMALLEST:g} or more, got {margin!r}. Give smaller numbers in a "
+            "smaller unit, such as ms for s."
+        )
+    return Measure(name=name, better="lower" if name in lower else "higher", unit=unit, worthwhile=float(margin))
+
+
+def _unit(content: RunTable, name: str, values: Mapping[Cell, float], notes: list[str]) -> Unit:
+    """Tell fractions of one, percent and other numbers apart by the values."""
+    low, high = min(values.values()), max(values.values())
+    if low < 0 or high > 100:
+        return "plain"
+    if high <= 1:
+        notes.append(
+            f"{name} was read as fractions of one, and is shown in percent; --unit percent takes it as percent."
+        )
+        return "fraction"
+    if low <= 1:
+        raise UserError(
+            f"{content.name}: {name} goes from {low:g} to {high:g}. Are these fractions of one beside percent? Write "
+            f"all in one unit, or say --unit {name}=percent (or plain) if they are."
+        )
+    return "percent"
+
+
+def _note_pairing(rows: Mapping[Cell, Row], base: str, notes: list[str]) -> None:
+    """Say which runs have no partner."""
+    alone: list[str] = []
+    for group, variant, seed in rows:
+        others = {v for g, v, s in rows if g == group and s == seed and v != variant}
+        if (variant == base and not others) or (variant != base and base not in others):
+            alone.append(_shown((group, variant, seed)))
+    if alone:
+        notes.append(f"{_count(len(alone), 'run')} without a partner of the same seed left out: {_some(alone)}.")
+
+
+def _judged(
+    content: RunTable,
+    measures: Sequence[Measure],
+    values: Mapping[str, Mapping[Cell, float]],
+    rows: Iterable[Cell],
+    base: str,
+) -> list[MetricVerdict]:
+    variants = list(dict.fromkeys((group, variant) for group, variant, _ in rows))
+    wanted = [(measure, *pair) for measure in measures for pair in variants if pair[1] != base]
+    pairs = [_paired(measure, values[measure.name], group, variant, base) for measure, group, variant in wanted]
+    if not any(pairs):
+        raise UserError(
+            f"no variant of {content.name} shares a seed with {base}. Verdicts are over pairs: run each seed with and "
+            "without what is compared."
+        )
+    judged = compare(
+        [list(differences.values()) for differences in pairs],
+        [measure.worthwhile for measure, _, _ in wanted],
+        [measure.word for measure, _, _ in wanted],
+    )
+    found: dict[str, list[Comparison]] = {measure.name: [] for measure in measures}
+    for (measure, group, variant), differences, difference in zip(wanted, pairs, judged, strict=True):
+        found[measure.name].append(
+            Comparison(
+                **vars(difference),
+                label=f"{group} + {variant}" if group else variant,
+                name=variant,
+                backbone=group,
+                against=f"{group} + {base}" if group else base,
+                instead_of=None,
+                seeds=tuple(differences),
+                differences=tuple(differences.values()),
+                controls=(),
+                more={one.name: one.compute(tuple(differences.values())) for one in STATISTICS.values() if one.compute},
+            )
+        )
+    return [
+        MetricVerdict(
+            measure=measure,
+            headline=headline(found[measure.name], measure.worthwhile, words=Words("variants", base, measure.word)),
+            comparisons=found[measure.name],
+            values={pair: _spread(measure, values[measure.name], *pair) for pair in variants},
+        )
+        for measure in measures
+    ]
+
+
+def _paired(measure: Measure, values: Mapping[Cell, float], group: str, variant: str, base: str) -> dict[str, float]:
+    """Return gains by seed, where both have one."""
+    sign = -measure.factor if measure.better == "lower" else measure.factor
+    ours = {seed: value for (g, v, seed), value in values.items() if (g, v) == (group, variant)}
+    # What lies beyond comes from subtracting.
+    return {
+        seed: float(f"{sign * (value - values[group, base, seed]):.12g}")
+        for seed, value in ours.items()
+        if (group, base, seed) in values
+    }
+
+
+def _spread(measure: Measure, values: Mapping[Cell, float], group: str, variant: str) -> Spread | None:
+    return spread(
+        {seed: measure.factor * value for (g, v, seed), value in values.items() if (g, v) == (group, variant)}
+    )
+
+
+def _comparison_dict(comparison: Comparison) -> dict[str, Any]:
+    hidden = ("instead_of", "controls", "label", "name", "backbone", "against")
+    content = {name: value for name, value in comparison.to_dict().items() if name not in hidden}
+    return {"group": comparison.backbone, "variant": comparison.name, **content}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+
+
+def _word(value: Any) -> str:
+    """Write a value of a column so that 0, 0.0 and "0" are one seed."""
+    if isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer():
+        return str(int(float(value)))
+    text = str(value).strip()
+    return text.removesuffix(".0") if re.fullmatch(r"-?[0-9]{1,15}\.0", text) else text
+
+
+def _shown(cell: Cell) -> str:
+    group, variant, seed = cell
+    return f"{f'{group}, ' if group else ''}{variant}, seed {seed}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return "; ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,31 @@
+"""Words on the terminal: what comes from outside is written out where it would disturb a line or the terminal.
+
+Names of files, classes and columns, members of archives, metadata, and errors that quote these may hold escape
+sequences, line ends, signs that turn the direction of writing, or bytes that are no UTF-8. Errors, notes of progress,
+tables and every other line that is printed pass them through :func:`printable`; files hold them as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["printable", "say"]
+
+
+def printable(text: object) -> str:
+    """Write out the signs of a text that cannot be printed, as Python does in a literal; line ends are among them."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines, none of which becomes two.
+
+    Args:
+        lines: One or more.
+        error: True for standard error.
+    """
+    text = "\n".join(map(printable, lines))
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)

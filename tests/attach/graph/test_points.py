@@ -1,0 +1,160 @@
+"""Points by name, pattern, function and stage, and what is said when they cannot be."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import csham
+from csham.attach import install
+from csham.backbones import CifarResNet
+
+
+def small():
+    torch.manual_seed(1)
+    return CifarResNet(14, num_classes=3)
+
+
+def found(**choice):
+    return [point.name for point in csham.attach(small(), dry_run=True, **choice)]
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ("layer2", ["layer2"]),
+        ("layer?.1", ["layer1.1", "layer2.1", "layer3.1"]),
+        ("layer3.*.bn[12]", ["layer3.0.bn1", "layer3.0.bn2", "layer3.1.bn1", "layer3.1.bn2"]),
+        (["layer3", "conv1"], ["conv1", "layer3"]),
+        (["layer1.0", "layer1.?"], ["layer1.0", "layer1.1"]),
+        (("layer3", "layer3.1"), ["layer3.1", "layer3"]),
+        (lambda name, module: name.endswith("conv1") and module.stride == (2, 2), ["layer2.0.conv1", "layer3.0.conv1"]),
+    ],
+)  # fmt: skip
+def test_points_come_in_the_order_in_which_they_run(points, expected):
+    assert found(points=points) == expected
+
+
+def test_stages_choose_among_points_and_keep_their_numbers():
+    assert found(stages=[1, 2]) == [f"layer{stage}.{block}.bn2" for stage in (2, 3) for block in (0, 1)]
+    assert found(stages=-1) == ["layer3.0.bn2", "layer3.1.bn2"]
+    assert found(stages=(0, -1), position="stage") == ["layer1.1", "layer3.1"]
+    assert found(stages=range(2), points="layer?") == ["layer1", "layer2"]
+    points = csham.attach(small(), dry_run=True, stages=[2])
+    assert {point.stage for point in points} == {2}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"points": "layer5"}, "points='layer5' names no module of CifarResNet. Did you mean 'layer"),
+        ({"points": "layer5"}, "Its stages: 0: layer1 (16 channels), 1: layer2 (32 channels), 2: layer3 (64 channels)"),
+        ({"points": "blocks.*"}, "points='blocks.*' names no module"),
+        ({"points": []}, "points= is empty"),
+        ({"points": [3]}, "takes names of modules, a pattern or a function, got 3"),
+        ({"points": lambda name, module: False}, "points= chose none of the"),
+        ({"points": "fc"}, "fc (Linear) puts out (1, 3), not a feature map"),
+        ({"points": "layer1", "position": "post"}, "both position='post' and points= say where"),
+        ({"stages": 3}, "stages=3 must be numbers of stages, from 0 to 2 here: 0: layer1 (16 channels)"),
+        ({"stages": [-4]}, "must be numbers of stages"),
+        ({"stages": [True]}, "must be numbers of stages"),
+        ({"stages": []}, "must be numbers of stages"),
+        ({"stages": ["layer1"]}, "must be numbers of stages"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_named(choice, message):
+    model = small()
+    with pytest.raises(ValueError) as caught:
+        csham.attach(model, **choice)
+    assert message in str(caught.value)
+    assert not any("attached" in name for name, _ in model.named_modules())
+
+
+class Odd(nn.Module):
+    """Has a module that never runs, one that is shared by two widths, and one that gives a pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1)
+        self.idle = nn.Conv2d(3, 3, 1)
+        self.act = nn.ReLU()
+        self.pair = Pair()
+
+    def forward(self, x):
+        x = self.act(self.second(self.act(self.first(x))))
+        return self.pair(x)[0].mean((2, 3))
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ("idle", "idle (Conv2d) did not run when the network was run once"),
+        ("act", "act (ReLU) is used in several places, with [4, 8] channels"),
+        ("pair", "pair (Pair) puts out no single tensor, not a feature map"),
+    ],
+)
+def test_modules_without_one_feature_map_are_named(points, message):
+    with pytest.raises(ValueError) as caught:
+        csham.attach(Odd(), points=points)
+    assert message in str(caught.value)
+
+
+def test_points_within_points_under_transfer_hand_weights_on():
+    model = small().eval()
+    points = csham.attach(
+        model, strategy="transfer", points=["layer1.0.bn2", "layer1.0", "layer1", "layer2", "layer2.1"]
+    )
+    assert [(p.name, p.part) for p in points] == [
+        ("layer1.0.bn2", "channel"), ("layer1.0", "spatial"), ("layer1", "channel"),
+        ("layer2.1", "channel"), ("layer2", "spatial"),
+    ]  # fmt: skip
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+class TwoStreams(nn.Module):
+    """Two long branches side by side, joined once: all of it is one block."""
+
+    def __init__(self):
+        super().__init__()
+        layer = lambda before: nn.Sequential(nn.Conv2d(before, 8, 3, 2, 1), nn.ReLU())  # noqa: E731
+        self.color = nn.Sequential(layer(3), layer(8), layer(8))
+        self.shape = nn.Sequential(layer(3), layer(8), layer(8))
+        self.fuse = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.fuse(torch.cat([self.color(x), self.shape(x)], 1)).mean((2, 3)))
+
+
+def test_a_single_point_says_what_else_could_be_named():
+    with pytest.warns(UserWarning, match=r"found only one point in TwoStreams, fuse\. Name modules") as caught:
+        points = csham.attach(TwoStreams(), "se", dry_run=True)
+    assert [point.name for point in points] == ["fuse"]
+    names = str(caught[0].message).partition("such as ")[2].rstrip(".").split(", ")
+    assert len(names) > 1
+    assert {point.name for point in csham.attach(TwoStreams(), "se", points=names, dry_run=True)} == set(names)
+
+
+@pytest.mark.parametrize("attach", [install.attach, sys.modules["csham.attach"]], ids=["function", "room"])
+def test_a_warning_names_the_line_of_the_caller(attach):
+    with pytest.warns(UserWarning, match="found only one point") as caught:
+        attach(TwoStreams(), "se", dry_run=True)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("choice", [{"position": "last"}, {"points": "fuse"}])
+def test_a_single_point_that_was_asked_for_says_nothing(choice, recwarn):
+    assert len(csham.attach(TwoStreams(), "se", dry_run=True, **choice)) == 1
+    assert not recwarn.list
+
+
+def test_a_network_of_a_few_layers_has_one_point_without_a_word(recwarn):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert len(csham.attach(model, "se", dry_run=True)) == 1
+    assert not recwarn.list

@@ -1,0 +1,196 @@
+"""Where each position lies, on networks whose blocks are known."""
+
+import re
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from networks import NETWORKS, FunctionalNet, NestedNet
+from torch import nn
+
+import csham
+from csham.attach.graph.positions import residual_ends
+from csham.attach.graph.trace import trace
+
+BY_ID = {network.id: network for network in NETWORKS}
+
+
+def names(model, **choice):
+    return [point.name for point in csham.attach(model, dry_run=True, **choice)]
+
+
+@pytest.mark.parametrize(
+    ("network", "position", "expected"),
+    [
+        ("timm-resnet10t", "residual", ["layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn2", "layer4.0.bn2"]),
+        ("timm-resnet10t", "post", ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]),
+        ("timm-resnet26", "stage", ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]),
+        ("timm-resnet26", "last", ["layer4.1"]),
+        ("timm-seresnet18", "stage", ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]),
+        ("torchvision-resnet18", "stage", ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]),
+        ("torchvision-vgg11_bn", "auto", [f"features.{i}" for i in (2, 6, 10, 13, 17, 20, 24, 27)]),
+        ("torchvision-vgg11_bn", "stage", [f"features.{i}" for i in (2, 6, 13, 20, 27)]),
+        ("torchvision-vgg11_bn", "last", ["features.27"]),
+        ("torchvision-mobilenet_v2", "stage", [f"features.{i}" for i in (3, 6, 13, 16)]),
+        ("torchvision-mobilenet_v2", "last", ["features.18.2"]),
+        ("torchvision-densenet121", "auto", [f"features.denseblock{i}" for i in (1, 2, 3, 4)]),
+        ("torchvision-densenet121", "last", ["features.norm5"]),
+        ("torchvision-googlenet", "stage", ["inception3b", "inception4e", "inception5b"]),
+        ("torchvision-squeezenet1_1", "last", ["features.12"]),
+        ("torchvision-shufflenet_v2_x0_5", "stage", ["stage2.3", "stage3.7", "stage4.3"]),
+        ("timm-cspresnet50", "stage", [f"stages.{i}.conv_transition.bn" for i in range(4)]),
+        ("timm-ese_vovnet19b_dw", "auto", [f"stages.{i}.blocks.0" for i in range(4)]),
+        ("timm-convnext_atto", "stage", [f"stages.{i}.blocks.{b}" for i, b in ((0, 1), (1, 1), (2, 5), (3, 1))]),
+        ("timm-repvgg_a0", "last", ["stages.3.0"]),
+        ("own-nested", "residual", ["groups.shallow.0.body.4", "groups.shallow.1.body.4"]
+         + [f"groups.deep.{i}.body.4" for i in range(3)]),
+        ("own-nested", "post", ["groups.shallow.0", "groups.shallow.1", *(f"groups.deep.{i}" for i in range(3))]),
+        ("own-nested", "stage", ["groups.shallow.1", "groups.deep.2"]),
+        ("own-functional", "residual", ["second", "fourth"]),
+    ],
+)  # fmt: skip
+def test_positions_are_the_modules_that_the_architecture_names(network, position, expected):
+    model = BY_ID[network].build()
+    assert names(model, position=position) == expected
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3),
+        lambda: timm.create_model("mixer_s32_224", num_classes=3),
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=3),
+        lambda: torchvision.models.swin_t(num_classes=3),
+    ],
+)
+def test_vision_transformers_are_refused_with_the_reason(build):
+    model = build()
+    before = list(model.state_dict())
+    for position in ("auto", "residual", "last"):
+        with pytest.raises(ValueError, match="vision transformer or mixer: its residual branches carry tokens"):
+            csham.attach(model, position=position)
+    assert list(model.state_dict()) == before
+
+
+def test_a_transformers_feature_map_can_be_named():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    assert [p.channels for p in csham.attach(model, "se", points="patch_embed.proj")] == [192]
+
+
+def test_no_residual_branches_names_the_other_positions():
+    model = torchvision.models.vgg11_bn(num_classes=3)
+    with pytest.raises(ValueError, match=r"no residual branches in VGG: .*Use position='post'"):
+        csham.attach(model, position="residual")
+
+
+def test_sums_within_one_forward_have_no_module_of_their_own():
+    with pytest.raises(ValueError, match=r"the 2 points of FunctionalNet are the output of no module.*Name modules"):
+        csham.attach(FunctionalNet(), position="post")
+
+
+class Wrapped(nn.Module):
+    """A body whose result a function makes of the input and of what ``inner`` gives."""
+
+    def __init__(self, inner, join):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = inner
+        self.join = join
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.join(x, self.inner).mean((2, 3)))
+
+
+def layers(*more):
+    return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), *more)
+
+
+@pytest.mark.parametrize(
+    ("inner", "join", "expected"),
+    [
+        (layers(), lambda x, f: x + f(x), ["inner.1"]),
+        (layers(), lambda x, f: f(x) + x, ["inner.1"]),
+        (layers(), lambda x, f: f(x).add_(x), ["inner.1"]),
+        (layers(), lambda x, f: torch.add(x, f(x), alpha=0.5), ["inner.1"]),
+        (layers(), lambda x, f: F.relu(0.1 * f(x) + x), ["inner.1"]),
+        (layers(nn.Dropout2d(0.2)), lambda x, f: x + f(x), ["inner.1"]),
+        (layers(nn.Identity()), lambda x, f: x + f(x), ["inner.1"]),
+        (layers(nn.ReLU()), lambda x, f: x + f(x), ["inner.2"]),
+        (layers(), lambda x, f: x[:, :8] + f(x), ["inner.1"]),
+        (nn.Conv2d(8, 16, 1), lambda x, f: x + f(x)[:, :8], ["inner"]),
+        (layers(), lambda x, f: x + f(x).sigmoid() * f(x), []),
+        (layers(), lambda x, f: x * f(x), []),
+        (nn.Identity(), lambda x, f: x + f(x), []),
+        (nn.AvgPool2d(3, 1, 1), lambda x, f: x + f(x), []),
+        (layers(), lambda x, f: f(x) + torch.ones(8, 1, 1), []),
+        (layers(), lambda x, f: f(x) + f(x).mean((2, 3), keepdim=True), []),
+    ],
+)
+def test_what_a_residual_branch_is(inner, join, expected):
+    assert residual_ends(trace(Wrapped(inner, join)))[0] == expected
+
+
+def test_a_repeated_block_is_one_point_and_attends_every_time():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.cell = layers()
+
+        def forward(self, x):
+            x = self.stem(x)
+            for _ in range(3):
+                x = x + self.cell(x)
+            return x.mean((2, 3))
+
+    model = Recurrent().eval()
+    assert [p.name for p in csham.attach(model, "csham_channel")] == ["cell.1"]
+    seen = []
+    model.cell[1].attached.register_forward_hook(lambda *_: seen.append(1))
+    model(torch.randn(1, 3, 8, 8))
+    assert len(seen) == 3
+
+
+def test_what_cannot_be_seen_through_is_its_modules_doing():
+    class Scripted(nn.Module):
+        """As timm's scripted activations: no function of tensors is seen within."""
+
+        def forward(self, x):
+            return _scripted_swish(x)
+
+    model = Wrapped(layers(Scripted()), lambda x, f: x + f(x))
+    assert residual_ends(trace(model))[0] == ["inner.2"]
+
+
+@torch.jit.script
+def _scripted_swish(x: torch.Tensor) -> torch.Tensor:
+    return x * x.sigmoid()
+
+
+def test_a_feature_pyramid_over_a_backbone_adds_no_points():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = timm.create_model("resnet10t", features_only=True, out_indices=(3, 4))
+            self.lateral = nn.ModuleList([nn.Conv2d(c, 32, 1) for c in (256, 512)])
+
+        def forward(self, x):
+            fine, coarse = (conv(f) for conv, f in zip(self.lateral, self.body(x), strict=True))
+            return [fine + F.interpolate(coarse, size=fine.shape[-2:]), coarse]
+
+    found = names(Pyramid())
+    assert len(found) == 4
+    assert all(re.fullmatch(r"body\.layer\d\.0\.bn2", name) for name in found)
+
+
+def test_containers_that_are_never_called_may_hold_a_stage():
+    model = NestedNet().eval()
+    points = csham.attach(model, "csham", strategy="transfer")
+    assert [p.weights_from for p in points] == [
+        None, "groups.shallow.0.body.4", None, "groups.deep.0.body.4", None,
+    ]  # fmt: skip
+    model(torch.randn(2, 3, 32, 32)).sum().backward()

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import csham
+from csham.errors import UserError
+from csham.study.results import assess
+from csham.study.statistics import compare
+from csham.study.store import Store
+from csham.study.verdict import verdict
+
+_STUDIES = sorted((Path(__file__).parents[2] / "results").glob("*/records.jsonl"))
+
+
+def _runs(gains: dict[str, list[float]], **more: object) -> list[dict[str, object]]:
+    """Rows of a plain variant and others with these gains over it, in percent."""
+    rows = [{"name": "plain", "seed": seed, "top1": 70.0 + seed, **more} for seed in range(9)]
+    for name, values in gains.items():
+        rows += [{"name": name, "seed": s, "top1": 70.0 + s + gain, **more} for s, gain in enumerate(values)]
+    return rows
+
+
+_GOOD = [1.0, 1.2, 0.9, 1.1, 1.05, 0.95]
+_NOTHING = [0.1, -0.1, 0.05, 0.0, -0.05, 0.1]
+
+
+@pytest.mark.parametrize("records", _STUDIES, ids=lambda path: path.parent.name)
+def test_a_studys_own_records_get_the_studys_verdicts(records: Path):
+    store = Store(records.parent, note=lambda _: None)
+    study = store.study
+    expected = assess(study, store.by_key().values(), keys=[cell.key for cell in study.cells()])
+    plain = [network.label for network in study.networks if network.plain]
+    if len(plain) > 1:
+        pytest.skip("one baseline in all")
+
+    result = verdict(
+        records, metric="result.top1", variant="label", baseline=plain[0], worthwhile=study.worthwhile, unit="percent"
+    )
+
+    (found,) = result.metrics
+    assert [one.label for one in found.comparisons] == [one.label for one in expected.comparisons]
+    for ours, theirs in zip(found.comparisons, expected.comparisons, strict=True):
+        assert ours.verdict == theirs.verdict
+        assert ours.sentence == theirs.sentence
+        assert ours.p_t_holm == pytest.approx(theirs.p_t_holm, rel=1e-6)
+        assert ours.t_interval == pytest.approx(theirs.t_interval, abs=1e-9)
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> Path:
+    columns = list(rows[0])
+    if path.suffix == ".jsonl":
+        text = "\n".join(json.dumps(row) for row in rows)
+    elif path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+        return path
+    else:
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        text = "\n".join(delimiter.join(str(value) for value in line) for line in [columns, *map(dict.values, rows)])
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "runs.tsv", "runs.jsonl", "runs.parquet"])
+def test_every_kind_of_table_says_the_same(tmp_path: Path, name: str):
+    rows = _runs({"gate": _GOOD, "cbam": _NOTHING})
+
+    found = verdict(_write(tmp_path / name, rows), metric="top1")
+    frame = {column: [row[column] for row in rows] for column in rows[0]}
+
+    assert found.metrics == verdict(rows, metric="top1").metrics == csham.verdict(frame, metric="top1").metrics
+    assert [one.verdict for one in found.metrics[0].comparisons] == ["helps", "no difference worth having"]
+
+
+def test_frames_of_libraries_are_tables():
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = _runs({"gate": _GOOD})
+
+    class Frame:  # as pandas has it
+        def to_dict(self, orient: str) -> list[dict[str, object]]:
+            assert orient == "records"
+            return [{**row, "top1": np.float64(row["top1"]), "seed": np.int64(row["seed"])} for row in rows]
+
+    expected = verdict(rows, metric="top1").metrics
+    assert verdict(pyarrow.Table.from_pylist(rows), metric="top1").metrics == expected
+    assert verdict(Frame(), metric="top1").metrics == expected
+
+
+def test_fractions_of_one_are_shown_in_percent():
+    rows = _runs({"gate": _GOOD})
+    small = [{**row, "top1": row["top1"] / 100} for row in rows]
+
+    percent, fraction = verdict(rows, metric="top1"), verdict(small, metric="top1")
+
+    assert fraction.metrics[0].comparisons[0].mean == pytest.approx(percent.metrics[0].comparisons[0].mean)
+    assert fraction.metrics[0].comparisons[0].verdict == "helps"
+    assert "fractions of one" in " ".join(fraction.notes)
+    assert not percent.notes[1:]
+    assert verdict(small, metric="top1", unit="percent").metrics[0].comparisons[0].mean == pytest.approx(
+        0.01033, abs=1e-4
+    )
+    with pytest.raises(UserError, match=r"fractions of one beside percent.*--unit top1=percent"):
+        verdict([*rows, *small[9:]][:9] + small[9:], metric="top1")
+
+
+def test_lower_is_better_where_it_is_said():
+    rows = [{**row, "val_loss": 5 - row["top1"] / 100} for row in _runs({"gate": _GOOD})]
+
+    with pytest.raises(UserError, match="is lower better for val_loss"):
+        verdict(rows, metric="val_loss")
+    with pytest.raises(UserError, match=r"worth having.*--worthwhile val_loss=NUMBER"):
+        verdict(rows, metric="val_loss", lower_is_better="val_loss")
+    found = verdict(rows, metric="val_loss", lower_is_better="val_loss", worthwhile=0.002)
+    other = verdict(rows, metric="val_loss", higher_is_better="val_loss", worthwhile=0.002, unit="plain")
+
+    (gate,), (opposite,) = found.metrics[0].comparisons, other.metrics[0].comparisons
+    assert (gate.verdict, opposite.verdict) == ("helps", "hurts")
+    assert gate.mean == pytest.approx(-opposite.mean)
+    assert "points" not in gate.sentence + found.headline
+    assert "+0.01 (95%" in gate.sentence
+
+
+def test_the_correction_goes_over_all_metrics_and_groups():
+    rows = [*_runs({"gate": _GOOD, "cbam": _NOTHING}, on="a"), *_runs({"gate": _NOTHING, "cbam": _GOOD}, on="b")]
+    rows = [{**row, "other": row["top1"] + (row["name"] == "gate") * 0.001 * row["seed"]} for row in rows]
+
+    found = verdict(rows, metric=["top1", "other"], groups="on")
+
+    comparisons = [one for metric in found.metrics for one in metric.comparisons]
+    assert len(comparisons) == 8
+    expected = compare([one.differences for one in comparisons])
+    assert [one.p_t_holm for one in comparisons] == [one.p_t_holm for one in expected]
+    assert [(one.backbone, one.name) for one in found.metrics[0].comparisons[:2]] == [("a", "gate"), ("a", "cbam")]
+    assert found.headline.startswith("top1: ")
+    assert "gate helps a" in found.headline
+    assert "cbam helps b" in found.headline
+
+
+def test_a_gain_worth_having_differs_by_metric():
+    rows = [{**row, "ap": row["top1"]} for row in _runs({"gate": _NOTHING})]
+
+    found = verdict(rows, metric=["top1", "ap"], worthwhile={"top1": 0.5, "ap": 0.01})
+
+    assert [metric.comparisons[0].verdict for metric in found.metrics] == [
+        "no difference worth having",
+        "cannot tell yet",
+    ]
+    assert "0.5 points" in found.metrics[0].headline
+
+
+def test_runs_without_a_partner_or_a_number_are_left_out_and_said():
+    rows = _runs({"gate": [*_GOOD, 3.0]})
+    rows[6]["top1"] = ""  # plain, seed 6
+    rows += [{"name": "gate", "seed": 20, "top1": 99.0}]
+
+    found = verdict(rows, metric="top1")
+
+    (gate,) = found.metrics[0].comparisons
+    assert gate.seeds == tuple("012345")
+    assert "1 run without top1 left out: plain, seed 6." in found.notes
+    assert any("without a partner" in note and "gate, seed 20" in note for note in found.notes)
+
+
+def test_repeated_rows_count_once_and_contradictions_are_refused():
+    rows = _runs({"gate": _GOOD})
+
+    again = verdict([*rows, dict(rows[0])], metric="top1")
+    assert again.metrics == verdict(rows, metric="top1").metrics
+    assert "1 row repeated another and counted once." in again.notes
+    with pytest.raises(UserError, match=r"two runs of plain, seed 0, with different numbers: row 1 and row 16"):
+        verdict([*rows, {**rows[0], "top1": 71.5}], metric="top1")
+
+
+def test_one_seed_is_one_however_it_is_written():
+    rows = _runs({"gate": _GOOD})
+    mixed = [{**row, "seed": float(row["seed"]) if row["name"] == "gate" else str(row["seed"])} for row in rows]
+
+    assert verdict(mixed, metric="top1").metrics[0].comparisons[0].n == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "holds no runs"),
+        (_runs({}), {}, "one variant only, plain"),
+        (_runs({"gate": _GOOD}), {"metric": "top"}, r"unknown column of the table 'top'\. Did you mean 'top1'"),
+        (_runs({"gate": _GOOD}), {"seed": "fold"}, "unknown column of the table 'fold'"),
+        (_runs({"gate": _GOOD}), {"baseline": "plane"}, "Did you mean 'plain'"),
+        (_runs({"gate": _GOOD}), {"worthwhile": {"top": 1.0}}, "unknown metric 'top'"),
+        (_runs({"gate": _GOOD}), {"worthwhile": -1.0}, "worthwhile of top1 must be 0, or"),
+        (_runs({"gate": _GOOD}), {"unit": "permille"}, "unknown unit 'permille'"),
+        (_runs({"gate": _GOOD}, model="r18"), {}, r"which column names the variants.*name or model"),
+        ([{**row, "name": row["name"] + "1"} for row in _runs({"gate": _GOOD})], {}, "which variant are the others"),
+        ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": 8, "top1": "71,5"}], {}, r"row 16 .*'71,5', which is no"),
+        ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": 8, "top1": float("inf")}], {}, "no finite number"),
+        ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": "", "top1": 71}], {}, "row 16 of the table has no seed"),
+        ([{**row, "seed": f"{row['name']}{row['seed']}"} for row in _runs({"gate": _GOOD})], {}, "shares a seed"),
+        ([{**row, "top1": True} for row in _runs({"gate": _GOOD})], {}, "no finite number"),
+        (5, {}, "a table is a path"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_refused_with_the_reason(rows: object, options: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
+        verdict(rows, **{"metric": "top1", **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("runs.csv", b"name,seed,seed\na,1,2\n", "several columns named 'seed'"),
+        ("runs.csv", b"name,seed\na,1,2\n", "line 2 of .* has 3 columns"),
+        ("runs.jsonl", b'{"name": "plain"\n', "line 1 of .* is no JSON"),
+        ("runs.jsonl", b"[1]\n", "line 1 of .* should be an object"),
+        ("runs.jsonl", b'{"a": ' * 5000, "nested too deeply"),
+        ("runs.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("runs.xlsx", b"", r"no table that can be read here\. Known endings: \.csv"),
+    ],
+)
+def test_damaged_tables_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(UserError, match=message):
+        verdict(tmp_path / name, metric="top1", variant="name")
+    with pytest.raises(UserError, match="no file"):
+        verdict(tmp_path / "none.csv", metric="top1")
+
+
+@given(
+    st.dictionaries(st.integers(0, 30), st.floats(1, 99, allow_nan=False), min_size=2, max_size=9),
+    st.dictionaries(st.integers(0, 30), st.floats(1, 99, allow_nan=False), min_size=2, max_size=9),
+    st.randoms(),
+)
+def test_the_order_of_rows_changes_nothing_and_pairs_are_the_shared_seeds(plain, gate, random):
+    rows = [{"name": "plain", "seed": s, "x": v} for s, v in plain.items()]
+    rows += [{"name": "gate", "seed": s, "x": v} for s, v in gate.items()]
+    shared = plain.keys() & gate.keys()
+    if not shared:
+        with pytest.raises(UserError, match="shares a seed"):
+            verdict(rows, metric="x", unit="percent")
+        return
+    found = verdict(rows, metric="x", unit="percent").metrics[0].comparisons[0]
+    random.shuffle(rows)
+    again = verdict(rows, metric="x", unit="percent").metrics[0].comparisons[0]
+
+    assert set(found.seeds) == set(map(str, shared))
+    assert (found.mean, found.verdict, found.t_interval) == (again.mean, again.verdict, again.t_interval)
+    assert found.mean == pytest.approx(np.mean([gate[s] - plain[s] for s in shared]), abs=1e-6)
+
+
+def test_json_holds_every_number_and_no_nan():
+    found = verdict(_runs({"gate": _GOOD, "alone": []}), metric="top1").to_dict()
+
+    text = json.dumps(found, allow_nan=False)
+    assert json.loads(text)["metrics"][0]["comparisons"][0]["variant"] == "gate"
