@@ -130,7 +130,8 @@ def test_export(fill, disk, finished, ending):
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
     file = disk.path / f"network.{ending}"
-    fill(["export", finished, "--output", file, "--no-dynamic-size", "--quiet"], shares=(0.02, 0.7))
+    size = [] if ending == "safetensors" else ["--no-dynamic-size"]
+    fill(["export", finished, "--output", file, "--format", ending, *size, "--quiet"], shares=(0.02, 0.7))
 
 
 @pytest.mark.slow

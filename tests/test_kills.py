@@ -139,9 +139,19 @@ def test_export(root, finished):
     file = root / "network.safetensors"
 
     def words():
-        return ["list", "backbones"] if file.exists() else ["export", finished, "--output", file, "--quiet"]
+        return (
+            ["list", "backbones"]
+            if file.exists()
+            else ["export", finished, "--output", file, "--format", "safetensors", "--quiet"]
+        )
 
-    killed(root, ["export", finished, "--output", file, "--quiet"], lambda: weights_in(root), 6, words)
+    killed(
+        root,
+        ["export", finished, "--output", file, "--format", "safetensors", "--quiet"],
+        lambda: weights_in(root),
+        6,
+        words,
+    )
 
 
 def compare(root, images, *more):

@@ -394,6 +394,11 @@ READERS = {
         _loaded("run/model.safetensors"),
         (replace(_RUN_FILES[5], checked="bytes"),),
     ),
+    "exported weights": Reader(
+        _made("graphs", _write_graphs),
+        _loaded("network.safetensors"),
+        (Target("network.safetensors", "safetensors"),),
+    ),
     "shared": Reader(
         _share,
         _loaded("shared"),
@@ -445,7 +450,9 @@ READERS = {
     ),
     "torch file": Reader(_write_weights, _weights_taken("weights.pth"), (Target("weights.pth", "zip", "never"),)),
     "keras": Reader(_write_keras, _keras_taken, (Target("keras.h5", "bytes", "never"),)),
-    "onnx": Reader(_write_graphs, _answered("onnx"), (Target("network.onnx", "bytes", "never"),)),
-    "pt2": Reader(_write_graphs, _answered("pt2"), (Target("network.pt2", "zip", "never"),), slow=True),
+    "onnx": Reader(_made("graphs", _write_graphs), _answered("onnx"), (Target("network.onnx", "bytes", "never"),)),
+    "pt2": Reader(
+        _made("graphs", _write_graphs), _answered("pt2"), (Target("network.pt2", "zip", "never"),), slow=True
+    ),
 }
 """Every reader by its name."""
