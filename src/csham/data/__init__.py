@@ -37,3 +37,7 @@ __getattr__ = lazy_names(
         "prepare": "csham.data.packing",
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
