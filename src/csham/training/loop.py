@@ -116,8 +116,9 @@ def resume(
     folder = RunFolder(Path(run))
     config = _resumed(folder.read_config(), machine_settings)
     if folder.finished:
+        summary = folder.read_summary()
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
-        return folder.read_summary()
+        return summary
     path, content = _newest(folder, progress)
     retain_memory()
     session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)

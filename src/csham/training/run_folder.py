@@ -272,9 +272,7 @@ class RunFolder:
 
     def _what_to_do(self, name: str) -> str:
         if name == "config.yaml":
-            return (
-                f"Put the old content back. Other settings make another run: csham train --config {self.config_file}."
-            )
+            return "Put the old content back. Other settings make another run: csham train --config COPY --run DIR."
         if name in ("summary.json", "metrics.csv", "confusion.csv") and self.last.is_file():
             condition = f" once {self.summary_file} is removed" if self.summary_file.exists() else ""
             return f"csham train --resume {self.path} writes it anew{condition}."
