@@ -102,10 +102,9 @@ class Pair(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(8, 8, 3, padding=1)
         self.bn = nn.BatchNorm2d(8)
-        self.drop = nn.Identity()
 
     def forward(self, x):
-        return self.drop(self.bn(self.conv(x)))
+        return self.bn(self.conv(x))
 
 
 class Nested(Block):
@@ -113,7 +112,7 @@ class Nested(Block):
 
     def __init__(self):
         super().__init__()
-        self.second = nn.Sequential(nn.ReLU(), Pair())
+        self.second = nn.Sequential(nn.ReLU(), Pair(), nn.Identity())
 
     def forward(self, x):
         return self.relu(self.second(self.first(x)) + x)
@@ -556,7 +555,7 @@ def watch_the_attention(model):
 
 
 def watch_an_identity(model):
-    model.blocks[0].second[1].drop.register_forward_hook(lambda m, a, y: 2 * y)
+    model.blocks[0].second[2].register_forward_hook(lambda m, a, y: 2 * y)
 
 
 def replace_the_activation(model):
@@ -564,7 +563,7 @@ def replace_the_activation(model):
 
 
 def replace_an_identity(model):
-    model.blocks[0].second[1].drop = nn.ReLU()
+    model.blocks[0].second[2] = nn.ReLU()
 
 
 def replace_a_layer(model):
