@@ -96,7 +96,8 @@ def test_preprocessing_in_the_graph_takes_bytes(tiny, pixels, tmp_path):
 
 def test_a_changed_file_is_refused_where_it_is_read_again(tiny, tiny_onnx, pixels, tmp_path):
     weights, graph = tmp_path / "tiny.safetensors", tmp_path / "tiny.onnx"
-    write_weights(weights, tiny.network.state_dict(), replace(tiny.info, backbone="lenet5"))
+    info = replace(tiny.info, backbone="lenet5")
+    write_weights(weights, info.build().state_dict(), info)
     graph.write_bytes(tiny_onnx.path.read_bytes())
     labels = LabelledImages(pixels, np.zeros(len(pixels), int))
     readers = {
