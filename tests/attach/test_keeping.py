@@ -277,3 +277,15 @@ def test_other_modules_are_replaced_as_ever():
     assert model(images(16)).shape == (2, 7)
     model.layer1[0].conv1 = None
     assert model.layer1[0].conv1 is None
+
+
+def test_attention_that_stayed_once_is_missed_where_more_is_replaced():
+    """It went to what took the place of a block; what takes the place of more than that puts out something else."""
+    block = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    model = nn.Sequential(nn.Sequential(block, nn.ReLU()), nn.Conv2d(8, 2, 1))
+    csham.attach(model, "se", points=["0.0.1"])
+    model[0][0] = nn.Conv2d(3, 8, 1)
+    model(images(8))
+    model[0] = nn.Conv2d(3, 8, 1)
+    with pytest.raises(ValueError, match="is gone: a Conv2d is there now"):
+        model(images(8))
