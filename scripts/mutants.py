@@ -274,10 +274,12 @@ def run_tests(room: str, module: str = "", near: bool = False) -> str:
 
 
 def _is_near(file: Path, room: str, module: str) -> bool:
-    """Return True if these are tests of the module, or of one that imports it, or import it themselves."""
+    """Return True if these are tests of the module or of its neighbours in the room, or import it themselves."""
     imports = re.compile(rf"^\s*(from|import) csham.*\b{module}\b", flags=re.MULTILINE)
-    users = {path.stem for path in (TREE / SOURCE / room).rglob("*.py") if imports.search(path.read_text("utf-8"))}
-    names = {module, *users} - {"__init__"}
+    texts = {path.stem: path.read_text("utf-8") for path in (TREE / SOURCE / room).rglob("*.py")}
+    users = {name for name, text in texts.items() if imports.search(text)}
+    used = set(re.findall(rf"^\s*from csham\.{room}\S*\.(\w+) import", texts.get(module, ""), flags=re.MULTILINE))
+    names = {module, *users, *used} - {"__init__"}
     return any(name in file.stem for name in names) or bool(imports.search(file.read_text("utf-8")))
 
 

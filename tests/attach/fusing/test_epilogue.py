@@ -439,6 +439,22 @@ class LeavesSomething(Block):
         return F.relu(self.last + x)
 
 
+class LeavesSomethingUnread(Block):
+    def forward(self, x):
+        y = self.last = self.branch(x)
+        return F.relu(y + x)
+
+
+class Counts(Block):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(self.branch(x) + x)
+
+
 class Appends(Block):
     def __init__(self):
         super().__init__()
@@ -478,8 +494,8 @@ def overridden():
 
 ODD = [Scales, WritesIntoTheShortcut, Broadcasts, AddsThree, UsesTheBranchTwice, UsesTheSumTwice, LooksAtValues,
        LooksAtItsMode, MultipliesInTraining, LooksAtAChildsMode, LooksAtGradients, LooksAtTypes, RollsDice,
-       RollsTorchDice, WithoutGradients, WithoutAutocast, LeavesSomething, Appends, TakesMore, OwnPickle, Twice,
-       overridden]  # fmt: skip
+       RollsTorchDice, WithoutGradients, WithoutAutocast, LeavesSomething, LeavesSomethingUnread, Counts, Appends,
+       TakesMore, OwnPickle, Twice, overridden]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)

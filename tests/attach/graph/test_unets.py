@@ -225,3 +225,11 @@ def test_a_unet_attends_and_trains(name):
     csham.attach(model, "csham_linear")
     model.train()(x).square().mean().backward()
     assert all(p.grad.abs().max() > 0 for n, p in model.named_parameters() if n.endswith(".avg.weight"))
+
+
+def test_points_of_both_ways_come_in_the_order_in_which_they_run():
+    model = UNet(Residual, DoubleConv)
+    model.up_blocks[2] = Residual(16, 8)
+    encoder = ["downs.0", "downs.1", "downs.2", "bottleneck"]
+    expected = [*(f"{block}.layers.4" for block in encoder), "up_blocks.0", "up_blocks.1", "up_blocks.2.layers.4"]
+    assert [point.name for point in csham.attach(model, "se", dry_run=True)] == expected

@@ -135,6 +135,15 @@ def test_a_host_that_somebody_hooked_himself_to_is_called_as_a_whole():
     check_same(got, model, x)
 
 
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_host_whose_gradients_somebody_watches_is_called_as_a_whole(register):
+    model, x = network(BUILDS["torchvision"]), images()
+    seen = []
+    getattr(model.layer1[1].bn2, register)(lambda *_: seen.append(1))
+    fx.symbolic_trace(model)(x).sum().backward()
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("strategy", ["sequential", "transfer"])
 def test_timms_features_by_fx(strategy):
     torch.manual_seed(1)

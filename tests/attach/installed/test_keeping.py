@@ -340,3 +340,15 @@ def test_weights_of_attention_at_the_norm_itself_load_as_ever():
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in network.state_dict().items())
     csham.detach(other)
     assert not any(module._load_state_dict_pre_hooks for module in other.modules())
+
+
+def test_attention_that_stayed_once_is_missed_where_more_is_replaced():
+    """It went to what took the place of a block; what takes the place of more than that puts out something else."""
+    block = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    model = nn.Sequential(nn.Sequential(block, nn.ReLU()), nn.Conv2d(8, 2, 1))
+    csham.attach(model, "se", points=["0.0.1"])
+    model[0][0] = nn.Conv2d(3, 8, 1)
+    model(images(8))
+    model[0] = nn.Conv2d(3, 8, 1)
+    with pytest.raises(ValueError, match="is gone: a Conv2d is there now"):
+        model(images(8))
