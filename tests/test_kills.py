@@ -155,7 +155,7 @@ def test_export(root, finished):
 
 
 def compare(root, images, *more):
-    words = f"compare {images} --backbones resnet8 --attentions none,eca --image-size 16 --epochs 1 --quiet --seeds 1 "
+    words = f"compare {images} --backbones resnet20 --attentions none,eca --image-size 16 --epochs 1 --quiet --seeds 1 "
     words += f"--batch-size 8 --no-compile --device cpu --precision fp32 --study {root / 'study'}"
     return [*words.split(), *more]
 

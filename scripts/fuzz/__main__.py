@@ -188,7 +188,7 @@ def _digest(value: Any) -> str:
         if hasattr(value, "tobytes") and hasattr(value, "shape"):
             found.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
         elif isinstance(value, Mapping):
-            for key, item in value.items():
+            for key, item in sorted(value.items(), key=lambda pair: str(pair[0])):  # their order says nothing
                 add(key)
                 add(item)
         elif isinstance(value, bytes | str):
