@@ -154,3 +154,16 @@ def test_every_command_of_the_export_page_runs(tmp_path, monkeypatch, capsys):
     assert {path.name for path in Path("runs/digits/export").iterdir()} == {
         "model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"
     }  # fmt: skip
+
+
+def test_the_architecture_names_every_room_and_no_other():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("| room |") : page.index("`import csham`")]
+    named = {
+        name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1] if row else "")
+    }
+    package = ROOT / "src/csham"
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert named == {room for room in rooms if not room.startswith("_")}
+    parts = set(re.findall(r"`(\w+)/`", table))
+    assert parts == {path.parent.name for path in package.glob("*/*/__init__.py")}

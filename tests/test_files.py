@@ -336,7 +336,7 @@ def test_a_lock_tells_a_process_whose_number_another_one_has_now(tmp_path):
 
 
 def write_in(folder, name, text):
-    write_summed(folder, name, lambda file: file.write(text.encode()))
+    write_summed(folder, {name: lambda file: file.write(text.encode())})
 
 
 def test_each_file_has_its_sum_as_other_programs_read_it(tmp_path):
@@ -360,7 +360,7 @@ replace = Path.replace
 def slow(self, target):
     return stop() if Path(target).name == "one" else replace(self, target)
 Path.replace = slow
-files.write_summed(place, "one", lambda file: file.write(b"second"))
+files.write_summed(place, {"one": lambda file: file.write(b"second")})
 """
     end(killed_while(code, tmp_path))
     sums = read_sums(tmp_path)["one"]
@@ -378,12 +378,31 @@ files.write_summed(place, "one", lambda file: file.write(b"second"))
 
 def test_a_file_that_another_process_wrote_may_have_every_content_it_may_have_had(tmp_path):
     write_in(tmp_path, "one", "first")
-    code = "files.write_summed(place, 'one', lambda file: file.write(b'second')); stop()"
+    code = "files.write_summed(place, {'one': lambda file: file.write(b'second')}); stop()"
     end(killed_while(code, tmp_path))
     before = read_sums(tmp_path)["one"]
     end(killed_while(code.replace("second", "third"), tmp_path))
     assert read_sums(tmp_path)["one"] == (*before, sha256_of(tmp_path / "one"))
     assert before[1] != before[0]
+
+
+def test_several_files_are_replaced_in_their_order_or_none_where_one_fails(tmp_path, operations):
+    (tmp_path / "below").mkdir()
+    writes = {name: lambda file: file.write(b"text") for name in ("below/two", "one")}
+    write_summed(tmp_path, writes)
+    here, sums = f"sync {tmp_path.name}", ["sync new", f"new to {SUMS}"]
+    assert operations == ["sync new", "sync new", *sums, here, "new to two", "sync below", "new to one", here]
+    content = read_sums(tmp_path)
+
+    def fail(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_summed(tmp_path, {"one": lambda file: file.write(b"new"), "below/two": fail})
+    assert caught.value.filename == str(tmp_path / "below" / "two")
+    assert (tmp_path / "one").read_bytes() == b"text"
+    assert read_sums(tmp_path) == content
+    assert [*names(tmp_path), *names(tmp_path / "below")] == ["below", SUMS, "one", "two"]
 
 
 def test_a_changed_file_does_not_settle(tmp_path):

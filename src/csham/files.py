@@ -30,7 +30,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -167,28 +167,32 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_summed(folder: Path, name: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace a file of a folder as :func:`write_atomically` does, and its checksum; a crash leaves two that agree.
+def write_summed(folder: Path, writes: Mapping[str, Callable[[IO[bytes]], Any]]) -> None:
+    """Replace files of a folder as :func:`write_atomically` does, and their checksums; a crash leaves two that agree.
 
     Args:
         folder: The folder, which one process alone writes.
-        name: Path of the file in it, with ``/``.
-        write: Writes the content to the open binary file it is given.
+        writes: By the path of each file in it, with ``/``, in the order in which they get their names: writes the
+            content to the open binary file it is given.
 
     Raises:
-        OSError: As for :func:`write_atomically`.
+        OSError: As for :func:`write_atomically`; the old files are still there.
         ValueError: The folder's checksums are damaged.
     """
-    path = folder / name
-    with _written(path, write) as temporary:
-        sums, new = read_sums(folder) or {}, sha256_of(temporary)
-        before = sums.get(name) or ((sha256_of(path),) if path.is_file() else ())
-        if before[-1:] == (_written_sums.get(path.absolute()),):  # no other process has written it since
-            before = before[-1:]
-        _write_sums(folder, {**sums, name: dict.fromkeys((*before, new))})
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    _written_sums[path.absolute()] = new
+    sums = {name: tuple(digests) for name, digests in (read_sums(folder) or {}).items()}
+    with ExitStack() as stack:
+        temporary = {folder / name: stack.enter_context(_written(folder / name, writes[name])) for name in writes}
+        digests = {path: sha256_of(new) for path, new in temporary.items()}
+        for name, path in zip(writes, temporary, strict=True):
+            before = sums.get(name) or ((sha256_of(path),) if path.is_file() else ())
+            if before[-1:] == (_written_sums.get(path.absolute()),):  # no other process has written it since
+                before = before[-1:]
+            sums[name] = tuple(dict.fromkeys((*before, digests[path])))
+        _write_sums(folder, sums)
+        for path, new in temporary.items():
+            new.replace(path)
+            _sync_folder(path.parent)  # before the next one, which may rely on it
+    _written_sums.update({path.absolute(): digest for path, digest in digests.items()})
 
 
 def settle_sums(folder: Path) -> None:

@@ -10,6 +10,8 @@ import uuid
 import pytest
 from PIL import Image
 
+from csham.app.serve import MAX_UPLOAD
+
 pytestmark = pytest.mark.slow
 
 
@@ -34,16 +36,17 @@ class Server:
         response = connection.getresponse()
         return response.status, response.read().decode()
 
-    def explain(self, name, content):
-        """Upload a file as the page does, and return what the page is told: the answer, or the error."""
+    def upload(self, name, content):
+        """Upload a file as the page does, and return the status, and where it lies."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-        status, answer = self.ask(
-            "POST",
-            "/gradio_api/upload",
-            head.encode() + content + f"\r\n--{boundary}--\r\n".encode(),
-            **{"Content-Type": f"multipart/form-data; boundary={boundary}"},
-        )
+        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+        kind = f"multipart/form-data; boundary={boundary}"
+        return self.ask("POST", "/gradio_api/upload", body, **{"Content-Type": kind})
+
+    def explain(self, name, content):
+        """Upload a file and ask about it; return what the page is told: the answer, or the error."""
+        status, answer = self.upload(name, content)
         assert status == 200, answer
         [path] = json.loads(answer)
         file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
@@ -120,6 +123,12 @@ def test_what_is_no_image_is_named_with_the_reason(server, bomb, name):
     # The page takes errors for HTML.
     shown = name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert end["output"]["error"] == f"{shown}: {reason}."
+
+
+def test_a_file_that_is_too_large_is_refused(server):
+    status, answer = server.upload("large.png", bytes(MAX_UPLOAD + 1))
+    assert status == 413
+    assert "/tmp" not in answer
 
 
 def test_a_path_that_was_not_uploaded_is_refused(server, images):

@@ -230,13 +230,13 @@ def test_weights_that_are_no_numbers_are_not_measured(run, finished):
 
 def test_a_file_that_is_being_replaced_is_never_taken_for_a_changed_one(tmp_path):
     path = tmp_path / "file"
-    write_listed(path, lambda file: file.write(b"0"))
+    write_listed({path: lambda file: file.write(b"0")})
     sum_files(tmp_path, ["file"])
     ended = threading.Event()
 
     def write():
         for number in range(150):
-            write_listed(path, lambda file, number=number: file.write(bytes(10_000) + str(number).encode()))
+            write_listed({path: lambda file, number=number: file.write(bytes(10_000) + str(number).encode())})
         ended.set()
 
     writer = threading.Thread(target=write)

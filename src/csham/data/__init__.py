@@ -4,13 +4,14 @@
 into a checked, memory-mapped cache (``packing``, over ``sources``, ``decode`` and ``cache``), giving a
 :class:`PackedDataset`;
 :class:`Batches` cuts seeded batches from it. Only ``batches`` imports torch, so preparing is quick to start.
-May import ``csham.errors`` and nothing else of the package. Start with :func:`prepare`.
+May import what lies beside or below ``csham.errors``, and no other room. Start with :func:`prepare`.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from csham._lazy import lazy_names
 
 if TYPE_CHECKING:
     from csham.data.batches import Batch, Batches
@@ -23,24 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["DATASETS", "BadFile", "Batch", "Batches", "PackedDataset", "Source", "Split", "prepare"]
 
-_FILES = {
-    "DATASETS": "sources.named",
-    "BadFile": "decode",
-    "Batch": "batches",
-    "Batches": "batches",
-    "PackedDataset": "dataset",
-    "Source": "sources.base",
-    "Split": "split",
-    "prepare": "packing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _FILES:
-        value = getattr(import_module(f"csham.data.{_FILES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'csham.data' has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DATASETS": "csham.data.sources.named",
+        "BadFile": "csham.data.decode",
+        "Batch": "csham.data.batches",
+        "Batches": "csham.data.batches",
+        "PackedDataset": "csham.data.dataset",
+        "Source": "csham.data.sources.base",
+        "Split": "csham.data.split",
+        "prepare": "csham.data.packing",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -98,6 +98,6 @@ def write_files(folder: Path, network: nn.Module, info: NetworkInfo, weights: Ru
     """
     write_weights(folder / WEIGHTS, network.state_dict(), info, weights)
     config, page = shared_config(info, weights.name).encode(), card.encode("utf-8", "backslashreplace")
-    write_listed(folder / CONFIG, lambda file: file.write(config))
+    write_listed({folder / CONFIG: lambda file: file.write(config)})
     write_atomically(folder / CARD, lambda file: file.write(page))
     sum_files(folder, (CONFIG, WEIGHTS))  # the card is the user's to edit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ from csham.errors import UserError
 from csham.layers.channel import in_todays_names
 from csham.training.sums import check_unchanged, write_listed
 
-__all__ = ["FORMAT", "check_finite", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = ["FORMAT", "check_finite", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint", "writer_of"]
 
 FORMAT = 1
 """Raised when a checkpoint's content changes in a way that older code cannot read."""
@@ -28,6 +28,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         path: Such as ``RUN/checkpoints/last.ckpt``.
         content: Tensors and plain values.
     """
+    write_listed({path: writer_of(content)})
+
+
+def writer_of(content: Mapping[str, Any]) -> Callable[[IO[bytes]], None]:
+    """Return a function that writes a checkpoint to an open file."""
 
     def write(file: IO[bytes]) -> None:
         try:
@@ -38,7 +43,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
                 raise err.__context__ from None
             raise
 
-    write_listed(path, write)
+    return write
 
 
 def load_checkpoint(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:

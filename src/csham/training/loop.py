@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 import numpy as np
@@ -25,7 +25,7 @@ from csham.data.batches import Batch
 from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
-from csham.training.checkpoints import load_checkpoint, save_checkpoint
+from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig
 from csham.training.evaluation import predict
 from csham.training.finish import finish
@@ -35,7 +35,7 @@ from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import Session, State, environment, start_session
 from csham.training.steps import learning_rate, steps_notes
-from csham.training.sums import is_main_process
+from csham.training.sums import is_main_process, write_listed
 from csham.training.tensorboard import EventWriter
 
 __all__ = ["DivergedError", "resume", "train"]
@@ -116,8 +116,9 @@ def resume(
     folder = RunFolder(Path(run))
     config = _resumed(folder.read_config(), machine_settings)
     if folder.finished:
+        summary = folder.read_summary()
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
-        return folder.read_summary()
+        return summary
     path, content = _newest(folder, progress)
     retain_memory()
     session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)
@@ -253,11 +254,11 @@ class Loop:
             state.best = {"epoch": row["epoch"], "value": value}
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.sums.zero_()
-        # The best first: a process killed in between repeats the epoch and writes it again, the same.
-        for path in [session.folder.best] * chosen + [session.folder.last]:
-            self._save(path)
+        write = self._checkpoint()
         if session.is_main:
-            session.folder.write_metrics(state.history)
+            # The best first: a process killed in between repeats the epoch and writes it again, the same.
+            paths = [session.folder.best] * chosen + [session.folder.last]
+            session.folder.write_metrics(state.history, dict.fromkeys(paths, write))
             session.progress.epoch(row, session.config.epochs)
         if self._events is not None:
             self._events.write(row)
@@ -316,7 +317,12 @@ class Loop:
             raise self._diverged(f"the loss became {_nan_or_inf(state.sums[0])}")
 
     def _save(self, path: Path) -> None:
-        """Write a checkpoint, unless the weights are not worth keeping."""
+        write = self._checkpoint()
+        if self.session.is_main:
+            write_listed({path: write})
+
+    def _checkpoint(self) -> Callable[[IO[bytes]], None]:
+        """Return what writes a checkpoint, unless the weights are not worth keeping; every process calls it."""
         session, state = self.session, self.state
         self._saved_at = time.monotonic()
         if state.step:
@@ -326,9 +332,7 @@ class Loop:
         largest = torch.stack([v.abs().amax().float() for v in values if v.numel()]).amax()
         if not torch.isfinite(largest):
             raise self._diverged(f"a weight became {_nan_or_inf(largest)}")
-        content = session.checkpoint(state)
-        if session.is_main:
-            save_checkpoint(path, content)
+        return writer_of(session.checkpoint(state))
 
     def _diverged(self, what: str) -> DivergedError:
         session, state = self.session, self.state

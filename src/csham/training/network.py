@@ -127,7 +127,7 @@ def write_weights(
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()} | {"seal": SEAL}
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     content = sealed(safetensors.torch.save(tensors, metadata={"format": "pt", **metadata}))
-    write_listed(path, lambda file: file.write(content))
+    write_listed({path: lambda file: file.write(content)})
 
 
 def held_weights(path: Path) -> RunWeights:

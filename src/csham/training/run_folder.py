@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError, unknown_name
@@ -150,16 +150,23 @@ class RunFolder:
             raise UserError(f"{self.config_file}: {err}") from err
         return config
 
-    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics.csv anew from the history, one row per epoch."""
+    def write_metrics(
+        self, history: Sequence[Mapping[str, Any]], before: Mapping[Path, Callable[[IO[bytes]], None]] | None = None
+    ) -> None:
+        """Write metrics.csv anew from the history, one row per epoch.
+
+        Args:
+            history: The rows.
+            before: Checkpoints that get their names just before: what each path is written by.
+        """
         columns = list(history[0])
-        rows = ([_cell(row.get(column)) for column in columns] for row in history)
-        self._write_csv("metrics.csv", columns, rows)
+        text = _csv(columns, ([_cell(row.get(column)) for column in columns] for row in history))
+        write_listed({**(before or {}), self.path / "metrics.csv": lambda file: file.write(text.encode())})
 
     def write_confusion(self, classes: Sequence[str], counts: Iterable[Iterable[int]]) -> None:
         """Write confusion.csv: a row for each true class, a column for each class given."""
         rows = ([name, *row] for name, row in zip(classes, counts, strict=True))
-        self._write_csv("confusion.csv", ["true class", *classes], rows)
+        self.write_text("confusion.csv", _csv(["true class", *classes], rows))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder."""
@@ -167,7 +174,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the folder, at once; bytes of a path that are no UTF-8 as JSON and YAML escape them."""
-        write_listed(self.path / name, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+        write_listed({self.path / name: lambda file: file.write(text.encode("utf-8", "backslashreplace"))})
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the folder back.
@@ -265,9 +272,7 @@ class RunFolder:
 
     def _what_to_do(self, name: str) -> str:
         if name == "config.yaml":
-            return (
-                f"Put the old content back. Other settings make another run: csham train --config {self.config_file}."
-            )
+            return "Put the old content back. Other settings make another run: csham train --config COPY --run DIR."
         if name in ("summary.json", "metrics.csv", "confusion.csv") and self.last.is_file():
             condition = f" once {self.summary_file} is removed" if self.summary_file.exists() else ""
             return f"csham train --resume {self.path} writes it anew{condition}."
@@ -283,13 +288,6 @@ class RunFolder:
         if not rows:
             raise self._damaged(name, "it is empty")
         return rows
-
-    def _write_csv(self, name: str, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        self.write_text(name, text.getvalue())
 
 
 def check_place(folder: Path, what_to_do: str) -> None:
@@ -356,6 +354,14 @@ def weights_of_run(folder: RunFolder, name: str) -> RunWeights:
         chosen = folder.read_summary().get("validation_chosen") if folder.finished else None
         return RunWeights(name, chosen.get("epoch") if isinstance(chosen, dict) else None)
     return RunWeights(name, len(folder.read_metrics()) if (folder.path / "metrics.csv").is_file() else None)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:

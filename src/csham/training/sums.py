@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,22 +27,22 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def write_listed(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace a file at once, and its sum where its folder has a list of them.
+def write_listed(writes: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
+    """Replace files at once, one after the other, and their sums where their folder has a list of them.
 
     Args:
-        path: The file.
-        write: Writes the content to the open binary file it is given.
+        writes: By the path of each file, all of one run: writes the content to the open binary file it is given.
 
     Raises:
         UserError: The list is damaged.
     """
-    home = _home(path)
+    home = _home(next(iter(writes)))
     if not (home / SUMS).exists():
-        write_atomically(path, write)
+        for path, write in writes.items():
+            write_atomically(path, write)
         return
     try:
-        write_summed(home, path.relative_to(home).as_posix(), write)
+        write_summed(home, {path.relative_to(home).as_posix(): write for path, write in writes.items()})
     except ValueError as err:
         raise _damaged(home, err) from err
 
