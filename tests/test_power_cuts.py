@@ -1,7 +1,7 @@
 """Power cuts: whatever a crash leaves of a piece of work, the next call ends with the same result.
 
-A dozen of the states or more are tried in every run of the tests; in ``make test-long`` all of them, or of thousands some
-hundreds, others each time.
+A dozen of the states or more are tried in every run of the tests; in ``make test-long`` all of them, or of thousands
+some hundreds, others each time.
 """
 
 import csv
@@ -212,10 +212,7 @@ def test_a_study(images, crash_everywhere):
 
 def test_packed_images(images, crash_everywhere):
     def work(root, recording):
-        prepare(str(images), image_size=32, cache_dir=root)
-        recording.promise(
-            lambda root: prepare(str(images), image_size=32, cache_dir=root).from_cache, "the packed images"
-        )
+        prepare(str(images), image_size=32, cache_dir=root)  # no promise: what is lost of a cache is made again
 
     def recover(root):
         found = prepare(str(images), image_size=32, cache_dir=root)
