@@ -5,6 +5,7 @@ counted first. Locks, which only a living process holds, are so tried too, where
 """
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -125,33 +126,20 @@ def test_train(root, images):
 
 def test_share(root, finished):
     folder = root / "shared"
+    others = map(root.joinpath, map(str, itertools.count()))
+
+    def again():
+        return ["share", finished, next(others) if folder.exists() else folder]
 
     def result():
-        return weights_in(root), (folder / "README.md").read_text()
+        return weights_in(folder), (folder / "README.md").read_text()
 
-    def words():
-        return ["list", "backbones"] if folder.exists() else ["share", finished, folder]
-
-    killed(root, ["share", finished, folder], result, 6, words)
+    killed(root, ["share", finished, folder], result, 6, again)
 
 
 def test_export(root, finished):
-    file = root / "network.safetensors"
-
-    def words():
-        return (
-            ["list", "backbones"]
-            if file.exists()
-            else ["export", finished, "--output", file, "--format", "safetensors", "--quiet"]
-        )
-
-    killed(
-        root,
-        ["export", finished, "--output", file, "--format", "safetensors", "--quiet"],
-        lambda: weights_in(root),
-        6,
-        words,
-    )
+    words = ["export", finished, "--output", root / "network.safetensors", "--format", "safetensors", "--quiet"]
+    killed(root, words, lambda: weights_in(root), 6, lambda: [*words, "--force"])
 
 
 def compare(root, images, *more):

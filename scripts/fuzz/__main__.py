@@ -45,8 +45,8 @@ SECONDS = 20.0
 MEMORY = 512 * 2**20
 """Bytes by which the memory of the process may rise during one reading."""
 
-LONGEST = 3000
-"""Characters of what a user may be told."""
+LONGEST = 20_000
+"""Characters of what a user may be told; a name from a file may be some thousand."""
 
 
 class HangError(BaseException):

@@ -435,11 +435,11 @@ READERS = {
     ),
     "cache": Reader(_write_cache, _prepared("animals"), (Target("cache/packed/*/*", "bytes"),)),
     "images": Reader(_write_images, _prepared("animals"), (_ANIMALS,)),
-    # Of an image that a table names wrongly, the line is told.
+    # Of an image that a table names wrongly, the image is told.
     "table": Reader(
         _write_table,
         _prepared("table.csv"),
-        (Target("table.csv", "text", "never", also=("animals/", "(line ")),),
+        (Target("table.csv", "text", "never", also=("animals/", "(line ", "no file of class")),),
     ),
     "zip": Reader(_write_archives, _prepared("animals.zip"), (Target("animals.zip", "zip", "never"),)),
     "tar": Reader(_write_archives, _prepared("animals.tar"), (Target("animals.tar", "bytes", "never"),)),
