@@ -80,7 +80,7 @@ class Reader:
         targets: Files that are changed.
         tells: Words that say what is missing, though they do not name the file: a store without a line is a study with
             a run to do.
-        slow: One reading takes a second or more.
+        slow: One reading takes a second or more, or making the sound thing many.
     """
 
     make: Callable[[Path], None]
@@ -399,6 +399,7 @@ READERS = {
         _loaded("network.safetensors"),
         # Whoever edits the header may take the file's own sum away, as older files have none.
         (Target("network.safetensors", "safetensors", "bytes"),),
+        slow=True,
     ),
     "shared": Reader(
         _share,
@@ -451,7 +452,9 @@ READERS = {
     ),
     "torch file": Reader(_write_weights, _weights_taken("weights.pth"), (Target("weights.pth", "zip", "never"),)),
     "keras": Reader(_write_keras, _keras_taken, (Target("keras.h5", "bytes", "never"),)),
-    "onnx": Reader(_made("graphs", _write_graphs), _answered("onnx"), (Target("network.onnx", "bytes", "never"),)),
+    "onnx": Reader(
+        _made("graphs", _write_graphs), _answered("onnx"), (Target("network.onnx", "bytes", "never"),), slow=True
+    ),
     "pt2": Reader(
         _made("graphs", _write_graphs), _answered("pt2"), (Target("network.pt2", "zip", "never"),), slow=True
     ),
