@@ -2,7 +2,7 @@
 
 A mutant that no test fails on has survived: behaviour that no test holds. It gets a test or, where it is the same
 program to every caller, an entry in ``mutants_known.toml`` that says why. Cosmic Ray makes the changes, in a copy of
-the working tree, ``build/mutants/tree``. Only quick tests run, first those that import the changed module. The outcomes
+the working tree, ``build/mutants/tree``. Only quick tests run, first those nearest to the changed module. The outcomes
 are kept in ``build/mutants/SEED.jsonl``: called again, only what had survived is tried again.
 """
 
@@ -132,7 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="mutants, the same number of each room; default 200")
     parser.add_argument("--only", choices=ROOMS, metavar="ROOM", help=f"all of them in one of {', '.join(ROOMS)}")
     parser.add_argument(
-        "--near", action="store_true", help="for now, only the test files that import the changed module"
+        "--near", action="store_true", help="for now, only the test files nearest to the changed module"
     )
     parser.add_argument("--list", action="store_true", help="print the sample and try nothing")
     return parser.parse_args()
@@ -256,8 +256,7 @@ def try_out(mutant: Mutant, near: bool) -> str:
 def run_tests(room: str, module: str = "", near: bool = False) -> str:
     """Run the room's quick tests in a process of its own, first the module's, until one fails."""
     files = sorted((TREE / "tests" / room).rglob("test_*.py"), key=lambda file: file.stat().st_size)
-    imports = re.compile(rf"^\s*(from|import) csham.*\b{module}\b", flags=re.MULTILINE)
-    own = [file for file in files if module in file.stem or imports.search(file.read_text("utf-8"))]
+    own = [file for file in files if _is_near(file, room, module)]
     files = own if near and own else sorted(files, key=lambda file: file not in own)
     child = os.fork()
     if not child:
@@ -272,6 +271,14 @@ def run_tests(room: str, module: str = "", near: bool = False) -> str:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what the tests started and left
     return "survived" if status == 0 else "killed"
+
+
+def _is_near(file: Path, room: str, module: str) -> bool:
+    """Return True if these are tests of the module, or of one that imports it, or import it themselves."""
+    imports = re.compile(rf"^\s*(from|import) csham.*\b{module}\b", flags=re.MULTILINE)
+    users = {path.stem for path in (TREE / SOURCE / room).rglob("*.py") if imports.search(path.read_text("utf-8"))}
+    names = {module, *users} - {"__init__"}
+    return any(name in file.stem for name in names) or bool(imports.search(file.read_text("utf-8")))
 
 
 def wait(child: int) -> int:

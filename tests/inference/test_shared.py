@@ -283,7 +283,9 @@ def test_a_header_that_cannot_be_is_refused(shared, change, alone):
     header, data = header_of(shared / WEIGHTS)
     change(header)
     write_header(shared / WEIGHTS, header, data)
-    with pytest.raises(UserError, match=r"damaged|other architecture|holds numbers|does not describe|other network"):
+    with pytest.raises(
+        UserError, match=r"damaged|other architecture|holds numbers|does not describe|other network|changed since"
+    ):
         csham.load(shared / WEIGHTS if alone else shared)
 
 

@@ -155,7 +155,6 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
         UserError: The file is missing, damaged, does not say what network it is for, or does not fit it.
     """
     with _opened(path) as file:
-        check_seal(path, _ANEW)
         if info is None or "backbone" in (file.metadata() or {}):
             described = _described(file, path)
             if info is not None and info != described:
@@ -167,6 +166,7 @@ def read_network(path: Path, info: NetworkInfo | None = None) -> tuple[nn.Module
             info = described
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         network = build_for(info, {name: tuple(part.get_shape()) for name, part in slices.items()}, str(path))
+        check_seal(path, _ANEW)
         weights = in_todays_names(network, {name: file.get_tensor(name) for name in slices})
     for name, own_weight in network.state_dict().items():
         if weights[name].is_floating_point() != own_weight.is_floating_point():

@@ -388,6 +388,12 @@ class LooksAtItsMode(Block):
         return F.relu(y + x) if self.training else F.relu(y + x) * 0.9
 
 
+class MultipliesInTraining(Block):
+    def forward(self, x):
+        y = self.branch(x)
+        return F.relu(y * x if self.training else y + x)
+
+
 class LooksAtAChildsMode(Block):
     def forward(self, x):
         return F.relu(F.dropout(self.branch(x), 0.5, self.first.training) + x)
@@ -472,8 +478,9 @@ def overridden():
 
 
 ODD = [Scales, WritesIntoTheShortcut, Broadcasts, AddsThree, UsesTheBranchTwice, UsesTheSumTwice, LooksAtValues,
-       LooksAtItsMode, LooksAtAChildsMode, LooksAtGradients, LooksAtTypes, RollsDice, RollsTorchDice, WithoutGradients,
-       WithoutAutocast, LeavesSomething, Appends, TakesMore, OwnPickle, Twice, overridden]  # fmt: skip
+       LooksAtItsMode, MultipliesInTraining, LooksAtAChildsMode, LooksAtGradients, LooksAtTypes, RollsDice,
+       RollsTorchDice, WithoutGradients, WithoutAutocast, LeavesSomething, Appends, TakesMore, OwnPickle, Twice,
+       overridden]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
