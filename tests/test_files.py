@@ -165,6 +165,9 @@ def test_a_file_that_is_written_to_a_path_appears_synced_and_alone(tmp_path, ope
     with pytest.raises(OSError, match="No space") as caught, new_file(place) as draft:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
     assert caught.value.filename.startswith(str(place))
+    with pytest.raises(OSError, match="No space") as caught, new_file(place):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as writing does
+    assert caught.value.filename == str(place)
     assert place.read_text() == "new"
     assert names(tmp_path / "deep") == ["one.onnx"]
 

@@ -4,13 +4,17 @@ Each command is a process of its own that kills itself at the n-th thing it does
 counted first. Locks, which only a living process holds, are so tried too, where tests/test_power_cuts.py has none.
 """
 
+import contextlib
 import csv
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,37 +129,24 @@ def test_train(root, images):
 
 def test_share(root, finished):
     folder = root / "shared"
+    others = map(root.joinpath, map(str, itertools.count()))
+
+    def again():
+        return ["share", finished, next(others) if folder.exists() else folder]
 
     def result():
-        return weights_in(root), (folder / "README.md").read_text()
+        return weights_in(folder), (folder / "README.md").read_text()
 
-    def words():
-        return ["list", "backbones"] if folder.exists() else ["share", finished, folder]
-
-    killed(root, ["share", finished, folder], result, 6, words)
+    killed(root, ["share", finished, folder], result, 6, again)
 
 
 def test_export(root, finished):
-    file = root / "network.safetensors"
-
-    def words():
-        return (
-            ["list", "backbones"]
-            if file.exists()
-            else ["export", finished, "--output", file, "--format", "safetensors", "--quiet"]
-        )
-
-    killed(
-        root,
-        ["export", finished, "--output", file, "--format", "safetensors", "--quiet"],
-        lambda: weights_in(root),
-        6,
-        words,
-    )
+    words = ["export", finished, "--output", root / "network.safetensors", "--format", "safetensors", "--quiet"]
+    killed(root, words, lambda: weights_in(root), 6, lambda: [*words, "--force"])
 
 
 def compare(root, images, *more):
-    words = f"compare {images} --backbones resnet8 --attentions none,eca --image-size 16 --epochs 1 --quiet --seeds 1 "
+    words = f"compare {images} --backbones resnet20 --attentions none,eca --image-size 16 --epochs 1 --quiet --seeds 1 "
     words += f"--batch-size 8 --no-compile --device cpu --precision fp32 --study {root / 'study'}"
     return [*words.split(), *more]
 
@@ -196,3 +187,58 @@ def test_a_driver_that_is_not_told_kills_nobody(root):
     (root / "table.csv").write_text("image,label\n")
     assert call(root, ["prepare", root / "table.csv"], 1)[0] == -signal.SIGKILL
     assert call(root, ["prepare", root / "table.csv"])[0] == 2
+
+
+def torchrun(*words):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "csham",
+        "--",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CSHAM_KERNELS": "reference"}
+    return subprocess.Popen(
+        [*command, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def of_rank(number, launcher):
+    """The process of a rank, among those that a launcher has started."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if f"RANK={number}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return int(pid)
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes through /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_either_process_of_torchrun(images, tmp_path, rank):
+    words = (
+        f"train {images} --backbone lenet5 --image-size 32 --epochs 30 --batch-size 8 --no-compile --quiet --lr 0.01 "
+    )
+    words = [*words.split(), "--device", "cpu", "--precision", "fp32", "--checkpoint-steps", "2"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    with torchrun(*words, "--run", str(whole)) as undisturbed:
+        assert undisturbed.wait(900) == 0, undisturbed.stderr.read()[-3000:]
+
+    with torchrun(*words, "--run", str(run)) as launcher:
+        until = time.monotonic() + 300
+        while not (run / "metrics.csv").exists():
+            assert launcher.poll() is None, launcher.stderr.read()[-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        os.kill(of_rank(rank, launcher.pid), signal.SIGKILL)
+        launcher.communicate(timeout=300)
+        assert launcher.returncode != 0
+    assert not (run / "summary.json").exists()
+
+    with torchrun("train", "--resume", str(run), "--quiet") as resumed:
+        assert resumed.wait(900) == 0, resumed.stderr.read()[-3000:]
+    assert same(weights_in(run), weights_in(whole))
+    assert not list(run.rglob("*.tmp"))

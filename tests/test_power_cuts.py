@@ -1,6 +1,7 @@
 """Power cuts: whatever a crash leaves of a piece of work, the next call ends with the same result.
 
-A few of the states are tried in every run of the tests; with CSHAM_LONG_TESTS all of them.
+A dozen of the states or more are tried in every run of the tests; in ``make test-long`` all of them, or of thousands
+some hundreds, others each time.
 """
 
 import csv
@@ -8,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ from csham.training.run_folder import RunFolder
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds open files through /proc")
 
 MACHINE = {"device": "cpu", "compile": False}
-FEW = 12
+FEW, MANY = 12, 600
 
 # What says how fast or when, and what is of no other use.
 TIMES = {"seconds", "images_per_s", "run", "started", "finished", "environment"}
@@ -44,6 +46,15 @@ TIMES = {"seconds", "images_per_s", "run", "started", "finished", "environment"}
 def _reference():
     with ops.use_kernels("reference"):
         yield
+
+
+LONG = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(8000)]
+
+
+@pytest.fixture(params=["few", pytest.param("many", marks=LONG)])
+def crash_everywhere(request, tmp_path):
+    """Function that tries a few of the states, or many."""
+    return lambda *work, **few: crashed_everywhere(tmp_path, *work, **few, many=request.param == "many")
 
 
 def without_times(value):
@@ -72,16 +83,16 @@ def leftovers(root):
     )
 
 
-def crash_everywhere(tmp_path, work, recover, few=FEW):
+def crashed_everywhere(tmp_path, work, recover, few=FEW, many=False):
     """Record a piece of work, and recover from the states that a crash of it may leave."""
     root = tmp_path / "root"
     root.mkdir()
     with power_cuts.recorded(root) as recording:
         work(root, recording)
     expected = recover(root)
-    most = None if os.environ.get("CSHAM_LONG_TESTS") else few
-    chosen, count = power_cuts.states(recording.operations, most, seed=1)
-    print(f"{len(recording.operations)} operations, {count} states, {len(chosen)} tried")
+    seed = int(time.time()) if many else 1
+    chosen, count = power_cuts.states(recording.operations, MANY if many else few, seed)
+    print(f"{len(recording.operations)} operations, {count} states, {len(chosen)} tried, seed {seed}")
     wrong = []
     for state in chosen:
         shutil.rmtree(root)  # at one place, since files name others
@@ -138,7 +149,7 @@ def result_of_run(run):
 
 
 @pytest.mark.slow
-def test_a_training(settings, tmp_path):
+def test_a_training(settings, crash_everywhere):
     config = resolve({**settings, "backbone": "lenet5", "image_size": 32, "checkpoint_steps": 4})
     dataset = prepare(settings["data"], image_size=32)
 
@@ -160,11 +171,11 @@ def test_a_training(settings, tmp_path):
             train(config, run=run, dataset=dataset)
         return result_of_run(run)
 
-    crash_everywhere(tmp_path, work, recover)
+    crash_everywhere(work, recover)
 
 
 @pytest.mark.slow
-def test_a_study(images, tmp_path):
+def test_a_study(images, crash_everywhere):
     settings = {"epochs": 1, "batch_size": 8, "lr": 0.05, "image_size": 32, "precision": "fp32"}
     networks = (Network("lenet5"), Network("lenet5", "simam"))
 
@@ -196,25 +207,22 @@ def test_a_study(images, tmp_path):
         records = without_times(store.by_key())
         return [records, *(result_of_run(store.run_folder(cell.name)) for cell in store.study.cells())]
 
-    crash_everywhere(tmp_path, work, recover)
+    crash_everywhere(work, recover)
 
 
-def test_packed_images(images, tmp_path):
+def test_packed_images(images, crash_everywhere):
     def work(root, recording):
-        prepare(str(images), image_size=32, cache_dir=root)
-        recording.promise(
-            lambda root: prepare(str(images), image_size=32, cache_dir=root).from_cache, "the packed images"
-        )
+        prepare(str(images), image_size=32, cache_dir=root)  # no promise: what is lost of a cache is made again
 
     def recover(root):
         found = prepare(str(images), image_size=32, cache_dir=root)
         return [np.array(found.images), found.labels, found.parts, found.sums, list(found.classes)]
 
-    crash_everywhere(tmp_path, work, recover, few=40)
+    crash_everywhere(work, recover, few=40)
 
 
 @pytest.mark.slow
-def test_a_shared_folder(finished, tmp_path):
+def test_a_shared_folder(finished, crash_everywhere):
     def work(root, recording):
         share(finished, root / "shared")
         recording.promise(lambda root: (root / "shared").is_dir(), "the shared folder")
@@ -226,11 +234,11 @@ def test_a_shared_folder(finished, tmp_path):
         found = csham.load(folder)
         return [found.network.state_dict(), found.info.to_dict(), (folder / "README.md").read_text()]
 
-    crash_everywhere(tmp_path, work, recover, few=40)
+    crash_everywhere(work, recover, few=40)
 
 
 @pytest.mark.slow
-def test_an_exported_file(finished, tmp_path):
+def test_an_exported_file(finished, crash_everywhere):
     trained = csham.load(finished)
     pixels = np.zeros((2, trained.info.image_size, trained.info.image_size, 3), np.uint8)
 
@@ -240,11 +248,12 @@ def test_an_exported_file(finished, tmp_path):
 
     def recover(root):
         path = root / "network.safetensors"
-        if not path.exists():
-            csham.export(trained, path, images=pixels)
+        if path.exists():
+            csham.load(path)
+        csham.export(trained, path, images=pixels, force=True)
         return [csham.load(path).network.state_dict()]
 
-    crash_everywhere(tmp_path, work, recover, few=40)
+    crash_everywhere(work, recover, few=40)
 
 
 # That the recording sees what there is to see.
@@ -332,7 +341,7 @@ def test_a_promise_that_is_broken_is_told(tmp_path):
         recording.promise(lambda root: (root / "a").read_bytes() == b"all", "the file")
 
     with pytest.raises(AssertionError, match="lost: the file"):
-        crash_everywhere(tmp_path, work, lambda root: 0)
+        crashed_everywhere(tmp_path, work, lambda root: 0)
 
 
 def test_what_cannot_go_on_and_what_is_left_are_told(tmp_path):
@@ -342,10 +351,10 @@ def test_what_cannot_go_on_and_what_is_left_are_told(tmp_path):
         return 0
 
     with pytest.raises(AssertionError, match="UserError: damaged"):
-        crash_everywhere(tmp_path, lambda root, _: write(root / "a", b"all", sync=False), refuse)
+        crashed_everywhere(tmp_path, lambda root, _: write(root / "a", b"all", sync=False), refuse)
     shutil.rmtree(tmp_path / "root")
     with pytest.raises(AssertionError, match=r"left behind: \['x.tmp'\]"):
-        crash_everywhere(tmp_path, lambda root, _: write(root / "x.tmp", b"all", sync=True), lambda root: 0)
+        crashed_everywhere(tmp_path, lambda root, _: write(root / "x.tmp", b"all", sync=True), lambda root: 0)
 
 
 def test_operations_of_other_folders_and_threads_end_nothing(tmp_path):

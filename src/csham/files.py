@@ -360,7 +360,9 @@ def _beside(place: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as err:
-        if isinstance(err.filename, str):
+        if err.filename is None:  # writing knows no names
+            err.filename = str(place)
+        elif isinstance(err.filename, str):
             err.filename = err.filename.replace(str(temporary), str(place))
         raise
     finally:

@@ -45,9 +45,9 @@ class Operation:
     holds: Callable[[Path], bool | str] | None = field(default=None, compare=False)
 
     @property
-    def folders(self) -> set[str]:
-        """The folders that must be synced for the operation to last."""
-        return {os.path.dirname(path) for path in (self.path, self.to) if path}  # noqa: PTH120  relative, perhaps ""
+    def folder(self) -> str:
+        """The folder that must be synced for the operation to last: of a renaming, where the new name is."""
+        return os.path.dirname(self.to or self.path)  # noqa: PTH120  relative, perhaps ""
 
 
 ENTRIES = ("make", "mkdir", "rename", "remove")
@@ -334,9 +334,8 @@ class _Past:
 
 
 def _lasts(past: list[Operation], number: int) -> bool:
-    """Return True if all folders of an entry were synced after it."""
-    later = {one.path for one in past[number:] if one.kind == "sync folder"}
-    return past[number].folders <= later
+    """Return True if the folder of an entry was synced after it."""
+    return any(one.kind == "sync folder" and one.path == past[number].folder for one in past[number:])
 
 
 def _missing(entries: list[int]) -> Iterator[tuple[set[int], str]]:

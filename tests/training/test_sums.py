@@ -1,5 +1,6 @@
 """A run's files are believed as they were written: whatever changed is refused by name, and the advice holds."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -131,6 +132,19 @@ def test_a_config_that_lacks_a_setting_is_refused_where_it_is_a_runs_own(run, co
         if line.partition(":")[0] not in ("crop", "last_batch"):  # there were runs without
             with pytest.raises(UserError, match=f"config.yaml lacks .*{line.partition(':')[0]}"):
                 run.read_config()
+
+
+def test_what_a_process_killed_at_the_end_of_a_run_did_not_come_to_is_done_by_the_next(run):
+    (run.path / ".csham.sha256.99999999.tmp").write_text("left")
+    path = run.path / SUMS
+    name, old = "checkpoints/last.ckpt", "0" * 64
+    lines = [f"{digest}  {file}" for file, digests in read_sums(run.path).items() for digest in digests]
+    body = "".join(f"{line}\n" for line in sorted([*lines, f"{old}  {name}"])).encode()
+    path.write_bytes(body + f"# {hashlib.sha256(body).hexdigest()}\n".encode())
+    assert len(read_sums(run.path)[name]) == 2
+    resume(run.path)
+    assert len(read_sums(run.path)[name]) == 1
+    assert not list(run.path.glob(".csham*"))
 
 
 @pytest.mark.parametrize("name", ["summary.json", "metrics.csv", "confusion.csv"])

@@ -202,7 +202,7 @@ class _Task:
             return self._fixed(draft)
         try:
             return self._any_size(draft)
-        except UserError:
+        except (UserError, OSError):
             raise
         except Exception as err:
             reason = (
@@ -218,7 +218,7 @@ class _Task:
         self.progress.note(f"exporting to {self.format.name}")
         try:
             native = self._compare(self._written(draft, dynamic_size=False)[0], self.pixels)
-        except UserError:
+        except (UserError, OSError):
             raise
         except Exception as err:
             raise UserError(f"{self.trained.label} cannot be exported to {self.format.name}: {_said(err)}.") from err

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def write_pt2(content: Content, path: Path) -> None:
     # The input it was traced with is as large as a small network, and lets torch refuse inputs whose tensors only lie
     # otherwise in memory, such as maps of one position. That the program holds at other sizes is found by asking it.
     program.example_inputs = None
-    torch.export.save(program, path, extra_files=dict(content.metadata))
+    archive = io.BytesIO()  # torch's writer of files ends the process where the disk is full
+    torch.export.save(program, archive, extra_files=dict(content.metadata))
+    path.write_bytes(archive.getbuffer())
 
 
 def open_pt2(path: Path) -> Runner:

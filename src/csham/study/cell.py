@@ -188,6 +188,7 @@ def run_cell(
             folder.summary_file.unlink()
             state = "damaged"
         else:
+            folder.settle()
             progress.note(f"{folder.path} is finished and becomes the record of {cell.label}")
             return finished
     if state != "new":

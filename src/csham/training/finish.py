@@ -11,7 +11,7 @@ import torch
 from csham.backbones.spec import NETWORK_FIELDS
 from csham.cost import count_flops
 from csham.data.duplicates import find_duplicates
-from csham.files import settle_sums, write_atomically
+from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
 from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
@@ -45,7 +45,7 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
         folder.write_confusion(classes, last.confusion(classes).tolist())
         _draw_curves(folder, state.history)
         folder.write_json("summary.json", summary)
-        settle_sums(folder.path)
+        folder.settle()
     session.accelerator.wait_for_everyone()
     return summary
 

@@ -117,6 +117,7 @@ def resume(
     config = _resumed(folder.read_config(), machine_settings)
     if folder.finished:
         summary = folder.read_summary()
+        folder.settle()
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
         return summary
     path, content = _newest(folder, progress)

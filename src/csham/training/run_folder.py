@@ -15,13 +15,14 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError, unknown_name
-from csham.files import new_folder, parse_json, sum_files
+from csham.files import new_folder, parse_json, remove_leftovers, settle_sums, sum_files
 from csham.settings import names_of
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.metrics import METRICS
@@ -167,6 +168,13 @@ class RunFolder:
         """Write confusion.csv: a row for each true class, a column for each class given."""
         rows = ([name, *row] for name, row in zip(classes, counts, strict=True))
         self.write_text("confusion.csv", _csv(["true class", *classes], rows))
+
+    def settle(self) -> None:
+        """Leave one sum for each file of a finished run, and nothing temporary of a process that was killed."""
+        if is_main_process():
+            with suppress(OSError):  # the folder may be one to be read only, and two sums are right too
+                remove_leftovers(self.summary_file)
+                settle_sums(self.path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder."""
