@@ -169,11 +169,11 @@ def use_code(reference: str, folder: Path | str | None = None) -> None:
         UserError: There is no such module, it fails, or has no such class or function.
     """
     module_name, colon, name = reference.partition(":")
-    if not _MODULE.fullmatch(module_name) or (colon and not _MODULE.fullmatch(name)):
-        python = f" Without .py: {reference.replace('.py', '', 1)}." if ".py" in module_name else ""
+    if not _MODULE.fullmatch(module_name) or (colon and not _MODULE.fullmatch(name)) or module_name.endswith(".py"):
+        without = f" Leave .py out: {module_name.removesuffix('.py')}{colon}{name}." * module_name.endswith(".py")
         raise UserError(
             f"{reference!r} names no code. Write my_module:MyGate, for the class or function MyGate of my_module.py in "
-            f"the working folder or of an installed module.{python}"
+            f"the working folder or of an installed module.{without}"
         )
     module = _import(module_name, Path.cwd() if folder is None else Path(folder))
     if not colon:

@@ -293,8 +293,8 @@ def _pairs(words: str, strategies: Sequence[str]) -> list[tuple[str, str]]:
         if own:
             raise UserError(f"{words!r}: the plain network has no strategy. Write none.")
         return [("none", "sequential")]
-    if is_reference(words) and attention not in ATTENTIONS:
-        raise unnamed_code(words)
+    if is_reference(words) and (code := ":".join(words.split(":")[:2])) not in ATTENTIONS:
+        raise unnamed_code(code)
     check_choice("attention", attention, ["none", *ATTENTIONS, "all"])
     if attention != words:
         check_strategy(attention, own)

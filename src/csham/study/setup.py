@@ -268,8 +268,7 @@ def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[s
     done = {record["label"] for record in store.records() if record["status"] == "done"}
     anew = {n: replace(n, attention_sha256=None).with_code() for n in old if n.label not in done}
     notes = [
-        f"{network.label} is {new.label} now: its code was edited before a run was done"
-        for network, new in anew.items()
+        f"{network.label} is {new.label} now: it was edited before a run was done" for network, new in anew.items()
     ]
     notes += [
         f"{network.label}: its code was edited since. What is done stays, and the new code makes another network"
