@@ -138,7 +138,9 @@ def test_a_class_of_two_parts_works_under_every_strategy(strategy):
 
 @pytest.mark.parametrize("strategy", [name for name, entry in STRATEGIES.items() if entry.needs_parts])
 def test_one_without_parts_is_told_which_strategies_would_do(strategy):
-    with pytest.raises(UserError, match="needs an attention with a channel part and a spatial part .* 'Gate' has none"):
+    with pytest.raises(UserError, match=r"an attention with a channel part and a spatial part .* 'Gate' has none"):
+        UserError, match=r"needs an attention with a channel part and a spatial part .* 'Gate' has none"
+    ):
         csham.attach(network(), Gate, strategy=strategy)
 
 
@@ -279,7 +281,7 @@ def test_another_file_of_the_same_name_is_not_taken_for_the_first(tmp_path, monk
     monkeypatch.chdir(tmp_path / "1")
     use_code("own_twice:Gate")
     monkeypatch.chdir(tmp_path / "2")
-    with pytest.raises(UserError, match="this process has imported .*1/own_twice.py under that name"):
+    with pytest.raises(UserError, match=r"this process has imported .*1/own_twice.py under that name"):
         use_code("own_twice:Gate")
 
 
