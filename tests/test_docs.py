@@ -136,7 +136,7 @@ def test_from_a_gate_of_ones_own_to_a_verdict(tmp_path, monkeypatch, capsys):
             run(command, capsys)
     assert names["trained"].info.attention == "my_gate:EdgeGate"
     out = capsys.readouterr().out
-    shown = re.search(r"prints `(.*)`", page)[1]
+    shown = re.search(r"prints `([^`]*)`", page)[1]
     assert shown in out
     assert "lenet5 + my_gate:EdgeGate (code " in out
     assert Path("studies/edge/report/index.html").is_file()
