@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +31,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_names():
+    """Names of attentions and modules of a user's own, which are forgotten after the test."""
+    from csham.layers.names import ATTENTIONS
+
+    attentions, modules, path = dict(ATTENTIONS), set(sys.modules), list(sys.path)
+    yield
+    ATTENTIONS.clear()
+    ATTENTIONS.update(attentions)
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith("own_"):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -119,6 +119,31 @@ def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.usefixtures("own_names")
+def test_from_a_gate_of_ones_own_to_a_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (ROOT / "docs/own-attention.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^```python(?: (\w+\.py))?\n(.*?)^```|^    \$ csham ([^\n]*)$", page, flags=re.M | re.S)
+    assert len(steps) == 11
+    names = {}
+    for file, code, command in steps:
+        if file:
+            Path(file).write_text(code, encoding="utf-8")
+        elif code:
+            exec(compile(code, "docs/own-attention.md", "exec"), names)
+        else:
+            run(command, capsys)
+    assert names["trained"].info.attention == "my_gate:EdgeGate"
+    out = capsys.readouterr().out
+    shown = re.search(r"prints `([^`]*)`", page)[1]
+    assert shown in out
+    assert "lenet5 + my_gate:EdgeGate (code " in out
+    assert Path("studies/edge/report/index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_commands("docs/share.md", 2, capsys)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from csham.export import export
     from csham.inference import Trained, load
     from csham.keras import load_keras_weights
-    from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention
+    from csham.layers import CSHAM, ChannelAttention, SpatialAttention, create_attention, register_attention
     from csham.memory import retain_memory
     from csham.study.verdict import verdict
 
@@ -47,6 +47,7 @@ __all__ = [
     "export",
     "load",
     "load_keras_weights",
+    "register_attention",
     "retain_memory",
     "verdict",
 ]
@@ -58,6 +59,7 @@ __getattr__ = lazy_names(
         "ChannelAttention": "csham.layers",
         "SpatialAttention": "csham.layers",
         "create_attention": "csham.layers",
+        "register_attention": "csham.layers",
         "AcceleratedModule": "csham.attach",
         "AttachedPoint": "csham.attach",
         "accelerate": "csham.attach",

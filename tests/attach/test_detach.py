@@ -125,7 +125,7 @@ class Runs(nn.Module):
 @pytest.mark.parametrize(
     ("build", "choice", "message"),
     [
-        (Touchy, {}, "no longer runs on images of 64x64: these are not the values I know"),
+        (Touchy, {}, "no longer runs on images of 64x64: RuntimeError: these are not the values I know"),
         (Runs, {"points": "all"}, "all (AllInTurn) runs all its children one after another"),
         (lambda: CifarResNet(14), {"kernel_size": 4}, "kernel_size must be an odd whole number"),
         (lambda: CifarResNet(14), {"stages": 9}, "must be numbers of stages"),

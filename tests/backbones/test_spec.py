@@ -12,7 +12,7 @@ from csham.training.network import NetworkInfo
 
 OTHER = {
     "backbone": "resnet32", "attention": "bam", "strategy": "transfer", "period": 3, "position": "last",
-    "points": ("layer*",), "stages": (0, -1), "gated": True,
+    "points": ("layer*",), "stages": (0, -1), "gated": True, "attention_sha256": "0123456789abcdef" * 4,
 }  # fmt: skip
 
 
@@ -22,9 +22,8 @@ def test_every_setting_of_a_network_is_in_all_that_describes_one():
     info = NetworkInfo.of(config, ["a", "b"], 32, [0.5] * 3, [0.5] * 3)
     for described in (NetworkSpec(**OTHER), Network(**OTHER), config, info):
         assert described.network_settings == OTHER
-        assert (
-            described.label == "resnet32 + bam (transfer, period 3, position last, points layer*, stages 0 -1, gated)"
-        )
+        details = "transfer, period 3, position last, points layer*, stages 0 -1, gated, code 0123456"
+        assert described.label == f"resnet32 + bam ({details})"
     assert not set(NETWORK_FIELDS) & set(SHARED_FIELDS)
 
 
@@ -53,6 +52,9 @@ def test_a_plain_network_of_a_study_has_no_connection():
         ({"attention": "se", "strategy": "transfer"}, "needs an attention with a channel part"),
         ({"attention": "csham", "period": 2}, "period is a setting of strategy 'transfer'"),
         ({"stages": "0"}, "--stages must be a list or empty"),
+        ({"attention_sha256": "12"}, "--attention-sha256 must be 64 hexadecimal digits"),
+        ({"attention": "some_module:Gate"}, "run only where you name it. To run it, add --code some_module:Gate"),
+        ({"attention": "gate", "attention_sha256": "0" * 64}, "add --code MODULE, with the module that registers it"),
     ],
 )
 def test_networks_that_cannot_be(settings, message):

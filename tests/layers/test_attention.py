@@ -57,7 +57,7 @@ def outside(monkeypatch):
         name, maps = kind.__name__.lower(), ("channel", "spatial") if kind is Both else ()
         entry = AttentionName(name, "", "", f"{__name__}:{kind.__name__}", "C", 256, maps, two_part=kind is Both)
         monkeypatch.setitem(ATTENTIONS, name, entry)
-        monkeypatch.setattr("csham.layers.names.resolve_name", lambda layer: globals()[layer.partition(":")[2]])
+        monkeypatch.setattr("csham.layers.create.resolve_name", lambda layer: globals()[layer.partition(":")[2]])
 
 
 @pytest.mark.usefixtures("outside")

@@ -24,7 +24,9 @@ from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.attach.names import check_position, check_strategy
 from csham.attach.strategies import Step, plan
 from csham.errors import UserError
-from csham.layers import create_attention
+from csham.layers.create import create_attention
+from csham.layers.names import AttentionName
+from csham.layers.own import Attention, described, find_attention
 from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating
 
@@ -39,7 +41,7 @@ class AttachedPoint:
         name: The module whose output is attended to.
         channels: Channels of that output.
         stage: Number of the stage, from 0.
-        attention: Name of the attention.
+        attention: Name of the attention, or of its class or function.
         part: ``"whole"``, ``"channel"``, ``"spatial"``, or the strategy that connects the parts: ``"reversed"``,
             ``"parallel"``, ``"reapply"``.
         weights_from: Name of the point whose channel weights are applied first, or None.
@@ -59,7 +61,7 @@ class AttachedPoint:
 
 def attach(
     model: nn.Module,
-    attention: str = "csham",
+    attention: Attention = "csham",
     *,
     strategy: str = "sequential",
     period: int | None = None,
@@ -81,7 +83,9 @@ def attach(
 
     Args:
         model: An unmodified convolutional network: timm's, torchvision's or your own.
-        attention: One of ``csham list attentions``.
+        attention: One of ``csham list attentions``, a name of :func:`csham.register_attention`, or a class or function
+            from a number of channels to a module. With ``device`` and ``dtype`` in its signature it gets those of the
+            network; without, the module is moved there.
         strategy: One of ``csham list strategies``.
         period: For ``strategy="transfer"``: points to each channel step, whose weights serve the others; default 2.
         position: One of ``csham list positions``.
@@ -108,7 +112,8 @@ def attach(
         >>> model = timm.create_model("resnet50", num_classes=100)
         >>> points = csham.attach(model, "csham", strategy="transfer")
     """
-    check_strategy(attention, strategy, period)
+    entry = find_attention(attention)
+    check_strategy(entry, strategy, period)
     check_position(position, points)
     _check_model(model)
     run = trace(model, input_size)
@@ -120,12 +125,13 @@ def attach(
     epilogues = find_epilogues(model, run, places)
     if dry_run:  # without memory, and without drawing random numbers
         settings = {**settings, "device": torch.device("meta")}
-    built = [_build(model, step, attention, transfers.get(step.point.stage), gated, settings) for step in steps]
+    built = [_build(model, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
+    _check_separate(built, entry.name)
     if not dry_run:
         epilogues = _install(model, run, steps, built, transfers, epilogues)
     fused = {f"{block}.{end.host}".lstrip(".") for block, epilogue in epilogues.items() for end in epilogue.ends}
     return [
-        _report(step, attention, attached, step.point.name in fused)
+        _report(step, entry.name, attached, step.point.name in fused)
         for step, attached in zip(steps, built, strict=True)
     ]
 
@@ -213,7 +219,7 @@ def _report(step: Step, attention: str, attached: Attached, fused: bool) -> Atta
 def _build(
     model: nn.Module,
     step: Step,
-    attention: str,
+    attention: AttentionName,
     transfer: ChannelWeightTransfer | None,
     gated: bool,
     settings: dict[str, Any],
@@ -237,6 +243,15 @@ def _build(
         **place,
     )
     return attached.train(host.training)
+
+
+def _check_separate(built: Sequence[Attached], name: str) -> None:
+    """Refuse a function of channels that gives two points one module."""
+    if len({id(attached.attention) for attached in built}) < len(built):
+        raise UserError(
+            f"attach: {name} returned the same module for two points, which would share its weights. It is to make a "
+            "new one each time."
+        )
 
 
 def _install(
@@ -298,6 +313,8 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
         try:
             with evaluating(model), use_kernels("reference"):
                 strange = _running_out_of_turn(model, built, sides)
+        except _WrongOutputError:
+            raise
         except Exception as err:
             failures.append(err)
         else:
@@ -305,7 +322,7 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
     else:
         raise UserError(
             f"attach: with this attention {type(model).__name__} no longer runs on images of {size[1]}x{size[2]}: "
-            f"{failures[0]} Nothing was attached."
+            f"{described(failures[0])}. Nothing was attached."
         ) from failures[0]
     if strange:
         raise UserError(
@@ -313,6 +330,10 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
             "another, and would run the attention among them. Choose modules inside it, or around it, with points=."
         )
     return sides
+
+
+class _WrongOutputError(UserError):
+    """An attention returned something else than a map like its input, which a network may take without a word."""
 
 
 def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> list[str]:
@@ -326,6 +347,7 @@ def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Seq
         runs[name] -= 1
 
     handles = [attached.register_forward_pre_hook(count_run) for attached in built]
+    handles += [attached.register_forward_hook(_check_output) for attached in built]
     handles += [model.get_submodule(n).register_forward_pre_hook(partial(count_host, n)) for n in runs]
     try:
         model(blank_image(model, sides))
@@ -333,6 +355,17 @@ def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Seq
         for handle in handles:
             handle.remove()
     return [name for name, surplus in runs.items() if surplus]
+
+
+def _check_output(attached: Any, args: Any, y: Any) -> None:
+    x = args[0]
+    if isinstance(y, torch.Tensor) and y.shape == x.shape:
+        return
+    what = f"a map of {tuple(y.shape)}" if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+    raise _WrongOutputError(
+        f"attach: {type(attached.attention).__name__} at {attached.name} made {what} of one of {tuple(x.shape)}. An "
+        "attention returns a map of its input's shape: the input, scaled by its weights. Nothing was attached."
+    )
 
 
 def _surround(model: nn.Module, run: Trace, names: Sequence[str], transfer: ChannelWeightTransfer) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from csham._named import Named, table
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
+from csham.layers.own import Attention, find_attention
 from csham.settings import check_choice
 
 __all__ = ["POSITIONS", "STRATEGIES", "StrategyName", "check_position", "check_strategy"]
@@ -90,20 +91,20 @@ def check_position(position: str, points: object = None) -> None:
         raise UserError(f"attach: both position={position!r} and points= say where. Leave one out.")
 
 
-def check_strategy(attention: str, strategy: str, period: int | None = None) -> None:
+def check_strategy(attention: Attention, strategy: str, period: int | None = None) -> None:
     """Refuse unknown names, a strategy that the attention has no parts for, and a period that means nothing.
 
     Raises:
         UserError: With the nearest names, or the strategies that would do.
     """
-    check_choice("attention", attention, ATTENTIONS)
+    entry = find_attention(attention)
     check_choice("strategy", strategy, STRATEGIES)
-    if STRATEGIES[strategy].needs_parts and not ATTENTIONS[attention].two_part:
+    if STRATEGIES[strategy].needs_parts and not entry.two_part:
         whole = [entry.name for entry in STRATEGIES.values() if not entry.needs_parts]
         two_part = [entry.name for entry in ATTENTIONS.values() if entry.two_part]
         raise UserError(
             f"strategy {strategy!r} needs an attention with a channel part and a spatial part ({', '.join(two_part)}); "
-            f"{attention!r} has none. Use strategy {' or '.join(map(repr, whole))}."
+            f"{entry.name!r} has none. Use strategy {' or '.join(map(repr, whole))}."
         )
     _check_period(strategy, period)
 

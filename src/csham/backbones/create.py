@@ -20,6 +20,7 @@ from csham.backbones.names import BackboneName
 from csham.backbones.scale import Scale
 from csham.backbones.weights import load_weights_file
 from csham.errors import UserError
+from csham.layers.own import Attention, find_attention
 from csham.probing import blank_image, evaluating
 
 __all__ = ["check_size", "create_model"]
@@ -34,7 +35,7 @@ _USUAL = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 
 def create_model(
     backbone: str,
     *,
-    attention: str | None = None,
+    attention: Attention | None = None,
     strategy: str = "sequential",
     period: int | None = None,
     position: str = "auto",
@@ -58,7 +59,8 @@ def create_model(
         backbone: One of ``csham list backbones``, or any network of timm's or torchvision's
             (:func:`csham.backbones.lookup.find_backbone` says which of them a name means). ``NAME@width=1.25`` and
             ``NAME@depth=26`` give many of them other channels or layers.
-        attention: One of ``csham list attentions``; None or ``"none"`` for the plain backbone.
+        attention: One of ``csham list attentions``, or a class or function of a number of channels
+            (:func:`csham.attach`); None or ``"none"`` for the plain backbone.
         strategy: Connection of the attention, one of ``csham list strategies``.
         period: Of strategy ``"transfer"``; see :func:`csham.attach`, and for the next four.
         position: Place where it is attached, one of ``csham list positions``.
@@ -84,19 +86,20 @@ def create_model(
     plain = attention is None or attention == "none"
     check_backbone(backbone, pretrained=pretrained, weights_file=weights_file)
     check_position(position, points)
-    if not plain:
-        check_strategy(str(attention), strategy, period)
+    if attention is not None and not plain:
+        attention = find_attention(attention)
+        check_strategy(attention, strategy, period)
     if plain and settings:
         raise UserError(
             f"create_model: {', '.join(settings)}: no such setting; attentions have settings of their own, and there "
             "is none. Name one with attention=, or leave it out."
         )
     model = _create_backbone(backbone, num_classes, image_size, in_chans, pretrained, weights_file)
-    if not plain:
+    if attention is not None and not plain:
         side = max(image_size, 32)
         attach(
             model,
-            str(attention),
+            attention,
             strategy=strategy,
             period=period,
             position=position,

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import check_trained
-from csham.cli.options import DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption
+from csham.cli.common import check_trained, use_named_code
+from csham.cli.options import CodeOption, DebugOption, DeviceOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError
 from csham.words import say
 
@@ -36,6 +36,7 @@ def app_page(
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,
+    code: CodeOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -44,6 +45,7 @@ def app_page(
         raise UserError(f"--port must be from 1 to 65535, got {port}.")
     for one in filter(None, (run, compare)):
         check_trained(one, weights)
+    use_named_code(code)
     from csham.app.serve import check_hosts, check_packages, serve  # noqa: PLC0415  torch takes seconds to import
     from csham.inference import load  # noqa: PLC0415
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from csham.errors import UserError
+from csham.layers.names import ATTENTIONS
+from csham.layers.own import code_of, is_reference, use_code
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder, check_choice
 from csham.words import printable, say
@@ -24,11 +27,13 @@ __all__ = [
     "check_output",
     "check_report_packages",
     "check_trained",
+    "code_words",
     "metrics_table",
     "print_json",
     "print_markdown",
     "print_note",
     "print_table",
+    "use_named_code",
 ]
 
 
@@ -37,6 +42,27 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+def use_named_code(code: Sequence[str] | None, attentions: Iterable[str] = ()) -> None:
+    """Import the code that this call names.
+
+    Args:
+        code: Values of ``--code``.
+        attentions: Names of ``--attention``, of which ``my_module:MyGate`` and ``my_module:MyGate:transfer`` are code.
+    """
+    for reference in code or ():
+        use_code(reference)
+    for words in attentions:
+        reference = ":".join(words.split(":")[:2])
+        if is_reference(words) and reference not in ATTENTIONS:
+            use_code(reference)
+
+
+def code_words(attentions: Iterable[str]) -> str:
+    """Return the words that allow the user's own among these in another call, with a space in front."""
+    codes = dict.fromkeys(code for name in attentions if (code := code_of(name)) is not None)
+    return "".join(f" --code {shlex.quote(code.reference)}" for code in codes)
 
 
 def check_trained(path: Path, weights: str | None) -> None:

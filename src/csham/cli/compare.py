@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
-from csham.cli.common import check_report_packages, print_json, print_table
+from csham.cli.common import check_report_packages, code_words, print_json, print_table, use_named_code
 from csham.cli.options import (
     DATA_HELP,
     MACHINE,
+    CodeOption,
     DebugOption,
     JsonOption,
     QuietOption,
@@ -44,7 +45,8 @@ _STUDY = "Study"
 _SEVERAL = {
     "backbones": Help("Some of csham list backbones, or of timm's or torchvision's.", default="resnet18"),
     "attentions": Help(
-        "Some of csham list attentions, or all; csham:transfer sets one's strategy.", default="none,se,eca,cbam,csham"
+        "Some of csham list attentions, or all, or my_module:MyGate, your own; csham:transfer sets one's strategy.",
+        default="none,se,eca,cbam,csham",
     ),
     "strategies": Help(
         "Some of csham list strategies, for attentions that have the parts for it.", default="sequential"
@@ -110,12 +112,14 @@ def compare(
     shard: Annotated[
         str | None, option("Only part i of n of the cells, for a batch system: 1/4.", MACHINE, "all cells")
     ] = None,
+    code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
     check_report_packages()
+    use_named_code(code, settings.get("attention", ()))
     words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     request = Request(
         data=data,
@@ -214,6 +218,7 @@ def _conclude(finished: Finished, *, as_json: bool) -> None:
 
     path, failed, missing = finished.store.path, finished.failed, finished.missing
     again = f"csham compare --study {shlex.quote(str(path))}"
+    again += code_words(cell.network.attention for cell in finished.cells)
     if finished.signum is not None:
         say(f"stopped, and saved. To go on: {again}", error=True)
         raise typer.Exit(128 + finished.signum)

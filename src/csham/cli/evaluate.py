@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 import csham.training
-from csham.cli.common import check_counts, metrics_table, print_json, print_table
-from csham.cli.options import MACHINE, DebugOption, DeviceOption, JsonOption, QuietOption, WeightsOption
+from csham.cli.common import check_counts, metrics_table, print_json, print_table, use_named_code
+from csham.cli.options import MACHINE, CodeOption, DebugOption, DeviceOption, JsonOption, QuietOption, WeightsOption
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder, RunWeights, check_choice
@@ -34,6 +34,7 @@ def evaluate(
         int | None, typer.Option(help="Images at a time.", show_default="the run's", rich_help_panel=MACHINE)
     ] = None,
     device: DeviceOption = None,
+    code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -41,6 +42,7 @@ def evaluate(
     """All metrics of a run's network, with a table per class and the confusion matrix."""
     check_choice(weights)
     check_counts(batch_size=batch_size)
+    use_named_code(code)
     RunFolder(run).read_config()
     progress = create_progress(quiet=quiet)
     try:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import csham
-from csham.cli.common import check_counts, check_trained, print_json, print_table
+from csham.cli.common import check_counts, check_trained, print_json, print_table, use_named_code
 from csham.cli.options import (
     IMAGES_HELP,
     MACHINE,
     OUTPUT,
+    CodeOption,
     DebugOption,
     DeviceOption,
     JsonOption,
@@ -60,6 +61,7 @@ def explain(
     seed: Annotated[int, typer.Option(help="Chooses the test images.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 16,
     device: DeviceOption = None,
+    code: CodeOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +88,7 @@ def explain(
     paths = folder.images(images or [])
     for one in filter(None, (run, compare)):
         check_trained(one, weights)
+    use_named_code(code)
     from csham.explain.explanation import explain_together  # noqa: PLC0415  torch takes seconds
     from csham.explain.faithfulness import score_table  # noqa: PLC0415
 

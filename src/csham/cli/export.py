@@ -11,8 +11,8 @@ import numpy as np
 import typer
 
 import csham
-from csham.cli.common import check_counts, check_trained, print_json, print_table
-from csham.cli.options import OUTPUT, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
+from csham.cli.common import check_counts, check_trained, print_json, print_table, use_named_code
+from csham.cli.options import OUTPUT, CodeOption, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError, any_of
 from csham.export.formats import FORMATS, check_format, check_free
 from csham.training.progress import create_progress
@@ -65,6 +65,7 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Training images to find ranges on.", rich_help_panel=QUANTIZATION)
     ] = 256,
+    code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -77,6 +78,7 @@ def export(
     for target in [path, small] if quantize else [path]:
         check_free(target, force)
     check_trained(run, weights)
+    use_named_code(code)
     from csham.export.exporting import export as export_file  # noqa: PLC0415  torch takes seconds
     from csham.export.quantization import quantize as quantize_file  # noqa: PLC0415
     from csham.export.real_images import LabelledImages, folder_images, run_images  # noqa: PLC0415

@@ -26,6 +26,7 @@ __all__ = [
     "MACHINE",
     "OUTPUT",
     "WEIGHTS_HELP",
+    "CodeOption",
     "DebugOption",
     "DeviceOption",
     "JsonOption",
@@ -244,6 +245,17 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
 DeviceOption = Annotated[str | None, setting_option(MachineSettings, "device")]
+CodeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--code",
+        metavar="MODULE[:NAME]",
+        help="Run this code of your own first: my_module:MyGate, of my_module.py here or installed. Runs and studies "
+        "with an attention of one's own need it; no file makes csham run code. May be repeated.",
+        show_default="none",
+        rich_help_panel="Own code",
+    ),
+]
 WEIGHTS_HELP = "last: of the last epoch; best: chosen by the validation part."
 WeightsOption = Annotated[
     str | None,

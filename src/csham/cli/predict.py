@@ -16,11 +16,12 @@ from rich.cells import cell_len
 
 import csham
 import csham.inference
-from csham.cli.common import check_counts, check_output, check_trained
+from csham.cli.common import check_counts, check_output, check_trained, use_named_code
 from csham.cli.options import (
     IMAGES_HELP,
     MACHINE,
     OUTPUT,
+    CodeOption,
     DebugOption,
     DeviceOption,
     QuietOption,
@@ -62,6 +63,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 64,
     device: DeviceOption = None,
     precision: Annotated[str | None, setting_option(MachineSettings, "precision", "the run's")] = None,
+    code: CodeOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="An object of JSON for each image, one a line.", rich_help_panel=OUTPUT)
     ] = False,
@@ -82,6 +84,7 @@ def predict(
     MachineSettings(device=device or "auto", precision=precision or "auto")  # checks them
     check_trained(run, weights)
     check_output("--output", output)
+    use_named_code(code)
     files = ImageFiles(images, null=null)
     files.check()
 

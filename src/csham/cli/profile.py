@@ -12,10 +12,11 @@ import typer
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
 from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
-from csham.cli.common import check_counts, check_output, print_json, print_table
+from csham.cli.common import check_counts, check_output, print_json, print_table, use_named_code
 from csham.cli.options import (
     MACHINE,
     OUTPUT,
+    CodeOption,
     DebugOption,
     JsonOption,
     QuietOption,
@@ -88,6 +89,7 @@ def profile(
     seconds: Annotated[float, option("When to begin no further round, after the third.", _MEASURE)] = 480.0,
     seed: Annotated[int, option("Of weights, images and the order in each round.", _MEASURE)] = 0,
     threads: Annotated[int | None, option("Threads on the CPU.", MACHINE, "PyTorch's choice")] = None,
+    code: CodeOption = None,
     csv: Annotated[Path | None, option("Write the rows, with machine and versions.", OUTPUT, "no file")] = None,
     output: Annotated[Path | None, option("Write what --json prints.", OUTPUT, "no file")] = None,
     plot: Annotated[Path | None, option("Draw a picture: .png, .svg or .pdf.", OUTPUT, "no file")] = None,
@@ -96,6 +98,7 @@ def profile(
     debug: DebugOption = False,
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
+    use_named_code(code, settings.get("attention", ()))
     attentions = _names("attention", settings.pop("attention", _ATTENTIONS), ATTENTIONS)
     strategies = _names("strategy", settings.pop("strategy", _STRATEGIES), STRATEGIES)
     image_size, device = settings.pop("image_size", None), settings.pop("device", "auto")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from csham.cli.common import print_json, print_table
-from csham.cli.options import WEIGHTS_HELP, DebugOption, JsonOption, QuietOption
+from csham.cli.common import print_json, print_table, use_named_code
+from csham.cli.options import WEIGHTS_HELP, CodeOption, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
 from csham.words import say
@@ -27,6 +27,7 @@ def share(
     repo: Annotated[
         str | None, typer.Option(help="user/name on the Hugging Face Hub, for the card's example.", show_default="none")
     ] = None,
+    code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -39,6 +40,7 @@ def share(
             f"{run} has not finished: nothing was measured on its test images yet, which is what a model card says. "
             f"csham train --resume {run} goes on with it."
         )
+    use_named_code(code)
     from csham.share.folder import share as write  # noqa: PLC0415  imports torch
 
     written = write(run, folder, weights=weights, license=license, repo=repo)

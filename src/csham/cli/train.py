@@ -10,8 +10,8 @@ import typer
 import csham.data
 import csham.training
 from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
-from csham.cli.common import metrics_table, print_json
-from csham.cli.options import DATA_HELP, DebugOption, JsonOption, QuietOption, option, takes_settings
+from csham.cli.common import code_words, metrics_table, print_json, use_named_code
+from csham.cli.options import DATA_HELP, CodeOption, DebugOption, JsonOption, QuietOption, option, takes_settings
 from csham.errors import UserError
 from csham.settings import names_of
 from csham.training.config import (
@@ -43,12 +43,14 @@ def train(
     runs_dir: Annotated[Path | None, option("Where run folders go.", _RUN, "runs")] = None,
     config: Annotated[Path | None, option("Settings from a file, such as a run's config.yaml.", _RUN, "none")] = None,
     resume: Annotated[Path | None, option("Go on with this run folder.", _RUN, "none")] = None,
+    code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train one network into one run folder."""
     given = settings if data is None else {"data": data, **settings}
+    use_named_code(code, [str(given.get("attention", ""))])
     progress = create_progress(quiet=quiet)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}
@@ -72,7 +74,9 @@ def _start(
     given: dict[str, Any], run: Path | None, runs_dir: Path, file: Path | None, progress: QuietProgress
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Check everything that can be checked at once, then train."""
-    settings = resolve(given, read_settings(file) if file is not None else None)
+    read = read_settings(file) if file is not None else {}
+    read.pop("attention_sha256", None)  # a new run is of the code as it is now
+    settings = resolve(given, read)
     settings.check_names()
     idle = [f"--{name}" for name in CONNECTION_FIELDS if given.get(name)] if settings.attention == "none" else []
     if idle:
@@ -83,7 +87,7 @@ def _start(
     folder = RunFolder(run if run is not None else runs_dir / settings.default_name())
     folder.check_free()
     dataset = _open(settings, progress)
-    with _Stoppable(folder):
+    with _Stoppable(folder, settings.attention):
         return folder, csham.training.train(settings, run=folder.path, dataset=dataset, progress=progress)
 
 
@@ -105,28 +109,28 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[s
         what = ", ".join(name if name != "--data" else "DATA" for name in fixed)
         raise UserError(f"--resume keeps the run's settings, leave out {what}.")
     folder = RunFolder(run)
-    folder.read_config()
+    attention = folder.read_config().attention
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
-    with _Stoppable(folder):
+    with _Stoppable(folder, attention):
         return csham.training.resume(run, progress=progress, **given)
 
 
 class _Stoppable:
     """Turns a run's being stopped into a sentence and an exit code."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, attention: str) -> None:
+        self._folder, self._code = folder, code_words([attention])
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, InterruptedRunError):
-            say(f"stopped, and saved. To go on: csham train --resume {error.run}", error=True)
+            say(f"stopped, and saved. To go on: csham train --resume {error.run}{self._code}", error=True)
             raise typer.Exit(128 + error.signum) from None
         if isinstance(error, KeyboardInterrupt):
             if self._folder.last.is_file():
-                how = f"csham train --resume {self._folder.path}"
+                how = f"csham train --resume {self._folder.path}{self._code}"
                 say(f"stopped at once. To go on from the last checkpoint: {how}", error=True)
             raise typer.Exit(130) from None

@@ -166,7 +166,8 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
         content, ("library_name", "csham_version", "format", "weights", "network", "preprocessing", "classes"), path
     )
     network, preprocessing = content["network"], content["preprocessing"]
-    check_keys(network, set(names_of(NetworkInfo)) - {*_ELSEWHERE}, f"{path}, network")
+    own = {"attention_sha256"} if isinstance(network, dict) and "attention_sha256" not in network else set()
+    check_keys(network, set(names_of(NetworkInfo)) - {*_ELSEWHERE, *own}, f"{path}, network")
     check_keys(
         preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing"
     )

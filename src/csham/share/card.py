@@ -11,6 +11,7 @@ from csham.backbones.lookup import find_backbone
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
+from csham.layers.own import NO_PAPER, code_of
 from csham.training.config import TrainConfig
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
@@ -153,7 +154,7 @@ def _use(config: TrainConfig, repo: str | None) -> str:
 
 ```python
 import csham
-
+{_own_code(config)}
 trained = csham.load("{where}")  # {other}
 probabilities = trained.probabilities(["image.jpg"])[0]
 for index in probabilities.argsort(descending=True)[:3]:
@@ -161,6 +162,19 @@ for index in probabilities.argsort(descending=True)[:3]:
 ```
 
 {_preparation(config)}"""
+
+
+def _own_code(config: TrainConfig) -> str:
+    """Return the lines that make an attention known which is not csham's."""
+    code = code_of(config.attention)
+    if code is None:
+        return ""
+    what = f"SHA-256 {code.sha256}" if code.sha256 else "of an unknown version"
+    note = f"# The attention is code of whoever trained it, and not in this folder: {code.reference}, {what}."
+    if code.name is None:
+        return f"import {code.module}  # registers the attention\n\n{note}"
+    known = f'csham.register_attention("{config.attention}", {code.name})'
+    return f"from {code.module} import {code.name.partition('.')[0]}\n\n{note}\n{known}"
 
 
 def _preparation(config: TrainConfig) -> str:
@@ -268,7 +282,7 @@ def _citation(config: TrainConfig) -> str:
     if config.attention.startswith("csham"):
         entries.insert(0, PAPER)
         words = "If you use the network, please cite the paper of its attention and the software"
-    elif config.attention != "none":
+    elif config.attention != "none" and ATTENTIONS[config.attention].source != NO_PAPER:
         words += f", and the attention's authors: {_text(ATTENTIONS[config.attention].source.removeprefix('after '))}"
     return f"{words}.\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
 

@@ -19,10 +19,11 @@ from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.files import sha256_of
-from csham.study.grid import Cell, Study, cell_key, differing_setting
+from csham.study.grid import Cell, Network, Study, cell_key, differing_setting
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
 from csham.training.checkpoints import load_checkpoint
+from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import resume, train
 from csham.training.machine import choose, choose_device
@@ -234,7 +235,7 @@ def adopt_runs(store: Store, runs: Path, say: Callable[[str], None]) -> list[Cel
             say(f"{path} is left out: {err}")
             continue
         if cell is None:
-            say(f"{path} is left out: its settings or its data are those of no cell")
+            say(f"{path} is left out: {_why_no_cell(folder, study)}")
             continue
         try:
             taken = _adopt(store, cell, folder)
@@ -310,6 +311,20 @@ def _run_folders(runs: Path) -> list[Path]:
     if not folders:
         raise UserError(f"--adopt {runs}: there is no run folder in it.")
     return folders
+
+
+def _why_no_cell(folder: RunFolder, study: Study) -> str:
+    """Say of a run that is no cell if only the code of its attention is another."""
+    config = folder.read_config()
+    twins = [n for n in study.networks if replace(n, attention_sha256=None) == _network(config)]
+    other = [n for n in twins if n.attention_sha256 != config.attention_sha256]
+    if other and len(other) == len(twins):
+        return f"the code of its attention is another than the study's: {config.label}, and {other[-1].label} here"
+    return "its settings or its data are those of no cell"
+
+
+def _network(config: TrainConfig) -> Network:
+    return Network(**config.network_settings | {"attention_sha256": None})
 
 
 def _key_of_run(folder: RunFolder) -> str:

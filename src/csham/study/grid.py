@@ -17,6 +17,7 @@ from csham.attach.names import STRATEGIES, check_strategy
 from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
+from csham.layers.own import is_reference, unnamed_code
 from csham.settings import Mark, check_choice, check_known, marked, names_of
 from csham.training.config import MACHINE_SETTINGS, SOURCE_SETTINGS, TrainConfig
 
@@ -69,7 +70,7 @@ class Network(NetworkSpec):
         super().__post_init__()
         if self.attention == "none":
             plain = NetworkSpec(self.backbone)
-            for name in CONNECTION_FIELDS:
+            for name in (*CONNECTION_FIELDS, "attention_sha256"):
                 object.__setattr__(self, name, getattr(plain, name))
         elif self.instead_of is not None:
             raise UserError(f"a budget control has no attention, and {self.label} has.")
@@ -259,7 +260,8 @@ def expand_networks(
 
     Args:
         backbones: Names of backbones.
-        attentions: Names of attentions, ``"none"``, ``"all"``, or ``"attention:strategy"``.
+        attentions: Names of attentions, ``"none"``, ``"all"``, or ``"attention:strategy"``; an attention of the user's
+            own, ``"my_module:MyGate"``, is known by then (:mod:`csham.layers.own`).
         strategies: For the attentions without one of their own that have the parts for it; an attention that has the
             parts for none of them is connected as its authors do.
         **settings: Other fields of :class:`Network`, for all with attention; ``period`` for those that transfer.
@@ -284,15 +286,17 @@ def expand_networks(
 
 def _pairs(words: str, strategies: Sequence[str]) -> list[tuple[str, str]]:
     """Give an attention its strategies."""
-    attention, colon, own = words.partition(":")
+    attention, _, own = words.rpartition(":") if words not in ATTENTIONS and ":" in words else (words, "", "")
     if words == "all":
         return [pair for name in ATTENTIONS if name != "none" for pair in _pairs(name, strategies)]
     if attention == "none":
-        if colon:
+        if own:
             raise UserError(f"{words!r}: the plain network has no strategy. Write none.")
         return [("none", "sequential")]
+    if is_reference(words) and (code := ":".join(words.split(":")[:2])) not in ATTENTIONS:
+        raise unnamed_code(code)
     check_choice("attention", attention, ["none", *ATTENTIONS, "all"])
-    if colon:
+    if attention != words:
         check_strategy(attention, own)
         return [(attention, own)]
     fitting = [s for s in strategies if ATTENTIONS[attention].two_part or not STRATEGIES[s].needs_parts]

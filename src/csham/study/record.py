@@ -213,7 +213,7 @@ def _done(
         "result": result,
         "history": folder.read_metrics(),
         "per_class": _per_class(folder.read_confusion()),
-        "environment": environment | {"command": _words_without_places(str(environment.get("command", "")))},
+        "environment": _environment(environment),
         "run": run,
         "started": environment.get("started"),
         "finished": finished,
@@ -237,6 +237,14 @@ def _head(study: Study, cell: Cell, status: str) -> dict[str, Any]:
             "fingerprint": data.fingerprint,
         },
     }
+
+
+def _environment(values: dict[str, Any]) -> dict[str, Any]:
+    values = values | {"command": _words_without_places(str(values.get("command", "")))}
+    code = values.get("attention")
+    if isinstance(code, dict) and code.get("file"):
+        values["attention"] = code | {"file": without_places(str(code["file"]))}
+    return values
 
 
 def _config(study: Study, values: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
+from csham.layers.own import code_of
 from csham.settings import check_choice, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
@@ -211,7 +212,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         raise UserError(f"there is no study {store.path}. csham compare DATA --study {store.path} makes one.")
     config = resolve({"data": request.data, **request.settings}, dict(request.file_settings))
     networks = _networks(request, request.backbones or _BACKBONES, request.attentions or _ATTENTIONS)
-    networks, added = with_plain(networks)
+    networks, added = with_plain(network.with_code() for network in networks)
     _check_weights_file(config, networks)
     for network in networks:
         replace(config, **network.network_settings).check_names()
@@ -239,7 +240,9 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
         assert request.data is not None
         _check_fingerprint(study, dataset, store.path)
         study = replace(study, data=replace(study.data, source=request.data))
-    networks, added = with_plain([*study.networks, *_more_networks(request, study)])
+    more = [network.with_code() for network in _more_networks(request, study)]
+    kept, code_notes = _with_todays_code(study, store)
+    networks, added = with_plain([*kept, *more])
     for network in networks:
         study.config(network, 0).check_names()
     extended = study.extended(networks, request.seeds)
@@ -250,7 +253,29 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
         extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
     leaks = [] if dataset is None else _leaks(request, extended, dataset)
     edited = [f"{store.path / FILE} was edited: it counts as it is now"] if is_edited(store.path) else []
-    return Setup(store, extended, dataset, (*edited, *_added(added), *leaks))
+    return Setup(store, extended, dataset, (*edited, *code_notes, *_added(added), *leaks))
+
+
+def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[str]]:
+    """Give networks whose attention's code was edited the new code where nothing of the old one is done.
+
+    Returns:
+        The networks, and notes.
+    """
+    old = [network for network in study.networks if network.changed_code and code_of(network.attention)]
+    if not old:
+        return list(study.networks), []
+    done = {record["label"] for record in store.records() if record["status"] == "done"}
+    anew = {n: replace(n, attention_sha256=None).with_code() for n in old if n.label not in done}
+    notes = [
+        f"{network.label} is {new.label} now: it was edited before a run was done" for network, new in anew.items()
+    ]
+    notes += [
+        f"{network.label}: its code was edited since. What is done stays, and the new code makes another network"
+        for network in old
+        if network not in anew
+    ]
+    return [anew.get(network, network) for network in study.networks], notes
 
 
 def _added(backbones: Sequence[str]) -> tuple[str, ...]:
@@ -389,7 +414,8 @@ def _flattened(content: dict[str, Any]) -> dict[str, Any]:
     data, settings = content.get("data"), content.get("settings")
     source = {"data": data["source"]} if isinstance(data, dict) and "source" in data else {}
     rest = {key: content[key] for key in content if key in ("networks", "seeds", "worthwhile")}
-    return source | rest | BEFORE | (settings if isinstance(settings, dict) else {})
+    before = {name: value for name, value in BEFORE.items() if name in SHARED_FIELDS}
+    return source | rest | before | (settings if isinstance(settings, dict) else {})
 
 
 def _request(content: Mapping[str, Any]) -> Request:

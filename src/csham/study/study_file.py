@@ -139,7 +139,7 @@ def _settings(values: Any) -> dict[str, Any]:
 def _networks(values: Any) -> tuple[Network, ...]:
     networks = [Network.from_dict(value) for value in _list("networks", values)]
     for network in networks:
-        network.check_connection()  # its backbone when it is built, for a report needs no library of networks
+        network.check_connection(to_build=False)  # for a report needs neither a library of networks nor others' code
     if not networks:
         raise UserError("networks is empty.")
     return tuple(dict.fromkeys(networks))

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from csham.errors import UserError
+from csham.layers.own import unpack_code
 from csham.study.store import Store
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m csham.study.worker", description="Runs cells of a study.")
     parser.add_argument("study", type=Path)
     parser.add_argument("--machine", default="{}", help="machine settings, as JSON")
+    parser.add_argument("--code", default="[]", help="code of the user's own, as csham.layers.own packs it, as JSON")
     options = parser.parse_args(argv)
     answers = _Answers(_own_stdout())
     tasks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, answers.handle_signal)
     try:
+        unpack_code(json.loads(options.code))
         return _work(Store(options.study, answers.note), json.loads(options.machine), tasks, answers)
     except InterruptedRunError as err:
         answers.send("interrupted", signum=err.signum)

@@ -29,7 +29,7 @@ __all__ = [
     "resolve",
 ]
 
-BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop"}
+BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop", "attention_sha256": None}
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
@@ -199,7 +199,8 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
     def default_name(self) -> str:
         """Name a run folder after the settings that tell runs apart."""
-        parts = [Path(self.data).name or "data", self.backbone.replace("/", "-"), self.attention]
+        attention = self.attention.rpartition(":")[2]  # names of files have no colon on Windows
+        parts = [Path(self.data).name or "data", self.backbone.replace("/", "-"), attention]
         if self.attention != "none":
             parts += [self.strategy] if self.strategy != "sequential" else []
             parts += [f"period{self.period}"] if self.period else []

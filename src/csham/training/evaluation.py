@@ -166,7 +166,7 @@ def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, 
     info, values = NetworkInfo.from_dict(content["network"], path), content["model"]
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no weights.")
-    network = info.build()
+    network = info.rebuild()
     load_weights(network, values, f"{path} does not fit {info.backbone} with attention {info.attention}")
     return network, info
 

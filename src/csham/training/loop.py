@@ -73,6 +73,7 @@ def train(
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
     config.check_names()
+    config.check_code()
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
@@ -120,6 +121,7 @@ def resume(
         folder.settle()
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
         return summary
+    config.check_code()
     path, content = _newest(folder, progress)
     retain_memory()
     session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)

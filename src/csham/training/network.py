@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
 from threading import get_ident
@@ -108,15 +109,23 @@ class NetworkInfo(NetworkSpec):
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         values = super().to_dict()
+        if self.attention_sha256 is None:  # as files of csham's own attentions have always been
+            del values["attention_sha256"]
         return {name: values[name] for name in sorted(values, key=_LATER.__contains__)}
 
     def build(self, **settings: Any) -> nn.Module:
         """Create the network, with new weights but for what :func:`csham.create_model` loads into its backbone."""
         return super().build(num_classes=self.num_classes, image_size=self.image_size, **settings)
 
+    def rebuild(self) -> nn.Module:
+        """Create the network for weights that are there already; warns where its attention's code has changed since."""
+        if changed := self.changed_code:
+            warnings.warn(f"{changed}. The weights were trained with the old code.", stacklevel=3)
+        return replace(self, attention_sha256=None).build()
+
 
 # Older files are without these, and newer ones have them last.
-_LATER = ("period", "points", "stages")
+_LATER = ("period", "points", "stages", "attention_sha256")
 
 
 def write_weights(
@@ -192,7 +201,7 @@ def build_for(info: NetworkInfo, shapes: Mapping[str, tuple[int, ...] | str], wh
     most = 4 * sum(math.prod(shape) for shape in shapes.values() if not isinstance(shape, str)) + 2**26
     try:
         with _at_most(most, 4 * len(shapes) + 1000, what):
-            network = info.build()
+            network = info.rebuild()
     except UserError:
         raise
     except Exception as err:  # what timm raises for settings that a network does not have

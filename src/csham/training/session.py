@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from csham.data.batches import Batches
 from csham.data.crops import check_crop
 from csham.data.dataset import describe_data
 from csham.errors import UserError
+from csham.layers.own import code_of
 from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
 from csham.training.config import MACHINE_SETTINGS, TrainConfig
@@ -206,7 +207,7 @@ def start_session(
     choices = choose(fit_batch(config, len(parts.train)), len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.
     config = replace(
-        choices.config,
+        choices.config.with_code(),
         image_size=dataset.image_size,
         data=dataset.source,
         crop=check_crop(config.crop, config.crop_scale, dataset.image_size),
@@ -245,7 +246,7 @@ def start_session(
 
 def environment(session: Session) -> dict[str, Any]:
     """Return what environment.json holds: versions, machine, seed, threads, commit."""
-    device = session.accelerator.device
+    device, code = session.accelerator.device, code_of(session.config.attention)
     return {
         "command": shlex.join(["csham", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -258,6 +259,7 @@ def environment(session: Session) -> dict[str, Any]:
         "processes": session.accelerator.num_processes,
         "seed": session.config.seed,
         "chosen": list(session.notes),
+        **({} if code is None else {"attention": asdict(code)}),
     }
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
+from csham.layers.own import pack_code
 from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import is_over, now
@@ -119,6 +120,8 @@ class _Engine:
         self._workers: dict[int, _Worker] = {}
         self._events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self._gpus = _gpus(machine)
+        # From this call, in which the user named the code, not from the study's file, which anyone may have written.
+        self._code = pack_code(task.cell.network.attention for task in tasks)
         self._looked_at = 0.0
 
     def run(self, stop: StopRequest) -> Outcome:
@@ -193,7 +196,7 @@ class _Engine:
     def _start(self, job: int) -> _Worker:
         log = self._store.logs() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{job}.log"
         command = [sys.executable, "-m", _WORKER, str(self._store.path)]
-        command += ["--machine", json.dumps(dict(self._machine))]
+        command += ["--machine", json.dumps(dict(self._machine)), "--code", json.dumps(self._code)]
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command,

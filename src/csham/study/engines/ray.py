@@ -25,6 +25,7 @@ from typing import Any
 
 from csham.errors import UserError
 from csham.files import cache_root, write_atomically
+from csham.layers.own import pack_code, unpack_code
 from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import DamagedRunError, is_over, now
@@ -226,6 +227,7 @@ class _Engine:
             "mark": str(self._mark.path),
             "study": self._study_text(),
             "machine": self._machine,
+            "code": pack_code([task.cell.network.attention]),  # of this call, as in csham.study.engines.local
             "directory": str(Path.cwd()),
         }
         self._running[self._run_cell.remote(job, self._board)] = task
@@ -360,6 +362,7 @@ def _run_cell(job: dict[str, Any], board: Any) -> dict[str, Any]:
         store, own = _store_of(job)
         # Run folders tell the command that began them, which was the study's.
         sys.argv = shlex.split(store.study.command.partition(" && ")[0]) or ["csham"]
+        unpack_code(job["code"])
         runner = CellRunner(store, job["machine"], progress)
         record = _known(store, job) if own else None
         record = record or runner.run(job["key"], job["attempts"])

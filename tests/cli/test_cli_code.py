@@ -1,0 +1,229 @@
+"""An attention of the user's own on the command line: named, remembered, and never run because a file names it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import csham
+from csham.errors import UserError
+from csham.training.run_folder import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_names")]
+
+GATE = """
+import torch
+from torch import nn
+
+class Gate(nn.Module):
+    \"\"\"Gate of each channel by how much it varies.\"\"\"
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return x * (self.scale * x.std((2, 3))).sigmoid()[:, :, None, None]
+"""
+NAME = "own_gate:Gate"
+WORDS = ["digits", "--recipe", "quick", "--epochs", "1", "--no-compile", "--device", "cpu", "--quiet"]
+
+
+def run(folder, *words):
+    """Call a command in a process of its own."""
+    command = [sys.executable, "-m", "csham", *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a gate, a run of it, what was shared of that, and a study of two seeds."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_gate.py").write_text(GATE)
+    calls = [
+        ["train", *WORDS, "--backbone", "lenet5", "--attention", NAME, "--run", "runs/one"],
+        ["share", "runs/one", "shared", "--code", NAME, "--quiet"],
+        ["compare", *WORDS, *f"--backbones lenet5 --attentions none,{NAME}:entry --no-costs --study study".split()],
+    ]
+    calls[-1] += ["--seeds", "2"]
+    for words in calls:
+        done = run(folder, *words)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A copy of that folder, and the working folder."""
+    shutil.copytree(made, tmp_path / "own", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_a_run_remembers_where_its_attention_came_from(made):
+    folder = RunFolder(made / "runs/one")
+    code = folder.read_json("environment.json")["attention"]
+    assert (code["module"], code["name"], code["file"]) == ("own_gate", "Gate", str(made / "own_gate.py"))
+    config = yaml.safe_load(folder.config_file.read_text())
+    assert (config["attention"], config["attention_sha256"]) == (NAME, code["sha256"])
+    shared = json.loads((made / "shared/config.json").read_text())
+    assert shared["network"]["attention_sha256"] == code["sha256"]
+    assert 'csham.register_attention("own_gate:Gate", Gate)' in (made / "shared/README.md").read_text()
+
+
+def test_a_run_is_named_after_the_class(here, csham):
+    code, _, err = csham("train", *WORDS, "--backbone", "lenet5", "--attention", NAME)
+    assert code == 0, err
+    assert (here / "runs/digits-lenet5-Gate-quick-1epochs-seed0/summary.json").is_file()
+
+
+READING = [
+    "evaluate runs/one",
+    "predict runs/one image.png",
+    "predict shared image.png",
+    "predict runs/one/model.safetensors image.png",
+    "explain runs/one image.png",
+    "export runs/one",
+    "share runs/one elsewhere",
+    "app runs/one",
+    "train --resume runs/one",
+    "train --config runs/one/config.yaml --run runs/two",
+    "compare --study study",
+    "compare --study study --attentions se",
+    "compare digits --config study/study.yaml --study other",
+    "compare digits --attentions none --recipe quick --epochs 1 --study study --adopt runs",
+]
+
+
+@pytest.mark.parametrize("words", READING)
+def test_a_file_that_names_code_does_not_run_it(words, here, csham, images):
+    shutil.copy(next(images.rglob("*.png")), "image.png")
+    for module in ("own_gate.py", "own_gate/__init__.py", "runs/one/own_gate.py", "study/own_gate.py"):
+        Path(module).parent.mkdir(exist_ok=True)
+        Path(module).write_text("open('/'.join([__import__('os').getcwd(), 'ran']), 'w').close()\n" + GATE)
+    code, _, err = csham(*words.split())
+    assert code == 2
+    assert f"To run it, add --code {NAME};" in err
+    assert not (here / "ran").exists()
+    assert "own_gate" not in sys.modules
+
+
+def test_code_that_is_named_is_all_that_runs(here, csham):
+    Path("own_gate.py").write_text("open('ran', 'w').close()\n" + GATE)
+    Path("own_other.py").write_text(GATE)
+    code, _, err = csham("evaluate", "runs/one", "--code", "own_other:Gate", "--quiet")
+    assert code == 2
+    assert f"add --code {NAME}" in err
+    assert not (here / "ran").exists()
+    assert csham("evaluate", "runs/one", "--code", NAME, "--quiet")[0] == 0
+    assert (here / "ran").exists()
+
+
+def test_a_study_and_its_report_need_no_code_to_be_read(here, csham):
+    code, out, err = csham("report", "study")
+    assert code == 0, err
+    assert "own_gate:Gate" in out
+    assert "own_gate" not in sys.modules
+
+
+def test_named_code_is_run_and_agrees(here, csham):
+    code, out, err = csham("evaluate", "runs/one", "--code", NAME, "--json")
+    assert code == 0, err
+    assert json.loads(out)["top1"] == RunFolder(Path("runs/one")).read_summary()["top1"]
+    assert "was changed" not in err
+    code, out, err = csham("compare", "--study", "study", "--code", NAME, "--no-costs", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["cells"]) == 4
+
+
+def test_python_loads_a_run_once_its_attention_is_registered(here):
+    with pytest.raises(UserError, match="is run only where you name it"):
+        csham.load("shared")
+    sys.path.insert(0, str(here))
+    import own_gate
+
+    csham.register_attention(NAME, own_gate.Gate)
+    for path in ("shared", "runs/one"):
+        assert csham.load(path).info.attention == NAME
+
+
+def test_edited_code_is_noticed(here, csham):
+    Path("own_gate.py").write_text(GATE + "\n# another\n")
+    code, _, err = csham("evaluate", "runs/one", "--code", NAME, "--quiet")
+    assert code == 0
+    assert "note: the code of own_gate:Gate was changed: its SHA-256 began with" in err
+    (here / "runs/one/summary.json").unlink()
+    code, _, err = csham("train", "--resume", "runs/one", "--code", NAME, "--quiet")
+    assert code == 2
+    assert "was changed" in err
+    assert "Results of both would mix" in err
+    code, _, err = csham("train", "--config", "runs/one/config.yaml", "--run", "runs/two", "--code", NAME, "--quiet")
+    assert code == 0, err
+    one, two = (RunFolder(Path("runs", name)).read_config().attention_sha256 for name in ("one", "two"))
+    assert one != two
+
+
+def test_a_run_of_other_code_is_not_adopted(here, csham):
+    words = ["compare", "--study", "study", "--adopt", "runs", "--code", NAME, "--dry-run"]
+    assert csham(*words)[0] == 0
+    Path("own_gate.py").write_text(GATE + "\n# another\n")
+    done = run(here, "compare", *WORDS[:-1], "--backbones", "lenet5", "--attentions", NAME, "--seeds", 1, "--no-costs")
+    assert done.returncode == 0, done.stderr
+    study = here / "studies/digits-quick-1epochs"
+    done = run(here, "compare", "--study", study, "--adopt", "runs/one", "--code", NAME, "--no-costs")
+    assert "runs/one is left out: the code of its attention is another than the study's" in done.stderr
+
+
+def test_edited_code_makes_new_cells_of_a_study(here, csham):
+    before = RunFolder(here / "study/runs").path
+    assert len(list(before.iterdir())) == 4
+    Path("own_gate.py").write_text(GATE + "\n# another\n")
+    code, out, err = csham("compare", "--study", "study", "--attentions", f"{NAME}:entry", "--dry-run", "--json")
+    assert code == 0, err
+    states = [cell["state"] for cell in json.loads(out)["cells"]]
+    assert len(states) == 6
+    assert "its code was edited since. What is done stays" in err
+
+
+def test_code_edited_before_anything_is_done_takes_the_olds_place(here, csham):
+    records = (here / "study/records.jsonl").read_text().splitlines(keepends=True)
+    (here / "study/records.jsonl").write_text("".join(line for line in records if NAME not in line))
+    for path in (here / "study/runs").glob("*Gate*"):
+        shutil.rmtree(path)
+    Path("own_gate.py").write_text(GATE + "\n# another\n")
+    code, out, err = csham("compare", "--study", "study", "--code", NAME, "--dry-run", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["cells"]) == 4
+    assert "it was edited before a run was done" in err
+
+
+def test_profile_measures_it_beside_others(here, csham):
+    words = ["--backbone", "lenet5", "--num-classes", 10, "--rounds", 1, "--no-training", "--quiet", "--json"]
+    code, out, err = csham("profile", "--attention", f"se,{NAME}", *words)
+    assert code == 0, err
+    costs = {row["attention"]: row for row in json.loads(out)["costs"]}
+    assert costs[NAME]["params"] == costs["none"]["params"] + 6 + 16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train digits --attention own_gat:Gate", "there is no module own_gat"),
+        ("train digits --attention own_gate:Gat", "has no Gat. Did you mean 'Gate'"),
+        ("train digits --backbone lenet5 --attention csham:transfer", "unknown attention 'csham:transfer'"),
+        ("compare digits --attentions own_gate:Gate:transfer", "'own_gate:Gate' has none. Use strategy"),
+        ("compare digits --attentions own_gate:Gate:transfr", "unknown strategy 'transfr'. Did you mean 'transfer'"),
+        ("compare digits --attentions csham:transfr", "unknown strategy 'transfr'"),
+        ("compare digits --attentions own_gate:Gate:entry:entry", "unknown attention 'own_gate:Gate:entry'"),
+        ("evaluate runs/one --code own_gate.py", "names no code"),
+    ],
+)
+def test_what_cannot_be_named(words, message, here, csham):
+    code, _, err = csham(*words.split())
+    assert code == 2
+    assert message in err
