@@ -30,6 +30,13 @@ def store(make_study, tmp_path, notes):
     return found
 
 
+def test_a_study_is_there_once_its_plan_is_written(store, tmp_path):
+    assert store.exists
+    assert not Store(tmp_path / "nowhere").exists
+    (tmp_path / "empty").mkdir()
+    assert not Store(tmp_path / "empty").exists
+
+
 def test_records_come_back_the_last_of_each_cell(store):
     assert store.records() == []
     store.append(record("a", status="failed"))

@@ -194,3 +194,21 @@ def test_containers_that_are_never_called_may_hold_a_stage():
         None, "groups.shallow.0.body.4", None, "groups.deep.0.body.4", None,
     ]  # fmt: skip
     model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+def test_a_forward_that_adds_twice_ends_with_what_follows_the_second():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 2)
+            self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.after_one, self.after_two = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = self.after_one(self.one(x) + x)
+            x = self.after_two(self.two(x) + x)
+            return self.head(x.mean((2, 3)))
+
+    points = csham.attach(Flat(), "se", position="post", dry_run=True)
+    assert [point.name for point in points] == ["after_two"]
