@@ -6,7 +6,8 @@
 
 A case is a reader, a seed and a number: the same three give the same change. Anything else than the same result, or an
 error for users that names the file, is a finding: another exception, another result without a word, seconds without an
-answer, memory without end, the end of the process. It is kept with the folder that it happened in.
+answer, memory without end. It is kept with the folder that it happened in. Where the process itself ends,
+``under-way.json`` among the findings has the case.
 """
 
 from __future__ import annotations
@@ -55,7 +56,13 @@ class HangError(BaseException):
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a case: ``same``, ``refused``, ``told`` or, of findings, what is wrong."""
+    """What became of a case.
+
+    Attributes:
+        kind: ``same``, the sound result; ``refused``, an error that names the file; ``told``, another result with a
+            sentence that says so; ``other``, another result of what csham has not written; of findings, what is wrong.
+        said: What the user was told, or the traceback.
+    """
 
     kind: str
     said: str = ""
@@ -268,7 +275,6 @@ class Options:
     only: Sequence[str]
     findings: Path
     first: int = 0
-    quiet: bool = False
 
 
 def campaign(options: Options) -> int:
@@ -295,8 +301,7 @@ def campaign(options: Options) -> int:
             spent[name] += time.monotonic() - started
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    bad = _table(counts, options)
-    return bad
+    return _table(counts, options)
 
 
 def _share(name: str, options: Options) -> int:
@@ -327,12 +332,8 @@ def _note_case(folder: Path, about: Mapping[str, Any]) -> None:
 def _table(counts: Mapping[str, Counter[str]], options: Options) -> int:
     bad = 0
     for name, found in counts.items():
-        wrong = {kind: count for kind, count in found.items() if not Outcome(kind).good}
-        bad += sum(wrong.values())
-        if not options.quiet or wrong:
-            print(
-                f"{name:18}{found.total():7}  {', '.join(f'{count} {kind}' for kind, count in sorted(found.items()))}"
-            )
+        bad += sum(count for kind, count in found.items() if not Outcome(kind).good)
+        print(f"{name:18}{found.total():7}  {', '.join(f'{count} {kind}' for kind, count in sorted(found.items()))}")
     total = sum(found.total() for found in counts.values())
     print(f"{total} cases, {bad} findings{f' in {options.findings}' if bad else ''}", flush=True)
     return bad

@@ -50,7 +50,9 @@ def unknown_name(
         unlisted: More of these, too many to list; the nearest are still offered.
         hint: A sentence on them, put last.
     """
-    return UserError(f"unknown {kind} {str(name)!r}. {known_names(kind, name, choices, unlisted)} {hint}".rstrip())
+    return UserError(
+        f"unknown {kind} {str(name)[:255]!r}. {known_names(kind, name, choices, unlisted)} {hint}".rstrip()
+    )
 
 
 def known_names(kind: str, name: object, choices: Iterable[str], unlisted: Iterable[str] = ()) -> str:

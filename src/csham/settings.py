@@ -255,9 +255,13 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
     if kind in (types.UnionType, typing.Union):
         return _checked_union(name, value, typing.get_args(hint))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            number = math.inf
+        if not math.isfinite(number):
             raise _wrong(name, value, "a finite number")
-        return float(value)
+        return number
     if type(value) is hint:
         return value
     raise _wrong(name, value, _TYPE_NAMES[hint])
@@ -291,4 +295,6 @@ _PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"
 
 
 def _wrong(name: str, value: object, expected: str) -> UserError:
-    return UserError(f"--{name.replace('_', '-')} must be {expected}, got {value!r}.")
+    got = repr(value)
+    got = got if len(got) <= _LONGEST_NAME else f"{got[:_LONGEST_NAME]} ..."
+    return UserError(f"--{name.replace('_', '-')} must be {expected}, got {got}.")
