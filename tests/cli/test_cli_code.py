@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ import yaml
 
 import csham
 from csham.errors import UserError
+from csham.layers.own import use_code
+from csham.study.cell import adopt_runs
+from csham.study.grid import Network
+from csham.study.store import Store
+from csham.study.study_file import write_study
 from csham.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_names")]
@@ -131,11 +137,17 @@ def test_a_study_and_its_report_need_no_code_to_be_read(here, csham):
     assert "own_gate" not in sys.modules
 
 
-def test_named_code_is_run_and_agrees(here, csham):
+def test_named_code_is_run_and_agrees(here, csham, images):
     code, out, err = csham("evaluate", "runs/one", "--code", NAME, "--json")
     assert code == 0, err
     assert json.loads(out)["top1"] == RunFolder(Path("runs/one")).read_summary()["top1"]
     assert "was changed" not in err
+    image = next(images.rglob("*.png"))
+    code, out, err = csham("explain", "runs/one", image, "--code", NAME, "--json", "--quiet")
+    assert code == 0, err
+    assert "own_gate:Gate has no method weights" in out
+    code, _, err = csham("predict", "shared", image, "--code", NAME, "--json", "--quiet")
+    assert code == 0, err
     code, out, err = csham("compare", "--study", "study", "--code", NAME, "--no-costs", "--json")
     assert code == 0, err
     assert len(json.loads(out)["cells"]) == 4
@@ -168,15 +180,17 @@ def test_edited_code_is_noticed(here, csham):
     assert one != two
 
 
-def test_a_run_of_other_code_is_not_adopted(here, csham):
-    words = ["compare", "--study", "study", "--adopt", "runs", "--code", NAME, "--dry-run"]
-    assert csham(*words)[0] == 0
-    Path("own_gate.py").write_text(GATE + "\n# another\n")
-    done = run(here, "compare", *WORDS[:-1], "--backbones", "lenet5", "--attentions", NAME, "--seeds", 1, "--no-costs")
-    assert done.returncode == 0, done.stderr
-    study = here / "studies/digits-quick-1epochs"
-    done = run(here, "compare", "--study", study, "--adopt", "runs/one", "--code", NAME, "--no-costs")
-    assert "runs/one is left out: the code of its attention is another than the study's" in done.stderr
+def test_a_run_of_other_code_is_not_adopted(here):
+    use_code(NAME)
+    store, notes = Store(here / "study"), []
+
+    def adopt(network):
+        write_study(store.path, replace(store.study, networks=(Network("lenet5"), network)))
+        return adopt_runs(store, Path("runs/one"), notes.append)
+
+    assert adopt(Network("lenet5", NAME, attention_sha256="0" * 64)) == []
+    assert "runs/one is left out: the code of its attention is another than the study's" in notes[0]
+    assert [cell.network.attention for cell in adopt(Network("lenet5", NAME).with_code())] == [NAME]
 
 
 def test_edited_code_makes_new_cells_of_a_study(here, csham):

@@ -136,6 +136,30 @@ def test_a_class_of_two_parts_works_under_every_strategy(strategy):
     assert maps
 
 
+class Convolved(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Conv2d(channels, channels, 1)
+
+    def weights(self, x):
+        return self.scale(x.mean((2, 3), keepdim=True)).sigmoid()
+
+    def forward(self, x):
+        return x * self.weights(x)
+
+
+def test_maps_are_what_the_class_tells():
+    model = network()
+    csham.attach(model, Convolved)
+    with csham.attention_maps(model) as maps:
+        model(X)
+    assert {name: tuple(each["channel"].shape) for name, each in maps.items()}["layer1.0.bn2"] == (2, 16)
+    csham.attach(csham.detach(model), Unlearnt)
+    with csham.attention_maps(model) as maps:
+        model(X)
+    assert maps == {}
+
+
 @pytest.mark.parametrize("strategy", [name for name, entry in STRATEGIES.items() if entry.needs_parts])
 def test_one_without_parts_is_told_which_strategies_would_do(strategy):
     with pytest.raises(UserError, match=r"an attention with a channel part and a spatial part .* 'Gate' has none"):

@@ -159,6 +159,7 @@ def test_a_node_that_does_not_see_the_study_hands_its_run_over(store, tmp_path):
         "mark": "/nowhere/study/locks/mark",
         "study": (store.path / "study.yaml").read_text(),
         "machine": MACHINE,
+        "code": [],
         "directory": "/nowhere",
     }
     arguments = list(sys.argv)

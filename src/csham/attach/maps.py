@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from csham.attach.install import attached_modules
 from csham.errors import UserError
-from csham.layers.recording import record_weights
+from csham.layers.recording import record_weights, tells_weights
 from csham.probing import eagerly
 
 __all__ = ["attention_maps"]
@@ -30,7 +31,7 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
         For the name of each point that has run: ``"channel"``, (B, C), and ``"spatial"``, (B, 1, H, W), as far as the
         point has them, and ``"full"``, (B, C, H, W), for attentions that weigh each value by itself. All detached, on
         the network's device. A point that applies another's channel weights shows those. Points whose attention weighs
-        nothing, such as double attention, are left out.
+        nothing, such as double attention, or does not tell its weights are left out.
 
     Raises:
         UserError: No attention is attached.
@@ -63,7 +64,8 @@ def _record(point: nn.Module, maps: dict[str, dict[str, Tensor]]) -> Callable[[]
         maps.setdefault(name, {})[kind] = weights.detach()
 
     handle = point.register_forward_pre_hook(begin)
-    stop = record_weights(point.attention, note)  # type: ignore[arg-type]
+    attention: Any = point.attention
+    stop = record_weights(attention, note) if tells_weights(attention) else lambda: None
     point.on_borrowed = partial(note, "channel")  # type: ignore[assignment]
 
     def undo() -> None:

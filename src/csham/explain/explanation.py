@@ -22,6 +22,7 @@ from csham.explain.gradcam import GradCam
 from csham.files import write_atomically
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
+from csham.layers.own import code_of
 
 __all__ = ["Explanation", "StageMaps", "explain", "explain_together"]
 
@@ -125,6 +126,8 @@ class Explanation:
             return "no attention attached"
         if any(maps for stage in self.stages.values() for maps in stage.points.values()):
             return None
+        if code_of(self.attention) is not None:
+            return f"{self.attention} has no method weights that tells them"
         return f"{self.attention} adds to the feature map and weighs nothing"
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from csham.errors import UserError
 from csham.layers.attention import has_weights, parts_of
 
-__all__ = ["record_weights"]
+__all__ = ["record_weights", "tells_weights"]
 
 Note = Callable[[str, Tensor], None]
 
@@ -53,6 +53,11 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
     )
 
 
+def tells_weights(layer: nn.Module) -> bool:
+    """Return True if :func:`record_weights` takes a layer."""
+    return has_weights(layer) or hasattr(layer, "gate_kind") or parts_of(layer) is not None
+
+
 class _Observed:
     """Stand-in for the method ``weights`` of one layer while they are recorded.
 
@@ -65,8 +70,11 @@ class _Observed:
 
     def __call__(self, x: Tensor) -> Tensor:
         weights = type(self.layer).weights(self.layer, x)
+        # Channel weights as a convolution makes them, (B, C, 1, 1).
+        of_channels = weights.shape[1:] == (x.shape[1], 1, 1) and x.shape[2:] != (1, 1)
+        told = weights.flatten(1) if of_channels else weights
         for note in tuple(self.notes):
-            note(_kind(weights), weights)
+            note(_kind(told), told)
         return weights
 
 
