@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import mmap
 import subprocess
 import sys
 import time
@@ -81,7 +82,8 @@ def never_end(say):
 
 def take_much(say):
     if Path("number.txt").read_bytes() != SOUND:
-        bytearray(2**28)
+        with mmap.mmap(-1, 2**28) as block:  # malloc may hold on to what an earlier test had, and not rise
+            block[:: mmap.PAGESIZE] = b"x" * (2**28 // mmap.PAGESIZE)
 
 
 def tell(say):
