@@ -18,6 +18,7 @@ from csham.study.cell import adopt_runs
 from csham.study.grid import Network
 from csham.study.store import Store
 from csham.study.study_file import write_study
+from csham.training import train
 from csham.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_names")]
@@ -176,6 +177,9 @@ def test_edited_code_is_noticed(here, csham):
     assert "Results of both would mix" in err
     code, _, err = csham("train", "--config", "runs/one/config.yaml", "--run", "runs/two", "--code", NAME, "--quiet")
     assert code == 0, err
+    with pytest.raises(UserError, match="Results of both would mix"):
+        train(RunFolder(Path("runs/one")).read_config(), run="runs/three")
+    assert not Path("runs/three").exists()
     one, two = (RunFolder(Path("runs", name)).read_config().attention_sha256 for name in ("one", "two"))
     assert one != two
 

@@ -82,7 +82,8 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
     """Load a trained network, its classes and its preprocessing.
 
     Nothing in the files is run, since anyone may have written them: values are checked, weights are read as numbers,
-    and the network is one that csham, timm or torchvision has under its name.
+    and the network is one that csham, timm or torchvision has under its name. An attention of your own has to be
+    registered before (:func:`csham.register_attention`).
 
     Args:
         path: A run folder; a folder that ``csham share`` wrote; such a folder on the Hugging Face Hub,

@@ -319,7 +319,7 @@ def _code(layer: Any, caller: str, reference: str | None) -> Code:
         there = getattr(there, part, None)
     file, digest = _hashed(inner)
     if digest is not None and inner is not layer:
-        arguments = repr((layer.args, sorted(layer.keywords.items())))
+        arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", repr((layer.args, sorted(layer.keywords.items()))))
         digest = hashlib.sha256(f"{digest} {arguments}".encode()).hexdigest()
     if reference is not None:
         module, _, name = reference.partition(":")
