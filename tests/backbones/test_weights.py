@@ -12,6 +12,7 @@ import torchvision.models
 import csham
 from csham.backbones import CifarResNet
 from csham.errors import UserError
+from csham.files import SEAL, sealed
 
 
 def save(model, path):
@@ -185,3 +186,14 @@ def test_a_run_with_attention_is_refused(tmp_path):
     path = save(theirs, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"holds attention too.*--attention none"):
         csham.create_model("resnet14", num_classes=4, image_size=32, weights_file=path)
+
+
+def test_a_file_of_ours_that_was_changed_is_refused(tmp_path):
+    weights = CifarResNet(14, 3).state_dict()
+    path = tmp_path / "model.safetensors"
+    content = sealed(safetensors.torch.save(weights, metadata={"format": "pt", "seal": SEAL}))
+    path.write_bytes(content)
+    csham.create_model("resnet14", num_classes=3, image_size=32, weights_file=path)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
+    with pytest.raises(UserError, match=r"model\.safetensors was changed since csham wrote it"):
+        csham.create_model("resnet14", num_classes=3, image_size=32, weights_file=path)

@@ -12,6 +12,7 @@ import safetensors
 from torch import Tensor, nn
 
 from csham.errors import UserError
+from csham.files import has_right_seal
 
 __all__ = ["load_weights_file", "put_weights"]
 
@@ -94,6 +95,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is truncated or not a file of weights (safetensors, or torch's .pth or .pt).") from err
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state_dict: tensors by name, alone or under 'state_dict' or 'model'.")
+    if has_right_seal(path) is False:
+        raise UserError(
+            f"{path} was changed since csham wrote it: its SHA-256 is not the one in its metadata. Take it again from "
+            "where it came."
+        )
     return dict(content)
 
 
