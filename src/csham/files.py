@@ -390,7 +390,7 @@ def _put(temporary: Path, place: Path, *, replace: bool) -> None:
             except OSError as err:
                 if err.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
-                if not (replace and place.is_dir()):
+                if not replace or err.errno == errno.ENOTDIR or place.is_file():  # else taken anew: set it aside again
                     raise FileExistsError(errno.EEXIST, "another process has made it meanwhile", str(place)) from err
             else:
                 _sync_folder(place.parent)
