@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -20,7 +21,10 @@ class Server:
 
     def __init__(self, run, *words):
         command = [sys.executable, "-m", "csham", "app", str(run), "--device", "cpu", *words]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # What a shell has put into the background ignores Ctrl-C, and so do the processes that it starts.
+        as_in_front = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(command, **pipes, text=True, preexec_fn=as_in_front)  # noqa: PLW1509
         self.address = self.process.stdout.readline().strip()
         self.port = int(self.address.rstrip("/").rpartition(":")[2])
 
