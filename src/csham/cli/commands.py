@@ -136,6 +136,7 @@ def _warnings_as_notes(*, debug: bool) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata: the pixels are what counts
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # for developers
         warnings.showwarning = show
         before, logging.lastResort = logging.lastResort, _Notes(logging.WARNING)
         try:
