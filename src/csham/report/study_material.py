@@ -88,7 +88,7 @@ def read_material(path: Path) -> Material:
     by_key = store.by_key()
     records = [by_key[cell.key] for cell in cells if cell.key in by_key]
     costs = _read_costs(path, [network.label for network in study.networks])
-    results = assess(study, records, keys=[cell.key for cell in cells])
+    results = assess(study, records, keys=[cell.key for cell in cells], repeats=store.repeats())
     if others := len(by_key) - len(records):
         belong, are = ("belongs", "is") if others == 1 else ("belong", "are")
         notes.append(f"{counted(others, 'record')} {belong} to other settings than study.yaml's and {are} left out.")

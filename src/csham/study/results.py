@@ -29,6 +29,7 @@ from csham.study.findings import (
 )
 from csham.study.grid import Network, Study
 from csham.study.headline import headline
+from csham.study.machines import machine_notes
 from csham.study.record import is_number
 from csham.study.statistics import binomial_se, compare, judge
 from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
@@ -45,13 +46,16 @@ _NOT_SHARED = frozenset({*NETWORK_FIELDS, "seed", *MACHINE_SETTINGS, *SOURCE_SET
 _SPEED = frozenset({"processor", "number of threads", "number of processes", "torch.compile"})
 
 
-def assess(study: Study, records: Iterable[Record], *, keys: Collection[str] | None = None) -> Results:
+def assess(
+    study: Study, records: Iterable[Record], *, keys: Collection[str] | None = None, repeats: Iterable[Record] = ()
+) -> Results:
     """Make a study's table out of its records, whatever is there by now.
 
     Args:
         study: Its networks, seeds and ``worthwhile``.
         records: Of the store; of several with one key the last counts.
         keys: Of the study's cells. A record with another key is of other settings and ignored. None takes all.
+        repeats: Second runs of cells on other machines, which count only for what the machine does.
 
     Raises:
         UserError: A record has no finite top-1, or one network and seed has records of different settings.
@@ -72,7 +76,14 @@ def assess(study: Study, records: Iterable[Record], *, keys: Collection[str] | N
         ranking=_ranking(study, comparisons),
         missing=missing,
         failed=failed,
-        warnings=_differing(runs, against),
+        warnings=[
+            *machine_notes(
+                runs.values(),
+                [record for record in repeats if keys is None or record["key"] in keys],
+                [network.label for network in study.networks if network.plain],
+            ),
+            *_differing(runs, against),
+        ],
         headline=headline(comparisons, study.worthwhile, len(missing), len(failed), len(wanted)),
         seeds=tuple(study.seeds),
         worthwhile=study.worthwhile,

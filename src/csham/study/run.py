@@ -6,7 +6,7 @@ trained by other processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,8 @@ def compare(
     shard: tuple[int, int] = (1, 1),
     retry_failed: bool = False,
     adopt: Path | None = None,
+    merge: Sequence[Path] = (),
+    training: bool = True,
     budget_control: bool = False,
     costs: bool = True,
     quiet: bool = False,
@@ -102,6 +104,8 @@ def compare(
         shard: (i, n): only every n-th cell of the study, from number i on, counted from 1.
         retry_failed: Try failed cells again.
         adopt: Folder of finished runs, which are copied into the study first where they are cells of it.
+        merge: Other stores of the study, whose finished cells are taken into it first.
+        training: False to train and measure nothing: ``study.yaml`` is written, and what is there is put together.
         budget_control: Extend the study by plain networks, wider and deeper, of the same training time.
         costs: Measure all networks side by side, once every cell of the study is done or has failed.
         quiet: Show no progress.
@@ -115,7 +119,9 @@ def compare(
     try:
         setup = _set_up(request, progress, budget_control=budget_control, write=True)
         store = setup.store
-        _prepare_store(setup, progress, adopt)
+        _prepare_store(setup, progress, adopt, merge)
+        if not training:
+            return Finished(store, part_of(store.study, shard), store.by_key())
         if budget_control:
             progress.close()
             _find_controls(store, request.machine, quiet=quiet)
@@ -197,8 +203,8 @@ def _set_up(request: Request, progress: StudyProgress, *, budget_control: bool, 
     return setup
 
 
-def _prepare_store(setup: Setup, progress: StudyProgress, adopt: Path | None) -> None:
-    """Repair the records, check that they are the study's, and take finished runs over from another folder."""
+def _prepare_store(setup: Setup, progress: StudyProgress, adopt: Path | None, merge: Sequence[Path]) -> None:
+    """Repair the records, check that they are the study's, and take finished cells over from elsewhere."""
     setup.store.repair()
     for note in check_records(setup.study, setup.store.records(), setup.store.path):
         progress.note(note)
@@ -206,6 +212,10 @@ def _prepare_store(setup: Setup, progress: StudyProgress, adopt: Path | None) ->
         from csham.study.cell import adopt_runs  # noqa: PLC0415  imports torch
 
         adopt_runs(setup.store, adopt, progress.note)
+    if merge:
+        from csham.study.merging import merge_records  # noqa: PLC0415  imports scipy
+
+        merge_records(setup.store, merge, progress.note)
 
 
 def _find_controls(store: Store, machine: Mapping[str, Any], *, quiet: bool) -> None:

@@ -148,8 +148,19 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         return setup
 
 
-def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Path) -> list[str]:
+def check_records(
+    study: Study,
+    records: Iterable[Mapping[str, Any]],
+    where: Path,
+    advice: str = "Put study.yaml back, or begin another study with --study OTHER.",
+) -> list[str]:
     """Refuse records of other settings than the study's, whose file was edited since.
+
+    Args:
+        study: The study.
+        records: Records that should be of its cells.
+        where: Folder of the records.
+        advice: Said behind a refusal.
 
     Returns:
         Notes on records that belong to networks or seeds no longer in the study.
@@ -169,9 +180,8 @@ def check_records(study: Study, records: Iterable[Mapping[str, Any]], where: Pat
             left_out += 1
             continue
         raise UserError(
-            f"{where / 'records.jsonl'} holds results of other settings than {where / 'study.yaml'} says: of "
-            f"{cell.label}, {_what_differs(record, study, cell.config)}. Put study.yaml back, or begin another study "
-            "with --study OTHER."
+            f"{where / 'records.jsonl'} holds results of other settings than the study's: of {cell.label}, "
+            f"{_what_differs(record, study, cell.config)}. {advice}"
         )
     return [f"{left_out} records of networks or seeds that study.yaml does not name are left out"] if left_out else []
 

@@ -46,6 +46,7 @@ __all__ = [
     "binomial_se",
     "bootstrap_interval",
     "compare",
+    "has_spread",
     "holm",
     "judge",
     "points",
@@ -224,7 +225,7 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray) -> Interval | 
     Always the same for the same differences, in any order.
     """
     values = np.asarray(differences, dtype=float)
-    if len(values) < 2 or not _spread(values):
+    if len(values) < 2 or not has_spread(values):
         return None
     sign = 1.0 if _sum(values) >= 0 else -1.0  # so that the negated differences give the negated interval
     found = stats.bootstrap(
@@ -237,6 +238,11 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray) -> Interval | 
     ).confidence_interval
     low, high = sorted((sign * float(found.low), sign * float(found.high)))
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def has_spread(values: np.ndarray) -> bool:
+    """Return False for numbers that differ by nothing but the rounding of a subtraction."""
+    return bool(np.ptp(values) > NO_SPREAD)
 
 
 def binomial_se(top1: float, images: int) -> float:
@@ -282,7 +288,7 @@ class _Tests:
         if n < 2:
             return cls(n, float(values[0]) if n else None, p_sign_flip=p_sign_flip)
         mean = _sum(values) / n
-        if not _spread(values):
+        if not has_spread(values):
             return cls(n, mean, 0.0, None, None, p_sign_flip, 0.5**n if abs(mean) < worthwhile else 1.0)
         sd = math.sqrt(_sum((values - mean) ** 2) / (n - 1))
         se = sd / math.sqrt(n)
@@ -344,10 +350,6 @@ def _checked(differences: Sequence[float]) -> np.ndarray:
             "is not a number failed, and has to be left out or run again."
         )
     return values
-
-
-def _spread(values: np.ndarray) -> bool:
-    return bool(np.ptp(values) > NO_SPREAD)
 
 
 def _sum(values: np.ndarray) -> float:

@@ -63,6 +63,11 @@ class Store:
         return self.path / "records.jsonl"
 
     @property
+    def repeats_file(self) -> Path:
+        """Records of second runs of cells, which other machines made; there may be none."""
+        return self.path / "repeats.jsonl"
+
+    @property
     def exists(self) -> bool:
         """True if there is a study in the folder."""
         return (self.path / FILE).is_file()
@@ -145,6 +150,22 @@ class Store:
                     raise
             finally:
                 os.close(handle)
+
+    def repeats(self) -> list[dict[str, Any]]:
+        """Return the second runs of cells, oldest first; lines that are not as they were written are told and left out."""
+        if not self.repeats_file.is_file():
+            return []
+        lines = [read_line(line) for line in self.repeats_file.read_bytes().splitlines()]
+        for number, line in enumerate(lines, start=1):
+            if line.record is None:
+                self._note_once(f"{self.repeats_file}, line {number} {line.fault}, and is left out.")
+        return [line.record for line in lines if line.record is not None]
+
+    def append_repeat(self, record: Mapping[str, Any]) -> None:
+        """Keep a second run of a cell that is done."""
+        with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
+            before = self.repeats_file.read_bytes() if self.repeats_file.is_file() else b""
+            write_atomically(self.repeats_file, lambda file: file.write(before + written_line(record)))
 
     def mark_failed(self, cell: Cell, error: Mapping[str, str]) -> None:
         """Leave word in a cell's run folder that this attempt is over, so that a later one begins anew."""

@@ -1,0 +1,121 @@
+"""Records of one study that several machines made, each in a store of its own, put together in one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from csham.errors import UserError
+from csham.study.grid import Cell
+from csham.study.machines import machine_of
+from csham.study.record import is_number
+from csham.study.setup import check_records
+from csham.study.statistics import binomial_se
+from csham.study.store import Store
+
+__all__ = ["merge_records"]
+
+Record = Mapping[str, Any]
+
+_FAR = 3.0  # standard deviations of a difference of two runs: farther apart, one of them is not what it says
+
+
+def merge_records(store: Store, places: Iterable[Path], note: Callable[[str], None]) -> None:
+    """Take the finished cells of other stores of the same study into a store; nothing of the others changes.
+
+    A cell that is done here stays as it is, whatever its result there. Where the other run is another one, its record
+    is kept beside (:meth:`csham.study.store.Store.repeats`): two runs of one cell tell what the machine does. They
+    should differ no more than two seeds do, or be the same where one kind of machine made both; else a note says so.
+
+    Args:
+        store: The study's folder.
+        places: Folders of other stores, or their ``records.jsonl``.
+        note: Told what became of each store's cells, a line each.
+
+    Raises:
+        UserError: There are no records, or they are of another study.
+    """
+    cells = {cell.key: cell for cell in store.study.cells()}
+    for place in places:
+        other = Store(place.parent if place.name == store.records_file.name else place, note)
+        if not other.records_file.is_file():
+            raise UserError(f"--merge {place}: there are no records, no {store.records_file.name}. Name a study.")
+        if other.records_file.resolve() == store.records_file.resolve():
+            raise UserError(f"--merge {place} is the study itself. Name another machine's.")
+        advice = "Only stores of one study can be put together."
+        for text in check_records(store.study, other.records(), other.path, advice):
+            note(f"{other.path}: {text}; more --seeds, --backbones or --attentions take them in")
+        _merge(store, other, cells, note)
+
+
+def _merge(store: Store, other: Store, cells: Mapping[str, Cell], note: Callable[[str], None]) -> None:
+    taken = known = repeated = busy = 0
+    for record in [*other.records(), *other.repeats()]:
+        if record["status"] != "done" or record["key"] not in cells:
+            continue
+        cell = cells[record["key"]]
+        ours = store.by_key().get(cell.key)
+        if ours is None or ours["status"] != "done":
+            claim = store.claim(cell.key, 0 if ours is None else int(ours.get("attempts", 1)))
+            if claim is None:
+                busy += 1
+                continue
+            with claim:
+                store.append(record)
+            taken += 1
+        elif any(_same_run(record, one) for one in (ours, *store.repeats())):
+            known += 1
+        else:
+            store.append_repeat(record)
+            repeated += 1
+            if why := _disagreement(ours, record, store.records()):
+                note(f"{cell.label}: {why}")
+    counts = {
+        f"{taken} taken over": taken,
+        f"{known} known already": known,
+        f"{repeated} done on both sides, of which this study's count": repeated,
+        f"{busy} under way here": busy,
+    }
+    note(f"{other.path}: {', '.join(text for text, count in counts.items() if count) or 'no finished cells'}")
+
+
+def _same_run(one: Record, other: Record) -> bool:
+    return all(one.get(name) == other.get(name) for name in ("key", "started", "finished", "result"))
+
+
+def _disagreement(ours: Record, theirs: Record, records: Iterable[Record]) -> str:
+    """Say why two runs of one cell cannot both be right; nothing if they can."""
+    here, there = ours["result"].get("top1"), theirs["result"].get("top1")
+    if not (is_number(here) and is_number(there)):
+        return "one of its two runs has no top-1"
+    values = f"{here:.2f} here and {there:.2f} there"
+    if machine_of(ours) == machine_of(theirs) and _setup(ours) == _setup(theirs):
+        return f"top-1 is {values}, though both ran on the same kind of machine" if here != there else ""
+    tolerance = _FAR * math.sqrt(2) * _deviation(ours, records)
+    if abs(here - there) <= tolerance:
+        return ""
+    return f"top-1 is {values}, farther apart ({tolerance:.2f}) than two seeds would be. One of the runs is not sound"
+
+
+def _setup(record: Record) -> tuple[Any, ...]:
+    """Return what decides on the last bits of a run beside its machine."""
+    environment, config = record.get("environment") or {}, record.get("config") or {}
+    keys = ("processor", "threads", "processes", "commit", "versions")
+    return (*(environment.get(key) for key in keys), *(config.get(key) for key in ("compile", "channels_last")))
+
+
+def _deviation(record: Record, records: Iterable[Record]) -> float:
+    """Estimate how far runs of different seeds lie from each other, from the test part's size if there is one seed."""
+    result = record["result"]
+    least = binomial_se(result["top1"], int(result.get("images") or 100))
+    tops = [
+        one["result"]["top1"]
+        for one in records
+        if one["status"] == "done" and one["label"] == record["label"] and is_number(one["result"].get("top1"))
+    ]
+    if len(tops) < _FAR:
+        return least
+    mean = math.fsum(tops) / len(tops)
+    return max(least, math.sqrt(math.fsum((top - mean) ** 2 for top in tops) / (len(tops) - 1)))
