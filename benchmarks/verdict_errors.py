@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from csham.cli.common import print_markdown
+from csham.study.pooling import estimate
 from csham.study.statistics import WORTHWHILE, Judgement, bootstrap_interval, judge
 from record import append_rows
 
@@ -38,14 +39,18 @@ def main() -> None:
     """Simulate, print, and append the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=5000, help="of each kind; default 5000")
-    studies = parser.parse_args().studies
-    rows = []
+    parser.add_argument("--only", help="one of the questions; default all")
+    words = parser.parse_args()
+    studies, rows = words.studies, []
     for question, simulate, count in (
         ("false helps", false_helps, studies),
         ("false no difference", false_no_difference, studies),
         ("false helps, adding seeds", adding_seeds, studies),
         ("interval holds", coverage, min(studies, 2000)),  # a bootstrap takes 5 ms
+        ("pooled interval holds", pooled_coverage, studies),
     ):
+        if words.only not in (None, question):
+            continue
         found = list(simulate(count))
         rows += [{"question": question, "studies": count} | row for row in found]
         names = [name for name in found[0] if any(row[name] != "" for row in found)]
@@ -129,6 +134,24 @@ def coverage(studies: int) -> Iterator[dict[str, Any]]:
             ):
                 held = [low <= 0 <= high for low, high in filter(None, intervals)]
                 yield row(noise, str(seeds), 100 * float(np.mean(held)), how=name)
+
+
+def pooled_coverage(studies: int) -> Iterator[dict[str, Any]]:
+    """Intervals over groups whose true differences scatter or do not; a difference of two runs scatters by 0.5."""
+    rng = np.random.default_rng(0)
+    for groups in (2, 3, 5, 7):
+        for between in (0.0, 0.3):
+            for seeds in (5, 10):
+                truths = between * rng.normal(size=(studies, groups, 1))
+                tables = truths + 0.5 * rng.normal(size=(studies, groups, seeds))
+                intervals = [estimate(means, deviations, seeds).interval for means, deviations in zip(
+                    tables.mean(2), tables.std(2, ddof=1), strict=True
+                )]  # fmt: skip
+                held = [low <= 0 <= high for low, high in intervals]
+                how = (
+                    f"{groups} groups, {between} between them, half as wide as {np.median(np.diff(intervals)) / 2:.2f}"
+                )
+                yield row(NORMAL, str(seeds), 100 * float(np.mean(held)), sd=0.5, how=how)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,25 @@ def test_json_output_and_open(csham, study, monkeypatch):
 
 
 @pytest.mark.usefixtures("study")
+def test_several_studies_together(csham, tmp_path):
+    write_study(tmp_path / "studies" / "other", networks=[network(), network(attention="se")], epochs=1, costs=False)
+    command = ("report", "studies/small", "studies/other", "--output", "both", "--markdown", "both.md")
+    code, out, err = csham(*command)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith("11 of 12 planned runs are done, of 2 studies, of which 1 is complete.")
+    assert out.splitlines()[-1] == "report: both/index.html"
+    assert (tmp_path / "both.md").read_text().startswith("11 of 12 planned runs")
+    code, out, _ = csham(*command, "--json")
+    assert [one["name"] for one in json.loads(out)["studies"]] == ["small", "other"]
+
+
+@pytest.mark.usefixtures("study")
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        ("report studies/small studies/small", "where should the page of all go"),
+        ("report studies/small studies/small --output both", "folders of the same name"),
+        ("report studies/small --markdown x.md", "--markdown is of several studies"),
         ("report studies/smal", "there is no study studies/smal"),
         ("report studies", "studies is not a study: it has no study.yaml"),
         ("report studies/small --output studies", "studies holds small"),
@@ -55,7 +71,7 @@ def test_bad_input(csham, command, message):
     code, out, err = csham(*command.split())
     assert (code, out) == (2, "")
     assert message in err
-    if "--output" not in command:
+    if "there is no study" in message or "is not a study" in message:
         assert "Studies there: studies/small." in err
 
 

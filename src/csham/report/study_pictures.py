@@ -131,7 +131,11 @@ def draw_difference_picture(material: Material) -> Picture | None:
 
 
 def draw_gains(
-    comparisons: Iterable[Comparison], looks: Mapping[str, Look], worthwhile: float, words: Gains
+    comparisons: Iterable[Comparison],
+    looks: Mapping[str, Look],
+    worthwhile: float,
+    words: Gains,
+    pooled: Sequence[Comparison] = (),
 ) -> Picture | None:
     """Draw paired differences with their intervals; None where there is no pair.
 
@@ -140,24 +144,27 @@ def draw_gains(
         looks: Of each label.
         worthwhile: In the unit of the differences.
         words: What they are of.
+        pooled: Drawn below the others, and not in the table: means over groups, whose "seeds" are the groups.
     """
     compared = [one for one in comparisons if one.n]
     if not compared:
         return None
     groups: dict[str, list[Comparison]] = {}
-    for one in compared:
+    for one in [*compared, *pooled]:
         groups.setdefault(str(one.against), []).append(one)
     margin = f"{worthwhile:g} {words.unit}".rstrip()
     with drawing():
         figure = draw_differences(groups, looks, worthwhile, words.axis)
         beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, compared) else ""
+        over_groups = "; over groups, single groups" if pooled else ""
         return _picture(
             figure,
             words.name,
             words.title,
             "; ".join(_difference_words(one, words) for one in compared) + ".",
             "Marker: mean over seeds. Thick bar: 95% Student-t interval. Thin line with ends: 95% BCa bootstrap "
-            f"interval, from {FEW} seeds on. Dots: single seeds. Shaded: less than the {margin} worth having.{beyond}",
+            f"interval, from {FEW} seeds on. Dots: single seeds{over_groups}. Shaded: less than the {margin} worth "
+            f"having.{beyond}",
             _difference_table(compared, words),
         )
 

@@ -30,6 +30,7 @@ __all__ = [
     "interval",
     "latex_bytes",
     "markdown_bytes",
+    "markdown_text",
     "p_value",
     "plus_minus",
     "signed",
@@ -150,9 +151,9 @@ def csv_bytes(table: Table) -> bytes:
 def markdown_bytes(table: Table) -> bytes:
     """Return the shown rows as a Markdown table with its caption."""
     rule = ["---:" if column.numeric else "---" for column in table.shown]
-    lines = [_cells(table, _markdown)[0], rule, *_cells(table, _markdown)[1:]]
+    lines = [_cells(table, markdown_text)[0], rule, *_cells(table, markdown_text)[1:]]
     rows = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([*rows, "", _markdown(table.caption), ""]).encode("utf-8", "replace")
+    return "\n".join([*rows, "", markdown_text(table.caption), ""]).encode("utf-8", "replace")
 
 
 def latex_bytes(table: Table) -> bytes:
@@ -240,6 +241,11 @@ def counted(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{'' if number == 1 else plural}"
 
 
+def markdown_text(text: str) -> str:
+    """Write a text on one line of Markdown, in which nothing of it is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", _one_line(text))
+
+
 def thousands(value: float | None) -> str:
     """Write a whole number with commas."""
     return DASH if value is None or not math.isfinite(value) else f"{value:,.0f}".replace("-", _MINUS)
@@ -283,10 +289,6 @@ def _cells(table: Table, escape: Callable[[str], str]) -> list[list[str]]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", _one_line(text))
 
 
 def _latex(text: str) -> str:

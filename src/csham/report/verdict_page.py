@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -18,9 +19,10 @@ from csham.report.study_tables import MARKS
 from csham.report.tables import DASH, Column, Table, counted, fixed, interval, p_value, signed
 from csham.study.comparison_statistics import STATISTICS, Statistic
 from csham.study.findings import Comparison, Spread
+from csham.study.pooling import Pooled
 from csham.study.verdict import Measure, MetricVerdict, TableVerdict
 
-__all__ = ["write_verdict"]
+__all__ = ["verdict_page", "verdict_pictures", "verdict_tables", "write_verdict"]
 
 _SECTIONS = [
     ("verdicts", "Verdicts"),
@@ -46,12 +48,21 @@ def write_verdict(result: TableVerdict, output: Path | str) -> Path:
     """
     folder = Path(output)
     check_place(folder)
-    tables = [_verdict_table(result), _variant_table(result), _run_table(result)]
-    pictures = [picture for one in result.metrics if (picture := _picture(one, result)) is not None]
+    tables, pictures = verdict_tables(result), verdict_pictures(result)
     contents = report_files(tables, pictures, "tables/verdict.xlsx")
-    page = render("verdict.html", _page(result, tables, pictures) | {"files": listing(contents)})
+    page = render("verdict.html", verdict_page(result, tables, pictures) | {"files": listing(contents)})
     replace_report(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
     return folder / "index.html"
+
+
+def verdict_tables(result: TableVerdict) -> list[Table]:
+    """Return the tables of a verdict: comparisons, what is pooled of them, variants and runs."""
+    return [_verdict_table(result), _pooled_table(result), _variant_table(result), _run_table(result)]
+
+
+def verdict_pictures(result: TableVerdict) -> list[Picture]:
+    """Return a picture for each metric that has a pair."""
+    return [picture for one in result.metrics if (picture := _picture(one, result)) is not None]
 
 
 class _Compared(NamedTuple):
@@ -59,6 +70,13 @@ class _Compared(NamedTuple):
 
     measure: Measure
     comparison: Comparison
+
+
+class _PooledRow(NamedTuple):
+    """Row of the table of what is pooled."""
+
+    measure: Measure
+    pooled: Pooled
 
 
 class _Variant(NamedTuple):
@@ -80,8 +98,9 @@ class _Run(NamedTuple):
     value: float
 
 
-def _page(result: TableVerdict, tables: Sequence[Table], pictures: Sequence[Picture]) -> dict[str, Any]:
-    verdicts, variants, runs = tables
+def verdict_page(result: TableVerdict, tables: Sequence[Table], pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Return what the template of a verdict reads, but for the files."""
+    verdicts, pooled, variants, runs = tables
     measures = [one.measure for one in result.metrics]
     compared = [one for metric in result.metrics for one in metric.comparisons]
     margins = {f"±{measure.worthwhile:g} {measure.word}".rstrip() for measure in measures}
@@ -100,6 +119,7 @@ def _page(result: TableVerdict, tables: Sequence[Table], pictures: Sequence[Pict
         "sections": _SECTIONS,
         "differences": [inlined(picture) for picture in pictures],
         "verdicts": verdicts,
+        "pooled": pooled,
         "variants": variants,
         "runs": runs,
         "sentences": [
@@ -125,8 +145,29 @@ def _picture(one: MetricVerdict, result: TableVerdict) -> Picture | None:
         unit=measure.word,
         digits=_digits(measure),
     )
-    looks = looks_of([comparison.label for comparison in one.comparisons])
-    return draw_gains(one.comparisons, looks, measure.worthwhile, words)
+    variants = looks_of(dict.fromkeys(comparison.name for comparison in one.comparisons))
+    pooled = [_as_comparison(estimate, result.baseline) for estimate in one.pooled]
+    looks = {comparison.label: variants[comparison.name] for comparison in (*one.comparisons, *pooled)}
+    return draw_gains(one.comparisons, looks, measure.worthwhile, words, pooled)
+
+
+def _as_comparison(one: Pooled, baseline: str) -> Comparison:
+    """Return a row of the picture, with a dot for each group where others have one for each seed."""
+    others: dict[str, Any] = {field.name: None for field in fields(Comparison)}
+    known: dict[str, Any] = {
+        "n": len(one.groups),
+        "mean": one.mean,
+        "t_interval": one.t_interval,
+        "verdict": one.verdict,
+        "label": f"{one.name}, over {len(one.groups)} groups",
+        "name": one.name,
+        "backbone": "",
+        "against": f"{baseline}, over groups",
+        "seeds": one.groups,
+        "differences": one.means,
+        "more": {},
+    }
+    return Comparison(**others | known)
 
 
 def _digits(measure: Measure) -> int:
@@ -172,6 +213,57 @@ def _verdict_table(result: TableVerdict) -> Table:
     ]
     rows = [_Compared(one.measure, comparison) for one in result.metrics for comparison in one.comparisons]
     return Table("verdicts", f"Each variant against {result.baseline}, gains over paired seeds.", columns, rows)
+
+
+def _pooled_table(result: TableVerdict) -> Table:
+    def digits(row: _PooledRow) -> int:
+        return _digits(row.measure)
+
+    columns = [
+        Column(
+            "metric" if len(result.metrics) > 1 else "", lambda row: row.measure.name, keys=("metric",), numeric=False
+        ),
+        Column("variant", lambda row: row.pooled.name, keys=("variant",), numeric=False),
+        Column(
+            "verdict",
+            lambda row: row.pooled.verdict,
+            keys=("verdict",),
+            mark=lambda row: MARKS[row.pooled.verdict],
+            numeric=False,
+        ),
+        Column(
+            "groups",
+            lambda row: len(row.pooled.groups),
+            keys=("groups",),
+            help="Groups with two pairs or more and a spread; the others are left out.",
+        ),
+        Column(
+            "mean",
+            lambda row: row.pooled.mean,
+            keys=("mean",),
+            show=lambda row: signed(row.pooled.mean, digits(row)),
+            help="Random effects: DerSimonian and Laird (1986); an estimate for groups such as these.",
+        ),
+        Column(
+            "95%",
+            lambda row: row.pooled.t_interval,
+            keys=("low", "high"),
+            show=lambda row: interval(row.pooled.t_interval, digits(row)),
+            help="Hartung and Knapp (2001), never narrower than chance within groups makes it.",
+        ),
+        Column(
+            "between",
+            lambda row: row.pooled.between,
+            keys=("between",),
+            show=lambda row: fixed(row.pooled.between, digits(row)),
+            help="Estimated standard deviation of the groups' true gains.",
+        ),
+        Column("I²", lambda row: row.pooled.i2, keys=("i2",), show=lambda row: f"{100 * row.pooled.i2:.0f}%"),
+        Column("p", lambda row: row.pooled.p, p_value, keys=("p",)),
+        Column("p, Holm", lambda row: row.pooled.p_holm, p_value, keys=("p_holm",)),
+    ]
+    rows = [_PooledRow(one.measure, pooled) for one in result.metrics for pooled in one.pooled]
+    return Table("pooled", f"Each variant against {result.baseline}, over groups.", columns, rows)
 
 
 def _statistic(name: str, row: _Compared) -> Any:

@@ -152,7 +152,7 @@ class Store:
                 os.close(handle)
 
     def repeats(self) -> list[dict[str, Any]]:
-        """Return the second runs of cells, oldest first; lines that are not as they were written are told and left out."""
+        """Return the second runs of cells, oldest first; a changed line is told and left out."""
         if not self.repeats_file.is_file():
             return []
         lines = [read_line(line) for line in self.repeats_file.read_bytes().splitlines()]

@@ -18,6 +18,7 @@ from csham.errors import UserError, unknown_name
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, Spread, plain_values
 from csham.study.headline import Words, headline
+from csham.study.pooling import Pooled, pool, pooled_sentence
 from csham.study.results import spread
 from csham.study.run_table import Row, RunTable, read_runs
 from csham.study.statistics import WORTHWHILE, compare
@@ -71,12 +72,14 @@ class MetricVerdict:
         headline: One to three sentences.
         comparisons: One for each group and variant but the baseline; ``backbone`` is the group, or empty.
         values: Spread over seeds by group and variant, the baseline too.
+        pooled: Each variant over the groups, where there are several.
     """
 
     measure: Measure
     headline: str
     comparisons: list[Comparison]
     values: dict[tuple[str, str], Spread | None]
+    pooled: list[Pooled]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,7 @@ class TableVerdict:
                     for (group, variant), values in one.values.items()
                 ],
                 "comparisons": [_comparison_dict(comparison) for comparison in one.comparisons],
+                "pooled": [vars(estimate) for estimate in one.pooled],
             }
             for one in self.metrics
         ]
@@ -371,15 +375,25 @@ def _judged(
                 more={one.name: one.compute(tuple(differences.values())) for one in STATISTICS.values() if one.compute},
             )
         )
-    return [
-        MetricVerdict(
-            measure=measure,
-            headline=headline(found[measure.name], measure.worthwhile, words=Words("variants", base, measure.word)),
-            comparisons=found[measure.name],
-            values={pair: _spread(measure, values[measure.name], *pair) for pair in variants},
-        )
-        for measure in measures
-    ]
+    return [_of_metric(measure, found[measure.name], values[measure.name], variants, base) for measure in measures]
+
+
+def _of_metric(
+    measure: Measure,
+    comparisons: list[Comparison],
+    values: Mapping[Cell, float],
+    variants: Iterable[tuple[str, str]],
+    base: str,
+) -> MetricVerdict:
+    pooled = pool(comparisons, measure.worthwhile)
+    words = headline(comparisons, measure.worthwhile, words=Words("variants", base, measure.word))
+    return MetricVerdict(
+        measure=measure,
+        headline=" ".join(filter(None, [words, pooled_sentence(pooled, measure.word)])),
+        comparisons=comparisons,
+        values={pair: _spread(measure, values, *pair) for pair in variants},
+        pooled=pooled,
+    )
 
 
 def _paired(measure: Measure, values: Mapping[Cell, float], group: str, variant: str, base: str) -> dict[str, float]:

@@ -1,0 +1,110 @@
+"""One estimate from several groups."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csham.study.pooling import pool, pooled_sentence
+from csham.study.verdict import verdict
+
+
+def with_mean_and_se(mean, se, seeds=6):
+    """Differences with just these, made of a zero-mean pattern."""
+    pattern = np.array([1.0, -1.0] * (seeds // 2))
+    pattern *= se * math.sqrt(seeds) / pattern.std(ddof=1)
+    return mean + pattern
+
+
+def rows_of(groups):
+    """A table of plain runs at 60 and a variant's with these differences."""
+    rows = []
+    for group, differences in groups.items():
+        for seed, difference in enumerate(differences):
+            rows += [
+                {"group": group, "variant": "plain", "seed": seed, "top1": 60.0},
+                {"group": group, "variant": "gate", "seed": seed, "top1": 60.0 + difference},
+            ]
+    return rows
+
+
+def pooled(groups, worthwhile=0.5):
+    found = verdict(rows_of(groups), metric="top1", groups="group", worthwhile=worthwhile)
+    return pool(found.metrics[0].comparisons, worthwhile)
+
+
+def test_it_is_what_statsmodels_says():
+    # combine_effects(..., method_re="chi2", use_t=True) of statsmodels 0.14: its "random effect wls" row.
+    means, errors = [0.4, 0.1, -0.2, 0.6, 0.3], [0.2, 0.15, 0.3, 0.25, 0.1]
+    (one,) = pooled({f"net{i}": with_mean_and_se(*pair) for i, pair in enumerate(zip(means, errors, strict=True))})
+    assert one.mean == pytest.approx(0.2588984666703153, abs=1e-6)
+    assert one.t_interval == pytest.approx((-0.029266, 0.547063), abs=1e-5)
+    assert one.between**2 == pytest.approx(0.01521511068334939, abs=1e-6)
+    assert one.i2 == pytest.approx(0.33175937293417723, abs=1e-5)
+    assert one.means == pytest.approx(means, abs=1e-6)
+    assert one.verdict == "cannot tell yet"
+
+
+def test_groups_that_agree_by_chance_do_not_narrow_the_interval():
+    (one,) = pooled({name: with_mean_and_se(0.1, 0.1) for name in "abc"})
+    assert one.between == 0
+    se = 0.1 / math.sqrt(3)
+    assert one.t_interval == pytest.approx((0.1 - 4.302653 * se, 0.1 + 4.302653 * se), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "said"),
+    [
+        (2.0, 0.05, "helps"),
+        (-2.0, 0.05, "hurts"),
+        (0.0, 0.05, "no difference worth having"),
+        (0.45, 0.5, "cannot tell yet"),
+    ],
+)
+def test_verdicts(mean, error, said):
+    (one,) = pooled(
+        {name: with_mean_and_se(mean + shift, error) for name, shift in (("a", 0), ("b", 0.1), ("c", -0.1))}
+    )
+    assert one.verdict == said
+
+
+def test_groups_without_spread_or_pairs_are_named_and_left_out():
+    groups = {"a": with_mean_and_se(0.2, 0.1), "b": with_mean_and_se(0.3, 0.1), "c": [0.5, 0.5, 0.5], "d": [0.1]}
+    (one,) = pooled(groups)
+    assert one.groups == ("a", "b")
+    assert one.left_out == ("c", "d")
+
+
+def test_one_group_is_not_pooled():
+    assert pooled({"a": with_mean_and_se(0.2, 0.1)}) == []
+    assert pooled({"a": with_mean_and_se(0.2, 0.1), "b": [0.3]}) == []
+    assert pooled_sentence([], "points") == ""
+
+
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.floats(0.01, 1)), min_size=2, max_size=7),
+    st.floats(-2, 2),
+)
+def test_it_moves_with_the_differences_and_lies_among_them(groups, shift):
+    table = {f"g{i}": with_mean_and_se(*pair) for i, pair in enumerate(groups)}
+    (one,) = pooled(table)
+    (moved,) = pooled({name: values + shift for name, values in table.items()})
+    assert min(one.means) - 1e-6 <= one.mean <= max(one.means) + 1e-6
+    assert moved.mean == pytest.approx(one.mean + shift, abs=1e-4)
+    assert moved.between == pytest.approx(one.between, abs=1e-3)
+    low, high = one.t_interval
+    assert low < one.mean < high
+
+
+def test_several_variants_are_corrected_together():
+    rows = rows_of({name: with_mean_and_se(0.9 + shift, 0.2) for name, shift in (("a", 0), ("b", 0.1), ("c", -0.1))})
+    alone = verdict(rows, metric="top1", groups="group").metrics[0]
+    others = [dict(row, variant=f"other{i}") for i in range(9) for row in rows if row["variant"] == "gate"]
+    among = verdict(rows + others, metric="top1", groups="group").metrics[0]
+    (one,) = pool(alone.comparisons, 0.5)
+    (same,) = (other for other in pool(among.comparisons, 0.5) if other.name == "gate")
+    assert same.p == pytest.approx(one.p)
+    assert same.p_holm == pytest.approx(min(1.0, 10 * one.p))
+    assert "3 groups" in pooled_sentence([one], "points")
