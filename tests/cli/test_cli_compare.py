@@ -352,6 +352,28 @@ def test_shards_do_their_part(compare):
     assert len(Store(STUDY).records()) == 4
 
 
+def test_a_plan_is_written_trained_on_two_machines_and_put_together(compare, tmp_path):
+    code, out, err = compare(*SMALL, "--study", "plan", "--no-train")
+    assert code == 0, err
+    assert compare.ran() == []
+    assert "4 of 4 cells are not done" in err
+    assert "4 runs are still to come" in out
+    for number in (1, 2):
+        shutil.copytree("plan", f"machine{number}")
+        assert compare("--study", f"machine{number}", "--shard", f"{number}/2", data=None)[0] == 0
+    merge = ("--study", "plan", "--merge", "machine1", "--merge", "machine2/records.jsonl")
+    code, _, err = compare(*merge, "--no-train", data=None)
+    assert code == 0
+    assert "machine1: 2 taken over" in err
+    assert "machine2: 2 taken over" in err
+    assert compare.ran() == []
+    code, _, err = compare(*merge, data=None)  # nothing is left to train
+    assert (code, compare.ran()) == (0, [])
+    assert "2 known already" in err
+    assert len(Store(tmp_path / "here" / "plan").records()) == 4
+    assert compare("--study", "plan", "--merge", "nowhere", data=None)[0] == 2
+
+
 @pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_says_how_to_go_on(compare, monkeypatch, signum, expected):
     from csham.study.progress import PlainStudyProgress
