@@ -11,6 +11,7 @@ from PIL import Image
 
 from csham.backbones import BACKBONES
 from csham.cli import main
+from csham.study.study_file import read_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,10 +112,12 @@ def test_from_zero_to_a_verdict(tmp_path, monkeypatch, capsys):
 @pytest.mark.long
 def test_every_command_of_the_comparing_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_commands("docs/comparing.md", 3, capsys)
+    run_commands("docs/comparing.md", 4, capsys)
     assert "3/3" in capsys.readouterr().out
     assert run_python("docs/comparing.md")["finished"].to_dict()["finished"]
     assert Path("studies/digits-quick-1epochs/report/index.html").is_file()
+    assert read_study(Path("plan")).seeds == (0, 1, 2, 3)
+    assert not Path("plan/runs").exists()
 
 
 @pytest.mark.slow
