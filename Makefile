@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo sanitize lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo sanitize docs lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -56,6 +56,14 @@ test-lowest: $(LOWEST_READY)
 sanitize: $(READY)
 	scripts/sanitize
 
+# The site in build/site, strictly (no broken link, no name without a docstring) and without the network; an environment of its
+# own, which needs no PyTorch.
+DOCS := build/docs
+docs: $(READY)
+	test -x $(DOCS)/bin/python || $(BIN)/uv venv --quiet $(DOCS)
+	$(BIN)/uv pip install --quiet --python $(DOCS)/bin/python --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,7 +86,7 @@ setup: $(READY)
 # uv, not pip: it resolves torch and torchvision builds that fit each other, and installs them in seconds.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.8"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	touch $@
 

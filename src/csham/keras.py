@@ -99,7 +99,7 @@ def load_keras_weights(
         UserError: It is no HDF5 file, has no such layer, more or fewer than the module, or others in shape; or it
             holds links or arrays that lie outside of it, which are not followed, or numbers that are not finite.
 
-    Example:
+    Examples:
         >>> layer = csham.CSHAM(64)
         >>> load_keras_weights(layer, "resnet.h5", name="csham_3")
     """

@@ -50,7 +50,7 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
     Raises:
         UserError: The network is scripted or compiled.
 
-    Example:
+    Examples:
         >>> import csham, timm
         >>> model = timm.create_model("mobilenetv3_small_100")
         >>> [module.name for module in csham.accelerate(model)][:2]

@@ -107,7 +107,7 @@ def attach(
         UserError: A name or setting that cannot work; a network without such points, of tokens, signals or volumes
             instead of feature maps, wrapped for training already, or with attention attached already.
 
-    Example:
+    Examples:
         >>> import csham, timm
         >>> model = timm.create_model("resnet50", num_classes=100)
         >>> points = csham.attach(model, "csham", strategy="transfer")

@@ -36,7 +36,7 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
     Raises:
         UserError: No attention is attached.
 
-    Example:
+    Examples:
         >>> with csham.attention_maps(model) as maps:
         ...     logits = model(images)
         >>> maps["layer4.1.bn2"]["spatial"].shape

@@ -119,7 +119,7 @@ def cost(
     Raises:
         UserError: A setting that cannot work, or a single network that cannot be measured.
 
-    Example:
+    Examples:
         >>> import csham
         >>> csham.cost(csham.create_model("resnet20", image_size=32), image_size=32).flops_matmul
         81753088

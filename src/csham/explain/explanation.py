@@ -173,7 +173,7 @@ def explain(
     Raises:
         UserError: An unknown class or layer; or, when it is reached, an image that cannot be read.
 
-    Example:
+    Examples:
         >>> for explanation in csham.explain(csham.load("runs/..."), ["cat.jpg"]):
         ...     print(explanation.predictions, explanation.stages["layer3"].spatial)
     """

@@ -44,7 +44,7 @@ class GradCam:
     Raises:
         UserError: No such module, one that puts out no feature map, or a network without feature maps.
 
-    Example:
+    Examples:
         >>> maps, logits = GradCam(model, (3, 224, 224))(images)
     """
 

@@ -106,7 +106,7 @@ def export(
         UserError: The file exists, there are no images to compare on, the network cannot be exported, or what came out
             answers differently; no file is left then.
 
-    Example:
+    Examples:
         >>> trained = csham.load("runs/digits-resnet20-csham")
         >>> csham.export(trained, "digits.onnx").max_error
     """

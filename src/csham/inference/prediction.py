@@ -72,7 +72,7 @@ def predict(
     Raises:
         UserError: Settings that cannot work, too little memory for a batch, or an answer that is not finite.
 
-    Example:
+    Examples:
         >>> for result in predict(csham.load("runs/..."), Path("photos").rglob("*.jpg")):
         ...     print(result.path, result.classes[0] if isinstance(result, Prediction) else result.reason)
     """

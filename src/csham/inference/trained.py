@@ -96,7 +96,7 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
     Raises:
         UserError: Nothing like that is there, or it is damaged.
 
-    Example:
+    Examples:
         >>> trained = csham.load("runs/digits-resnet20-csham")
         >>> logits = trained.network(trained.batch(["a.png", "b.jpg"]))
         >>> names = [trained.classes[index] for index in logits.argmax(1)]

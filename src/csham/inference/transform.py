@@ -46,7 +46,7 @@ class ImageTransform:
         mean: Of each channel, of values from 0 to 1.
         std: Likewise.
 
-    Example:
+    Examples:
         >>> trained = csham.load("runs/...")
         >>> logits = trained.network(trained.transform("cat.jpg")[None])
     """

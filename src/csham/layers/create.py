@@ -33,7 +33,7 @@ def create_attention(name: Attention, channels: int, **settings: Any) -> nn.Modu
     Raises:
         UserError: An unknown name, a setting that the layer does not take, or channels that it cannot do.
 
-    Example:
+    Examples:
         >>> create_attention("bam", 64, reduction=8)(torch.randn(2, 64, 14, 14)).shape
         torch.Size([2, 64, 14, 14])
     """

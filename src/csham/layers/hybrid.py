@@ -34,7 +34,7 @@ class CSHAM(Opaque, TwoSteps, nn.Module):
     Shape:
         (B, channels, H, W) to the same, any H, W >= 1; dtype and memory format are kept.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("resnet50", block_args=dict(attn_layer=CSHAM))
 

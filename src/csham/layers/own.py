@@ -104,7 +104,7 @@ def register_attention(
     Raises:
         UserError: The name is taken or cannot be one, or the layer is none.
 
-    Example:
+    Examples:
         >>> csham.register_attention("edge", EdgeGate, source="Doe et al., 2025")
         >>> csham.create_model("resnet18", attention="edge")
     """

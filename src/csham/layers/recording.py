@@ -35,7 +35,7 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
     Raises:
         UserError: The layer is none of these.
 
-    Example:
+    Examples:
         >>> stop = record_weights(layer, lambda kind, weights: found.append((kind, weights.detach())))
         >>> y = layer(x)
         >>> stop()

@@ -37,7 +37,7 @@ class HubModel(nn.Module, ModelHubMixin, library_name="csham", pipeline_tag="ima
     Shape:
         (B, 3, S, S), such as ``trained.batch(images)`` gives, to logits, (B, classes).
 
-    Example:
+    Examples:
         >>> model = csham.share.HubModel.from_pretrained("shared/")  # a folder, or user/name of the Hub
         >>> model.push_to_hub("user/name")
     """
