@@ -1,7 +1,7 @@
 """Hooks of MkDocs: pages that lie outside of docs, a page of reference for each package, minutes of reading.
 
-Links stay as they are right in the repository, and are turned to where the site has their targets; a file that is no page,
-such as a report of a study, is copied.
+Links stay as they are right in the repository, and are turned to where the site has their targets; a file that is no
+page, such as a report of a study, is copied.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PACKAGES = (
 
 WORDS_A_MINUTE = 220
 
+_STYLE = ".md-typeset td, .md-typeset th { vertical-align: top; } .minutes { opacity: .6; }\n"
+
 
 def on_config(config: Any) -> Any:
     """Put the pages of the reference into the navigation."""
@@ -51,7 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, _place(path), abs_src_path=str(ROOT / path)))
     for name in PACKAGES:
         files.append(File.generated(config, _reference(name), content=_reference_page(name)))
-    files.append(File.generated(config, "site.css", content="td, th { vertical-align: top; } .minutes { opacity: .6; }\n"))
+    files.append(File.generated(config, "site.css", content=_STYLE))
     for path in sorted({target for source in _sources(files) for target in _files_linked_from(source)}):
         if files.get_file_from_path(_place(path)) is None:
             files.append(File.generated(config, _place(path), abs_src_path=str(ROOT / path)))
