@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo sanitize docs lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo sanitize docs dist lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -63,6 +63,10 @@ docs: $(READY)
 	test -x $(DOCS)/bin/python || $(BIN)/uv venv --quiet $(DOCS)
 	$(BIN)/uv pip install --quiet --python $(DOCS)/bin/python --constraint constraints.txt --group docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
+# The wheel and the source distribution in dist, built and checked; some minutes.
+dist: $(READY)
+	WORKERS=$(WORKERS) scripts/check-dist
 
 lint: $(READY)
 	$(BIN)/ruff check .
