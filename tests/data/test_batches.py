@@ -17,7 +17,7 @@ from csham.data.batches import _CROP_SALT, _MIX_SALT, _POLICY_SALT, Batches
 from csham.data.crops import draw_boxes
 from csham.data.dataset import PackedDataset, stored_side
 from csham.data.mixing import mixed
-from csham.data.policies import augmented, make_policy
+from csham.data.policies import augmented, find_policy
 from csham.data.split import generator
 from csham.errors import UserError
 
@@ -309,10 +309,10 @@ def test_a_policy_changes_what_was_cut_by_draws_of_the_batch(image_size, crop, p
     dataset = dataset_of(24, image_size)
     plain, changed = (batches_of(dataset, batch_size=12, seed=5, crop=crop, policy=name) for name in ("none", policy))
     cut = torch.from_numpy(bytes_of(plain.batch(2, 1).images))
-    seeds = generator(5, 2, 1, _POLICY_SALT).integers(2**63, size=12)
+    draws = find_policy(policy).draw(generator(5, 2, 1, _POLICY_SALT), 12)
     batch = changed.batch(2, 1)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(bytes_of(batch.images), augmented(cut, make_policy(policy), seeds))
+    np.testing.assert_array_equal(bytes_of(batch.images), augmented(cut, draws, find_policy(policy)))
     assert equal(next(plain.in_order()), next(changed.in_order()))
 
 

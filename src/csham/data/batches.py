@@ -15,7 +15,7 @@ from csham.data.crops import check_crop, draw_boxes, resampled
 from csham.data.dataset import PackedDataset
 from csham.data.mixing import mixed, pairs_of_rank
 from csham.data.names import CROP_SCALE, batches_per_epoch
-from csham.data.policies import augmented, make_policy
+from csham.data.policies import augmented, find_policy
 from csham.data.split import generator
 from csham.errors import UserError
 
@@ -120,7 +120,7 @@ class Batches:
         self.crop, self.crop_scale = check_crop(crop, crop_scale, self.image_size), crop_scale
         self._stored = dataset.images.shape[1]
         self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._policy, self._alphas = make_policy(policy), {"mixup": mixup, "cutmix": cutmix}
+        self._policy, self._alphas = find_policy(policy), {"mixup": mixup, "cutmix": cutmix}
         self._mixes = augment and mixup + cutmix > 0
         self._drawn = pairs_of_rank(batch_size, rank, world_size) if self._mixes else self._local
         self._order: tuple[int, np.ndarray] | None = None
@@ -161,8 +161,8 @@ class Batches:
         rng = generator(self.seed, epoch, index, _CROP_SALT)
         pixels = self._resized(pixels, rng) if self.crop == "resized" else self._shifted(pixels, rng)
         if self._policy is not None:
-            seeds = generator(self.seed, epoch, index, _POLICY_SALT).integers(2**63, size=self.batch_size)
-            pixels = augmented(pixels.to(torch.uint8), self._policy, seeds[self._drawn])
+            draws = self._policy.draw(generator(self.seed, epoch, index, _POLICY_SALT), self.batch_size)
+            pixels = augmented(pixels.to(torch.uint8), draws[self._drawn], self._policy)
         batch = self._finish(pixels, rows, len(rows))
         return self._mixed(batch, generator(self.seed, epoch, index, _MIX_SALT)) if self._mixes else batch
 
