@@ -59,7 +59,7 @@ def make_step(image_size: int, device: str) -> Callable[[Batch], None]:
     """Return what goes forward and backward on a batch some times."""
     name = "resnet20" if image_size <= 64 else "resnet18"
     network = csham.create_model(name, num_classes=2, image_size=image_size)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
 
     def step(batch: Batch) -> None:
         for _ in range(BATCHES):
