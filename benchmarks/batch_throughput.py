@@ -100,7 +100,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for epoch in range(args.rounds + 1):  # each with draws of its own; the first warms up
         for name in times:
             work = partial(step, ready) if name == "step" else partial(make_batches, ways[name], epoch)
-            times[name] += [us_per_image(work, args)] if epoch else []
+            found = us_per_image(work, args)
+            if epoch:
+                times[name].append(found)
     return [
         {
             "way": name,
