@@ -98,11 +98,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     ready, step = ways["resized"].batch(0, 0), make_step(args.image_size, args.device)
     times: dict[str, list[float]] = {name: [] for name in (*ways, "step")}
     for epoch in range(args.rounds + 1):  # each with draws of its own; the first warms up
-        for name in times:
+        for name, found in times.items():
             work = partial(step, ready) if name == "step" else partial(make_batches, ways[name], epoch)
-            found = us_per_image(work, args)
+            took = us_per_image(work, args)
             if epoch:
-                times[name].append(found)
+                found.append(took)
     return [
         {
             "way": name,
