@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import resized_crop
 
-from csham.data.batches import _CROP_SALT, Batches
+from csham.data.batches import _CROP_SALT, _MIX_SALT, _POLICY_SALT, Batches
 from csham.data.crops import draw_boxes
 from csham.data.dataset import PackedDataset, stored_side
+from csham.data.mixing import mixed
+from csham.data.policies import augmented, find_policy
 from csham.data.split import generator
 from csham.errors import UserError
 
@@ -298,6 +300,51 @@ def test_no_mirrored_box_where_images_may_not_be_mirrored():
     assert (images[..., 0].mean((1, 2)) < images[..., -1].mean((1, 2))).all()
 
 
+CROPS = [(16, "pad"), (72, "pad"), (72, "resized")]
+
+
+@pytest.mark.parametrize(("image_size", "crop"), CROPS)
+@pytest.mark.parametrize("policy", ["trivial", "rand"])
+def test_a_policy_changes_what_was_cut_by_draws_of_the_batch(image_size, crop, policy):
+    dataset = dataset_of(24, image_size)
+    plain, changed = (batches_of(dataset, batch_size=12, seed=5, crop=crop, policy=name) for name in ("none", policy))
+    cut = torch.from_numpy(bytes_of(plain.batch(2, 1).images))
+    draws = find_policy(policy).draw(generator(5, 2, 1, _POLICY_SALT), 12)
+    batch = changed.batch(2, 1)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(bytes_of(batch.images), augmented(cut, draws, find_policy(policy)))
+    assert equal(next(plain.in_order()), next(changed.in_order()))
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_a_mixed_batch_is_the_batch_mixed_by_draws_of_its_own(alphas):
+    dataset = dataset_of(24, 16)
+    plain, mixing = batches_of(dataset, seed=5), batches_of(dataset, seed=5, **alphas)
+    expected, batch = plain.batch(2, 1), mixing.batch(2, 1)
+    assert expected.targets is None
+    rng = generator(5, 2, 1, _MIX_SALT)
+    images, targets = mixed(expected.images, expected.labels, 3, **{"mixup": 0.0, "cutmix": 0.0} | alphas, rng=rng)
+    assert torch.equal(batch.images, images)
+    assert torch.equal(batch.targets, targets)
+    assert torch.equal(batch.labels, targets.argmax(1))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(batch.indices, expected.indices)
+    assert equal(next(plain.in_order()), next(mixing.in_order()))
+
+
+@pytest.mark.parametrize(("image_size", "crop"), CROPS)
+def test_what_the_ranks_mix_is_what_one_process_mixes(image_size, crop):
+    dataset = dataset_of(24, image_size)
+    given = {"batch_size": 12, "crop": crop, "policy": "trivial", "mixup": 1.0, "cutmix": 1.0}
+    for index in range(2):
+        whole = batches_of(dataset, **given).batch(1, index)
+        parts = [batches_of(dataset, rank=rank, world_size=3, **given).batch(1, index) for rank in range(3)]
+        places = [np.flatnonzero(whole.indices == row)[0] for part in parts for row in part.indices]
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.images[places])
+        assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets[places])
+        assert sorted(places) == list(range(12))
+
+
 @pytest.mark.parametrize(("image_size", "crop"), [(8, "pad"), (72, "resized")])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_slices_are_the_batch(world_size, image_size, crop):
@@ -352,7 +399,7 @@ def test_no_such_batch(index):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize(("image_size", "crop"), [(32, "pad"), (72, "pad"), (72, "resized")])
+@pytest.mark.parametrize(("image_size", "crop"), CROPS)
 def test_the_gpu_makes_the_same_batches(image_size, crop, resident, monkeypatch):
     dataset = dataset_of(40, image_size)
     if not resident:
@@ -364,3 +411,14 @@ def test_the_gpu_makes_the_same_batches(image_size, crop, resident, monkeypatch)
         assert there.images.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(there.images.cpu(), here.images, rtol=0, atol=2e-6)  # one fused operation
         assert torch.equal(there.labels.cpu(), here.labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("policy", ["trivial", "rand"])
+def test_the_gpu_changes_and_mixes_by_the_same_draws(policy):
+    dataset, given = dataset_of(64, 32), {"batch_size": 64, "policy": policy, "mixup": 1.0, "cutmix": 1.0}
+    here, there = (batches_of(dataset, device=device, **given).batch(0, 0) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.targets.cpu(), here.targets)
+    assert torch.equal(there.labels.cpu(), here.labels)
+    # Turned images take the nearest pixel, which rounding may make another; other draws would change most pixels.
+    assert ((there.images.cpu() - here.images).abs() < 0.05).float().mean() > 0.9

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from csham.errors import UserError
 from csham.files import SUMS
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
+from csham.training.evaluation import evaluate
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import DivergedError, resume, train
 from csham.training.network import read_network
@@ -200,6 +202,42 @@ def test_a_run_of_larger_images_goes_on_to_the_same_bits(settings, finished, tmp
         train(resolve(given), run=tmp_path / "run", progress=Stopping(3))
     resume(tmp_path / "run")
     same_results(tmp_path / "run", tmp_path / "whole")
+
+
+MIXED = {"augment": "trivial", "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced", "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_a_run_of_changed_and_mixed_images_goes_on_to_the_same_bits(settings, tmp_path, crop):
+    given = {**settings, **MIXED, "crop": crop, "epochs": 1}
+    said = Listening()
+    train(resolve(given), run=tmp_path / "whole", progress=said)
+    assert [note for note in said.notes if note.startswith(("training images are mixed", "class weights from 1 (ant)"))]
+    with pytest.raises(InterruptedRunError):
+        train(resolve(given), run=tmp_path / "run", progress=Stopping(3))
+    np.random.seed(7)  # as another process would have it
+    resume(tmp_path / "run")
+    same_results(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_each_of_them_changes_what_is_learnt_and_not_how_it_is_measured(settings, tmp_path, name):
+    images = _uneven(settings["data"], tmp_path / "images")
+    given = {**settings, "data": str(images), "epochs": 1, "backbone": "lenet5"}
+    changed = {**given, name: MIXED[name]}
+    for run, values in (("plain", given), ("changed", changed)):
+        train(resolve(values), run=tmp_path / run)
+        losses = evaluate(tmp_path / run, part="validation").predictions.losses
+        assert float(epochs_of(tmp_path / run)[0]["val_loss"]) == pytest.approx(losses.mean(), rel=1e-5)
+    assert not torch.equal(*(next(iter(weights(tmp_path / run).values())) for run in ("plain", "changed")))
+
+
+def _uneven(images, folder):
+    """Copy a folder of images without most of one class."""
+    shutil.copytree(images, folder)
+    for path in sorted((folder / "ant").iterdir())[8:]:
+        path.unlink()
+    return folder
 
 
 @pytest.mark.slow

@@ -29,11 +29,13 @@ def runs(images, tmp_path_factory):
     plain = [*common, *["--backbone", "lenet5", "--epochs", "2", "--lr", "0.05", "--checkpoint-steps", "3"]]
     # Rounding grows by a factor with every step of a network with batch norm; at this rate it stays small.
     norms = [*common, *["--backbone", "resnet14", "--attention", "csham", "--epochs", "1", "--lr", "0.0001"]]
-    for name, words in (("plain", plain), ("norms", norms)):
+    mixed = [*plain, "--augment", "trivial", "--mixup", "0.4", "--cutmix", "1", "--class-weights", "balanced"]
+    named = {"plain": plain, "norms": norms, "mixed": mixed}
+    for name, words in named.items():
         assert main([*words, "--run", str(folder / f"one-{name}")]) == 0
     stopped = folder / "two-resumed"
     stop_after(plain, stopped, steps=7)
-    lines = [[*plain, "--run", str(folder / "two-plain")], [*norms, "--run", str(folder / "two-norms")]]
+    lines = [[*words, "--run", str(folder / f"two-{name}")] for name, words in named.items()]
     lines.append(["train", "--resume", str(stopped), "--quiet"])
     words = {"to the end": lines, "stopped": [*plain, "--run", str(folder / "two-stopped")]}
     (folder / "words.json").write_text(json.dumps(words))
@@ -99,6 +101,11 @@ def test_two_processes_train_as_one_does(runs):
 def test_two_processes_train_batch_norms_as_one_does(runs):
     close(runs / "two-norms", runs / "one-norms", 1e-3)
     same_numbers(runs / "two-norms", runs / "one-norms", 1e-3)
+
+
+def test_two_processes_mix_what_one_does(runs):
+    close(runs / "two-mixed", runs / "one-mixed", 1e-5)
+    same_numbers(runs / "two-mixed", runs / "one-mixed", 1e-5)
 
 
 def test_shared_batch_norms_are_those_of_the_whole_batch(runs):

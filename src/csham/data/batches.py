@@ -13,13 +13,15 @@ from torch.nn import functional as F
 
 from csham.data.crops import check_crop, draw_boxes, resampled
 from csham.data.dataset import PackedDataset
+from csham.data.mixing import mixed, pairs_of_rank
 from csham.data.names import CROP_SCALE, batches_per_epoch
+from csham.data.policies import augmented, find_policy
 from csham.data.split import generator
 from csham.errors import UserError
 
 __all__ = ["Batch", "Batches", "scale_and_shift"]
 
-_ORDER_SALT, _CROP_SALT = 0x0DE5, 0xC509
+_ORDER_SALT, _CROP_SALT, _POLICY_SALT, _MIX_SALT = 0x0DE5, 0xC509, 0xA067, 0x3175
 
 
 class Batch(NamedTuple):
@@ -27,15 +29,17 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, S, S) float32, channels_last, normalised, on the device.
-        labels: (B,) int64, on the device.
+        labels: (B,) int64, on the device; of a mixed image the class that most of it is of.
         count: Number of real images; those after them only fill the batch up.
         indices: (B,) int64, row numbers in the dataset, on the host.
+        targets: Share of each class in each image, (B, classes) float32, on the device; None if they are not mixed.
     """
 
     images: Tensor
     labels: Tensor
     count: int  # type: ignore[assignment]
     indices: np.ndarray
+    targets: Tensor | None = None
 
 
 class Batches:
@@ -43,8 +47,10 @@ class Batches:
 
     Training (:meth:`epoch`, :meth:`batch`): shuffled anew every epoch, batches of one size; ``last_batch`` says what
     becomes of the images left over at its end. With ``augment``, each image gets its own random crop and, where
-    ``flip``, is mirrored half the time. Evaluation (:meth:`in_order`): every image once, the centre square. All draws
-    come from ``(seed, epoch, batch)``, whatever the process, the device and torch's own generators.
+    ``flip``, is mirrored half the time; then a ``policy`` changes it, and ``mixup`` and ``cutmix`` mix it with another
+    of its batch (:mod:`csham.data.policies`, :mod:`csham.data.mixing`). Evaluation (:meth:`in_order`): every image
+    once, the centre square. All draws come from ``(seed, epoch, batch)``, whatever the process, the device and the
+    generators of torch and numpy.
 
     Crops are one of
 
@@ -64,15 +70,19 @@ class Batches:
         crop_scale: Least area of a resized crop, as a fraction of the stored square's; above 0, at most 1.
         device: Device on which batches are made. On CUDA the dataset is kept there if it takes less than a quarter of
             the free memory.
-        rank: This process, 0 to ``world_size - 1``; it gets its contiguous slice of every batch.
+        rank: This process, 0 to ``world_size - 1``; it gets its contiguous slice of every batch, or its pairs of one
+            that is mixed.
         world_size: Number of processes that share each batch.
         flip: True if images may be mirrored; default ``dataset.flip``.
         last_batch: ``"drop"`` leaves an epoch's last images out where they are fewer than a batch, ``"fill"`` adds its
             first ones to them.
+        policy: Change of training images beyond crop and flip: ``"none"``, ``"trivial"`` or ``"rand"``.
+        mixup: Alpha of mixup; 0 is off.
+        cutmix: Alpha of CutMix; 0 is off.
 
     Raises:
         UserError: Fewer images than a batch with ``augment``, a batch that ``world_size`` does not divide, or no
-            such crops.
+            such crops or policy.
     """
 
     def __init__(
@@ -92,6 +102,9 @@ class Batches:
         world_size: int = 1,
         flip: bool | None = None,
         last_batch: str = "drop",
+        policy: str = "none",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
@@ -107,6 +120,9 @@ class Batches:
         self.crop, self.crop_scale = check_crop(crop, crop_scale, self.image_size), crop_scale
         self._stored = dataset.images.shape[1]
         self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._policy, self._alphas = find_policy(policy), {"mixup": mixup, "cutmix": cutmix}
+        self._mixes = augment and mixup + cutmix > 0
+        self._drawn = pairs_of_rank(batch_size, rank, world_size) if self._mixes else self._local
         self._order: tuple[int, np.ndarray] | None = None
         if augment:
             self._check_enough()
@@ -137,15 +153,18 @@ class Batches:
         self._check_enough()
         if not 0 <= index < len(self):
             raise IndexError(f"an epoch has batches 0 to {len(self) - 1}, asked for {index}")
-        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size][self._local]
+        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size][self._drawn]
         pixels = self._gather(rows)
-        if self.augment:
-            # Drawn for the whole batch, then cut: an image's draw does not depend on the number of ranks.
-            rng = generator(self.seed, epoch, index, _CROP_SALT)
-            pixels = self._resized(pixels, rng) if self.crop == "resized" else self._shifted(pixels, rng)
-        else:
-            pixels = self._centre(pixels)
-        return self._finish(pixels, rows, len(rows))
+        if not self.augment:
+            return self._finish(self._centre(pixels), rows, len(rows))
+        # Drawn for the whole batch, then cut: an image's draw does not depend on the number of ranks.
+        rng = generator(self.seed, epoch, index, _CROP_SALT)
+        pixels = self._resized(pixels, rng) if self.crop == "resized" else self._shifted(pixels, rng)
+        if self._policy is not None:
+            draws = self._policy.draw(generator(self.seed, epoch, index, _POLICY_SALT), self.batch_size)
+            pixels = augmented(pixels.to(torch.uint8), draws[self._drawn], self._policy)
+        batch = self._finish(pixels, rows, len(rows))
+        return self._mixed(batch, generator(self.seed, epoch, index, _MIX_SALT)) if self._mixes else batch
 
     def in_order(self) -> Iterator[Batch]:
         """Evaluation batches: every image once, in the order given, centre squares.
@@ -183,8 +202,8 @@ class Batches:
 
     def _resized(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         """Resample and flip a box of each image by its own draw: (B, P, P, 3) uint8 to (B, S, S, 3) float32."""
-        boxes = draw_boxes(rng, self.batch_size, self._stored, self.crop_scale)[self._local]
-        mirrored = (rng.random(self.batch_size) < 0.5)[self._local] & self.flip
+        boxes = draw_boxes(rng, self.batch_size, self._stored, self.crop_scale)[self._drawn]
+        mirrored = (rng.random(self.batch_size) < 0.5)[self._drawn] & self.flip
         return resampled(pixels, self._send(boxes), self._send(mirrored), self.image_size)
 
     def _shifted(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -193,15 +212,15 @@ class Batches:
         pad = S // 8 if self._stored == S else 0
         pixels = F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
         B, side = pixels.shape[:2]
-        corner = rng.integers(0, side - S + 1, (self.batch_size, 2, 1))[self._local]
-        mirrored = (rng.random((self.batch_size, 1)) < 0.5)[self._local] & self.flip
+        corner = rng.integers(0, side - S + 1, (self.batch_size, 2, 1))[self._drawn]
+        mirrored = (rng.random((self.batch_size, 1)) < 0.5)[self._drawn] & self.flip
         along = np.arange(S)
         y = corner[:, 0] + along + np.arange(B)[:, None] * side
         x = corner[:, 1] + np.where(mirrored, S - 1 - along, along)
         # Rows first, as whole copies; then bytes within rows, by a short index that an image's rows share.
         taken = pixels.view(B * side, side * 3).index_select(0, self._send(y.ravel())).view(B, S, side * 3)
         columns = self._send((x[:, :, None] * 3 + np.arange(3)).reshape(B, 1, S * 3)).expand(B, S, S * 3)
-        return taken.gather(2, columns)
+        return taken.gather(2, columns).view(B, S, S, 3)
 
     def _centre(self, pixels: Tensor) -> Tensor:
         edge, S = (self._stored - self.image_size) // 2, self.image_size
@@ -212,6 +231,10 @@ class Batches:
         normalised = pixels.reshape(-1, S * 3).to(torch.float32).mul_(self._scale).add_(self._shift)
         images = normalised.view(-1, S, S, 3).permute(0, 3, 1, 2)  # channels_last
         return Batch(images, self._send(self.dataset.labels[rows]), count, rows)
+
+    def _mixed(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        images, targets = mixed(batch.images, batch.labels, len(self.dataset.classes), rng=rng, **self._alphas)
+        return batch._replace(images=images, labels=targets.argmax(1), targets=targets)
 
     def _per_row(self, values: Tensor) -> Tensor:
         return values.repeat(self.image_size).to(self.device)

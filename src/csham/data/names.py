@@ -1,8 +1,8 @@
-"""Ways to cut training images and an epoch, and how small a resized crop may be."""
+"""Ways to cut and change training images and to cut an epoch, and how small a resized crop may be."""
 
 from __future__ import annotations
 
-__all__ = ["CROPS", "CROP_SCALE", "LAST_BATCHES", "batches_per_epoch"]
+__all__ = ["CROPS", "CROP_SCALE", "LAST_BATCHES", "POLICIES", "batches_per_epoch"]
 
 # "auto" is "pad" up to 64 pixels and "resized" above.
 CROPS = ("auto", "pad", "resized")
@@ -12,6 +12,9 @@ CROPS = ("auto", "pad", "resized")
 # training as in evaluation's centre square, with 0.08 they are 1.44 times as large: the gap that Touvron et al.,
 # arXiv:1906.06423, show to cost accuracy.
 CROP_SCALE = 0.35
+
+# "trivial" is TrivialAugmentWide, "rand" RandAugment.
+POLICIES = ("none", "trivial", "rand")
 
 # What becomes of the images left over at an epoch's end.
 LAST_BATCHES = ("fill", "drop")

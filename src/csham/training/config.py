@@ -12,7 +12,7 @@ import yaml
 
 from csham.backbones.lookup import check_backbone
 from csham.backbones.spec import NetworkSpec
-from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES
+from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES, POLICIES
 from csham.errors import UserError, any_of
 from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
 from csham.training.recipes import RECIPES
@@ -29,15 +29,25 @@ __all__ = [
     "resolve",
 ]
 
-BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop", "attention_sha256": None}
+BEFORE: dict[str, Any] = {
+    "crop": "pad",
+    "last_batch": "drop",
+    "attention_sha256": None,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "augment": "none",
+    "class_weights": "none",
+}
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
 _BELOW_1 = Within(lambda v: 0 <= v < 1, "from 0 to below 1")
+_ALPHA = Within(lambda v: v == 0 or 1e-3 <= v <= 1e3, "0, or from 0.001 to 1000")  # beyond, numpy draws NaN
 _FRACTION = Within(lambda v: 0 < v <= 1, "above 0, at most 1")
 _OF_RECIPE = "from the recipe"
 
 SCHEDULES = ("one-cycle", "steps", "constant")
+CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -107,6 +117,30 @@ class TrainingSettings(Settings):
     ] = ()
     decay: Annotated[float, _FRACTION, Help("See milestones.", option=False)] = 0.2
     label_smoothing: Annotated[float, _BELOW_1, Help("Of the training loss; the other losses are without.")] = 0.0
+    class_weights: Annotated[
+        str,
+        OneOf(CLASS_WEIGHTS),
+        Mark.LATER,
+        Help(
+            "Weight of an image in the training loss: balanced counts every class alike, the fewer its images the more "
+            "each; none counts every image alike. The other losses are without."
+        ),
+    ] = "none"
+    mixup: Annotated[
+        float,
+        _ALPHA,
+        Mark.LATER,
+        Help("Alpha of mixup, which blends the images of a batch in pairs, and their classes; 0 is off, 0.2 usual."),
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        _ALPHA,
+        Mark.LATER,
+        Help(
+            "Alpha of CutMix, which pastes a box of one image of a pair into the other; 0 is off, 1 usual. With "
+            "--mixup too, each batch gets one of them."
+        ),
+    ] = 0.0
     seed: Annotated[
         int,
         Within(lambda v: 0 <= v < 2**63, "from 0 to below 2**63"),
@@ -137,6 +171,15 @@ class DataSettings(Settings):
     crop_scale: Annotated[
         float, _FRACTION, Help("Least area of a resized crop, as a fraction of the stored image's.")
     ] = CROP_SCALE
+    augment: Annotated[
+        str,
+        OneOf(POLICIES),
+        Mark.LATER,
+        Help(
+            "Change of each training image after its crop: trivial, one random operation of random strength "
+            "(TrivialAugment), rand, two of a fixed one (RandAugment), or none."
+        ),
+    ] = "none"
     validation: Annotated[
         float, _BELOW_1, Help("Fraction of the training images held out to choose the best checkpoint.")
     ] = 0.1

@@ -17,7 +17,6 @@ from typing import IO, Any
 import filelock
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csham.data import PackedDataset, prepare
@@ -80,7 +79,7 @@ def train(
     leaks = check_leaks(dataset, dataset.split(config.seed, config.validation), allow=config.allow_leaks)
     session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
-    for note in [*steps_notes(session.config, len(session.parts.train)), *leaks]:
+    for note in [*steps_notes(session.config, len(session.parts.train)), *session.loss.notes, *leaks]:
         session.note(note)
     state = session.new_state()
     start = session.checkpoint(state)
@@ -220,7 +219,7 @@ class Loop:
         session, state = self.session, self.state
         _seed_step(session.config.seed, state.epoch, state.step, session.accelerator.process_index)
         logits = session.model(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=session.config.label_smoothing)
+        loss = session.loss(logits, batch)
         session.accelerator.backward(loss)
         return loss.detach(), logits.detach()
 

@@ -28,6 +28,7 @@ from csham.layers.own import code_of
 from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
 from csham.training.config import MACHINE_SETTINGS, TrainConfig
+from csham.training.losses import TrainingLoss
 from csham.training.machine import choose
 from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
@@ -76,6 +77,7 @@ class Session:
         network: Holds the weights.
         model: Model that is called: the network, prepared for the device and perhaps compiled.
         optimizer: As prepared.
+        loss: What training minimises.
         train_batches: The training part.
         progress: Told what happens.
         notes: Choices made for this machine, and why.
@@ -91,6 +93,7 @@ class Session:
     network: nn.Module
     model: Any
     optimizer: Any
+    loss: TrainingLoss
     train_batches: Batches
     progress: QuietProgress
     notes: tuple[str, ...]
@@ -222,6 +225,7 @@ def start_session(
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(accelerator.device)
+    loss = TrainingLoss.of(config, dataset.labels[parts.train], dataset.classes, accelerator.device)
     notes = choices.reasons + _join_processes(network, accelerator, progress)
     model, optimizer = accelerator.prepare(network, _optimizer(network, config))
     if config.compile:
@@ -237,6 +241,7 @@ def start_session(
         network=network,
         model=model,
         optimizer=optimizer,
+        loss=loss,
         train_batches=batches,
         progress=progress,
         notes=notes,
@@ -294,6 +299,9 @@ def _make_batches(
         augment=augment,
         crop=config.crop,
         crop_scale=config.crop_scale,
+        policy=config.augment,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
