@@ -142,7 +142,7 @@ class Bench:
             with _time_limit(seconds):
                 found, said = self._result()
         except UserError as err:
-            outcome = _refused(str(err), path, target.also)
+            outcome = _refused(str(err), path)
         except HangError:
             outcome = Outcome("hang", f"no answer within {seconds:.0f} s")
         except (Exception, SystemExit) as err:
@@ -172,8 +172,8 @@ class Bench:
         return _digest(found), "\n".join(said)
 
 
-def _refused(message: str, path: str, also: Sequence[str]) -> Outcome:
-    if Path(path).name not in message and not any(word in message for word in also):
+def _refused(message: str, path: str) -> Outcome:
+    if Path(path).name not in message:
         return Outcome("nameless", message[:LONGEST])
     if len(message) > LONGEST:
         return Outcome("wordy", f"{len(message)} characters: {message[:500]}")
