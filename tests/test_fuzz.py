@@ -105,7 +105,7 @@ PLANTED = [
     (take_much, "memory"),
     (refuse("it is damaged."), "nameless"),
     (refuse("number.txt is \x1b[31mred.", RawError), "raw"),
-    (refuse("number.txt is damaged." * 2000), "wordy"),
+    (refuse("number.txt is damaged." * 2000, RawError), "wordy"),
 ]
 SOUND_ONES = [(refuse("number.txt is damaged."), "refused"), (lambda say: 7, "same")]
 

@@ -46,8 +46,8 @@ SECONDS = 20.0
 MEMORY = 512 * 2**20
 """Bytes by which the memory of the process may rise during one reading."""
 
-LONGEST = 20_000
-"""Characters of what a user may be told; a name from a file may be some thousand."""
+LONGEST = 10_000
+"""Characters of what a user may be told; a path may have some thousand."""
 
 
 class HangError(BaseException):
