@@ -77,7 +77,12 @@ def refuse(message, kind=UserError):
 
 def never_end(say):
     while Path("number.txt").read_bytes() != SOUND:
-        time.sleep(0.01)
+        pass
+
+
+def wait_for_ever(say):
+    if Path("number.txt").read_bytes() != SOUND:
+        time.sleep(1000)
 
 
 def take_much(say):
@@ -102,16 +107,17 @@ PLANTED = [
     (fall_over, "traceback"),
     (leave, "traceback"),
     (never_end, "hang"),
+    (wait_for_ever, "hang"),
     (take_much, "memory"),
     (refuse("it is damaged."), "nameless"),
     (refuse("number.txt is \x1b[31mred.", RawError), "raw"),
-    (refuse("number.txt is damaged." * 2000), "wordy"),
+    (refuse("number.txt is damaged." * 2000, RawError), "wordy"),
 ]
 SOUND_ONES = [(refuse("number.txt is damaged."), "refused"), (lambda say: 7, "same")]
 
 
 def plant(fuzz, monkeypatch, read):
-    monkeypatch.setattr(fuzz, "SECONDS", 0.3 if read is never_end else 60)
+    monkeypatch.setattr(fuzz, "SECONDS", 0.3 if read in (never_end, wait_for_ever) else 60)
     monkeypatch.setattr(fuzz, "MEMORY", 2**27)
     make = lambda place: (place / "number.txt").write_bytes(SOUND)  # noqa: E731
     monkeypatch.setitem(

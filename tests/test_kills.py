@@ -151,10 +151,15 @@ def compare(root, images, *more):
     return [*words.split(), *more]
 
 
-def studied(root):
-    lines = [json.loads(line) for line in (root / "study/records.jsonl").read_text().splitlines()]
+def recorded(study):
+    lines = [json.loads(line) for line in (study / "records.jsonl").read_text().splitlines()]
     numbers = {line["label"]: [line["status"], line["result"]["top1"], line["result"]["loss"]] for line in lines}
     assert len(lines) == len(numbers)  # each cell once
+    return numbers
+
+
+def studied(root):
+    numbers = recorded(root / "study")
     costs = json.loads((root / "study/costs.json").read_text())
     assert (root / "study/report/index.html").stat().st_size > 10_000
     return numbers, weights_in(root), [row["network"] for row in costs["costs"]], costs["finished"]
@@ -242,3 +247,62 @@ def test_either_process_of_torchrun(images, tmp_path, rank):
         assert resumed.wait(900) == 0, resumed.stderr.read()[-3000:]
     assert same(weights_in(run), weights_in(whole))
     assert not list(run.rglob("*.tmp"))
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of Ray of two nodes with a core each, on this machine."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CSHAM_KERNELS", "reference")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
+    yield cluster
+    with contextlib.suppress(Exception):  # of a node that is gone
+        cluster.shutdown()
+
+
+def kill_all_of(node):
+    """Kill every process of a node of Ray, those that run cells among them, as if its machine were turned off."""
+    import psutil
+
+    started = [psutil.Process(info.process.pid) for infos in node.all_processes.values() for info in infos]
+    for process in [child for one in started for child in one.children(recursive=True)] + started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.parametrize("victim", ["node", "head"])
+def test_a_node_of_ray_or_its_head(images, tmp_path, cluster, victim):
+    """Without a node its cell goes on on the other, in the same call; without the head it does in the next call."""
+    words = f"compare {images} --backbones lenet5 --attentions none,eca --image-size 32 --epochs 40 --seeds 1 --quiet "
+    words += "--batch-size 8 --no-compile --device cpu --precision fp32 --lr 0.01 --checkpoint-steps 2 --no-costs"
+    command = [sys.executable, "-m", "csham", *words.split(), "--study"]
+    whole, study = tmp_path / "whole", tmp_path / "study"
+    subprocess.run([*command, whole], check=True, capture_output=True, timeout=900)
+
+    driver = [*command, study, "--engine", "ray", "--address", cluster.address, "--cpus-per-cell", "1"]
+    with subprocess.Popen(driver, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 300
+        while len(list(study.glob("runs/*/metrics.csv"))) < 2:
+            assert process.poll() is None, process.stderr.read()[-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        beginnings = {path: path.read_text() for path in study.glob("runs/*/environment.json")}
+        kill_all_of(cluster.head_node if victim == "head" else next(iter(cluster.worker_nodes)))
+        _, said = process.communicate(timeout=600)
+    if victim == "node":
+        assert process.returncode == 0, said
+    else:
+        assert process.returncode == 2, said
+        assert f"the head of the Ray cluster, {cluster.address}, does not answer any more" in said
+        again = subprocess.run([*command, study], capture_output=True, text=True, timeout=900, check=False)
+        assert again.returncode == 0, again.stderr
+    assert recorded(study) == recorded(whole)
+    assert same(weights_in(study), weights_in(whole))
+    assert beginnings == {path: path.read_text() for path in study.glob("runs/*/environment.json")}  # gone on with
+    assert not list((study / "locks").glob("mark-*"))

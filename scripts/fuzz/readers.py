@@ -61,13 +61,11 @@ class Target:
         kind: One of :data:`mutations.EDITS`.
         checked: ``"always"`` where any change has to be noticed; ``"bytes"`` where an edit that keeps the format
             cannot be; ``"never"`` where csham has not written the file, so that others are as good.
-        also: Words of which an error may have one in place of the file's name.
     """
 
     pattern: str
     kind: str
     checked: str = "always"
-    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -436,12 +434,7 @@ READERS = {
     ),
     "cache": Reader(_write_cache, _prepared("animals"), (Target("cache/packed/*/*", "bytes"),)),
     "images": Reader(_write_images, _prepared("animals"), (_ANIMALS,)),
-    # Of an image that a table names wrongly, the image is told.
-    "table": Reader(
-        _write_table,
-        _prepared("table.csv"),
-        (Target("table.csv", "text", "never", also=("animals/", "(line ", "no file of class")),),
-    ),
+    "table": Reader(_write_table, _prepared("table.csv"), (Target("table.csv", "text", "never"),)),
     "zip": Reader(_write_archives, _prepared("animals.zip"), (Target("animals.zip", "zip", "never"),)),
     "tar": Reader(_write_archives, _prepared("animals.tar"), (Target("animals.tar", "bytes", "never"),)),
     "tar.gz": Reader(_write_archives, _prepared("animals.tar.gz"), (Target("animals.tar.gz", "bytes", "never"),)),

@@ -9,6 +9,7 @@ from csham.words import printable
 
 __all__ = ["UserError", "any_of", "known_names", "nearest_names", "unknown_name"]
 
+_LONGEST = 4000  # signs of a line; a path may have some thousand
 _FEW = 5  # that many names are read faster than they are listed
 _LISTED = {
     "attention": "attentions",
@@ -23,8 +24,9 @@ _LISTED = {
 class UserError(ValueError):
     """Error in what the user gave; the message says what, where, and what to do.
 
-    The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``. Names that
-    the message quotes need no care: what cannot be printed is written out.
+    The command line prints the message alone and ends with exit code 2; in Python it is a ``ValueError``. What the
+    message quotes needs no care: what cannot be printed is written out, and of what is longer than anyone reads the
+    middle is left out.
 
     Args:
         message: One line.
@@ -35,7 +37,12 @@ class UserError(ValueError):
         super().__init__(message, *below)
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, self.args))
+        return "\n".join(_readable(line) for line in self.args)
+
+
+def _readable(line: object) -> str:
+    text = printable(line)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
 
 
 def unknown_name(

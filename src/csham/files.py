@@ -48,6 +48,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "parse_json",
+    "read_plain",
     "read_sums",
     "remove_leftovers",
     "sealed",
@@ -162,9 +163,29 @@ def remove_leftovers(place: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the checksum of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
+    """Return the checksum of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read, or is no plain file.
+    """
+    with _plain(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_plain(path: Path) -> bytes:
+    """Return the content of a file in a folder that anyone may have written.
+
+    Raises:
+        OSError: It cannot be read, or is no plain file.
+    """
+    return _plain(path).read_bytes()
+
+
+def _plain(path: Path) -> Path:
+    """Refuse pipes and devices, of which reading may never come to an end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path
 
 
 def write_summed(folder: Path, writes: Mapping[str, Callable[[IO[bytes]], Any]]) -> None:

@@ -317,6 +317,11 @@ def test_without_data(compare):
     code, _, err = compare("--study", "nowhere", data=None)
     assert code == 2
     assert "there is no study nowhere" in err
+    Path("lost").mkdir()
+    Path("lost/records.jsonl").touch()
+    code, _, err = compare("--study", "lost", data=None)
+    assert code == 2
+    assert "lost is not a study: it has no study.yaml" in err
 
 
 def test_failed_cells_are_listed_with_the_way_on(compare):

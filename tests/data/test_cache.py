@@ -62,6 +62,15 @@ def test_a_missing_or_cut_file_is_noticed(packed, name, how):
     assert again(packed).from_cache
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+@pytest.mark.parametrize("name", ["labels.npy", "meta.json"])
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_waited_for(packed, name):
+    (packed.path / name).unlink()
+    os.mkfifo(packed.path / name)
+    assert is_rebuilt(packed, "damaged")
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -14,10 +14,11 @@ from csham.files import SUMS
 from csham.study.cell import CellRunner, adopt_runs
 from csham.study.grid import Data, Network
 from csham.study.store import Store
-from csham.training.checkpoints import load_checkpoint
+from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import Loop, train
 from csham.training.progress import QuietProgress
+from csham.training.run_folder import RunFolder
 
 MACHINE = {"device": "cpu", "compile": False}
 
@@ -147,6 +148,26 @@ def test_a_damaged_checkpoint_means_starting_again(done, store, damage):
     record = CellRunner(store, MACHINE, progress).run(cell.key)
     assert any("lenet5, seed 0 starts again" in note for note in progress.notes)
     assert timeless(record) == timeless(done[1])
+
+
+@pytest.mark.parametrize("lost", ["the last", "the optimizer too"])
+def test_with_a_damaged_last_checkpoint_a_cell_goes_on_from_the_chosen_one_if_it_can(done, store, lost):
+    cell = store.study.cells()[0]
+    with pytest.raises(InterruptedRunError):
+        CellRunner(store, MACHINE, Notes(stop_after=7)).run(cell.key)
+    folder = RunFolder(store.run_folder(cell.name))
+    folder.last.write_bytes(folder.last.read_bytes()[:-100])
+    if lost == "the optimizer too":
+        content = load_checkpoint(folder.best)
+        save_checkpoint(folder.best, {name: value for name, value in content.items() if name != "optimizer"})
+    progress = Notes()
+    record = CellRunner(store, MACHINE, progress).run(cell.key)
+    said = [note for note in progress.notes if "Going on from" in note or "starts again" in note]
+    assert len(said) == 1
+    assert ("best.ckpt, which is whole" in said[0]) == (lost == "the last")
+    assert timeless(record) == timeless(done[1])
+    for name, value in weights(*done_cell(done)).items():
+        assert torch.equal(value, weights(store, cell)[name])
 
 
 def test_a_run_of_other_settings_is_not_mixed_in(done, make_store):

@@ -1,6 +1,7 @@
 """costs.json: one run for all networks, what makes it run again, and a network that cannot be measured."""
 
 import json
+import os
 
 import pytest
 
@@ -67,6 +68,13 @@ def test_what_cannot_be_believed_is_measured_again(make_study, tmp_path, compari
     (tmp_path / "costs.json").write_text(text[:-9] if change == "garbled" else text)
     measure_costs(study, tmp_path, **QUICK)
     assert len(comparisons) == 2
+
+
+@pytest.mark.timeout(60)
+def test_costs_that_are_no_file_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "costs.json")
+    with pytest.raises(UserError, match=r"costs\.json .*no file"):
+        read_costs(tmp_path)
 
 
 def test_a_network_that_fails_has_its_error_in_its_row(make_study, tmp_path):

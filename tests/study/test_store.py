@@ -112,6 +112,18 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(store, notes):
         Store(store.path).records()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.timeout(60)
+def test_records_that_are_no_file_are_refused_and_not_waited_for(store, kind):
+    if kind == "pipe":
+        os.mkfifo(store.records_file)
+    else:
+        store.records_file.symlink_to("/dev/zero")
+    for deed in (store.records, lambda: store.append(record("a"))):
+        with pytest.raises(UserError, match=r"records\.jsonl: .*no file"):
+            deed()
+
+
 def test_a_record_of_a_later_version_is_refused(store):
     store.append(record("a") | {"format": 3})
     with pytest.raises(UserError, match=r"line 1 has format 3; this version of csham reads up to 2"):

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from csham.data.dataset import PackedDataset, stored_side
 from csham.data.decode import BadFile
 from csham.errors import UserError
-from csham.files import parse_json, sha256_of, write_atomically
+from csham.files import parse_json, read_plain, sha256_of, write_atomically
 
 __all__ = [
     "Damaged",
@@ -147,7 +147,7 @@ _ELSEWHERE = "Another folder: CSHAM_CACHE=DIR in the environment (in Python cach
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    whole = json.loads((path / "meta.json").read_bytes())
+    whole = json.loads(read_plain(path / "meta.json"))
     body = whole["body"]
     if hashlib.sha256(body.encode()).hexdigest() != whole["sha256"]:
         raise Damaged("it is damaged: meta.json has a wrong checksum")
@@ -178,7 +178,7 @@ def _state(file: Path) -> list[int]:
 
 def _checked_state(path: Path) -> Any:
     try:
-        return parse_json((path / "checked.json").read_bytes())
+        return parse_json(read_plain(path / "checked.json"))
     except (OSError, ValueError):
         return None
 

@@ -63,7 +63,7 @@ def prepare(
     dataset, _ = _try_open(path, source.fingerprint, thorough=thorough)
     if dataset is None:
         dataset = _build_alone(source, size, path, root, max_bad, progress or _silent, thorough=thorough)
-    _check_bad(dataset.bad_files, max_bad)
+    _check_bad(dataset.bad_files, max_bad, source)
     if source.listing is not None:
         bad = {file.path for file in dataset.bad_files}
         pairs = zip(source.listing.files, source.listing.names(), strict=True)
@@ -120,7 +120,7 @@ def _build(source: Source, size: int, path: Path, root: Path, max_bad: int, prog
     with cache.writing_errors(path.parent), new_folder(path, replace=True) as folder:
         scratch = folder / "scratch"
         images = source.load(Workplace(root / "downloads", scratch, lambda what: progress(0, 0, what)))
-        packed = _pack(images, size, folder, max_bad, progress)
+        packed = _pack(source, images, size, folder, max_bad, progress)
         if scratch.exists():
             shutil.rmtree(scratch)
         progress(len(packed.labels), len(packed.labels), "checking")
@@ -143,7 +143,7 @@ def _meta(source: Source, size: int, packed: _Packed) -> dict[str, Any]:
     }
 
 
-def _pack(images: Images, image_size: int, folder: Path, max_bad: int, progress: Progress) -> _Packed:
+def _pack(source: Source, images: Images, image_size: int, folder: Path, max_bad: int, progress: Progress) -> _Packed:
     listing, doing = images.listing, "packing" if images.decoded else "decoding"
     side, count = stored_side(image_size), len(listing.labels)
     offset = _create_images(folder, count, side)
@@ -165,8 +165,8 @@ def _pack(images: Images, image_size: int, folder: Path, max_bad: int, progress:
     names = listing.names() if bad else []
     bad_files = [bad[row]._replace(path=names[row]) for row in sorted(bad)]
     good = np.setdiff1d(np.arange(count), list(bad))
-    _check_bad(bad_files, max_bad)
-    _check_every_class(listing, good)
+    _check_bad(bad_files, max_bad, source)
+    _check_every_class(listing, good, source)
     if bad:
         _drop_rows(folder / "images.npy", good, side, offset)
     notes = listing.notes + ([f"{animated} animated files: first frame taken"] if animated else [])
@@ -258,24 +258,23 @@ def _drop_rows(path: Path, good: np.ndarray, side: int, offset: int) -> None:
         file.truncate(offset + len(good) * side * side * 3)
 
 
-def _check_bad(bad: list[BadFile], max_bad: int) -> None:
+def _check_bad(bad: list[BadFile], max_bad: int, source: Source) -> None:
     if len(bad) > max_bad:
         first = "; ".join(f"{file.path}: {file.reason}" for file in bad[:3])
         raise UserError(
-            f"{len(bad)} files cannot be read and at most {max_bad} are skipped: {first}"
+            f"{len(bad)} files of {source.location} cannot be read and at most {max_bad} are skipped: {first}"
             f"{'; ...' if len(bad) > 3 else ''}. Repair or remove them, or allow --max-bad {len(bad)}."
         )
 
 
-def _check_every_class(listing: Listing, good: np.ndarray) -> None:
+def _check_every_class(listing: Listing, good: np.ndarray, source: Source) -> None:
     kinds, firsts = np.unique(listing.parts * np.int64(len(listing.classes)) + listing.labels, return_index=True)
     readable = listing.parts[good] * np.int64(len(listing.classes)) + listing.labels[good]
     for kind, first in sorted(zip(kinds, firsts, strict=True), key=lambda pair: pair[1]):
         if kind not in readable:
-            folder = (listing.root / listing.files[first]).parent
             raise UserError(
-                f"no file of class {listing.classes[listing.labels[first]]!r} in {folder} can be read. "
-                "Repair the files or remove the class."
+                f"no file of class {listing.classes[listing.labels[first]]!r} in {source.location} can be read, such "
+                f"as {listing.names()[first]}. Repair the files or remove the class."
             )
 
 

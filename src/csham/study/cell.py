@@ -22,10 +22,9 @@ from csham.files import sha256_of
 from csham.study.grid import Cell, Network, Study, cell_key, differing_setting
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
-from csham.training.checkpoints import load_checkpoint
 from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
-from csham.training.loop import resume, train
+from csham.training.loop import newest_checkpoint, resume, train
 from csham.training.machine import choose, choose_device
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
@@ -335,13 +334,8 @@ def _key_of_run(folder: RunFolder) -> str:
 
 
 def _data_of(folder: RunFolder) -> dict[str, Any]:
-    """Return what a run's last checkpoint, or where that is damaged the chosen one, says of its images."""
-    try:
-        content = load_checkpoint(folder.last, ("data",))
-    except UserError:
-        if not folder.best.is_file():
-            raise
-        content = load_checkpoint(folder.best, ("data",))
+    """Return what a run's checkpoints say of its images; of one that is not finished, such as it can go on from."""
+    _, content, _ = newest_checkpoint(folder, ("data",)) if folder.finished else newest_checkpoint(folder)
     data: dict[str, Any] = content["data"]
     return data
 

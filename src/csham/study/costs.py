@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csham.errors import UserError
-from csham.files import has_right_sum, parse_json, summed, write_atomically
+from csham.files import has_right_sum, parse_json, read_plain, summed, write_atomically
 from csham.provenance import circumstances
 from csham.study.grid import Network, Study
 from csham.study.record import is_number
@@ -107,7 +107,7 @@ def read_costs(path: Path) -> dict[str, Any] | None:
         UserError: It cannot be read, or was changed since it was written.
     """
     try:
-        content = parse_json((path / COSTS_FILE).read_bytes())
+        content = parse_json(read_plain(path / COSTS_FILE))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:

@@ -32,7 +32,7 @@ from csham.study.grid import (
     with_plain,
 )
 from csham.study.store import Store
-from csham.study.study_file import FILE, is_edited
+from csham.study.study_file import FILE, is_edited, no_study
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
@@ -127,10 +127,11 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         UserError: Something asked for cannot be, or differs from what the study began with.
     """
     store = Store(_folder(request), note)
+    if write:
+        store.remove_leftovers()
+    _check_place(store, request)
     if not write:
         return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)
-    store.remove_leftovers()
-    _check_place(store)
     if not store.exists:
         setup = _new(request, store, preparing)  # before anything is left behind
         with store.changing_study():
@@ -207,10 +208,12 @@ def _folder(request: Request) -> Path:
     return Path("studies") / (f"{name}-pretrained" if config.pretrained or config.weights_file else name)
 
 
-def _check_place(store: Store) -> None:
+def _check_place(store: Store, request: Request) -> None:
     path = store.path
     if path.exists() and not path.is_dir():
         raise UserError(f"--study {path} is a file. Name a folder.")
+    if request.data is None and not store.exists:
+        raise no_study(path)
     # Of a study that was being made, or is at this moment.
     left = re.compile(rf"locks|logs|\.DS_Store|\.{re.escape(FILE)}\..+\.tmp")
     if path.is_dir() and not store.exists and not all(left.fullmatch(entry.name) for entry in path.iterdir()):
@@ -218,8 +221,7 @@ def _check_place(store: Store) -> None:
 
 
 def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
-    if request.data is None:
-        raise UserError(f"there is no study {store.path}. csham compare DATA --study {store.path} makes one.")
+    assert request.data is not None
     config = resolve({"data": request.data, **request.settings}, dict(request.file_settings))
     networks = _networks(request, request.backbones or _BACKBONES, request.attentions or _ATTENTIONS)
     networks, added = with_plain(network.with_code() for network in networks)

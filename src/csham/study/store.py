@@ -24,7 +24,7 @@ from typing import Any
 import filelock
 
 from csham.errors import UserError
-from csham.files import SUMS, new_folder, read_sums, remove_leftovers, sha256_of, write_atomically
+from csham.files import SUMS, new_folder, read_plain, read_sums, remove_leftovers, sha256_of, write_atomically
 from csham.study.grid import Cell, Study
 from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
@@ -282,7 +282,7 @@ class Store:
     def _lines(self) -> list[Line]:
         """Read the lines that are complete."""
         try:
-            content = self.records_file.read_bytes()
+            content = read_plain(self.records_file)
         except FileNotFoundError:
             return []
         except OSError as err:
@@ -297,7 +297,7 @@ class Store:
     def _repair(self) -> None:
         """See :meth:`repair`; the lock is held, so no process is writing."""
         try:
-            content = self.records_file.read_bytes()
+            content = read_plain(self.records_file)
         except FileNotFoundError:
             return
         *lines, rest = content.split(b"\n")

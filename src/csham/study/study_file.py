@@ -20,7 +20,7 @@ from csham.settings import check_known
 from csham.study.grid import SHARED_FIELDS, Data, Network, Study, read_seeds, shared_settings
 from csham.training.config import BEFORE, TrainConfig, read_settings
 
-__all__ = ["FILE", "FORMAT", "is_edited", "read_study", "write_study"]
+__all__ = ["FILE", "FORMAT", "is_edited", "no_study", "read_study", "write_study"]
 
 FILE = "study.yaml"
 FORMAT = 2
@@ -75,13 +75,18 @@ def read_study(folder: Path) -> Study:
     """
     path = folder / FILE
     if not path.is_file():
-        what = f"{folder} is not a study: it has no {FILE}" if folder.exists() else f"there is no study {folder}"
-        raise UserError(f"{what}. csham compare DATA --study DIR makes one.{_neighbours(folder)}")
+        raise no_study(folder)
     content = read_settings(path)
     try:
         return _study(content)
     except UserError as err:
         raise UserError(f"{path}: {err}") from err
+
+
+def no_study(folder: Path) -> UserError:
+    """Build the error for a folder without a plan."""
+    what = f"{folder} is not a study: it has no {FILE}" if folder.exists() else f"there is no study {folder}"
+    return UserError(f"{what}. csham compare DATA --study DIR makes one.{_neighbours(folder)}")
 
 
 def _neighbours(folder: Path) -> str:

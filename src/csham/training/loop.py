@@ -37,7 +37,7 @@ from csham.training.steps import learning_rate, steps_notes
 from csham.training.sums import is_main_process, write_listed
 from csham.training.tensorboard import EventWriter
 
-__all__ = ["DivergedError", "resume", "train"]
+__all__ = ["DivergedError", "newest_checkpoint", "resume", "train"]
 
 # Reading a number back from a GPU makes it wait for the step, so there the loss is looked at only this often.
 _STEPS_BETWEEN_LOOKS = 20
@@ -121,7 +121,9 @@ def resume(
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
         return summary
     config.check_code()
-    path, content = _newest(folder, progress)
+    path, content, fault = newest_checkpoint(folder)
+    if fault and is_main_process():
+        progress.note(f"{fault} Going on from {path}, which is whole")
     retain_memory()
     session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)
     state = session.restore(content, path)
@@ -136,19 +138,28 @@ _CHECKPOINT_KEYS = (
 )  # fmt: skip
 
 
-def _newest(folder: RunFolder, progress: QuietProgress) -> tuple[Path, dict[str, Any]]:
-    """Read the last checkpoint, or where that is damaged, the chosen one: the epochs since then are trained again."""
+def newest_checkpoint(
+    folder: RunFolder, expected: tuple[str, ...] = _CHECKPOINT_KEYS
+) -> tuple[Path, dict[str, Any], str]:
+    """Read the last checkpoint, or where that is damaged, the chosen one: the epochs since then are trained again.
+
+    Args:
+        folder: The run.
+        expected: Keys that the checkpoint must have; by default those that a run goes on with.
+
+    Returns:
+        The file, what it holds, and what is wrong with the last one if it is not that.
+
+    Raises:
+        UserError: There is none that can be used.
+    """
     try:
-        return folder.last, load_checkpoint(folder.last, _CHECKPOINT_KEYS)
+        return folder.last, load_checkpoint(folder.last, expected), ""
     except UserError as err:
         try:
-            content = load_checkpoint(folder.best, _CHECKPOINT_KEYS)
+            return folder.best, load_checkpoint(folder.best, expected), f"{str(err).partition('. ')[0]}."
         except UserError:
             raise err from err.__cause__
-        problem = str(err)
-    if is_main_process():
-        progress.note(f"{problem.partition('. ')[0]}. Going on from {folder.best}, which is whole")
-    return folder.best, content
 
 
 def _run(session: Session, state: State) -> dict[str, Any]:

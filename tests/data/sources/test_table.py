@@ -176,6 +176,26 @@ def test_files_that_are_bad(two_classes, cache_dir):
     assert found.files == [line.split(",")[0] for line in FEW]
 
 
+def test_too_many_bad_files_are_told_with_the_table_and_their_lines(two_classes, cache_dir):
+    path = write(two_classes, "path,label", *FEW, "gone.png,cat", "cat/away.png,cat")
+    with pytest.raises(UserError) as err:
+        prepare(path, cache_dir=cache_dir, max_bad=1)
+    for words in (str(path), f"{two_classes}/gone.png (line 6): no such file", f"{two_classes}/cat/away.png (line 7)"):
+        assert words in str(err.value)
+    prepare(path, cache_dir=cache_dir)
+    with pytest.raises(UserError, match="2 files") as err:  # from the cache too
+        prepare(path, cache_dir=cache_dir, max_bad=1)
+    assert str(path) in str(err.value)
+
+
+def test_a_class_without_a_file_is_told_with_the_table_and_a_line(two_classes, cache_dir):
+    path = write(two_classes, "path,label", *FEW, "gone.png,cow", "away.png,cow")
+    with pytest.raises(UserError, match="class 'cow'") as err:
+        prepare(path, cache_dir=cache_dir)
+    assert str(path) in str(err.value)
+    assert f"{two_classes}/away.png (line 7)" in str(err.value)
+
+
 def test_paths_elsewhere_say_nothing_of_what_is_there(two_classes, tmp_path, cache_dir):
     """Whoever wrote the table may name any file; of one that is no image nothing but that is told."""
     (tmp_path / "secret.txt").write_text("the password is swordfish")

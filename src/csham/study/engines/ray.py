@@ -42,6 +42,8 @@ _NO_BAR = -2
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_UNTIL_OTHERS_ARE_ASKED = 5.0
 _SECONDS_TO_STOP = 120.0
+# Of a head that does not answer. After 60 Ray ends this process by itself, and says nothing of the study.
+_SECONDS_WITHOUT_HEAD = 40.0
 # Of a cluster for one call: run folders pass through the object store only between machines.
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -168,6 +170,7 @@ class _Engine:
         # By this a node tells whether the folder that it sees under the study's path is the study's.
         self._mark = store.mark()
         self._board = ray.remote(num_cpus=0)(_Board).remote()
+        self._head = _Head(ray)
         # A process for each cell: one that was stopped in mid-import, or ran out of memory, is fit for nothing.
         self._run_cell = ray.remote(**resources, max_retries=_RETRIES, max_calls=1)(_run_cell)
 
@@ -180,7 +183,15 @@ class _Engine:
                     return Outcome()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             self._handle_ended(_SECONDS_BETWEEN_LOOKS)
-            self._show()
+            silence = self._head.seconds_of_silence()
+            if silence > _SECONDS_WITHOUT_HEAD:
+                raise UserError(
+                    f"the head of the Ray cluster, {self._head.address}, does not answer any more. The study in "
+                    f"{self._store.path} goes on from the last checkpoints when you give the command again: with a "
+                    "cluster that answers, or without --engine ray on this machine."
+                )
+            if not silence:
+                self._show()
         for reference in self._running:
             self._ray.cancel(reference, force=False)  # as a signal to the process, which saves and ends
         until = time.monotonic() + _SECONDS_TO_STOP
@@ -306,6 +317,32 @@ class _Engine:
             if key in labels:
                 free = next(n for n in range(len(self._jobs) + 1) if n not in self._jobs.values())
                 self._progress.cell(self._jobs.setdefault(key, free), labels[key], where, fraction, rate)
+
+
+class _Head:
+    """The process that keeps a cluster together, without which nothing is given out and nothing comes back."""
+
+    def __init__(self, ray: ModuleType) -> None:
+        self.address = ""
+        self._heard = 0.0
+        with contextlib.suppress(Exception):  # a driver that is not of the cluster itself may not know it
+            self.address = str(ray.get_runtime_context().gcs_address)
+        self._reachable = self._answers()
+
+    def seconds_of_silence(self) -> float:
+        """Return for how long it has not answered; 0 where it never could be asked."""
+        if not self._reachable or self._answers():
+            return 0.0
+        return time.monotonic() - self._heard
+
+    def _answers(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except (OSError, ValueError):
+            return False
+        self._heard = time.monotonic()
+        return True
 
 
 class _Board:
