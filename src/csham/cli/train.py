@@ -22,6 +22,7 @@ from csham.training.config import (
     read_settings,
     resolve,
 )
+from csham.training.course import with_more_epochs
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, RunWeights
@@ -31,6 +32,7 @@ from csham.words import say
 __all__ = ["train"]
 
 _ON_RESUME = names_of(MachineSettings)
+_OF_MORE_EPOCHS = ("epochs", "schedule", "lr")
 _RUN = "Run"
 
 
@@ -104,15 +106,19 @@ def _open(settings: TrainConfig, progress: QuietProgress) -> Any:
 
 
 def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[str, Any]:
-    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in _ON_RESUME]
+    free = _ON_RESUME + (_OF_MORE_EPOCHS if "epochs" in given else ())
+    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in free]
     if fixed:
         what = ", ".join(name if name != "--data" else "DATA" for name in fixed)
         raise UserError(f"--resume keeps the run's settings, leave out {what}.")
     folder = RunFolder(run)
-    attention = folder.read_config().attention
+    config = folder.read_config()
+    if "epochs" in given:
+        added = {name: given[name] for name in _OF_MORE_EPOCHS if name in given}
+        with_more_epochs(folder, config, **added)  # before PyTorch is imported
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
-    with _Stoppable(folder, attention):
+    with _Stoppable(folder, config.attention):
         return csham.training.resume(run, progress=progress, **given)
 
 

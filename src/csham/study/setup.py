@@ -34,6 +34,7 @@ from csham.study.grid import (
 from csham.study.store import Store
 from csham.study.study_file import FILE, is_edited
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
+from csham.training.course import check_patience
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
 
@@ -217,6 +218,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     for network in networks:
         replace(config, **network.network_settings).check_names()
     dataset = _open(request, config.image_size, preparing)
+    check_patience(config, len(dataset.split(0, config.validation).validation))
     config = _resolved(config, dataset, request.machine)
     study = Study(
         data=_data(request.data, dataset),

@@ -15,6 +15,7 @@ from csham.backbones.spec import NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES
 from csham.errors import UserError, any_of
 from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
+from csham.training.course import check_course, is_continued
 from csham.training.recipes import RECIPES
 
 __all__ = [
@@ -29,7 +30,13 @@ __all__ = [
     "resolve",
 ]
 
-BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop", "attention_sha256": None}
+BEFORE: dict[str, Any] = {
+    "crop": "pad",
+    "last_batch": "drop",
+    "attention_sha256": None,
+    "patience": None,
+    "continued": (),
+}
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
@@ -74,6 +81,18 @@ class TrainingSettings(Settings):
     epochs: Annotated[
         int, Within(lambda v: v >= 1, "at least 1"), Help("Passes over the training images.", default=_OF_RECIPE)
     ] = 30
+    patience: Annotated[
+        int | None,
+        Within(lambda v: v is None or v >= 1, "at least 1"),
+        Mark.LATER,
+        Help("Epochs without a better validation top-1 after which training stops.", default="none: all are trained"),
+    ] = None
+    continued: Annotated[
+        tuple[str, ...],
+        Within(is_continued, "a list of 'after 30 of 30 epochs: constant, lr 0.1'"),
+        Mark.LATER,
+        Help("What was added to a finished run by --resume RUN --epochs N.", option=False),
+    ] = ()
     batch_size: Annotated[
         int | Auto,
         Within(lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)"),
@@ -95,7 +114,9 @@ class TrainingSettings(Settings):
         float, _AT_LEAST_0, Help("Weight decay, on every parameter but the gates.", default=_OF_RECIPE)
     ] = 5e-4
     schedule: Annotated[
-        str, OneOf(SCHEDULES), Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", option=False)
+        str,
+        OneOf(SCHEDULES),
+        Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", default=_OF_RECIPE),
     ] = "one-cycle"
     warmup_epochs: Annotated[
         float, _AT_LEAST_0, Help("Linear warm-up, of the schedules other than one-cycle.", option=False)
@@ -181,6 +202,10 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
     Creating it checks types and ranges; :meth:`check_names` checks the names.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_course(self)
 
     def check_names(self) -> None:
         """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""

@@ -8,7 +8,7 @@ every step. On the CPU, a run that goes on from a checkpoint ends with the bits 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig
+from csham.training.course import is_over, stopped_early, with_more_epochs, words_on_course
 from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
@@ -93,14 +94,20 @@ def train(
 def resume(
     run: Path | str,
     *,
+    epochs: int | None = None,
+    schedule: str | None = None,
+    lr: float | None = None,
     dataset: PackedDataset | None = None,
     progress: QuietProgress | None = None,
     **machine_settings: Any,
 ) -> dict[str, Any]:
-    """Go on with a run where its last checkpoint was written.
+    """Go on with a run where its last checkpoint was written, or with a finished one for more epochs.
 
     Args:
         run: The run folder.
+        epochs: Of all together, more than a finished run has; None adds none.
+        schedule: Course of the learning rate over the added epochs; None begins the run's own again.
+        lr: Highest learning rate of the added epochs; None takes the run's own.
         dataset: The run's images, if they are open already; they may lie elsewhere than when it began.
         progress: Told what happens.
         **machine_settings: Settings that change where and when things happen, not what is computed, such as
@@ -115,8 +122,10 @@ def resume(
     """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
-    config = _resumed(folder.read_config(), machine_settings)
-    if folder.finished:
+    added = {"epochs": epochs, "schedule": schedule, "lr": lr}
+    before = _resumed(folder.read_config(), machine_settings, added)
+    config = before if epochs is None else with_more_epochs(folder, before, epochs, schedule, lr)
+    if folder.finished and config is before:
         summary = folder.read_summary()
         folder.settle()
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
@@ -128,7 +137,9 @@ def resume(
     state = session.restore(content, path)
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
-    return _run(session, state)
+    if config is not before:
+        session.note(words_on_course(config, config.epochs))
+    return _run(session, state, reopen=config is not before)
 
 
 _CHECKPOINT_KEYS = (
@@ -152,12 +163,14 @@ def _newest(folder: RunFolder, progress: QuietProgress) -> tuple[Path, dict[str,
     return folder.best, content
 
 
-def _run(session: Session, state: State) -> dict[str, Any]:
-    """Train from ``state`` to the end, alone in the run folder."""
+def _run(session: Session, state: State, *, reopen: bool = False) -> dict[str, Any]:
+    """Train from ``state`` to the end, alone in the run folder, to which ``reopen`` adds epochs."""
     lock = filelock.FileLock(session.folder.path / "checkpoints" / ".lock", timeout=0)
     stop = StopRequest(lambda: session.note("stopping after this step; once more stops at once"))
     try:
         with lock if session.is_main else nullcontext(), stop:
+            if reopen and session.is_main:
+                session.folder.reopen(session.config)
             return Loop(session, state, stop).run()
     except filelock.Timeout as err:
         raise UserError(f"another process is training in {session.folder.path}.") from err
@@ -186,16 +199,23 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train every epoch that is left, then measure and write the results."""
         session, state = self.session, self.state
-        if state.epoch < session.config.epochs:
+        if not self._is_over():
             self._warm_up()
         if session.is_main:
             if state.history:
                 session.folder.write_metrics(state.history)
             session.progress.start(self._images_done(), session.config.epochs * self._images_per_epoch())
-        while state.epoch < session.config.epochs:
+        while not self._is_over():
             self._train_epoch()
             self._end_epoch()
+        if stopped_early(session.config, state.epoch, state.best):
+            session.note(
+                f"stopped early after epoch {state.epoch}: no better validation top-1 since {state.best['epoch']}"
+            )
         return finish(session, state, self._predict)
+
+    def _is_over(self) -> bool:
+        return is_over(self.session.config, self.state.epoch, self.state.best)
 
     def _train_epoch(self) -> None:
         session, state = self.session, self.state
@@ -429,9 +449,11 @@ def _open(config: TrainConfig, progress: QuietProgress) -> PackedDataset:
     return prepare(config.data, image_size=config.image_size, max_bad=config.max_bad, progress=progress.preparing)
 
 
-def _resumed(config: TrainConfig, machine_settings: dict[str, Any]) -> TrainConfig:
+def _resumed(config: TrainConfig, machine_settings: dict[str, Any], added: Mapping[str, Any]) -> TrainConfig:
     """Change what may change when a run goes on; on another kind of device, its choices are made anew."""
     wrong = set(machine_settings) - set(MACHINE_SETTINGS)
+    if added["epochs"] is None:
+        wrong |= {name for name, value in added.items() if value is not None}
     if wrong:
         raise UserError(f"{', '.join(sorted(wrong))}: a resumed run keeps its settings.")
     device = machine_settings.get("device", config.device)
