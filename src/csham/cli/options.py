@@ -181,7 +181,7 @@ def _settings(given: list[tuple[_Option, Any]]) -> dict[str, Any]:
 
 def _reader(hint: Any, *, one: bool) -> tuple[type, Callable[[str, Any], Any]]:
     """Return what Typer reads for a field of this type, and what makes a value of the field of it."""
-    for kind in get_args(hint) or (hint,):
+    for kind in (hint,) if get_origin(hint) is tuple else get_args(hint) or (hint,):
         if get_origin(kind) is tuple:
             return str, _numbers if get_args(kind)[0] is int else _texts
         if kind in (bool, int, float, str):
@@ -217,6 +217,8 @@ def _shown(field: str, default: Any) -> str:
         return field.replace("_", "-") if default else f"no-{field.replace('_', '-')}"
     if default is None:
         return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

@@ -19,6 +19,7 @@ from csham.training.config import (
     MachineSettings,
     TrainConfig,
     TrainingSettings,
+    check_trackers,
     read_settings,
     resolve,
 )
@@ -80,6 +81,7 @@ def _start(
     read.pop("attention_sha256", None)  # a new run is of the code as it is now
     settings = resolve(given, read)
     settings.check_names()
+    check_trackers(settings.trackers)
     idle = [f"--{name}" for name in CONNECTION_FIELDS if given.get(name)] if settings.attention == "none" else []
     if idle:
         raise UserError(
@@ -113,6 +115,7 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[s
         raise UserError(f"--resume keeps the run's settings, leave out {what}.")
     folder = RunFolder(run)
     config = folder.read_config()
+    check_trackers(given.get("trackers", config.trackers))
     if "epochs" in given:
         added = {name: given[name] for name in _OF_MORE_EPOCHS if name in given}
         with_more_epochs(folder, config, **added)  # before PyTorch is imported

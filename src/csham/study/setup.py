@@ -33,7 +33,7 @@ from csham.study.grid import (
 )
 from csham.study.store import Store
 from csham.study.study_file import FILE, is_edited
-from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
+from csham.training.config import BEFORE, TrainConfig, check_trackers, read_settings, resolve
 from csham.training.course import check_patience
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
@@ -127,6 +127,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
     Raises:
         UserError: Something asked for cannot be, or differs from what the study began with.
     """
+    check_trackers(TrainConfig(data="-", **request.machine).trackers)
     store = Store(_folder(request), note)
     if not write:
         return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)

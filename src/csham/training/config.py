@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ __all__ = [
     "MachineSettings",
     "TrainConfig",
     "TrainingSettings",
+    "check_trackers",
     "read_settings",
     "resolve",
 ]
@@ -36,6 +38,7 @@ BEFORE: dict[str, Any] = {
     "attention_sha256": None,
     "patience": None,
     "continued": (),
+    "trackers": ("tensorboard",),
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -45,6 +48,7 @@ _FRACTION = Within(lambda v: 0 < v <= 1, "above 0, at most 1")
 _OF_RECIPE = "from the recipe"
 
 SCHEDULES = ("one-cycle", "steps", "constant")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -194,6 +198,13 @@ class MachineSettings(Settings):
         Mark.MACHINE,
         Help("Most steps between two checkpoints.", default="by time alone"),
     ] = None
+    trackers: Annotated[
+        tuple[str, ...],
+        OneOf(TRACKERS),
+        Within(lambda v: "none" not in v or len(v) == 1, "none alone, or names of trackers"),
+        Mark.MACHINE,
+        Help(f"Where each epoch's numbers go besides metrics.csv: {any_of(TRACKERS)}; several with commas."),
+    ] = ("tensorboard",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +254,20 @@ MACHINE_SETTINGS = marked(TrainConfig, Mark.MACHINE)
 
 SOURCE_SETTINGS = marked(TrainConfig, Mark.SOURCE)
 """Settings that say where input and other settings come from, which count themselves."""
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse trackers whose library is not installed.
+
+    Raises:
+        UserError: Names the packages to install.
+    """
+    missing = [name for name in names if name != "none" and find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--trackers: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed. "
+            f'pip install {" ".join(missing)}, or for all trackers: pip install "csham[tracking]".'
+        )
 
 
 def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:

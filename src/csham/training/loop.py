@@ -26,7 +26,7 @@ from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
-from csham.training.config import MACHINE_SETTINGS, TrainConfig
+from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
 from csham.training.course import is_over, stopped_early, with_more_epochs, words_on_course
 from csham.training.evaluation import predict
 from csham.training.finish import finish
@@ -37,7 +37,7 @@ from csham.training.run_folder import RunFolder
 from csham.training.session import Session, State, environment, start_session
 from csham.training.steps import learning_rate, steps_notes
 from csham.training.sums import is_main_process, write_listed
-from csham.training.tensorboard import EventWriter
+from csham.training.trackers import Trackers
 
 __all__ = ["DivergedError", "resume", "train"]
 
@@ -75,6 +75,7 @@ def train(
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
     config.check_names()
     config.check_code()
+    check_trackers(config.trackers)
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
@@ -131,6 +132,7 @@ def resume(
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
         return summary
     config.check_code()
+    check_trackers(config.trackers)
     path, content = _newest(folder, progress)
     retain_memory()
     session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)
@@ -191,13 +193,21 @@ class Loop:
     def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
         self.session = session
         self.state = state
+        self._trackers = Trackers(session, state)
         self._stop = stop
-        self._events = EventWriter(session.folder.path, state.epoch) if session.is_main else None
         self._saved_at = time.monotonic()
         self._started_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train every epoch that is left, then measure and write the results."""
+        summary = None
+        try:
+            summary = self._run()
+        finally:
+            self._trackers.finish(summary)
+        return summary
+
+    def _run(self) -> dict[str, Any]:
         session, state = self.session, self.state
         if not self._is_over():
             self._warm_up()
@@ -283,8 +293,7 @@ class Loop:
             paths = [session.folder.best] * chosen + [session.folder.last]
             session.folder.write_metrics(state.history, dict.fromkeys(paths, write))
             session.progress.epoch(row, session.config.epochs)
-        if self._events is not None:
-            self._events.write(row)
+        self._trackers.write(row)
 
     def _row(self) -> dict[str, Any]:
         session, state = self.session, self.state
