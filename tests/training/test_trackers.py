@@ -40,7 +40,7 @@ class Server(GeneralTracker):
             raise RuntimeError("no route to host\nand much more")
         number = self.more["id"]
         self.run = self.runs.setdefault(number, {"steps": {}, "config": {}, "finished": 0, **self.more})
-        self.tracker_run = SimpleNamespace(id=number, url="the server")
+        self.tracker_run = SimpleNamespace(id=number, url="the server", offline=False)
 
     @property
     def tracker(self):
@@ -268,4 +268,3 @@ def test_wandb_itself_keeps_each_part_of_a_run_offline(tracked, tmp_path):
     content = files[-1].read_bytes()
     assert b"final/test_top1" in content
     assert str(tmp_path).encode() not in content
-    assert os.uname().nodename.encode() not in content

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from csham.training.metrics import METRICS
@@ -140,7 +141,7 @@ class _Service:
         if number != known.get(name):
             session.folder.write_json(_FILE, known | {name: number})
         self.last_step = run.step - 1 if name == "wandb" else _last_step_of_mlflow(number)
-        session.note(_where(name, run, session))
+        session.note(_where(name, run))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Log a row of metrics.csv."""
@@ -200,9 +201,9 @@ def _last_step_of_mlflow(number: str) -> int:
     return max((point.step for point in MlflowClient().get_metric_history(number, "run/seconds")), default=0)
 
 
-def _where(name: str, run: Any, session: Session) -> str:
+def _where(name: str, run: Any) -> str:
     if name == "mlflow":
         return f"mlflow has this run as {run.info.run_name}"
-    if run.url:
-        return f"wandb has this run at {run.url}"
-    return f"wandb is offline: wandb sync {PurePath(run.dir).parent} sends this run"
+    if run.offline:
+        return f"wandb is offline: wandb sync {shlex.quote(str(Path(run.dir).parent))} sends what it keeps there"
+    return f"wandb has this run at {run.url}"
