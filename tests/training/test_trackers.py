@@ -37,7 +37,7 @@ class Server(GeneralTracker):
 
     def start(self):
         if "start" in self.fails_at:
-            raise RuntimeError("no route to host\nand much more")
+            raise RuntimeError("no route to http://me:secret@host/\nand much more")
         number = self.more["id"]
         self.run = self.runs.setdefault(number, {"steps": {}, "config": {}, "finished": 0, **self.more})
         self.tracker_run = SimpleNamespace(id=number, url="the server", offline=False)
@@ -159,7 +159,7 @@ def test_a_tracker_that_fails_is_left_out_in_one_sentence(server, tracked, tmp_p
     assert RunFolder(run).finished
     said = [note for note in told.notes if note.startswith("wandb failed")]
     assert len(said) == 1
-    assert ("(no route to host)" if at == "start" else "No space left on device") in said[0]
+    assert ("(no route to http://host/)" if at == "start" else "No space left on device") in said[0]
     assert str(run / "metrics.csv") in said[0]
     assert len(list(run.glob("events.out.*"))) == 1
     assert load_checkpoint(RunFolder(run).last)["epoch"] == 3

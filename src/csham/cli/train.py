@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,8 +71,46 @@ def train(
     chosen = summary["validation_chosen"]
     last, best = RunWeights("last", summary["epochs"]), RunWeights("best", chosen["epoch"])
     metrics_table(f"{folder.path}: test part", {str(last): summary, str(best): chosen})
-    if not quiet and chosen["epoch"] != summary["epochs"]:
-        say("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
+    if "course" in summary:
+        say(f"trained for {summary['course']}")
+    if not quiet:
+        say(*_what_is_there(folder, best), *_what_is_next(folder, summary))
+
+
+def _what_is_there(folder: RunFolder, best: RunWeights) -> list[str]:
+    """Say which files of a finished run hold what."""
+    events = any(folder.path.glob("events.out.*"))
+    logs = f"; tensorboard --logdir {shlex.quote(str(folder.path))}" if events else ""
+    return [
+        f"in {folder.path}:",
+        *_aligned(
+            ("weights", f"model.safetensors of the last epoch; checkpoints/best.ckpt {best}"),
+            ("results", "summary.json, and by class confusion.csv"),
+            ("each epoch", f"metrics.csv, curves.png{logs}"),
+            ("settings", "config.yaml, environment.json"),
+        ),
+    ]
+
+
+def _what_is_next(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
+    """Say by which commands a finished run is used."""
+    run, code = shlex.quote(str(folder.path)), code_words([summary["attention"]])
+    lines = _aligned(
+        ("measure", f"csham evaluate {run}{code}"),
+        ("ask", f"csham predict {run} IMAGES...{code}"),
+        ("explain", f"csham explain {run} IMAGES...{code}"),
+        ("try", f"csham app {run}{code}"),
+        ("deploy", f"csham export {run}{code}"),
+        ("train on", f"csham train --resume {run} --epochs {2 * summary['epochs']}{code}"),
+    )
+    if summary["validation_chosen"]["epoch"] == summary["epochs"]:
+        return ["next:", *lines]
+    return ["next, of the last epoch, or of the chosen one with --weights best:", *lines]
+
+
+def _aligned(*pairs: tuple[str, str]) -> list[str]:
+    width = max(len(name) for name, _ in pairs)
+    return [f"  {name:{width}}  {words}" for name, words in pairs]
 
 
 def _start(

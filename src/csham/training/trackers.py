@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ from csham.training.tensorboard import EventWriter, curves
 __all__ = ["Trackers"]
 
 _LOG = logging.getLogger(__name__)
+
+# Of an address, as https://name:password@server.
+_CREDENTIALS = re.compile(r"//[^/@\s]+@")
 
 _PROJECT = "csham"
 _FILE = "trackers.json"
@@ -99,7 +103,7 @@ class Trackers:
             call()
         except Exception as err:  # whatever the library of a tracker raises
             self._open.pop(name, None)
-            said = (str(err).strip() or type(err).__name__).splitlines()[0][:200]
+            said = _CREDENTIALS.sub("//", (str(err).strip() or type(err).__name__).splitlines()[0])[:200]
             where = self._session.folder.path / "metrics.csv"
             self._say(f"{name} failed ({said}) and is left out from here on; the numbers are in {where}")
 
