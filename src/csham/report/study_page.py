@@ -136,14 +136,20 @@ def _cautions(material: Material) -> list[str]:
             "All networks are measured on the same test images, whose choice alone moves one accuracy by "
             f"±{max(errors):.2f} points (standard error); intervals here are over seeds."
         )
-    lengths = sorted({record["result"]["epochs"] for record in results.runs.values() if record.get("result")})
-    if material.study.settings.get("patience") is not None and lengths:
-        span = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else str(lengths[0])
-        notes.append(
-            f"Runs may stop early, and took {span} of {counted(material.study.settings['epochs'], 'epoch')}: accuracies "
-            "are of each run's last epoch, and a curve's right end is of the runs that were still training."
-        )
-    return notes
+    return notes + _early_ends(material)
+
+
+def _early_ends(material: Material) -> list[str]:
+    if material.study.settings.get("patience") is None:
+        return []
+    took = sorted({len(run["history"]) for run in material.results.runs.values() if run.get("history")})
+    if not took:
+        return []
+    span, planned = " to ".join(map(str, dict.fromkeys((took[0], took[-1])))), material.study.settings["epochs"]
+    return [
+        f"Runs may stop early, and took {span} of {counted(planned, 'epoch')}: accuracies are of each run's last epoch, "
+        "and a curve's right end is of the runs that were still training."
+    ]
 
 
 def _costs_note(material: Material) -> str:
