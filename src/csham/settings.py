@@ -92,6 +92,7 @@ class Help:
         text: The setting in a sentence.
         default: Value that applies where nothing is set, if the field's own default does not say it.
         plural: Name of its option where a command takes several.
+        counted: True if a number alone under that name says how many.
         names: Values to offer, where no :class:`OneOf` says them.
         option: False if it has no option, so that only files and Python set it.
     """
@@ -99,6 +100,7 @@ class Help:
     text: str
     default: str = ""
     plural: str = ""
+    counted: bool = False
     names: Iterable[str] = ()
     option: bool = True
 

@@ -147,8 +147,8 @@ def _early_ends(material: Material) -> list[str]:
         return []
     span, planned = " to ".join(map(str, dict.fromkeys((took[0], took[-1])))), material.study.settings["epochs"]
     return [
-        f"Runs may stop early, and took {span} of {counted(planned, 'epoch')}: accuracies are of each run's last epoch, "
-        "and a curve's right end is of the runs that were still training."
+        f"Runs may stop early, and took {span} of {counted(planned, 'epoch')}: accuracies are of each run's last "
+        "epoch, and a curve's right end is of the runs that were still training."
     ]
 
 

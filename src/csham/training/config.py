@@ -135,7 +135,7 @@ class TrainingSettings(Settings):
     seed: Annotated[
         int,
         Within(lambda v: 0 <= v < 2**63, "from 0 to below 2**63"),
-        Help("Of the first weights, the split, the order of images and their crops.", plural="seeds"),
+        Help("Of the first weights, the split, the order of images and their crops.", plural="seeds", counted=True),
     ] = 0
 
 
