@@ -155,3 +155,11 @@ def test_patience_from_the_command_line(csham, small, tmp_path):
     assert "last epoch (2)" in out
     code, _, err = csham(*words, "--validation", "0", "--run", tmp_path / "other")
     assert (code, "there is none" in err) == (2, True)
+
+
+def test_a_narrow_terminal_gets_a_narrow_table(csham, finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    out = csham("train", "--resume", finished, "--quiet")[1]
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert any(line.split()[:2] == ["macro", "top-1"] and len(line.split()) == 4 for line in lines), out
+    assert any("last epoch (1)   chosen (epoch 1)" in line for line in lines)

@@ -48,6 +48,8 @@ class Server(GeneralTracker):
         return self.tracker_run
 
     def store_init_configuration(self, values):
+        if "settings" in self.fails_at:
+            raise ValueError("no route to http://me:secret@host/")
         self.run["config"] |= values
 
     def log(self, values, step=None):
@@ -151,7 +153,7 @@ def test_what_is_known_no_more_begins_anew(server, tracked, tmp_path, monkeypatc
     assert list(logged(server)["steps"]) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("at", ["start", 1, 2, 3])
+@pytest.mark.parametrize("at", ["start", "settings", 1, 2, 3])
 def test_a_tracker_that_fails_is_left_out_in_one_sentence(server, tracked, tmp_path, monkeypatch, at):
     monkeypatch.setattr(server, "fails_at", (at,))
     told, run = Told(), tmp_path / "run"
@@ -159,8 +161,9 @@ def test_a_tracker_that_fails_is_left_out_in_one_sentence(server, tracked, tmp_p
     assert RunFolder(run).finished
     said = [note for note in told.notes if note.startswith("wandb failed")]
     assert len(said) == 1
-    assert ("(no route to http://host/)" if at == "start" else "No space left on device") in said[0]
+    assert ("(no route to http://host/)" if isinstance(at, str) else "No space left on device") in said[0]
     assert str(run / "metrics.csv") in said[0]
+    assert [each["finished"] for each in server.runs.values()] == [1] * (at != "start")  # none is left open
     assert len(list(run.glob("events.out.*"))) == 1
     assert load_checkpoint(RunFolder(run).last)["epoch"] == 3
 

@@ -84,8 +84,8 @@ def _what_is_there(folder: RunFolder, best: RunWeights) -> list[str]:
     return [
         f"in {folder.path}:",
         *_aligned(
-            ("weights", f"model.safetensors of the last epoch; checkpoints/best.ckpt {best}"),
-            ("results", "summary.json, and by class confusion.csv"),
+            ("weights", f"model.safetensors, of the last epoch; checkpoints/best.ckpt, {best}"),
+            ("results", "summary.json; by class confusion.csv"),
             ("each epoch", f"metrics.csv, curves.png{logs}"),
             ("settings", "config.yaml, environment.json"),
         ),

@@ -187,9 +187,10 @@ def with_more_epochs(
             f"{folder.path} without --epochs."
         )
     if epochs <= done:
+        are, them = ("is", "it") if done == 1 else ("are", "them")
         raise UserError(
-            f"--resume keeps the run's settings, leave out --epochs: {_epochs(done)} are done, and only a larger "
-            "number adds to them."
+            f"--resume keeps the run's settings, leave out --epochs: {_epochs(done)} {are} done, and only a larger "
+            f"number adds to {them}."
         )
     checked = replace(config, schedule=schedule or config.schedule, lr=config.lr if lr is None else lr)
     added = _Addition(done, config.epochs, checked.schedule, checked.lr)

@@ -12,7 +12,8 @@ import os
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -83,9 +84,9 @@ class Trackers:
         Args:
             summary: The final numbers, if the run came to its end.
         """
-        for name, tracker in list(self._open.items()):
+        trackers, self._open = self._open, {}
+        for name, tracker in trackers.items():
             self._try(name, partial(tracker.finish, summary))
-        self._open = {}
 
     def _start(self, name: str, state: State) -> None:
         if name == "none":
@@ -94,15 +95,15 @@ class Trackers:
             self._open[name] = _Events(EventWriter(self._session.folder.path, state.epoch))
             return
         self._open[name] = service = _Service(name, self._session)
-        for row in state.history:
-            if row["epoch"] > service.last_step:
-                service.write(row)
+        service.catch_up(state.history)
 
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as err:  # whatever the library of a tracker raises
-            self._open.pop(name, None)
+            if (tracker := self._open.pop(name, None)) is not None:
+                with suppress(Exception):
+                    tracker.finish(None)  # or the next run of this process would go on in its record
             said = _CREDENTIALS.sub("//", (str(err).strip() or type(err).__name__).splitlines()[0])[:200]
             where = self._session.folder.path / "metrics.csv"
             self._say(f"{name} failed ({said}) and is left out from here on; the numbers are in {where}")
@@ -124,28 +125,31 @@ class _Events:
 
 
 class _Service:
-    """W&B's or MLflow's record of the run, the same one when the run goes on.
-
-    Attributes:
-        last_step: Epoch up to which it has the numbers.
-    """
+    """W&B's or MLflow's record of the run, the same one when the run goes on."""
 
     def __init__(self, name: str, session: Session) -> None:
         for variable, value in _PATIENCE.items():
             os.environ.setdefault(variable, value)
-        known = _known(session)
+        self._name, self._session = name, session
+        known = _known(session).get(name)
         try:
-            self._tracker = _started(name, session, known.get(name))
+            self._tracker = _started(name, session, known)
         except Exception:
-            if name not in known:
+            if known is None:
                 raise
             self._tracker = _started(name, session, None)  # the one from before is on another server, or deleted
-        run = self._tracker.tracker
-        number = run.id if name == "wandb" else run.info.run_id
-        if number != known.get(name):
-            session.folder.write_json(_FILE, known | {name: number})
-        self.last_step = run.step - 1 if name == "wandb" else _last_step_of_mlflow(number)
-        session.note(_where(name, run))
+
+    def catch_up(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Remember the record, and log the epochs that it lacks."""
+        run, known = self._tracker.tracker, _known(self._session)
+        number = run.id if self._name == "wandb" else run.info.run_id
+        if number != known.get(self._name):
+            self._session.folder.write_json(_FILE, known | {self._name: number})
+        last = run.step - 1 if self._name == "wandb" else _last_step_of_mlflow(number)
+        for row in history:
+            if row["epoch"] > last:
+                self.write(row)
+        self._session.note(_where(self._name, run))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Log a row of metrics.csv."""
@@ -187,9 +191,14 @@ def _started(name: str, session: Session, number: str | None) -> Any:
     # MLflow takes a setting once, so that epochs that were added would be refused.
     settings = _settings(session) if name == "wandb" or number is None else None
     accelerator.log_with, accelerator.trackers = [name], []
-    accelerator.init_trackers(
-        os.environ.get("WANDB_PROJECT", _PROJECT) if name == "wandb" else _PROJECT, settings, started
-    )
+    project = os.environ.get("WANDB_PROJECT", _PROJECT) if name == "wandb" else _PROJECT
+    try:
+        accelerator.init_trackers(project, settings, started)
+    except Exception:
+        for tracker in accelerator.trackers:
+            with suppress(Exception):
+                tracker.finish()
+        raise
     return accelerator.trackers.pop()
 
 
