@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def call(root, words, moment=0):
     return found.returncode, found.stderr
 
 
-def killed(root, words, result, moments, again=None):
+def killed(root, words, result, moments, again=None, before=lambda: None):
     """Give a command whole, and once for each moment, killed and then given again; compare the results."""
+    before()
     code, said = call(root, words)
     assert code == 0, said
     count = int(said.rsplit("operations:", 1)[1])
@@ -67,6 +69,7 @@ def killed(root, words, result, moments, again=None):
     for moment in chosen:
         subprocess.run(["rm", "-rf", str(root)], check=True)
         root.mkdir()
+        before()
         code, said = call(root, words, moment)
         deaths += code == -signal.SIGKILL
         for _ in range(2):  # once to go on, and once where all is done
@@ -125,6 +128,17 @@ def test_train(root, images):
         return ["train", "--resume", run, "--quiet"] if run.exists() else [*words.split(), "--run", run]
 
     killed(root, [*words.split(), "--run", run], result, 8, again)
+
+
+def test_epochs_that_are_added_to_a_finished_run(root, finished):
+    run = root / "run"
+
+    def result():
+        summary = json.loads((run / "summary.json").read_text())
+        return summary["epochs"], summary["course"], summary["top1"], weights_in(root)
+
+    words = ["train", "--resume", run, "--epochs", "3", "--schedule", "constant", "--quiet"]
+    killed(root, words, result, 6, before=lambda: shutil.copytree(finished, run))
 
 
 def test_share(root, finished):

@@ -175,6 +175,30 @@ def test_a_training(settings, crash_everywhere):
 
 
 @pytest.mark.slow
+def test_epochs_that_are_added_to_a_finished_run(settings, crash_everywhere):
+    config = resolve({**settings, "backbone": "lenet5", "image_size": 32, "epochs": 1})
+    dataset = prepare(settings["data"], image_size=32)
+
+    def work(root, recording):
+        run = root / "runs/one"
+        train(config, run=run, dataset=dataset)
+        kept = lambda root: load_checkpoint(root / "runs/one/checkpoints/last.ckpt")["epoch"] >= 1  # noqa: E731
+        recording.promise(kept, "the epochs so far")
+        resume(run, epochs=2, schedule="constant", dataset=dataset)
+        recording.promise(lambda root: RunFolder(root / "runs/one").read_summary()["epochs"] == 2, "the summary")
+
+    def recover(root):
+        run = root / "runs/one"
+        if not (run / "config.yaml").exists():
+            train(config, run=run, dataset=dataset)
+        resume(run, dataset=dataset)  # finished or not, it can go on
+        resume(run, epochs=2, schedule="constant", dataset=dataset)
+        return result_of_run(run)
+
+    crash_everywhere(work, recover, few=24)
+
+
+@pytest.mark.slow
 def test_a_study(images, crash_everywhere):
     settings = {"epochs": 1, "batch_size": 8, "lr": 0.05, "image_size": 32, "precision": "fp32"}
     networks = (Network("lenet5"), Network("lenet5", "simam"))

@@ -27,6 +27,7 @@ EXTRAS = {
     "app": ("gradio",),
     "share": ("huggingface_hub",),
     "keras": ("h5py",),
+    "tracking": ("mlflow", "wandb"),
     "parquet": ("pyarrow",),
 }
 """The packages of each extra, as they are imported; of those in several the smallest extra that has them."""

@@ -50,6 +50,7 @@ __all__ = [
     "parse_json",
     "read_plain",
     "read_sums",
+    "remove_file",
     "remove_leftovers",
     "sealed",
     "settle_sums",
@@ -140,6 +141,12 @@ def new_file(path: Path) -> Iterator[Path]:
         _sync(draft)
         draft.replace(path)
         _sync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there; it is gone from the disk afterwards."""
+    path.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def remove_leftovers(place: Path) -> None:

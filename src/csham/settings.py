@@ -69,7 +69,7 @@ class Within:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Choices of a setting; ``part`` gives what of a value must be among them."""
+    """Choices of a setting, or of each item of one that is a list; ``part`` gives what must be among them."""
 
     choices: tuple[str, ...]
     part: Callable[[str], str] = str
@@ -92,6 +92,7 @@ class Help:
         text: The setting in a sentence.
         default: Value that applies where nothing is set, if the field's own default does not say it.
         plural: Name of its option where a command takes several.
+        counted: True if a number alone under that name says how many.
         names: Values to offer, where no :class:`OneOf` says them.
         option: False if it has no option, so that only files and Python set it.
     """
@@ -99,6 +100,7 @@ class Help:
     text: str
     default: str = ""
     plural: str = ""
+    counted: bool = False
     names: Iterable[str] = ()
     option: bool = True
 
@@ -238,8 +240,10 @@ def list_of(holds: Callable[[Any], bool], most: int = 10_000) -> Callable[[objec
 
 def _check_rules(name: str, value: Any, rules: Iterable[Any]) -> None:
     for rule in rules:
-        if isinstance(rule, OneOf) and rule.part(value) not in rule.choices:
-            raise unknown_name(name, value, rule.choices)
+        if isinstance(rule, OneOf):
+            for one in value if isinstance(value, tuple) else (value,):
+                if rule.part(one) not in rule.choices:
+                    raise unknown_name(name, one, rule.choices)
         if isinstance(rule, Within) and not rule.holds(value):
             raise _wrong(name, value, rule.expected)
 

@@ -188,10 +188,27 @@ def test_a_grid_from_a_file_under_the_command_line(compare, tmp_path):
     assert [cell.key for cell in read_study(Path("again")).cells()] == [cell.key for cell in study.cells()]
 
 
+def test_a_study_of_a_runs_settings(compare, csham, images, tmp_path):
+    words = "--backbone lenet5 --attention csham --strategy reversed --recipe quick --epochs 1 --batch-size 8 --lr 0.07"
+    run = tmp_path / "run"
+    assert csham("train", images, *words.split(), "--image-size", "32", "--device", "cpu", "--run", run)[0] == 0
+    code, _, err = compare("--config", run / "config.yaml", "--seeds", "0,4", "--study", "of-run", data=None)
+    assert code == 0, err
+    study = read_study(Path("of-run"))
+    assert [network.label for network in study.networks] == ["lenet5", "lenet5 + csham (reversed)"]
+    assert (study.seeds, study.settings["lr"], study.settings["recipe"]) == ((0, 4), 0.07, "quick")
+    code, _, err = compare(
+        "--config", run / "config.yaml", "--attention", "se", "--seed", "3", "--study", "b", data=None
+    )
+    assert code == 0, err
+    assert [network.label for network in read_study(Path("b")).networks] == ["lenet5", "lenet5 + se"]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("attention: se", "A study has several: write attentions"),
+        ("attention: se\nattentions: [eca]", "attention and attentions are the same key"),
+        ("attention: [se]", "attentions must be a list of names"),
         ("epoch: 3", "unknown key 'epoch'. Did you mean 'epochs'"),
         ("epochs: '3'", "--epochs must be a whole number"),
         ("networks: se", "networks must be a list"),

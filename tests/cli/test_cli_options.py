@@ -103,7 +103,7 @@ def test_one_or_several_by_either_name():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--glaze raku,salt", "--glaze takes one here, got 'raku,salt'. csham compare takes several."),
+        ("--glaze raku,salt", "--glaze takes one here, got 'raku,salt'. Several: csham compare does that."),
         ("--several 1,2", "--several takes one here, got '1,2'"),
         ("--shelf low", "--shelf must be a whole number, got 'low'."),
         ("--glaze ,", "--glaze names nothing."),
@@ -148,9 +148,16 @@ def test_help_shows_the_usual_name_and_the_other_is_understood(command, shown, h
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--backbones resnet20,lenet5", "--backbones takes one here, got 'resnet20,lenet5'. csham compare takes sev"),
+        (
+            "--backbones resnet20,lenet5",
+            "--backbones takes one here, got 'resnet20,lenet5'. Several: csham compare does that",
+        ),
         ("--attentions se,eca", "--attentions takes one here"),
         ("--seeds 0,1", "--seeds takes one here, got '0,1'"),
+        (
+            "--seeds 3",
+            "--seeds 3 is how many, and one run has one. Several: csham compare does that. --seed 3 is number 3",
+        ),
         ("--strategies tranfer", "unknown strategy 'tranfer'. Did you mean 'transfer'"),
     ],
 )
@@ -162,9 +169,9 @@ def test_training_takes_one(csham, words, message):
 
 def test_training_by_the_plural_names(csham, small, tmp_path):
     words = [word if word != "--backbone" else "--backbones" for word in small]
-    assert csham(*words, "--attentions", "se", "--seeds", "3", "--run", tmp_path / "run")[0] == 0
+    assert csham(*words, "--attentions", "se", "--seeds", "1", "--run", tmp_path / "run")[0] == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["backbone"], config["attention"], config["seed"]) == ("resnet20", "se", 3)
+    assert (config["backbone"], config["attention"], config["seed"]) == ("resnet20", "se", 0)
 
 
 def test_comparing_by_the_singular_names(csham, images, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,3 +95,71 @@ def test_where_attention_goes_is_an_option_and_comes_back_with_the_run(csham, sm
     code, _, err = csham(*small, "--attention", "csham", "--stages", "one", "--run", tmp_path / "other")
     assert code == 2
     assert "--stages takes whole numbers with commas between them, got 'one'" in err
+
+
+def test_it_ends_with_what_is_there_and_what_is_next(csham, small, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in small if word != "--quiet"]
+    code, out, _ = csham(*words, "--run", "a run")
+    assert code == 0
+    for name in ("model.safetensors", "summary.json", "metrics.csv", "confusion.csv", "curves.png", "config.yaml"):
+        assert name in out
+        assert (tmp_path / "a run" / name).is_file()
+    said = [shlex.split(line)[1:] for line in out.partition("next:")[2].splitlines() if " csham " in line]
+    commands = [words[words.index("csham") + 1 :] for words in said]
+    assert [words[0] for words in commands] == ["evaluate", "predict", "explain", "app", "export", "train"]
+    picture = str(next(images.rglob("*.png")))
+    for command in commands:
+        if command[0] != "app":  # which does not end by itself
+            given = [picture if word == "IMAGES..." else word for word in command]
+            assert csham(*given, "--quiet")[0] == 0, command
+    assert json.loads((tmp_path / "a run" / "summary.json").read_text())["epochs"] == 2
+
+
+def test_the_next_commands_name_the_code_that_they_need(csham, small, tmp_path, monkeypatch, own_names):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_gate_of_train.py").write_text(
+        "import torch\n\nclass Gate(torch.nn.Identity):\n    def __init__(self, size):\n        super().__init__()\n"
+    )
+    words = [word for word in small if word != "--quiet"]
+    code, out, err = csham(*words, "--attention", "own_gate_of_train:Gate", "--run", "run")
+    assert code == 0, err
+    after = [line for line in out.splitlines() if " csham " in line]
+    assert len(after) == 6
+    assert all(line.endswith(" --code own_gate_of_train:Gate") for line in after)
+
+
+def test_a_finished_run_goes_on_from_the_command_line(csham, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    words = ["--epochs", "3", "--schedule", "constant", "--lr", "0.001"]
+    code, out, err = csham("train", "--resume", run, *words)
+    assert code == 0, err
+    assert "1 epoch, then 2 more (constant, highest rate 0.001)" in err
+    assert "trained for 1 epoch, then 2 more (constant, highest rate 0.001)" in out
+    assert csham("train", "--resume", run, *words, "--quiet")[0] == 0  # once more changes nothing
+    for given in (["--epochs", "3"], ["--epochs", "2"], ["--lr", "0.1"], ["--epochs", "4", "--batch-size", "9"]):
+        code, _, err = csham("train", "--resume", run, *given)
+        if given != ["--epochs", "3"]:
+            assert code == 2
+            assert "--resume keeps the run's settings, leave out" in err
+    code, _, err = csham("train", "--resume", run, "--epochs", "3", "--lr", "0.1")
+    assert (code, "leave out --epochs: 3 epochs are done" in err) == (2, True)
+
+
+def test_patience_from_the_command_line(csham, small, tmp_path):
+    words = [*small, "--epochs", "9", "--lr", "1e-12", "--patience", "1"]
+    code, out, _ = csham(*words, "--run", tmp_path / "run")
+    assert code == 0
+    assert "trained for 2 of 9 epochs" in out
+    assert "last epoch (2)" in out
+    code, _, err = csham(*words, "--validation", "0", "--run", tmp_path / "other")
+    assert (code, "there is none" in err) == (2, True)
+
+
+def test_a_narrow_terminal_gets_a_narrow_table(csham, finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    out = csham("train", "--resume", finished, "--quiet")[1]
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert any(line.split()[:2] == ["macro", "top-1"] and len(line.split()) == 4 for line in lines), out
+    assert any("last epoch (1)   chosen (epoch 1)" in line for line in lines)

@@ -15,6 +15,9 @@ from study_cases import EFFECTS, network, networks_of, write_study
 from csham.errors import UserError
 from csham.files import summed
 from csham.report.study_report import write_report
+from csham.study.cell import CellRunner
+from csham.study.grid import Network
+from csham.study.setup import Request, set_up
 from csham.study.study_file import read_study
 from csham.study.study_file import write_study as write_plan
 
@@ -253,3 +256,25 @@ def test_what_a_killed_process_left_of_a_report_goes_with_the_next(empty):
     (empty / f".report.{os.getppid()}.new").mkdir()
     write_report(empty)
     assert sorted(path.name for path in empty.glob(".*")) == [f".report.{os.getppid()}.new"]
+
+
+def test_runs_that_stopped_early_are_said_to_have(images, tmp_path):
+    settings = {"epochs": 9, "lr": 1e-12, "weight_decay": 0.0, "patience": 2, "batch_size": 8, "image_size": 32}
+    request = Request(
+        data=str(images),
+        folder=tmp_path / "study",
+        networks=(Network("lenet5"), Network("lenet5", "simam")),
+        seeds=(0,),
+        settings={**settings, "precision": "fp32"},
+    )
+    store = set_up(request, lambda text: None, lambda *_: None).store
+    runner = CellRunner(store, {"device": "cpu", "compile": False, "trackers": ("none",)})
+    for cell in store.study.cells():
+        runner.run(cell.key)
+    report = write_report(store.path)
+    page = report.page.read_text(encoding="utf-8")
+    assert "at most 9 epochs, stopped early with patience 2" in page
+    assert "Runs may stop early, and took 3 of 9 epochs" in page
+    with (report.page.parent / "tables/runs.csv").open(encoding="utf-8") as file:
+        assert [row["epochs"] for row in csv.DictReader(file)] == ["3", "3"]
+    assert sum(row.n for row in report.results.networks) == 2  # a run that stopped early is a finished one

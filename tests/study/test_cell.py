@@ -13,6 +13,7 @@ from csham.errors import UserError
 from csham.files import SUMS
 from csham.study.cell import CellRunner, adopt_runs
 from csham.study.grid import Data, Network
+from csham.study.record import read_line
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.interrupt import InterruptedRunError
@@ -79,6 +80,22 @@ def timeless(record):
     result = {k: v for k, v in record["result"].items() if k not in ("seconds", "images_per_s")}
     history = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in record["history"]]
     return {**record, "result": result, "history": history, "started": "", "finished": "", "environment": ""}
+
+
+def test_a_cell_that_stops_early_is_a_cell_and_its_record_says_where(images_study, make_store):
+    settings = {**images_study.settings, "epochs": 9, "lr": 1e-12, "weight_decay": 0.0, "patience": 2}
+    store = make_store(settings=settings)
+    cell = store.study.cells()[0]
+    assert cell.key not in {cell.key for cell in replace(images_study, settings={**settings, "patience": 3}).cells()}
+    record = CellRunner(store, MACHINE).run(cell.key)
+    assert (record["config"]["epochs"], record["result"]["epochs"], len(record["history"])) == (9, 3, 3)
+    assert record["result"]["stopped_early"] == {"planned": 9, "patience": 2}
+    old = {**json.loads(json.dumps(record)), "format": 1}
+    assert read_line(json.dumps(old).encode()).record == old  # of a line without a sum nothing contradicts itself
+    longer = old | {"history": [*old["history"], {**old["history"][-1], "epoch": 4}]}
+    assert "epochs is 3, and its history has 4" in read_line(json.dumps(longer).encode()).fault
+    impatient = old | {"config": {**old["config"], "patience": 1}}
+    assert "its history has 3 epochs, and its patience makes 2" in read_line(json.dumps(impatient).encode()).fault
 
 
 def test_the_record_holds_what_the_run_folder_does(done):

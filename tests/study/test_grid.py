@@ -86,6 +86,8 @@ def test_the_key_stands_for_what_changes_the_result(name):
         "precision": "bf16", "compile": True, "channels_last": True, "checkpoint_seconds": 3.0, "checkpoint_steps": 3,
         "last_batch": "fill", "allow_leaks": True, "attention_sha256": "0" * 64,
         "mixup": 0.2, "cutmix": 1.0, "augment": "rand", "class_weights": "balanced",
+        "last_batch": "fill", "patience": 3, "continued": ("after 3 of 3 epochs: constant, lr 0.3",),
+        "trackers": ("none",), "allow_leaks": True, "attention_sha256": "0" * 64,
     }  # fmt: skip
     config = TrainConfig(data="digits")
     same = cell_key(replace(config, **{name: other[name]}), "f") == cell_key(config, "f")

@@ -37,6 +37,12 @@ def runs(images, tmp_path_factory):
     stop_after(plain, stopped, steps=7)
     lines = [[*words, "--run", str(folder / f"two-{name}")] for name, words in named.items()]
     lines.append(["train", "--resume", str(stopped), "--quiet"])
+    patient = [*common, *["--backbone", "lenet5", "--epochs", "5", "--lr", "1e-12", "--patience", "1"]]
+    patient += ["--schedule", "constant"]
+    assert main([*patient, "--run", str(folder / "one-patient")]) == 0
+    assert main(["train", "--resume", str(folder / "one-patient"), "--epochs", "3", "--quiet"]) == 0
+    lines.append([*patient, "--run", str(folder / "two-patient")])
+    lines.append(["train", "--resume", str(folder / "two-patient"), "--epochs", "3", "--quiet"])
     words = {"to the end": lines, "stopped": [*plain, "--run", str(folder / "two-stopped")]}
     (folder / "words.json").write_text(json.dumps(words))
     torch.save(trained(network := small_network(), network, *batch()), folder / "one.pt")
@@ -124,6 +130,15 @@ def test_both_stop_where_one_is_told_to_and_can_go_on(runs):
     content = last(runs / "two-stopped")
     assert (content["epoch"], content["step"]) == (1, 3)
     assert not RunFolder(runs / "two-stopped").finished
+
+
+def test_two_processes_stop_early_and_go_on_together(runs):
+    close(runs / "two-patient", runs / "one-patient", 1e-5)
+    same_numbers(runs / "two-patient", runs / "one-patient", 1e-5)
+    ours, theirs = (RunFolder(runs / name) for name in ("two-patient", "one-patient"))
+    assert len(ours.read_metrics()) == 3
+    assert ours.read_summary()["course"] == "2 of 5 epochs, then 1 more (constant, highest rate 1e-12)"
+    assert ours.read_config().continued == theirs.read_config().continued
 
 
 def test_one_process_writes(runs):

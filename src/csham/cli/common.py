@@ -104,7 +104,9 @@ def print_json(content: Any) -> None:
     say(*map(_printable_json, json.dumps(content, indent=2, ensure_ascii=False).split("\n")))
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], *, stack: bool = False) -> None:
+def print_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], *, stack: bool = False, turn: bool = False
+) -> None:
     """Print a table on standard output; numbers are set to the right.
 
     Args:
@@ -112,18 +114,14 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
         header: Names of the columns.
         rows: As many values as names.
         stack: Put what follows a row's first value below each other, where the table is wider than the terminal.
+        turn: Make columns of its rows there.
     """
     header, rows = [*map(printable, header)], [list(row) for row in rows]
-    table = _table(title)
-    for number, name in enumerate(header):
-        numeric = all(_is_number(row[number]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    console = _console()
+    table, console = _upright(title, header, rows), _console()
     unsqueezed = console.options.update(max_width=_UNBOUND)
-    if stack and console.measure(table, options=unsqueezed).maximum > console.width:
-        table = _stacked(title, header, rows)
+    if (stack or turn) and console.measure(table, options=unsqueezed).maximum > console.width:
+        first, *others = map(list, zip(header, *rows, strict=True))
+        table = _stacked(title, header, rows) if stack else _upright(title, [*map(printable, first)], others)
     console.print(table)
 
 
@@ -146,7 +144,7 @@ def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None
     # Few classes have no top-5 accuracy, and older runs lack what is measured since.
     known = [metric for metric in in_tables() if any(metric.name in values for values in measured.values())]
     rows = ([row, *(values.get(metric.name) for metric in known)] for row, values in measured.items())
-    print_table(title, ["", *(metric.title for metric in known)], rows)
+    print_table(title, ["", *(metric.title for metric in known)], rows, turn=True)
 
 
 def _printable_json(line: str) -> str:
@@ -169,6 +167,16 @@ def _console() -> Console:
 
 def _table(title: str) -> Table:
     return Table(title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _upright(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = _table(title)
+    for number, name in enumerate(header):
+        numeric = all(_is_number(row[number]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    return table
 
 
 def _stacked(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

@@ -152,6 +152,8 @@ def _options(
     made = []
     for name in sorted(names, key=lambda name: name != shown):
         flag = _flag(name)
+        if words.counted and name == words.plural and shown not in several:
+            read = functools.partial(_one_of_so_many, field)
         info = typer.Option(
             f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
             help=words.text,
@@ -181,7 +183,7 @@ def _settings(given: list[tuple[_Option, Any]]) -> dict[str, Any]:
 
 def _reader(hint: Any, *, one: bool) -> tuple[type, Callable[[str, Any], Any]]:
     """Return what Typer reads for a field of this type, and what makes a value of the field of it."""
-    for kind in get_args(hint) or (hint,):
+    for kind in (hint,) if get_origin(hint) is tuple else get_args(hint) or (hint,):
         if get_origin(kind) is tuple:
             return str, _numbers if get_args(kind)[0] is int else _texts
         if kind in (bool, int, float, str):
@@ -201,11 +203,22 @@ def _one(kind: type, flag: str, text: str) -> Any:
     """Read the value of an option that takes several in other commands."""
     values = names_in(flag, text)
     if len(values) > 1:
-        raise UserError(f"{flag} takes one here, got {text!r}. csham compare takes several.")
+        raise UserError(f"{flag} takes one here, got {text!r}. Several: csham compare does that.")
     try:
         return kind(values[0])
     except ValueError:
         raise UserError(f"{flag} must be a whole number, got {text!r}.") from None
+
+
+def _one_of_so_many(field: str, flag: str, text: str) -> int:
+    """Read how many, of which there may be one here, number 0."""
+    count: int = _one(int, flag, text)
+    if count != 1:
+        raise UserError(
+            f"{flag} {count} is how many, and one run has one. Several: csham compare does that. "
+            f"{_flag(field)} {count} is number {count}."
+        )
+    return 0
 
 
 def _default(cls: type[Settings], field: str) -> Any:
@@ -217,6 +230,8 @@ def _shown(field: str, default: Any) -> str:
         return field.replace("_", "-") if default else f"no-{field.replace('_', '-')}"
     if default is None:
         return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +21,11 @@ from csham.training.config import (
     MachineSettings,
     TrainConfig,
     TrainingSettings,
+    check_trackers,
     read_settings,
     resolve,
 )
+from csham.training.course import with_more_epochs
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, RunWeights
@@ -31,6 +35,7 @@ from csham.words import say
 __all__ = ["train"]
 
 _ON_RESUME = names_of(MachineSettings)
+_OF_MORE_EPOCHS = ("epochs", "schedule", "lr")
 _RUN = "Run"
 
 
@@ -66,8 +71,46 @@ def train(
     chosen = summary["validation_chosen"]
     last, best = RunWeights("last", summary["epochs"]), RunWeights("best", chosen["epoch"])
     metrics_table(f"{folder.path}: test part", {str(last): summary, str(best): chosen})
-    if not quiet and chosen["epoch"] != summary["epochs"]:
-        say("evaluate, predict, explain, export and share take the last epoch; --weights best takes the chosen one")
+    if "course" in summary:
+        say(f"trained for {summary['course']}")
+    if not quiet:
+        say(*_what_is_there(folder, best), *_what_is_next(folder, summary))
+
+
+def _what_is_there(folder: RunFolder, best: RunWeights) -> list[str]:
+    """Say which files of a finished run hold what."""
+    events = any(folder.path.glob("events.out.*"))
+    logs = f"; tensorboard --logdir {shlex.quote(str(folder.path))}" if events else ""
+    return [
+        f"in {folder.path}:",
+        *_aligned(
+            ("weights", f"model.safetensors, of the last epoch; checkpoints/best.ckpt, {best}"),
+            ("results", "summary.json; by class confusion.csv"),
+            ("each epoch", f"metrics.csv, curves.png{logs}"),
+            ("settings", "config.yaml, environment.json"),
+        ),
+    ]
+
+
+def _what_is_next(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
+    """Say by which commands a finished run is used."""
+    run, code = shlex.quote(str(folder.path)), code_words([summary["attention"]])
+    lines = _aligned(
+        ("measure", f"csham evaluate {run}{code}"),
+        ("ask", f"csham predict {run} IMAGES...{code}"),
+        ("explain", f"csham explain {run} IMAGES...{code}"),
+        ("try", f"csham app {run}{code}"),
+        ("deploy", f"csham export {run}{code}"),
+        ("train on", f"csham train --resume {run} --epochs {2 * summary['epochs']}{code}"),
+    )
+    if summary["validation_chosen"]["epoch"] == summary["epochs"]:
+        return ["next:", *lines]
+    return ["next, of the last epoch, or of the chosen one with --weights best:", *lines]
+
+
+def _aligned(*pairs: tuple[str, str]) -> list[str]:
+    width = max(len(name) for name, _ in pairs)
+    return [f"  {name:{width}}  {words}" for name, words in pairs]
 
 
 def _start(
@@ -78,6 +121,7 @@ def _start(
     read.pop("attention_sha256", None)  # a new run is of the code as it is now
     settings = resolve(given, read)
     settings.check_names()
+    check_trackers(settings.trackers)
     idle = [f"--{name}" for name in CONNECTION_FIELDS if given.get(name)] if settings.attention == "none" else []
     if idle:
         raise UserError(
@@ -104,15 +148,20 @@ def _open(settings: TrainConfig, progress: QuietProgress) -> Any:
 
 
 def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[str, Any]:
-    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in _ON_RESUME]
+    free = _ON_RESUME + (_OF_MORE_EPOCHS if "epochs" in given else ())
+    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in free]
     if fixed:
         what = ", ".join(name if name != "--data" else "DATA" for name in fixed)
         raise UserError(f"--resume keeps the run's settings, leave out {what}.")
     folder = RunFolder(run)
-    attention = folder.read_config().attention
+    config = folder.read_config()
+    check_trackers(given.get("trackers", config.trackers))
+    if "epochs" in given:
+        added = {name: given[name] for name in _OF_MORE_EPOCHS if name in given}
+        with_more_epochs(folder, config, **added)  # before PyTorch is imported
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
-    with _Stoppable(folder, attention):
+    with _Stoppable(folder, config.attention):
         return csham.training.resume(run, progress=progress, **given)
 
 

@@ -107,12 +107,17 @@ def _facts(material: Material) -> str:
         f"{data.source}: {data.images:,} images of {data.classes} classes at {data.image_size} px",
         counted(len(study.networks), "network"),
         counted(len(study.seeds), "seed"),
-        f"recipe {study.settings.get('recipe')}, {counted(study.settings.get('epochs', 0), 'epoch')}",
+        f"recipe {study.settings.get('recipe')}, {_length(study.settings)}",
     ]
     images = {row.test_images for row in material.results.networks if row.test_images}
     if len(images) == 1:
         facts.append(f"measured on {images.pop():,} test images")
     return " · ".join(facts)
+
+
+def _length(settings: Mapping[str, Any]) -> str:
+    epochs, patience = counted(settings.get("epochs", 0), "epoch"), settings.get("patience")
+    return epochs if patience is None else f"at most {epochs}, stopped early with patience {patience}"
 
 
 def _cautions(material: Material) -> list[str]:
@@ -131,7 +136,20 @@ def _cautions(material: Material) -> list[str]:
             "All networks are measured on the same test images, whose choice alone moves one accuracy by "
             f"±{max(errors):.2f} points (standard error); intervals here are over seeds."
         )
-    return notes
+    return notes + _early_ends(material)
+
+
+def _early_ends(material: Material) -> list[str]:
+    if material.study.settings.get("patience") is None:
+        return []
+    took = sorted({len(run["history"]) for run in material.results.runs.values() if run.get("history")})
+    if not took:
+        return []
+    span, planned = " to ".join(map(str, dict.fromkeys((took[0], took[-1])))), material.study.settings["epochs"]
+    return [
+        f"Runs may stop early, and took {span} of {counted(planned, 'epoch')}: accuracies are of each run's last "
+        "epoch, and a curve's right end is of the runs that were still training."
+    ]
 
 
 def _costs_note(material: Material) -> str:

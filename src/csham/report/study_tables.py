@@ -189,6 +189,7 @@ def run_table(material: Material) -> Table:
         number(_title(_TOP1), "top1", top1),
         number(_TOP1.with_unit("chosen"), "chosen_top1", top1),
         number("chosen epoch", "chosen_epoch", thousands),
+        *([number("epochs", "epochs", thousands)] if material.study.settings.get("patience") is not None else []),
         *(number(_title(one), name, partial(fixed, digits=one.study.digits)) for name, one in metrics.items()),
         Column("", itemgetter("seconds"), keys=("seconds",)),
         Column(
@@ -325,6 +326,7 @@ def _run_row(label: str, seed: int, record: Mapping[str, Any], metrics: Mapping[
         "top1": result.get("top1"),
         "chosen_top1": chosen.get("top1"),
         "chosen_epoch": chosen.get("epoch"),
+        "epochs": result.get("epochs"),
         **{name: result.get(metric.name) for name, metric in metrics.items()},
         "seconds": result.get("seconds"),
         "run": record.get("run"),

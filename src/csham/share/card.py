@@ -192,6 +192,8 @@ def _preparation(config: TrainConfig) -> str:
 
 def _measured(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[str, Any], weights: str) -> str:
     which = f"the last epoch, {summary.get('epochs')}"
+    if "course" in summary:
+        which += f" (trained for {_text(summary['course'])})"
     if weights == "best":
         epoch, chosen_by = measured.get("epoch"), _text(measured.get("chosen_by"))
         which = f"epoch {epoch} of {summary.get('epochs')}, chosen by {chosen_by}"

@@ -23,6 +23,7 @@ from csham.errors import UserError
 from csham.files import has_right_sum, parse_json, summed
 from csham.study.grid import Cell, Network, Study, cell_key
 from csham.training.config import BEFORE, TrainConfig
+from csham.training.course import last_epoch
 from csham.training.metrics import METRICS
 from csham.training.run_folder import RunFolder
 
@@ -338,6 +339,11 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
     return _other_settings(record)
 
 
+def _may_stop_early(record: Mapping[str, Any]) -> bool:
+    """Return True if the planned epochs need not be those that were done."""
+    return record.get("config", {}).get("patience") is not None
+
+
 # What results are rounded to, where it is less than their history and their counts give.
 _ROUNDED = {"images_per_s": 6e-3, "seconds": 6e-4}
 
@@ -368,7 +374,8 @@ def _of_history(record: Mapping[str, Any]) -> Iterator[_Fact]:
     for place, row in enumerate(history, start=1):
         yield "the epoch of a row of its history", row.get("epoch"), place, "its place is"
     for values in (record.get("config", {}), result):
-        yield "epochs", values.get("epochs"), last, "its history has"
+        if values is result or not _may_stop_early(record):
+            yield "epochs", values.get("epochs"), last, "its history has"
     seconds, rates, validated = (_numbers(history, name) for name in ("seconds", "images_per_s", "val_top1"))
     if seconds:
         yield "seconds", result.get("seconds"), math.fsum(seconds), "its history makes"
@@ -396,7 +403,9 @@ def _other_settings(record: Mapping[str, Any]) -> str | None:
     if not (config and network):
         return None
     said = [(name, config.get(name), network.get(name)) for name in NETWORK_FIELDS]
-    said += [(name, config.get(name), result[name]) for name in (*NETWORK_FIELDS, "recipe", "epochs") if name in result]
+    said += [(name, config.get(name), result[name]) for name in (*NETWORK_FIELDS, "recipe") if name in result]
+    if not _may_stop_early(record):
+        said.append(("epochs", config.get("epochs"), result.get("epochs", config.get("epochs"))))
     said += [
         ("seed", config.get("seed"), record["seed"]),
         ("seed", config.get("seed"), result.get("seed", record["seed"])),
@@ -411,6 +420,18 @@ def _other_settings(record: Mapping[str, Any]) -> str | None:
         return f"its settings cannot be: {err}"
     if label != record["label"]:
         return f"its network is {label}"
+    return _other_end(settings, record) or _other_key(settings, record, instead_of)
+
+
+def _other_end(settings: TrainConfig, record: Mapping[str, Any]) -> str | None:
+    history = record.get("history")
+    if not history or settings.patience is None:
+        return None
+    end = last_epoch(settings, _numbers(history, "val_top1"))
+    return None if len(history) == end else f"its history has {len(history)} epochs, and its patience makes {end}"
+
+
+def _other_key(settings: TrainConfig, record: Mapping[str, Any], instead_of: str | None) -> str | None:
     if settings.weights_file is None:  # whose content is in the key too
         key = cell_key(settings, str(record.get("data", {}).get("fingerprint")), None, instead_of)
         if key != record["key"]:

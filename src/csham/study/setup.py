@@ -18,7 +18,7 @@ from csham.data.duplicates import check_leaks
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
 from csham.layers.own import code_of
-from csham.settings import check_choice, split_names
+from csham.settings import Help, check_choice, declared, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
@@ -33,7 +33,8 @@ from csham.study.grid import (
 )
 from csham.study.store import Store
 from csham.study.study_file import FILE, is_edited, no_study
-from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
+from csham.training.config import BEFORE, TrainConfig, check_trackers, read_settings, resolve
+from csham.training.course import check_patience
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
 
@@ -102,14 +103,14 @@ class Setup:
 def read_request_file(path: Path) -> Request:
     """Read a grid from YAML: the names of the command line with underscores, and ``networks:``.
 
-    A ``study.yaml`` is one too, and gives the same study again.
+    A ``study.yaml`` is one too, and gives the same study again; a run's ``config.yaml`` gives one of its settings.
 
     Raises:
         UserError: It is no YAML, or holds an unknown name; names the file.
     """
     content = read_settings(path)
     try:
-        return _request(_flattened(content))
+        return _request(_in_plural(_flattened(content)))
     except UserError as err:
         raise UserError(f"{path}: {err}") from err
 
@@ -126,6 +127,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
     Raises:
         UserError: Something asked for cannot be, or differs from what the study began with.
     """
+    check_trackers(TrainConfig(data="-", **request.machine).trackers)
     store = Store(_folder(request), note)
     if write:
         store.remove_leftovers()
@@ -229,6 +231,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     for network in networks:
         replace(config, **network.network_settings).check_names()
     dataset = _open(request, config.image_size, preparing)
+    check_patience(config, len(dataset.split(0, config.validation).validation))
     config = _resolved(config, dataset, request.machine)
     study = Study(
         data=_data(request.data, dataset),
@@ -416,7 +419,12 @@ def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) 
 
 
 _NAMES = ("data", "backbones", "attentions", "strategies", "networks", "seeds", "worthwhile")
-_SINGULAR = {"backbone": "backbones", "attention": "attentions", "strategy": "strategies", "seed": "seeds"}
+_PLURAL = {
+    name: rule.plural
+    for name, (_, rules) in declared(TrainConfig).items()
+    for rule in rules
+    if isinstance(rule, Help) and rule.plural
+}
 
 
 def _flattened(content: dict[str, Any]) -> dict[str, Any]:
@@ -430,11 +438,18 @@ def _flattened(content: dict[str, Any]) -> dict[str, Any]:
     return source | rest | before | (settings if isinstance(settings, dict) else {})
 
 
+def _in_plural(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a study's file, which has several of some settings, of a run's."""
+    for one, several in _PLURAL.items():
+        if one in content and several in content:
+            raise UserError(f"{one} and {several} are the same key. Write one of them.")
+    rest = {key: value for key, value in content.items() if key != "attention_sha256"}  # it is of the code as it is now
+    return {_PLURAL.get(key, key): [value] if key in _PLURAL else value for key, value in rest.items()}
+
+
 def _request(content: Mapping[str, Any]) -> Request:
     known = (*_NAMES, *_ATTACHED, *SHARED_FIELDS, *MACHINE_FIELDS)
     for key in content:
-        if key in _SINGULAR:
-            raise UserError(f"unknown key {key!r}. A study has several: write {_SINGULAR[key]}.")
         if key not in known:
             raise unknown_name("key", key, known)
     data, worthwhile = content.get("data"), content.get("worthwhile")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from csham.backbones.spec import NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES, POLICIES
 from csham.errors import UserError, any_of
 from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
+from csham.training.course import check_course, is_continued
 from csham.training.recipes import RECIPES
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "MachineSettings",
     "TrainConfig",
     "TrainingSettings",
+    "check_trackers",
     "read_settings",
     "resolve",
 ]
@@ -37,6 +40,9 @@ BEFORE: dict[str, Any] = {
     "cutmix": 0.0,
     "augment": "none",
     "class_weights": "none",
+    "patience": None,
+    "continued": (),
+    "trackers": ("tensorboard",),
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -48,6 +54,7 @@ _OF_RECIPE = "from the recipe"
 
 SCHEDULES = ("one-cycle", "steps", "constant")
 CLASS_WEIGHTS = ("none", "balanced")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -84,6 +91,18 @@ class TrainingSettings(Settings):
     epochs: Annotated[
         int, Within(lambda v: v >= 1, "at least 1"), Help("Passes over the training images.", default=_OF_RECIPE)
     ] = 30
+    patience: Annotated[
+        int | None,
+        Within(lambda v: v is None or v >= 1, "at least 1"),
+        Mark.LATER,
+        Help("Epochs without a better validation top-1 after which training stops.", default="none: all are trained"),
+    ] = None
+    continued: Annotated[
+        tuple[str, ...],
+        Within(is_continued, "a list of 'after 30 of 30 epochs: constant, lr 0.1'"),
+        Mark.LATER,
+        Help("What was added to a finished run by --resume RUN --epochs N.", option=False),
+    ] = ()
     batch_size: Annotated[
         int | Auto,
         Within(lambda v: v == "auto" or v >= 2, "at least 2 (batch normalisation needs two values)"),
@@ -105,7 +124,9 @@ class TrainingSettings(Settings):
         float, _AT_LEAST_0, Help("Weight decay, on every parameter but the gates.", default=_OF_RECIPE)
     ] = 5e-4
     schedule: Annotated[
-        str, OneOf(SCHEDULES), Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", option=False)
+        str,
+        OneOf(SCHEDULES),
+        Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", default=_OF_RECIPE),
     ] = "one-cycle"
     warmup_epochs: Annotated[
         float, _AT_LEAST_0, Help("Linear warm-up, of the schedules other than one-cycle.", option=False)
@@ -144,7 +165,7 @@ class TrainingSettings(Settings):
     seed: Annotated[
         int,
         Within(lambda v: 0 <= v < 2**63, "from 0 to below 2**63"),
-        Help("Of the first weights, the split, the order of images and their crops.", plural="seeds"),
+        Help("Of the first weights, the split, the order of images and their crops.", plural="seeds", counted=True),
     ] = 0
 
 
@@ -216,6 +237,13 @@ class MachineSettings(Settings):
         Mark.MACHINE,
         Help("Most steps between two checkpoints.", default="by time alone"),
     ] = None
+    trackers: Annotated[
+        tuple[str, ...],
+        OneOf(TRACKERS),
+        Within(lambda v: "none" not in v or len(v) == 1, "none alone, or names of trackers"),
+        Mark.MACHINE,
+        Help(f"Where each epoch's numbers go besides metrics.csv: {any_of(TRACKERS)}; several with commas."),
+    ] = ("tensorboard",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +252,10 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
     Creating it checks types and ranges; :meth:`check_names` checks the names.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_course(self)
 
     def check_names(self) -> None:
         """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
@@ -261,6 +293,20 @@ MACHINE_SETTINGS = marked(TrainConfig, Mark.MACHINE)
 
 SOURCE_SETTINGS = marked(TrainConfig, Mark.SOURCE)
 """Settings that say where input and other settings come from, which count themselves."""
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse trackers whose library is not installed.
+
+    Raises:
+        UserError: Names the packages to install.
+    """
+    missing = [name for name in names if name != "none" and find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--trackers: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed. "
+            f'pip install {" ".join(missing)}, or for all trackers: pip install "csham[tracking]".'
+        )
 
 
 def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:

@@ -13,6 +13,8 @@ from csham.cost import count_flops
 from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
 from csham.training.checkpoints import load_checkpoint, load_weights
+from csham.training.config import TrainConfig
+from csham.training.course import stopped_early, words_on_course
 from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder, RunWeights
@@ -71,6 +73,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
     summary = {
         "run": str(session.folder.path),
         **{name: getattr(config, name) for name in names},
+        **_course(config, state),
         "weights": "last epoch",
         **last,
         "validation_chosen": {
@@ -96,6 +99,17 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
         best = max(history, key=lambda row: row["test_top1"])
         summary["best_test_epoch_not_for_choosing"] = {"epoch": best["epoch"], "top1": best["test_top1"]}
     return summary
+
+
+def _course(config: TrainConfig, state: State) -> dict[str, Any]:
+    """Return the epochs that were done, and where these are not simply the planned ones, what became of the plan."""
+    early = stopped_early(config, state.epoch, state.best)
+    planned = {"planned": config.epochs, "patience": config.patience}
+    return {
+        "epochs": state.epoch,
+        **({"stopped_early": planned} if early else {}),
+        **({"course": words_on_course(config, state.epoch)} if early or config.continued else {}),
+    }
 
 
 def _training_rate(history: Sequence[Mapping[str, Any]]) -> float:

@@ -8,7 +8,7 @@ every step. On the CPU, a run that goes on from a checkpoint ends with the bits 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
-from csham.training.config import MACHINE_SETTINGS, TrainConfig
+from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
+from csham.training.course import is_over, stopped_early, with_more_epochs, words_on_course
 from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
@@ -35,7 +36,7 @@ from csham.training.run_folder import RunFolder
 from csham.training.session import Session, State, environment, start_session
 from csham.training.steps import learning_rate, steps_notes
 from csham.training.sums import is_main_process, write_listed
-from csham.training.tensorboard import EventWriter
+from csham.training.trackers import Trackers
 
 __all__ = ["DivergedError", "newest_checkpoint", "resume", "train"]
 
@@ -73,6 +74,7 @@ def train(
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
     config.check_names()
     config.check_code()
+    check_trackers(config.trackers)
     folder.check_free()
     retain_memory()
     dataset = dataset or _open(config, progress)
@@ -92,14 +94,20 @@ def train(
 def resume(
     run: Path | str,
     *,
+    epochs: int | None = None,
+    schedule: str | None = None,
+    lr: float | None = None,
     dataset: PackedDataset | None = None,
     progress: QuietProgress | None = None,
     **machine_settings: Any,
 ) -> dict[str, Any]:
-    """Go on with a run where its last checkpoint was written.
+    """Go on with a run where its last checkpoint was written, or with a finished one for more epochs.
 
     Args:
         run: The run folder.
+        epochs: Of all together, more than a finished run has; None adds none.
+        schedule: Course of the learning rate over the added epochs; None begins the run's own again.
+        lr: Highest learning rate of the added epochs; None takes the run's own.
         dataset: The run's images, if they are open already; they may lie elsewhere than when it began.
         progress: Told what happens.
         **machine_settings: Settings that change where and when things happen, not what is computed, such as
@@ -114,13 +122,16 @@ def resume(
     """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
-    config = _resumed(folder.read_config(), machine_settings)
-    if folder.finished:
+    added = {"epochs": epochs, "schedule": schedule, "lr": lr}
+    before = _resumed(folder.read_config(), machine_settings, added)
+    config = before if epochs is None else with_more_epochs(folder, before, epochs, schedule, lr)
+    if folder.finished and config is before:
         summary = folder.read_summary()
         folder.settle()
         progress.note(f"{folder.path} is finished; there is nothing to resume.")
         return summary
     config.check_code()
+    check_trackers(config.trackers)
     path, content, fault = newest_checkpoint(folder)
     if fault and is_main_process():
         progress.note(f"{fault} Going on from {path}, which is whole")
@@ -129,7 +140,9 @@ def resume(
     state = session.restore(content, path)
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
-    return _run(session, state)
+    if config is not before:
+        session.note(words_on_course(config, config.epochs))
+    return _run(session, state, reopen=config is not before)
 
 
 _CHECKPOINT_KEYS = (
@@ -162,12 +175,14 @@ def newest_checkpoint(
             raise err from err.__cause__
 
 
-def _run(session: Session, state: State) -> dict[str, Any]:
-    """Train from ``state`` to the end, alone in the run folder."""
+def _run(session: Session, state: State, *, reopen: bool = False) -> dict[str, Any]:
+    """Train from ``state`` to the end, alone in the run folder, to which ``reopen`` adds epochs."""
     lock = filelock.FileLock(session.folder.path / "checkpoints" / ".lock", timeout=0)
     stop = StopRequest(lambda: session.note("stopping after this step; once more stops at once"))
     try:
         with lock if session.is_main else nullcontext(), stop:
+            if reopen and session.is_main:
+                session.folder.reopen(session.config)
             return Loop(session, state, stop).run()
     except filelock.Timeout as err:
         raise UserError(f"another process is training in {session.folder.path}.") from err
@@ -188,24 +203,39 @@ class Loop:
     def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
         self.session = session
         self.state = state
+        self._trackers = Trackers(session, state)
         self._stop = stop
-        self._events = EventWriter(session.folder.path, state.epoch) if session.is_main else None
         self._saved_at = time.monotonic()
         self._started_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train every epoch that is left, then measure and write the results."""
+        summary = None
+        try:
+            summary = self._run()
+        finally:
+            self._trackers.finish(summary)
+        return summary
+
+    def _run(self) -> dict[str, Any]:
         session, state = self.session, self.state
-        if state.epoch < session.config.epochs:
+        if not self._is_over():
             self._warm_up()
         if session.is_main:
             if state.history:
                 session.folder.write_metrics(state.history)
             session.progress.start(self._images_done(), session.config.epochs * self._images_per_epoch())
-        while state.epoch < session.config.epochs:
+        while not self._is_over():
             self._train_epoch()
             self._end_epoch()
+        if stopped_early(session.config, state.epoch, state.best):
+            session.note(
+                f"stopped early after epoch {state.epoch}: no better validation top-1 since {state.best['epoch']}"
+            )
         return finish(session, state, self._predict)
+
+    def _is_over(self) -> bool:
+        return is_over(self.session.config, self.state.epoch, self.state.best)
 
     def _train_epoch(self) -> None:
         session, state = self.session, self.state
@@ -273,8 +303,7 @@ class Loop:
             paths = [session.folder.best] * chosen + [session.folder.last]
             session.folder.write_metrics(state.history, dict.fromkeys(paths, write))
             session.progress.epoch(row, session.config.epochs)
-        if self._events is not None:
-            self._events.write(row)
+        self._trackers.write(row)
 
     def _row(self) -> dict[str, Any]:
         session, state = self.session, self.state
@@ -439,9 +468,11 @@ def _open(config: TrainConfig, progress: QuietProgress) -> PackedDataset:
     return prepare(config.data, image_size=config.image_size, max_bad=config.max_bad, progress=progress.preparing)
 
 
-def _resumed(config: TrainConfig, machine_settings: dict[str, Any]) -> TrainConfig:
+def _resumed(config: TrainConfig, machine_settings: dict[str, Any], added: Mapping[str, Any]) -> TrainConfig:
     """Change what may change when a run goes on; on another kind of device, its choices are made anew."""
     wrong = set(machine_settings) - set(MACHINE_SETTINGS)
+    if added["epochs"] is None:
+        wrong |= {name for name, value in added.items() if value is not None}
     if wrong:
         raise UserError(f"{', '.join(sorted(wrong))}: a resumed run keeps its settings.")
     device = machine_settings.get("device", config.device)

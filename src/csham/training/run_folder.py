@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError, unknown_name
-from csham.files import new_folder, parse_json, remove_leftovers, settle_sums, sum_files
+from csham.files import new_folder, parse_json, remove_file, remove_leftovers, settle_sums, sum_files
 from csham.settings import names_of
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.metrics import METRICS
@@ -131,6 +131,15 @@ class RunFolder:
             raise UserError(
                 f"another process has begun a run in {self.path} in the meantime. Name another folder with --run DIR."
             ) from err
+
+    def reopen(self, config: TrainConfig) -> None:
+        """Let a finished run go on with settings that add epochs to it.
+
+        A crash in between leaves a run of the old settings, all of whose epochs are trained: the numbers are gone
+        before there are settings that they are not of.
+        """
+        remove_file(self.summary_file)
+        self.write_text("config.yaml", config.to_yaml())
 
     def read_config(self) -> TrainConfig:
         """Read the settings back; those that the run is older than are as they were in it.

@@ -29,6 +29,7 @@ from csham.provenance import commit, processor, versions
 from csham.training.checkpoints import load_weights
 from csham.training.config import MACHINE_SETTINGS, TrainConfig
 from csham.training.losses import TrainingLoss
+from csham.training.course import before_continuing, check_patience
 from csham.training.machine import choose
 from csham.training.network import NetworkInfo
 from csham.training.progress import QuietProgress
@@ -179,6 +180,9 @@ class Session:
     def _check_settings(self, saved: Mapping[str, Any], path: Path) -> None:
         now = self.config.to_dict()
         now.pop("data")  # what counts is its content, which _check_data compares
+        planned = {"epochs": saved.get("epochs"), "continued": saved.get("continued", [])}
+        if planned in before_continuing(self.config):
+            now |= planned
         for name, value in now.items():
             if name not in MACHINE_SETTINGS and name in saved and saved[name] != value:
                 raise UserError(
@@ -206,6 +210,7 @@ def start_session(
         new: Start from the weights that the settings name (a resumed run has its own).
     """
     parts = dataset.split(config.seed, config.validation)
+    check_patience(config, len(parts.validation))
     asked_compile = config.compile
     choices = choose(fit_batch(config, len(parts.train)), len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from csham.data.names import batches_per_epoch
 from csham.training.config import TrainConfig
+from csham.training.course import patience_note, settings_at
 from csham.training.recipes import RECIPES
 
 __all__ = ["FEW_STEPS", "fit_batch", "learning_rate", "number_of_steps", "steps_notes"]
@@ -77,7 +78,7 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
             f"warning: {_many(steps, 'step is', 'steps are')} few: digits take a hundred, photographs several hundred. "
             f"--epochs {enough} makes {FEW_STEPS}{smaller}"
         )
-    return notes
+    return notes + patience_note(config)
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -88,6 +89,11 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         step: Steps done before this one since the start of the run.
         steps_per_epoch: Steps of one epoch.
     """
+    before, stretch = settings_at(config, step // steps_per_epoch)
+    return _rate_of_stretch(stretch, step - before * steps_per_epoch, steps_per_epoch)
+
+
+def _rate_of_stretch(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     total = config.epochs * steps_per_epoch
     if config.schedule == "one-cycle":
         return config.lr * _one_cycle(step, total)

@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EventWriter"]
+__all__ = ["EventWriter", "curves"]
+
+
+def curves(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row of metrics.csv by their curves: ``val_top1`` becomes ``top1/val``."""
+    named = {}
+    for name, value in row.items():
+        if name == "epoch" or value is None:
+            continue
+        part, _, measure = name.partition("_")
+        named[f"{measure}/{part}" if part in ("train", "val", "test") else f"run/{name}"] = value
+    return named
 
 
 class EventWriter:
@@ -27,7 +38,7 @@ class EventWriter:
         self._purge_step = epochs_done + 1
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row of metrics.csv; ``val_top1`` becomes ``top1/val``.
+        """Write a row of metrics.csv.
 
         Raises:
             OSError: With ``filename`` set.
@@ -37,13 +48,7 @@ class EventWriter:
         from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
         from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: PLC0415
 
-        values = []
-        for name, value in row.items():
-            if name == "epoch" or value is None:
-                continue
-            part, _, measure = name.partition("_")
-            tag = f"{measure}/{part}" if part in ("train", "val", "test") else f"run/{name}"
-            values.append(Summary.Value(tag=tag, simple_value=value))
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(row).items()]
         events = [Event(step=row["epoch"], summary=Summary(value=values))]
         if not self._path.exists():
             start = {"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)}
