@@ -78,7 +78,8 @@ def _start(
     read.pop("attention_sha256", None)  # a new run is of the code as it is now
     settings = resolve(given, read)
     settings.check_names()
-    idle = [f"--{name}" for name in CONNECTION_FIELDS if given.get(name)] if settings.attention == "none" else []
+    of_attention = [name for name in (*CONNECTION_FIELDS, "attention_lr") if given.get(name)]
+    idle = [f"--{name.replace('_', '-')}" for name in of_attention if settings.attention == "none"]
     if idle:
         raise UserError(
             f"{', '.join(idle)}: there is no attention to attach. Name one with --attention (csham list attentions), "
