@@ -29,11 +29,28 @@ def runs(images, tmp_path_factory):
     plain = [*common, *["--backbone", "lenet5", "--epochs", "2", "--lr", "0.05", "--checkpoint-steps", "3"]]
     # Rounding grows by a factor with every step of a network with batch norm; at this rate it stays small.
     norms = [*common, *["--backbone", "resnet14", "--attention", "csham", "--epochs", "1", "--lr", "0.0001"]]
-    for name, words in (("plain", plain), ("norms", norms)):
+    # The second epoch is the first in which the backbone has gradients.
+    tuning = [
+        "--freeze-backbone",
+        "1",
+        "--accumulate",
+        "4",
+        "--ema",
+        "0.9",
+        "--clip-norm",
+        "0.5",
+        "--head-lr",
+        "0.2",
+        "--schedule",
+        "cosine",
+    ]
+    tuned = [*plain, *tuning, "--weights-file", str(folder / "one-plain" / "model.safetensors")]
+    for name, words in (("plain", plain), ("norms", norms), ("tuned", tuned)):
         assert main([*words, "--run", str(folder / f"one-{name}")]) == 0
     stopped = folder / "two-resumed"
     stop_after(plain, stopped, steps=7)
     lines = [[*plain, "--run", str(folder / "two-plain")], [*norms, "--run", str(folder / "two-norms")]]
+    lines.append([*tuned, "--run", str(folder / "two-tuned")])
     lines.append(["train", "--resume", str(stopped), "--quiet"])
     words = {"to the end": lines, "stopped": [*plain, "--run", str(folder / "two-stopped")]}
     (folder / "words.json").write_text(json.dumps(words))
@@ -94,6 +111,14 @@ def same_numbers(run, expected, tolerance):
 def test_two_processes_train_as_one_does(runs):
     close(runs / "two-plain", runs / "one-plain", 1e-5)
     same_numbers(runs / "two-plain", runs / "one-plain", 1e-5)
+
+
+def test_two_processes_fine_tune_as_one_does(runs):
+    close(runs / "two-tuned", runs / "one-tuned", 1e-5)
+    same_numbers(runs / "two-tuned", runs / "one-tuned", 1e-5)
+    ours, theirs = (last(runs / name)["model_ema"] for name in ("two-tuned", "one-tuned"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_two_processes_train_batch_norms_as_one_does(runs):
