@@ -30,21 +30,15 @@ def runs(images, tmp_path_factory):
     # Rounding grows by a factor with every step of a network with batch norm; at this rate it stays small.
     norms = [*common, *["--backbone", "resnet14", "--attention", "csham", "--epochs", "1", "--lr", "0.0001"]]
     # The second epoch is the first in which the backbone has gradients.
-    tuning = [
-        "--freeze-backbone",
-        "1",
-        "--accumulate",
-        "4",
-        "--ema",
-        "0.9",
-        "--clip-norm",
-        "0.5",
-        "--head-lr",
-        "0.2",
+    tuning = {"--freeze-backbone": 1, "--accumulate": 4, "--ema": 0.9, "--clip-norm": 0.5, "--head-lr": 0.2}
+    tuned = [
+        *plain,
+        *(str(word) for pair in tuning.items() for word in pair),
         "--schedule",
         "cosine",
+        "--weights-file",
+        str(folder / "one-plain" / "model.safetensors"),
     ]
-    tuned = [*plain, *tuning, "--weights-file", str(folder / "one-plain" / "model.safetensors")]
     for name, words in (("plain", plain), ("norms", norms), ("tuned", tuned)):
         assert main([*words, "--run", str(folder / f"one-{name}")]) == 0
     stopped = folder / "two-resumed"
