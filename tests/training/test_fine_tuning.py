@@ -1,6 +1,7 @@
 """Runs from trained weights: every setting of the optimizer is the same after a stop, and does what it says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,3 +232,35 @@ def test_the_run_folder_says_what_learns_at_which_rate(tuning, tmp_path):
 def test_the_rate_that_is_shown_is_the_schedules(tuning, tmp_path):
     train(resolve({**tuning, "head_lr": 0.5, "backbone_lr": 0.001, "schedule": "constant"}), run=tmp_path / "run")
     assert {row["lr"] for row in epochs_of(tmp_path / "run")} == {"0.05"}
+
+
+def test_a_checkpoint_gives_its_average_to_the_next_network(averaged, tuning, tmp_path):
+    """As the file of weights beside it does."""
+    plain = {**tuning, "attention": "none", "ema": 0.9, "epochs": 1}
+    train(resolve(plain), run=tmp_path / "first")
+    average = load_checkpoint(RunFolder(tmp_path / "first").last)["model_ema"]
+    for file in ("checkpoints/last.ckpt", "model.safetensors"):
+        given = {**plain, "weights_file": str(tmp_path / "first" / file), "lr": 1e-12, "weight_decay": 0.0}
+        content = stopped({**given, "freeze_backbone": 1}, tmp_path / Path(file).stem, 1)
+        assert all(torch.equal(content["model"][name], average[name]) for name in average if "layer" in name)
+
+
+def test_the_average_is_measured_in_the_runs_precision(tuning, tmp_path):
+    summary = train(resolve({**tuning, "ema": 0.9, "precision": "bf16"}), run=tmp_path / "run")
+    assert evaluate(tmp_path / "run").summary["loss"] == pytest.approx(summary["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_compiled_run_fine_tunes_as_one_that_is_not(tuning, tmp_path):
+    """It is compiled once more when the backbone is let go."""
+    given = {**tuning, **TOGETHER, "backbone": "lenet5", "attention": "none", "weights_file": None}
+    train(resolve({**given, "freeze_backbone": 0, "epochs": 1}), run=tmp_path / "start")
+    given["weights_file"] = str(tmp_path / "start" / "model.safetensors")
+    for name in ("compiled", "plain"):
+        train(resolve({**given, "compile": name == "compiled"}), run=tmp_path / name)
+    ours, theirs = (load_checkpoint(RunFolder(tmp_path / name).last) for name in ("compiled", "plain"))
+    assert ours["config"]["compile"]
+    for key in ("model", "model_ema"):
+        for name, value in theirs[key].items():
+            torch.testing.assert_close(ours[key][name], value, rtol=1e-3, atol=1e-5, msg=name)

@@ -114,16 +114,18 @@ class TrainingSettings(Settings):
     optimizer: Annotated[str, OneOf(OPTIMIZERS), Mark.LATER, Help(f"{any_of(OPTIMIZERS)}.", default=_OF_RECIPE)] = "sgd"
     lr: Annotated[float, Within(lambda v: v > 0, "above 0"), Help("Highest learning rate.", default=_OF_RECIPE)] = 0.2
     backbone_lr: Annotated[
-        float | None, _RATE_OR_NONE, Mark.LATER, Help("The same of the backbone.", default="the recipe's, or --lr")
+        float | None, _RATE_OR_NONE, Mark.LATER, Help("Highest rate of the backbone.", default="the recipe's, or --lr")
     ] = None
     head_lr: Annotated[
         float | None,
         _RATE_OR_NONE,
         Mark.LATER,
-        Help("Of the head and of whatever else starts from new weights.", default="the recipe's, or --lr"),
+        Help(
+            "Highest rate of the head, and of whatever else starts from new weights.", default="the recipe's, or --lr"
+        ),
     ] = None
     attention_lr: Annotated[
-        float | None, _RATE_OR_NONE, Mark.LATER, Help("Of the attention.", default="the recipe's, or --lr")
+        float | None, _RATE_OR_NONE, Mark.LATER, Help("Highest rate of the attention.", default="the recipe's, or --lr")
     ] = None
     layer_decay: Annotated[
         float,
