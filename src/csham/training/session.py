@@ -252,7 +252,7 @@ def start_session(
     if begun is None:
         network, new_modules = _start_weights(info, config, progress)
     else:
-        network, new_modules = info.build(), tuple(begun.get("new_modules", ()))
+        network, new_modules = info.build(), _new_modules(begun)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(accelerator.device)
@@ -317,6 +317,14 @@ def _start_weights(
             progress.note(str(warning.message))
     modules = [w.message.modules for w in caught if isinstance(w.message, NewWeightsWarning)]
     return network, tuple(name for names in modules for name in names)
+
+
+def _new_modules(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read which modules a run did not start from trained weights; its checkpoint may be older than the list."""
+    names = content.get("new_modules", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError("the checkpoint does not name the modules that started from new weights: it was changed.")
+    return tuple(names)
 
 
 def _make_batches(
