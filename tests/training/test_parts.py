@@ -37,6 +37,11 @@ def test_attention_at_the_end_does_not_hide_the_head():
     assert "attention" in parts.values()
 
 
+def test_a_network_without_a_layer_that_could_be_the_head_is_all_backbone():
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
+    assert set(parts_of(model).values()) == {"backbone"}
+
+
 def test_what_starts_from_new_weights_belongs_to_the_head():
     model = csham.create_model("resnet18", num_classes=5, image_size=32)
     assert parts_of(model)["conv1.weight"] == "backbone"

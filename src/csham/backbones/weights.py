@@ -93,15 +93,15 @@ def put_weights(
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Return the modules that make a network's logits; attention may be attached."""
+    """Return the modules that make a network's logits, if there are any; attention may be attached."""
     config = getattr(model, "pretrained_cfg", None) or {}
     named = config.get("classifier")
     if named:
         return (named,) if isinstance(named, str) else tuple(named)
     if hasattr(model, "fc"):
         return ("fc",)
-    own = [(name, module) for name, module in model.named_modules() if "attached" not in name.split(".")]
-    return (next(name for name, module in reversed(own) if isinstance(module, nn.Linear | nn.Conv2d)),)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return tuple([name for name in layers if "attached" not in name.split(".")][-1:])
 
 
 def _read(path: Path) -> dict[str, Tensor]:
