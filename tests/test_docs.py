@@ -72,6 +72,15 @@ def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
     assert "finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_command_of_the_fine_tuning_page_runs(write_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("photos"), ("auk", "emu", "jay", "owl"), count=25)
+    run_commands("docs/finetuning.md", 3, capsys)
+    assert "new weights there" in capsys.readouterr().err
+
+
 def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()

@@ -1,8 +1,10 @@
 """Backbones by name: parameters, shapes, stems, and pairing by seed."""
 
 import os
+import warnings
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -199,3 +201,20 @@ def test_the_network_is_left_as_it_was():
     assert model.training
     assert not model[1].training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_published_weights_that_a_stem_for_small_images_does_not_get_are_named(monkeypatch):
+    """Only the network of the table has another stem, and only for small images."""
+    from csham.backbones import libraries
+    from csham.backbones.weights import NewWeightsWarning
+
+    monkeypatch.setattr(libraries, "timm_network", lambda name, *sizes, pretrained: timm.create_model(name))
+    with pytest.warns(
+        NewWeightsWarning, match="weights of resnet18 are for larger images: new weights in conv1"
+    ) as seen:
+        csham.create_model("resnet18", pretrained=True, image_size=32, num_classes=1000)
+    assert seen[0].message.modules == ("conv1",)
+    for name, size in (("resnet18", 96), ("timm/resnet18", 32)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            csham.create_model(name, pretrained=True, image_size=size, num_classes=1000)

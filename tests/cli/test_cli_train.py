@@ -163,3 +163,34 @@ def test_a_narrow_terminal_gets_a_narrow_table(csham, finished, monkeypatch):
     lines = [line.rstrip() for line in out.splitlines()]
     assert any(line.split()[:2] == ["macro", "top-1"] and len(line.split()) == 4 for line in lines), out
     assert any("last epoch (1)   chosen (epoch 1)" in line for line in lines)
+
+
+def test_fine_tuning_from_a_runs_weights(csham, small, finished, write_images, tmp_path):
+    data = write_images(tmp_path / "birds", ("auk", "emu", "jay", "owl"))
+    words = [str(data) if word == small[1] else word for word in small]
+    words += ["--recipe", "finetune", "--attention", "se", "--run", tmp_path / "run"]
+    code, _, err = csham(*words)
+    assert code == 2
+    assert "recipe finetune starts from trained weights: --pretrained takes" in err
+    assert not (tmp_path / "run").exists()
+    code, _, err = csham(*words, "--weights-file", finished / "model.safetensors", "--ema", "0.99")
+    assert (code, err) == (0, "")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["recipe"], config["gated"], config["ema"], config["schedule"]) == ("finetune", True, 0.99, "cosine")
+    assert csham("evaluate", tmp_path / "run", "--quiet")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--attention-lr 0.1", "--attention-lr: there is no attention to attach"),
+        ("--freeze-backbone 2", "--freeze-backbone would hold random weights"),
+        ("--warmup-epochs 2", "--warmup-epochs: one-cycle has a rise of its own"),
+        ("--ema 1", "--ema must be between 0 and 1"),
+    ],
+)
+def test_a_setting_without_a_use_is_refused(csham, small, tmp_path, words, message):
+    code, _, err = csham(*small, *words.split(), "--run", tmp_path / "run")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "run").exists()

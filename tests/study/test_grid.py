@@ -84,10 +84,10 @@ def test_the_key_stands_for_what_changes_the_result(name):
         "warmup_epochs": 3.0, "milestones": (0.3,), "decay": 0.3, "label_smoothing": 0.3, "seed": 3, "image_size": 33,
         "crop": "resized", "crop_scale": 0.3, "validation": 0.3, "track_test": True, "max_bad": 3, "device": "cpu",
         "precision": "bf16", "compile": True, "channels_last": True, "checkpoint_seconds": 3.0, "checkpoint_steps": 3,
-        "last_batch": "fill", "allow_leaks": True, "attention_sha256": "0" * 64,
-        "mixup": 0.2, "cutmix": 1.0, "augment": "rand", "class_weights": "balanced",
-        "last_batch": "fill", "patience": 3, "continued": ("after 3 of 3 epochs: constant, lr 0.3",),
-        "trackers": ("none",), "allow_leaks": True, "attention_sha256": "0" * 64,
+        "last_batch": "fill", "allow_leaks": True, "attention_sha256": "0" * 64, "accumulate": 3, "optimizer": "adamw",
+        "backbone_lr": 0.3, "head_lr": 0.3, "attention_lr": 0.3, "layer_decay": 0.3, "freeze_backbone": 3,
+        "clip_norm": 3.0, "ema": 0.3, "mixup": 0.2, "cutmix": 1.0, "augment": "rand", "class_weights": "balanced",
+        "patience": 3, "continued": ("after 3 of 3 epochs: constant, lr 0.3",), "trackers": ("none",),
     }  # fmt: skip
     config = TrainConfig(data="digits")
     same = cell_key(replace(config, **{name: other[name]}), "f") == cell_key(config, "f")

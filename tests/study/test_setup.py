@@ -42,6 +42,47 @@ def dead():
     return process.pid
 
 
+def test_a_recipe_attaches_what_is_named_its_way(go, tmp_path):
+    """By gates for fine-tuning, also where the study is extended; not where something else is said."""
+    weights = tmp_path / "w.pt"
+    weights.touch()
+    tuned = {**SETTINGS, "recipe": "finetune", "weights_file": str(weights)}
+    named = {"networks": (), "backbones": ("lenet5",), "settings": tuned}
+    study = go(**named, attentions=("none", "se"), folder=tmp_path / "open", attached={"gated": False}).study
+    assert [network.gated for network in study.networks] == [False, False]
+    study = go(**named, attentions=("none", "se")).study
+    assert [(network.attention, network.gated) for network in study.networks] == [("none", False), ("se", True)]
+    assert study.settings["optimizer"] == study.cells()[0].config.optimizer
+    study = go(attentions=("eca",)).study
+    assert [network.label for network in study.networks] == ["lenet5", "lenet5 + se (gated)", "lenet5 + eca (gated)"]
+
+
+def test_a_study_that_fine_tunes_needs_weights(go):
+    with pytest.raises(UserError, match="recipe finetune starts from trained weights"):
+        go(settings={**SETTINGS, "recipe": "finetune"})
+
+
+def test_a_study_from_before_the_optimizers_settings_goes_on(go, tmp_path):
+    study = go().study
+    later = (
+        "optimizer",
+        "backbone_lr",
+        "head_lr",
+        "attention_lr",
+        "layer_decay",
+        "freeze_backbone",
+        "clip_norm",
+        "ema",
+    )
+    path = tmp_path / "study/study.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.strip().partition(":")[0] not in (*later, "accumulate")]
+    assert len(kept) == len(lines) - len(later) - 1
+    path.write_text("".join(kept))
+    setup = go()
+    assert [cell.key for cell in setup.study.cells()] == [cell.key for cell in study.cells()]
+
+
 KILLED = """
 import sys
 from csham.study.grid import Network

@@ -22,6 +22,45 @@ def test_every_recipe_makes_valid_settings():
         assert resolve({"data": "digits", "recipe": name}).recipe == name
 
 
+def test_a_recipe_that_was_given_leaves_nothing_of_another_one_in_the_file():
+    """Rates of sgd would let adamw diverge."""
+    file = resolve({"data": "digits", "recipe": "finetune", "attention": "se"}).to_dict()
+    quick = resolve({"recipe": "quick"}, file)
+    assert quick.to_dict() == {
+        **resolve({"data": "digits", "recipe": "quick", "attention": "se"}).to_dict(),
+        **{
+            "gated": True,  # a network's setting, which the file has
+        },
+    }
+    back = resolve({"recipe": "finetune"}, quick.to_dict())
+    assert back.to_dict() == file
+
+
+def test_a_recipe_gates_attention_where_there_is_some():
+    given = {"data": "digits", "recipe": "finetune"}
+    assert not resolve(given).gated
+    assert resolve({**given, "attention": "se"}).gated
+    assert not resolve({**given, "attention": "se", "gated": False}).gated
+    assert not resolve({}, {**given, "attention": "se", "gated": False}).gated
+
+
+@pytest.mark.parametrize("settings", [{"recipe": "finetune"}, {"freeze_backbone": 1}])
+def test_what_needs_trained_weights_is_refused_without(settings, tmp_path):
+    (tmp_path / "w.pt").touch()
+    given = {"data": "digits", "backbone": "resnet18", **settings}
+    with pytest.raises(UserError, match=r"--pretrained takes the published weights of resnet18, --weights-file FILE"):
+        resolve(given).check_names()
+    resolve({**given, "pretrained": True}).check_names()
+    resolve({**given, "weights_file": str(tmp_path / "w.pt")}).check_names()
+
+
+def test_a_warm_up_that_the_schedule_has_no_place_for_is_refused():
+    with pytest.raises(UserError, match=r"--warmup-epochs: one-cycle has a rise of its own"):
+        resolve({"data": "digits", "warmup_epochs": 2})
+    assert resolve({"data": "digits", "warmup_epochs": 2, "schedule": "cosine"}).warmup_epochs == 2
+    assert resolve({"recipe": "quick"}, {"data": "digits", "recipe": "paper", "warmup_epochs": 2}).warmup_epochs == 0
+
+
 def test_given_wins_over_file_wins_over_recipe():
     file = {"data": "cifar10", "recipe": "paper", "lr": 0.3, "seed": 5}
     config = resolve({"lr": 0.4}, file)
@@ -79,7 +118,11 @@ def test_its_file_can_be_read_by_people():
         ({"compile": "maybe"}, "--compile must be true or false or 'auto'"),
         ({"precision": "half"}, "unknown precision 'half'"),
         ({"device": "gpu"}, "unknown device 'gpu'. Did you mean 'cpu'"),
-        ({"schedule": "cosine"}, "unknown schedule"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean 'cosine'"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'. Did you mean 'adamw'"),
+        ({"ema": 1.0}, "--ema must be between 0 and 1, got 1.0"),
+        ({"backbone_lr": 0.0}, "--backbone-lr must be above 0, got 0.0"),
+        ({"freeze_backbone": 1.5}, "--freeze-backbone must be a whole number, got 1.5"),
         ({"recipe": "papr"}, "unknown recipe 'papr'. Did you mean 'paper'"),
         ({"epoch": 3}, "unknown setting 'epoch'. Did you mean 'epochs'"),
         ({"data": None}, "--data must be text"),
@@ -99,6 +142,14 @@ ENDS = {
     "momentum": ([0.0, 0.999], [-0.1, 1.0]),
     "weight_decay": ([0.0], [-1e-9]),
     "warmup_epochs": ([0.0], [-1e-9]),
+    "backbone_lr": ([None, 1e-9], [0.0]),
+    "head_lr": ([None, 1e-9], [0.0]),
+    "attention_lr": ([None, 1e-9], [0.0]),
+    "layer_decay": ([1e-9, 1.0], [0.0, 1.001]),
+    "freeze_backbone": ([0, 1000], [-1]),
+    "clip_norm": ([None, 1e-9], [0.0]),
+    "accumulate": ([1, 1000], [0]),
+    "ema": ([None, 1e-9, 0.99999], [0.0, 1.0]),
     "milestones": ([[], [0.5], [0.001, 0.999]], [[0.0], [1.0], [0.5, 0.4]]),
     "decay": ([1e-9, 1.0], [0.0, 1.001]),
     "label_smoothing": ([0.0, 0.999], [-0.1, 1.0]),

@@ -30,7 +30,17 @@ def runs(images, tmp_path_factory):
     # Rounding grows by a factor with every step of a network with batch norm; at this rate it stays small.
     norms = [*common, *["--backbone", "resnet14", "--attention", "csham", "--epochs", "1", "--lr", "0.0001"]]
     mixed = [*plain, "--augment", "trivial", "--mixup", "0.4", "--cutmix", "1", "--class-weights", "balanced"]
-    named = {"plain": plain, "norms": norms, "mixed": mixed}
+    # The second epoch is the first in which the backbone has gradients.
+    tuning = {"--freeze-backbone": 1, "--accumulate": 4, "--ema": 0.9, "--clip-norm": 0.5, "--head-lr": 0.2}
+    tuned = [
+        *plain,
+        *(str(word) for pair in tuning.items() for word in pair),
+        "--schedule",
+        "cosine",
+        "--weights-file",
+        str(folder / "one-plain" / "model.safetensors"),
+    ]
+    named = {"plain": plain, "norms": norms, "mixed": mixed, "tuned": tuned}
     for name, words in named.items():
         assert main([*words, "--run", str(folder / f"one-{name}")]) == 0
     stopped = folder / "two-resumed"
@@ -102,6 +112,14 @@ def same_numbers(run, expected, tolerance):
 def test_two_processes_train_as_one_does(runs):
     close(runs / "two-plain", runs / "one-plain", 1e-5)
     same_numbers(runs / "two-plain", runs / "one-plain", 1e-5)
+
+
+def test_two_processes_fine_tune_as_one_does(runs):
+    close(runs / "two-tuned", runs / "one-tuned", 1e-5)
+    same_numbers(runs / "two-tuned", runs / "one-tuned", 1e-5)
+    ours, theirs = (last(runs / name)["model_ema"] for name in ("two-tuned", "one-tuned"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_two_processes_train_batch_norms_as_one_does(runs):

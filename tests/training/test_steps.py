@@ -13,6 +13,8 @@ from csham.training.steps import (
     learning_rate,
     number_of_steps,
     steps_notes,
+    steps_of_update,
+    updates_in,
 )
 
 
@@ -121,3 +123,45 @@ def test_the_paper_recipe_warms_up_and_falls_by_five():
 def test_constant():
     config = resolve({"data": "digits", "schedule": "constant", "lr": 0.3})
     assert {learning_rate(config, step, 5) for step in range(150)} == {0.3}
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0, 0.35])
+def test_cosine_is_torchs_after_a_warm_up(warmup):
+    epochs, updates = 6, 7
+    config = config_of(schedule="cosine", warmup_epochs=warmup, epochs=epochs, lr=0.3)
+    rates = [learning_rate(config, update, updates) for update in range(epochs * updates)]
+    first = -(-round(100 * warmup * updates) // 100)
+    assert rates[:first] == pytest.approx([0.3 * (update + 1) / first for update in range(first)])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.3)
+    last = 0.3 * 4e-6  # as the one cycle ends
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(rates) - 1 - first, eta_min=last)
+    for rate in rates[first:]:
+        assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+    assert rates[-1] == pytest.approx(last)
+
+
+@pytest.mark.parametrize(("epochs", "updates", "warmup"), [(1, 1, 0), (1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 3, 5)])
+def test_a_cosine_of_very_few_updates_stays_in_range(epochs, updates, warmup):
+    config = config_of(schedule="cosine", warmup_epochs=float(warmup), epochs=epochs)
+    for update in range(epochs * updates):
+        assert 0 < learning_rate(config, update, updates) <= config.lr
+
+
+@pytest.mark.parametrize(("steps", "accumulate"), [(9, 4), (8, 4), (1, 4), (9, 1), (3, 3), (3, 10)])
+def test_every_step_is_of_one_update(steps, accumulate):
+    of_updates = [list(steps_of_update(step, steps, accumulate)) for step in range(steps)]
+    assert all(step in together for step, together in enumerate(of_updates))
+    different = [together for number, together in enumerate(of_updates) if together not in of_updates[:number]]
+    assert [step for together in different for step in together] == list(range(steps))
+    assert all(len(together) == accumulate for together in different[:-1])
+    assert updates_in(steps, accumulate) == len(different)
+
+
+def test_updates_are_counted_where_gradients_are_accumulated():
+    config = config_of(batch_size=16, accumulate=4)
+    said, warning = steps_notes(config, 226)
+    assert said == "226 training images in 15 batches of 16: 450 steps in 30 epochs, 120 updates of 4 steps each"
+    assert warning.startswith("warning: 120 updates are few")
+    assert "--epochs 75 makes 300, or a --batch-size below 16, or a smaller --accumulate" in warning

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from csham.errors import UserError
@@ -54,6 +56,14 @@ class CifarResNet(nn.Module):
         """Return the logits, (B, num_classes)."""
         return self.fc(self.forward_features(x).mean((2, 3)))
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Say which parameters are a layer, as timm's networks do; those of none of them are the head's.
+
+        Args:
+            coarse: True for a layer of each stage, not of each block.
+        """
+        return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)\." if coarse else r"^layer(\d+)\.(\d+)\."}
+
 
 class WideResNet(nn.Module):
     """ResNet of 6n + 4 layers with stages of 16k, 32k and 64k channels; its blocks normalise before they convolve.
@@ -98,6 +108,16 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (B, num_classes)."""
         return self.fc(self.forward_features(x).mean((2, 3)))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Say which parameters are a layer, as timm's networks do; those of none of them are the head's.
+
+        Args:
+            coarse: True for a layer of each stage, not of each block.
+        """
+        last = (r"^norm\.", (99999,))  # timm's word for a part of the layer before
+        blocks = [(r"^layer(\d+)\." if coarse else r"^layer(\d+)\.(\d+)\.", None), last]
+        return {"stem": r"^conv1\.", "blocks": blocks}
 
 
 class _BasicBlock(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import shorten
@@ -18,7 +19,7 @@ from csham.backbones.lenet import LeNet5
 from csham.backbones.lookup import Meaning, check_backbone, find_backbone
 from csham.backbones.names import BackboneName
 from csham.backbones.scale import Scale
-from csham.backbones.weights import load_weights_file
+from csham.backbones.weights import NewWeightsWarning, load_weights_file
 from csham.errors import UserError
 from csham.layers.own import Attention, find_attention
 from csham.probing import blank_image, evaluating
@@ -166,6 +167,9 @@ def _create_backbone(
             check_size(model, backbone, num_classes, in_chans, image_size)
     if weights_file is not None:
         load_weights_file(model, weights_file, backbone, in_chans, new)
+    elif pretrained and new:
+        text = f"the published weights of {backbone} are for larger images: new weights in {', '.join(new)}"
+        warnings.warn(NewWeightsWarning(text, new), stacklevel=3)
     return model
 
 

@@ -55,3 +55,11 @@ class LeNet5(nn.Module):
             x = F.adaptive_avg_pool2d(x, 5)
         x = torch.tanh(self.fc1(x.flatten(1)))
         return self.fc(torch.tanh(self.fc2(x)))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Say which parameters are a layer, as timm's networks do; those of none of them are the head's.
+
+        Args:
+            coarse: Without a meaning here, where every layer stands alone.
+        """
+        return {"convolutions": r"^conv(\d+)\.", "connected": r"^fc(\d+)\."}

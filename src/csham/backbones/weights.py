@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from csham.errors import UserError
 from csham.files import has_right_seal
 
-__all__ = ["load_weights_file", "put_weights"]
+__all__ = ["NewWeightsWarning", "classifiers", "load_weights_file", "put_weights"]
 
 # Heads for training alone that a network is built without here.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -24,6 +24,18 @@ _UNREADABLE = (
     safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
     pickle.UnpicklingError,
 )  # fmt: skip
+
+
+class NewWeightsWarning(UserWarning):
+    """Warning that modules start from new weights where others were loaded.
+
+    Attributes:
+        modules: Their names.
+    """
+
+    def __init__(self, text: str, modules: Iterable[str]) -> None:
+        super().__init__(text)
+        self.modules = tuple(modules)
 
 
 def load_weights_file(model: nn.Module, path: Path | str, name: str, in_chans: int, new: Iterable[str] = ()) -> None:
@@ -42,7 +54,8 @@ def load_weights_file(model: nn.Module, path: Path | str, name: str, in_chans: i
     """
     kept = put_weights(model, _read(Path(path)), f"{path} does not fit {name}", in_chans, new)
     if kept:
-        warnings.warn(f"{path} has other shapes for {' and '.join(kept)} of {name}: new weights there", stacklevel=4)
+        text = f"{path} has other shapes for {' and '.join(kept)} of {name}: new weights there"
+        warnings.warn(NewWeightsWarning(text, kept), stacklevel=4)
 
 
 def put_weights(
@@ -67,7 +80,7 @@ def put_weights(
     weights = {key: value for key, value in weights.items() if key in expected or not key.startswith(_AUXILIARY)}
     _convert_channels(model, weights, in_chans)
 
-    may_differ = (*new, *_classifiers(model))
+    may_differ = (*new, *classifiers(model))
     differs = [key for key in expected if key not in weights or weights[key].shape != expected[key].shape]
     differs += [key for key in weights if key not in expected]
     kept = [module for module in may_differ if any(_is_in(key, module) for key in differs)]
@@ -77,6 +90,18 @@ def put_weights(
     fitting = {key: value for key, value in weights.items() if not any(_is_in(key, module) for module in kept)}
     model.load_state_dict(fitting, strict=False)
     return [module for module in kept if any(_is_in(key, module) for key in expected)]
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that make a network's logits, if there are any; attention may be attached."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    named = config.get("classifier")
+    if named:
+        return (named,) if isinstance(named, str) else tuple(named)
+    if hasattr(model, "fc"):
+        return ("fc",)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return tuple([name for name in layers if "attached" not in name.split(".")][-1:])
 
 
 def _read(path: Path) -> dict[str, Tensor]:

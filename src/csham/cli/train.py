@@ -122,7 +122,8 @@ def _start(
     settings = resolve(given, read)
     settings.check_names()
     check_trackers(settings.trackers)
-    idle = [f"--{name}" for name in CONNECTION_FIELDS if given.get(name)] if settings.attention == "none" else []
+    of_attention = [name for name in (*CONNECTION_FIELDS, "attention_lr") if given.get(name)]
+    idle = [f"--{name.replace('_', '-')}" for name in of_attention if settings.attention == "none"]
     if idle:
         raise UserError(
             f"{', '.join(idle)}: there is no attention to attach. Name one with --attention (csham list attentions), "

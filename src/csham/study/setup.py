@@ -225,7 +225,7 @@ def _check_place(store: Store, request: Request) -> None:
 def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     assert request.data is not None
     config = resolve({"data": request.data, **request.settings}, dict(request.file_settings))
-    networks = _networks(request, request.backbones or _BACKBONES, request.attentions or _ATTENTIONS)
+    networks = _networks(request, request.backbones or _BACKBONES, request.attentions or _ATTENTIONS, config.recipe)
     networks, added = with_plain(network.with_code() for network in networks)
     _check_weights_file(config, networks)
     for network in networks:
@@ -302,11 +302,15 @@ def _leaks(request: Request, study: Study, dataset: PackedDataset) -> list[str]:
     return check_leaks(dataset, parts, allow=request.machine.get("allow_leaks", False))
 
 
-def _networks(request: Request, backbones: Sequence[str], attentions: Sequence[str]) -> list[Network]:
-    """Combine the names of a request; a list of networks stands alone where no names are given."""
+def _networks(request: Request, backbones: Sequence[str], attentions: Sequence[str], recipe: str) -> list[Network]:
+    """Combine the names of a request; a list of networks stands alone where no names are given.
+
+    Names are attached as the recipe has it, where nothing else is asked for; networks of a list say it themselves.
+    """
     if request.networks and not (request.backbones or request.attentions):
         return list(request.networks)
-    return expand_networks(backbones, attentions, request.strategies, **request.attached) + list(request.networks)
+    attached = {**RECIPES[recipe].attached, **request.attached}
+    return expand_networks(backbones, attentions, request.strategies, **attached) + list(request.networks)
 
 
 def _more_networks(request: Request, study: Study) -> list[Network]:
@@ -314,7 +318,7 @@ def _more_networks(request: Request, study: Study) -> list[Network]:
     ours = [network for network in study.networks if network.instead_of is None]
     if request.attentions:
         backbones = request.backbones or list(dict.fromkeys(network.backbone for network in ours))
-        return _networks(request, backbones, request.attentions)
+        return _networks(request, backbones, request.attentions, study.settings["recipe"])
     if request.strategies or request.attached:
         raise UserError("a study that exists is extended by --attentions; name them beside their strategies.")
     networks = [replace(network, backbone=name) for name in request.backbones for network in ours]

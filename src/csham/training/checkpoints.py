@@ -15,7 +15,16 @@ from csham.errors import UserError
 from csham.layers.channel import in_todays_names
 from csham.training.sums import check_unchanged, write_listed
 
-__all__ = ["FORMAT", "check_finite", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint", "writer_of"]
+__all__ = [
+    "FORMAT",
+    "answering_weights",
+    "check_finite",
+    "check_weights",
+    "load_checkpoint",
+    "load_weights",
+    "save_checkpoint",
+    "writer_of",
+]
 
 FORMAT = 1
 """Raised when a checkpoint's content changes in a way that older code cannot read."""
@@ -72,6 +81,11 @@ def load_checkpoint(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any
     if not isinstance(content, dict) or content.get("format") != FORMAT or not set(expected) <= set(content):
         raise UserError(f"{path} is not a checkpoint of this version of csham (format {FORMAT}).")
     return content
+
+
+def answering_weights(content: Mapping[str, Any]) -> Any:
+    """Return the weights that a run measures and leaves behind: their average, where it keeps one."""
+    return content.get("model_ema", content["model"])
 
 
 def _check_archive(path: Path) -> None:

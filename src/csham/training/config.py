@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -15,6 +15,7 @@ from csham.backbones.lookup import check_backbone
 from csham.backbones.spec import NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES, POLICIES
 from csham.errors import UserError, any_of
+from csham.layers.own import is_reference
 from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
 from csham.training.course import check_course, is_continued
 from csham.training.recipes import RECIPES
@@ -43,6 +44,15 @@ BEFORE: dict[str, Any] = {
     "patience": None,
     "continued": (),
     "trackers": ("tensorboard",),
+    "optimizer": "sgd",
+    "backbone_lr": None,
+    "head_lr": None,
+    "attention_lr": None,
+    "freeze_backbone": 0,
+    "layer_decay": 1.0,
+    "ema": None,
+    "clip_norm": None,
+    "accumulate": 1,
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -50,9 +60,11 @@ _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
 _BELOW_1 = Within(lambda v: 0 <= v < 1, "from 0 to below 1")
 _ALPHA = Within(lambda v: v == 0 or 1e-3 <= v <= 1e3, "0, or from 0.001 to 1000")  # beyond, numpy draws NaN
 _FRACTION = Within(lambda v: 0 < v <= 1, "above 0, at most 1")
+_RATE_OR_NONE = Within(lambda v: v is None or v > 0, "above 0")
 _OF_RECIPE = "from the recipe"
 
-SCHEDULES = ("one-cycle", "steps", "constant")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("one-cycle", "cosine", "steps", "constant")
 CLASS_WEIGHTS = ("none", "balanced")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -118,18 +130,66 @@ class TrainingSettings(Settings):
             option=False,
         ),
     ] = "drop"
+    accumulate: Annotated[
+        int,
+        Within(lambda v: v >= 1, "at least 1"),
+        Mark.LATER,
+        Help("Steps whose gradients are averaged for one update of the weights."),
+    ] = 1
+    optimizer: Annotated[str, OneOf(OPTIMIZERS), Mark.LATER, Help(f"{any_of(OPTIMIZERS)}.", default=_OF_RECIPE)] = "sgd"
     lr: Annotated[float, Within(lambda v: v > 0, "above 0"), Help("Highest learning rate.", default=_OF_RECIPE)] = 0.2
-    momentum: Annotated[float, _BELOW_1, Help("Momentum of SGD, in Nesterov's form.", option=False)] = 0.9
+    backbone_lr: Annotated[
+        float | None, _RATE_OR_NONE, Mark.LATER, Help("Highest rate of the backbone.", default="the recipe's, or --lr")
+    ] = None
+    head_lr: Annotated[
+        float | None,
+        _RATE_OR_NONE,
+        Mark.LATER,
+        Help(
+            "Highest rate of the head, and of whatever else starts from new weights.", default="the recipe's, or --lr"
+        ),
+    ] = None
+    attention_lr: Annotated[
+        float | None, _RATE_OR_NONE, Mark.LATER, Help("Highest rate of the attention.", default="the recipe's, or --lr")
+    ] = None
+    layer_decay: Annotated[
+        float,
+        _FRACTION,
+        Mark.LATER,
+        Help("Factor on a backbone layer's rate for each layer between it and the head.", default="1: off"),
+    ] = 1.0
+    freeze_backbone: Annotated[
+        int,
+        _AT_LEAST_0,
+        Mark.LATER,
+        Help("First epochs in which the backbone stays as it is.", default=_OF_RECIPE),
+    ] = 0
+    momentum: Annotated[float, _BELOW_1, Help("Momentum of sgd, in Nesterov's form.", option=False)] = 0.9
     weight_decay: Annotated[
-        float, _AT_LEAST_0, Help("Weight decay, on every parameter but the gates.", default=_OF_RECIPE)
+        float,
+        _AT_LEAST_0,
+        Help(
+            "Weight decay, on every parameter but the gates; of adamw not on biases and norms either.",
+            default=_OF_RECIPE,
+        ),
     ] = 5e-4
+    clip_norm: Annotated[
+        float | None,
+        _RATE_OR_NONE,
+        Mark.LATER,
+        Help("Greatest norm of an update's gradients, of all parameters together.", default="no limit"),
+    ] = None
+    ema: Annotated[
+        float | None,
+        Within(lambda v: v is None or 0 < v < 1, "between 0 and 1"),
+        Mark.LATER,
+        Help("Decay of an average of the weights, which is measured and kept in their place.", default="no average"),
+    ] = None
     schedule: Annotated[
-        str,
-        OneOf(SCHEDULES),
-        Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", default=_OF_RECIPE),
+        str, OneOf(SCHEDULES), Help(f"Course of the learning rate: {any_of(SCHEDULES)}.", default=_OF_RECIPE)
     ] = "one-cycle"
     warmup_epochs: Annotated[
-        float, _AT_LEAST_0, Help("Linear warm-up, of the schedules other than one-cycle.", option=False)
+        float, _AT_LEAST_0, Help("Linear warm-up, of the schedules other than one-cycle.", default=_OF_RECIPE)
     ] = 0.0
     milestones: Annotated[
         tuple[float, ...],
@@ -258,9 +318,25 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
         check_course(self)
 
     def check_names(self) -> None:
-        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
+        """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch.
+
+        Also refuses to begin with new weights what is of use with trained ones only.
+        """
         check_backbone(self.backbone, pretrained=self.pretrained, weights_file=self.weights_file)
         super().check_names()
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self.pretrained or self.weights_file is not None or is_reference(self.backbone):
+            return  # code of the user's own may load weights itself
+        where = (
+            f"--pretrained takes the published weights of {self.backbone}, --weights-file FILE those of a file, such "
+            "as the model.safetensors of a run without attention"
+        )
+        if RECIPES[self.recipe].fine_tunes:
+            raise UserError(f"recipe {self.recipe} starts from trained weights: {where}. Other recipes need none.")
+        if self.freeze_backbone:
+            raise UserError(f"--freeze-backbone would hold random weights: {where}.")
 
     @property
     def images_per_step(self) -> int:
@@ -312,7 +388,8 @@ def check_trackers(names: Iterable[str]) -> None:
 def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:
     """Put settings together: ``given`` wins over ``file``, which wins over the recipe.
 
-    A recipe named in ``given`` wins over ``file`` as a whole.
+    A recipe named in ``given`` wins over ``file`` as a whole, in every setting that some recipe has. What a recipe says
+    of how attention is attached applies where there is attention.
 
     Args:
         given: Values that the command line or the caller set.
@@ -321,13 +398,27 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     file = dict(file or {})
     name = given.get("recipe", file.get("recipe", "fast"))
     check_choice("recipe", name, RECIPES)
-    recipe = {"recipe": name, **_FITTED, **RECIPES[name].settings}
+    attends = given.get("attention", file.get("attention", "none")) != "none"
+    recipe = {"recipe": name, **_FITTED, **_of_recipe(name), **(RECIPES[name].attached if attends else {})}
     layers = (file, recipe, given) if "recipe" in given else (recipe, file, given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     check_known("setting", settings, names_of(TrainConfig))
     if "data" not in settings:
         raise UserError("no data: name a dataset (such as digits) or the path of an image folder.")
-    return TrainConfig(**settings)
+    config = TrainConfig(**settings)
+    if given.get("warmup_epochs") and config.schedule == "one-cycle":
+        raise UserError("--warmup-epochs: one-cycle has a rise of its own. Leave it out, or give --schedule cosine.")
+    return config
+
+
+def _of_recipe(name: str) -> dict[str, Any]:
+    """Return a recipe's value of every training setting that some recipe has."""
+    own = RECIPES[name].settings
+    return {
+        field.name: own.get(field.name, field.default)
+        for field in fields(TrainConfig)
+        if any(field.name in recipe.settings for recipe in RECIPES.values())
+    }
 
 
 # What no recipe sets, and a run that is begun today does.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from csham.data import PackedDataset, prepare
 from csham.data.batches import Batch, Batches
 from csham.errors import UserError, unknown_name
-from csham.training.checkpoints import load_checkpoint, load_weights
+from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
 from csham.training.machine import choose
 from csham.training.metrics import TOP, Predictions
@@ -163,7 +163,7 @@ def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, 
         return read_network(folder.weights)
     path = folder.best if weights == "best" else folder.last
     content = load_checkpoint(path, ("network", "model"))
-    info, values = NetworkInfo.from_dict(content["network"], path), content["model"]
+    info, values = NetworkInfo.from_dict(content["network"], path), answering_weights(content)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no weights.")
     network = info.rebuild()

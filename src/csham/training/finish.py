@@ -12,7 +12,7 @@ from csham.backbones.spec import NETWORK_FIELDS
 from csham.cost import count_flops
 from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
-from csham.training.checkpoints import load_checkpoint, load_weights
+from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
 from csham.training.course import stopped_early, words_on_course
 from csham.training.metrics import METRICS, Predictions
@@ -37,7 +37,8 @@ def finish(session: Session, state: State, predict: Callable[[str], Predictions]
     classes, folder = session.info.classes, session.folder
     last = predict("test")
     if session.is_main:
-        write_weights(folder.weights, session.network.state_dict(), session.info, RunWeights("last", state.epoch))
+        weights = session.answering_network.state_dict()
+        write_weights(folder.weights, weights, session.info, RunWeights("last", state.epoch))
     chosen = last
     if state.best["epoch"] != state.epoch:
         _load_best(session)
@@ -56,10 +57,10 @@ def _load_best(session: Session) -> None:
     """Load the chosen weights, in the main process, which wrote them; the others may run on other machines."""
     path = session.folder.best
     if session.is_main:
-        best = load_checkpoint(path, ("model",))
-        load_weights(session.network, best["model"], f"{path} does not fit the run")
+        best = answering_weights(load_checkpoint(path, ("model",)))
+        load_weights(session.answering_network, best, f"{path} does not fit the run")
     if session.accelerator.num_processes > 1:
-        for value in session.network.state_dict().values():
+        for value in session.answering_network.state_dict().values():
             torch.distributed.broadcast(value, src=0)
 
 
@@ -74,7 +75,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
         "run": str(session.folder.path),
         **{name: getattr(config, name) for name in names},
         **_course(config, state),
-        "weights": "last epoch",
+        "weights": "last epoch" if config.ema is None else f"last epoch, averaged with a decay of {config.ema:g}",
         **last,
         "validation_chosen": {
             "epoch": state.best["epoch"],

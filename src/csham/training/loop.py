@@ -31,10 +31,11 @@ from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.metrics import Predictions, accuracy_names
+from csham.training.optimizer import set_rate
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import Session, State, environment, start_session
-from csham.training.steps import learning_rate, steps_notes
+from csham.training.steps import learning_rate, steps_notes, steps_of_update, updates_in
 from csham.training.sums import is_main_process, write_listed
 from csham.training.trackers import Trackers
 
@@ -136,7 +137,7 @@ def resume(
     if fault and is_main_process():
         progress.note(f"{fault} Going on from {path}, which is whole")
     retain_memory()
-    session = start_session(config, dataset or _open(config, progress), folder, progress, new=False)
+    session = start_session(config, dataset or _open(config, progress), folder, progress, begun=content)
     state = session.restore(content, path)
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
@@ -239,41 +240,64 @@ class Loop:
 
     def _train_epoch(self) -> None:
         session, state = self.session, self.state
-        steps = len(session.train_batches)
-        session.model.train()
+        steps, accumulate = len(session.train_batches), session.config.accumulate
+        session.begin_epoch(state.epoch)
         self._started_at = time.monotonic() - state.seconds
         if state.step < steps:
             for batch in session.train_batches.epoch(state.epoch, start=state.step):
-                rate = learning_rate(session.config, state.epoch * steps + state.step, steps)
-                for group in session.optimizer.param_groups:
-                    group["lr"] = rate
-                loss, logits = self._forward_backward(batch)
-                session.optimizer.step()
-                session.optimizer.zero_grad(set_to_none=True)
+                together = steps_of_update(state.step, steps, accumulate)
+                last = state.step == together[-1]
+                with nullcontext() if last else session.accelerator.no_sync(session.model):
+                    loss, logits = self._forward_backward(batch, len(together))
                 state.sums += _measures(loss, logits, batch.labels)
                 state.step += 1
-                self._after_step()
+                if last:
+                    self._update()
+                    self._after_update(len(together))
         self._check_loss()
         state.seconds = time.monotonic() - self._started_at
 
-    def _forward_backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward_backward(self, batch: Batch, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Add the gradients of one batch, of so many that are averaged for an update."""
         session, state = self.session, self.state
         _seed_step(session.config.seed, state.epoch, state.step, session.accelerator.process_index)
         logits = session.model(batch.images)
         loss = session.loss(logits, batch)
-        session.accelerator.backward(loss)
+        session.accelerator.backward(loss / steps)
         return loss.detach(), logits.detach()
 
-    def _after_step(self) -> None:
-        """Look at the loss, tell how far the run is, and save or stop where that is due."""
+    def _update(self) -> None:
+        """Change the weights by the gradients that there are."""
+        session, done = self.session, self._updates_done()
+        set_rate(session.optimizer, learning_rate(session.config, done - 1, self._updates_per_epoch()))
+        if session.config.clip_norm is not None:
+            session.accelerator.clip_grad_norm_(session.network.parameters(), session.config.clip_norm)
+        session.optimizer.step()
+        session.optimizer.zero_grad(set_to_none=True)
+        if session.average is not None:
+            session.average.update(session.network, done)
+
+    def _updates_per_epoch(self) -> int:
+        return updates_in(len(self.session.train_batches), self.session.config.accumulate)
+
+    def _updates_done(self) -> int:
+        """Count the updates since the start of the run, the one of the step just done included."""
+        done = updates_in(self.state.step, self.session.config.accumulate)
+        return self.state.epoch * self._updates_per_epoch() + done
+
+    def _after_update(self, steps: int) -> None:
+        """Look at the loss, tell how far the run is, and save or stop where that is due.
+
+        Only between updates: gradients are in no checkpoint.
+        """
         session, state = self.session, self.state
         on_cpu = session.accelerator.device.type == "cpu"
-        look = state.step % _STEPS_BETWEEN_LOOKS == 0
+        look = _passed(state.step, steps, _STEPS_BETWEEN_LOOKS)
         if on_cpu or look:
             self._check_loss()
             self._tell()
         every = session.config.checkpoint_steps
-        planned = every is not None and state.step % every == 0
+        planned = every is not None and _passed(state.step, steps, every)
         if session.accelerator.num_processes > 1 and not (look or planned):
             return
         stop, due = self._agree(
@@ -317,7 +341,7 @@ class Loop:
         row |= self._measure("validation", "val")
         if session.config.track_test:
             row |= self._measure("test", "test")
-        row["lr"] = session.optimizer.param_groups[0]["lr"]
+        row["lr"] = learning_rate(session.config, self._updates_done() - 1, self._updates_per_epoch())
         row["images_per_s"] = images / state.seconds
         row["seconds"] = state.seconds + time.monotonic() - started
         return row
@@ -333,7 +357,7 @@ class Loop:
         session = self.session
         batches = session.evaluation_batches(part)
         predictions = predict(
-            session.model, batches.in_order(), gather=_gather(session), after_batch=self._stop_while_measuring
+            session.answering, batches.in_order(), gather=_gather(session), after_batch=self._stop_while_measuring
         )
         if not np.isfinite(predictions.losses).all():
             raise self._diverged(f"the {part} loss became {_nan_or_inf(torch.from_numpy(predictions.losses).sum())}")
@@ -429,11 +453,16 @@ class Loop:
 
     def _try_both_modes(self) -> None:
         session = self.session
-        session.model.train()
+        session.begin_epoch(self.state.epoch)
         self._forward_backward(next(iter(session.train_batches.epoch(0))))
-        session.model.eval()
+        session.answering.eval()
         with torch.no_grad():
-            session.model(next(iter(session.evaluation_batches("test").in_order())).images)
+            session.answering(next(iter(session.evaluation_batches("test").in_order())).images)
+
+
+def _passed(step: int, steps: int, every: int) -> bool:
+    """Return True if a multiple of ``every`` is among the last ``steps`` numbers up to ``step``."""
+    return step // every > (step - steps) // every
 
 
 def _measures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,11 +16,16 @@ class Recipe(Named):
 
     Attributes:
         batch_size: Images per step at most: a small training part gets fewer (:mod:`csham.training.steps`).
-        settings: Fields of :class:`csham.training.config.TrainConfig`.
+        settings: Fields of :class:`csham.training.config.TrainingSettings`.
+        attached: Fields of :class:`csham.backbones.spec.NetworkSpec` for networks with attention, which say how it is
+            attached.
+        fine_tunes: True if it needs trained weights to start from.
     """
 
     batch_size: int = 128
     settings: dict[str, Any] = field(default_factory=dict)
+    attached: dict[str, Any] = field(default_factory=dict)
+    fine_tunes: bool = False
 
 
 _ONE_CYCLE = "Smith and Topin, arXiv:1708.07120: one cycle of the learning rate"
@@ -55,6 +60,25 @@ RECIPES = table(
                 "decay": 0.2,
                 "warmup_epochs": 1.0,
             },
+        ),
+        Recipe(
+            "finetune",
+            "20 epochs from trained weights, cosine, new parts at a higher rate; attention starts as the identity",
+            "TODO",
+            64,
+            {
+                "epochs": 20,
+                "optimizer": "sgd",
+                "lr": 0.01,
+                "schedule": "cosine",
+                "warmup_epochs": 1.0,
+                "weight_decay": 1e-4,
+                "freeze_backbone": 1,
+                "head_lr": 0.1,
+                "attention_lr": 0.1,
+            },
+            {"gated": True},
+            fine_tunes=True,
         ),
     ]
 )

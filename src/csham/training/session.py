@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from csham.backbones.weights import NewWeightsWarning
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
 from csham.data.crops import check_crop
@@ -26,12 +28,15 @@ from csham.data.dataset import describe_data
 from csham.errors import UserError
 from csham.layers.own import code_of
 from csham.provenance import commit, processor, versions
+from csham.training.averaging import Average
 from csham.training.checkpoints import load_weights
 from csham.training.config import MACHINE_SETTINGS, TrainConfig
-from csham.training.losses import TrainingLoss
 from csham.training.course import before_continuing, check_patience
+from csham.training.losses import TrainingLoss
 from csham.training.machine import choose
 from csham.training.network import NetworkInfo
+from csham.training.optimizer import create_optimizer, describe_groups
+from csham.training.parts import Backbone
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.shared_norm import share_batch_norms
@@ -79,6 +84,9 @@ class Session:
         model: Model that is called: the network, prepared for the device and perhaps compiled.
         optimizer: As prepared.
         loss: What training minimises.
+        backbone: Holds the backbone still in the epochs that freeze it.
+        new_modules: Names of modules that started from new weights where others were loaded.
+        average: Average of the weights, if the run keeps one.
         train_batches: The training part.
         progress: Told what happens.
         notes: Choices made for this machine, and why.
@@ -95,6 +103,9 @@ class Session:
     model: Any
     optimizer: Any
     loss: TrainingLoss
+    backbone: Backbone
+    new_modules: tuple[str, ...]
+    average: Average | None
     train_batches: Batches
     progress: QuietProgress
     notes: tuple[str, ...]
@@ -104,6 +115,22 @@ class Session:
     def is_main(self) -> bool:
         """True if this process writes and speaks."""
         return bool(self.accelerator.is_main_process)
+
+    @property
+    def answering(self) -> Any:
+        """Model that is measured: the one that is trained, or the network that has the average of its weights."""
+        return self.model if self.average is None else self.average.network
+
+    @property
+    def answering_network(self) -> nn.Module:
+        """Network whose weights are measured and left behind."""
+        return self.network if self.average is None else self.average.network
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the model into the mode in which it is trained in this epoch."""
+        self.model.train()
+        if self.config.freeze_backbone:
+            self.backbone.hold(epoch < self.config.freeze_backbone)
 
     def note(self, text: str) -> None:
         """Say one line, in one process."""
@@ -141,6 +168,8 @@ class Session:
             "data": describe_data(self.dataset),
             "network": self.info.to_dict(),
             "model": self.network.state_dict(),
+            **({} if self.average is None else {"model_ema": self.average.network.state_dict()}),
+            "new_modules": list(self.new_modules),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "epoch": state.epoch,
@@ -164,6 +193,8 @@ class Session:
         self._check_settings(content["config"], path)
         _check_data(content["data"], describe_data(self.dataset), self.folder)
         load_weights(self.network, content["model"], f"{path} does not fit {self.info.backbone}")
+        if self.average is not None:
+            self.average.restore(content.get("model_ema"), f"{path} does not fit {self.info.backbone}")
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError, RuntimeError) as err:
@@ -198,7 +229,7 @@ def start_session(
     folder: RunFolder,
     progress: QuietProgress,
     *,
-    new: bool = True,
+    begun: Mapping[str, Any] | None = None,
 ) -> Session:
     """Build everything a run works with.
 
@@ -207,7 +238,7 @@ def start_session(
         dataset: The images.
         folder: Folder of the run.
         progress: Told what happens.
-        new: Start from the weights that the settings name (a resumed run has its own).
+        begun: Checkpoint of a run that goes on; without, it starts from the weights that the settings name.
     """
     parts = dataset.split(config.seed, config.validation)
     check_patience(config, len(parts.validation))
@@ -226,13 +257,20 @@ def start_session(
     accelerator = _accelerator(config)
     batches = _make_batches(config, dataset, info, accelerator, parts.train, augment=True)
     torch.manual_seed(config.seed)
-    network = _start_weights(info, config, progress) if new else info.build()
+    if begun is None:
+        network, new_modules = _start_weights(info, config, progress)
+    else:
+        network, new_modules = info.build(), _new_modules(begun)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(accelerator.device)
     loss = TrainingLoss.of(config, dataset.labels[parts.train], dataset.classes, accelerator.device)
     notes = choices.reasons + _join_processes(network, accelerator, progress)
-    model, optimizer = accelerator.prepare(network, _optimizer(network, config))
+    average = None if config.ema is None else Average(network, config.ema)
+    if average is not None:
+        accelerator.prepare_model(average.network, evaluation_mode=True)
+    backbone = Backbone(network, new_modules)
+    model, optimizer = accelerator.prepare(network, create_optimizer(network, config, new_modules))
     if config.compile:
         torch.compiler.reset()
         model = torch.compile(model, dynamic=False)
@@ -247,6 +285,9 @@ def start_session(
         model=model,
         optimizer=optimizer,
         loss=loss,
+        backbone=backbone,
+        new_modules=new_modules,
+        average=average,
         train_batches=batches,
         progress=progress,
         notes=notes,
@@ -269,19 +310,31 @@ def environment(session: Session) -> dict[str, Any]:
         "processes": session.accelerator.num_processes,
         "seed": session.config.seed,
         "chosen": list(session.notes),
+        "parameters": describe_groups(session.optimizer, session.config),
         **({} if code is None else {"attention": asdict(code)}),
     }
 
 
-def _start_weights(info: NetworkInfo, config: TrainConfig, progress: QuietProgress) -> nn.Module:
-    """Build the network with the weights it starts from, and say which of them did not fit."""
+def _start_weights(
+    info: NetworkInfo, config: TrainConfig, progress: QuietProgress
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the network with the weights it starts from, and say and name what they did not fit."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", UserWarning)
         network = info.build(pretrained=config.pretrained, weights_file=config.weights_file)
     for warning in caught:
         if is_main_process():
             progress.note(str(warning.message))
-    return network
+    modules = [w.message.modules for w in caught if isinstance(w.message, NewWeightsWarning)]
+    return network, tuple(name for names in modules for name in names)
+
+
+def _new_modules(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read which modules a run did not start from trained weights; its checkpoint may be older than the list."""
+    names = content.get("new_modules", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError("the checkpoint does not name the modules that started from new weights: it was changed.")
+    return tuple(names)
 
 
 def _make_batches(
@@ -348,28 +401,18 @@ def _accelerator(config: TrainConfig) -> Accelerator:
                 "its own, and CUDA_VISIBLE_DEVICES to choose among them."
             )
         torch.cuda.set_device(config.device)
+    # A backbone that is frozen has no gradients for the processes to wait for.
+    unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if config.freeze_backbone else None
     accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=config.device == "cpu"
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        cpu=config.device == "cpu",
+        kwargs_handlers=unused,
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise UserError("csham train runs on one device or with DDP; configure Accelerate for one of these.")
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
     return accelerator
-
-
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    gates = [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "gate"]
-    others = [p for name, p in network.named_parameters() if name.rpartition(".")[2] != "gate"]
-    groups = [{"params": others}] + ([{"params": gates, "weight_decay": 0.0}] if gates else [])
-    settings = {
-        "lr": config.lr,
-        "momentum": config.momentum,
-        "weight_decay": config.weight_decay,
-        "nesterov": config.momentum > 0,
-    }
-    fused = next(network.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.SGD(groups, **settings, fused=fused or None)  # type: ignore[arg-type]
 
 
 def _check_data(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:

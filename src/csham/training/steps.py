@@ -15,7 +15,15 @@ from csham.training.config import TrainConfig
 from csham.training.course import patience_note, settings_at
 from csham.training.recipes import RECIPES
 
-__all__ = ["FEW_STEPS", "fit_batch", "learning_rate", "number_of_steps", "steps_notes"]
+__all__ = [
+    "FEW_STEPS",
+    "fit_batch",
+    "learning_rate",
+    "number_of_steps",
+    "steps_notes",
+    "steps_of_update",
+    "updates_in",
+]
 
 STEPS_PER_EPOCH = 12  # what a batch that is not given is made small for
 SMALLEST_BATCH = 8  # the statistics of batch norms over fewer images say little
@@ -61,48 +69,69 @@ def number_of_steps(config: TrainConfig, train_images: int) -> int:
     return config.epochs * batches_per_epoch(train_images, config.images_per_step, config.last_batch)
 
 
+def updates_in(steps: int, accumulate: int) -> int:
+    """Return how many updates of the weights an epoch's first steps begin."""
+    return -(-steps // accumulate)
+
+
+def steps_of_update(step: int, steps_per_epoch: int, accumulate: int) -> range:
+    """Return the steps of an epoch whose gradients go into the same update as a step's: fewer for the last update."""
+    first = step - step % accumulate
+    return range(first, min(first + accumulate, steps_per_epoch))
+
+
 def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
-    """Say how many steps a run makes, and where they are too few, what to do."""
+    """Say how many steps a run makes, and where its updates are too few, what to do."""
     steps, batch = number_of_steps(config, train_images), config.images_per_step
     batches = _many(steps // config.epochs, "batch", "batches")
     epochs = _many(config.epochs, "epoch", "epochs")
     left = train_images % batch if config.last_batch == "drop" else 0
     out = f", {left} of them left out of each epoch" if left else ""
+    updates, one, several = config.epochs * updates_in(steps // config.epochs, config.accumulate), "step", "steps"
+    of_updates = ""
+    if config.accumulate > 1:
+        one, several = "update", "updates"
+        of_updates = f", {_many(updates, one, several)} of {config.accumulate} steps each"
     notes = [
         f"{train_images:,} training images in {batches} of {batch}{out}: {_many(steps, 'step', 'steps')} in {epochs}"
+        f"{of_updates}"
     ]
-    if steps < FEW_STEPS:
-        enough = -(-FEW_STEPS * config.epochs // max(steps, 1))
+    if updates < FEW_STEPS:
+        enough = -(-FEW_STEPS * config.epochs // max(updates, 1))
         smaller = f", or a --batch-size below {batch}" if batch > SMALLEST_BATCH else ""
+        smaller += ", or a smaller --accumulate" if config.accumulate > 1 else ""
         notes.append(
-            f"warning: {_many(steps, 'step is', 'steps are')} few: digits take a hundred, photographs several hundred. "
-            f"--epochs {enough} makes {FEW_STEPS}{smaller}"
+            f"warning: {_many(updates, f'{one} is', f'{several} are')} few: digits take a hundred, photographs several "
+            f"hundred. --epochs {enough} makes {FEW_STEPS}{smaller}"
         )
     return notes + patience_note(config)
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of one step.
+def learning_rate(config: TrainConfig, update: int, updates_per_epoch: int) -> float:
+    """Return the learning rate of one update of the weights, before what a part of the network multiplies it by.
 
     Args:
         config: The schedule and its settings.
-        step: Steps done before this one since the start of the run.
-        steps_per_epoch: Steps of one epoch.
+        update: Updates done before this one since the start of the run.
+        updates_per_epoch: Updates of one epoch: its steps, unless gradients are accumulated.
     """
-    before, stretch = settings_at(config, step // steps_per_epoch)
-    return _rate_of_stretch(stretch, step - before * steps_per_epoch, steps_per_epoch)
+    before, stretch = settings_at(config, update // updates_per_epoch)
+    return _rate_of_stretch(stretch, update - before * updates_per_epoch, updates_per_epoch)
 
 
-def _rate_of_stretch(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    total = config.epochs * steps_per_epoch
+def _rate_of_stretch(config: TrainConfig, update: int, updates_per_epoch: int) -> float:
+    total = config.epochs * updates_per_epoch
     if config.schedule == "one-cycle":
-        return config.lr * _one_cycle(step, total)
-    warmup = config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return config.lr * (step + 1) / math.ceil(warmup)
+        return config.lr * _one_cycle(update, total)
+    warmup = config.warmup_epochs * updates_per_epoch
+    if update < warmup:
+        return config.lr * (update + 1) / math.ceil(warmup)
     if config.schedule == "constant":
         return config.lr
-    epoch = step // steps_per_epoch
+    if config.schedule == "cosine":
+        first = math.ceil(warmup)
+        return config.lr * _cosine(1.0, _LAST, (update - first) / max(total - 1 - first, 1))
+    epoch = update // updates_per_epoch
     passed = sum(epoch >= round(milestone * config.epochs) for milestone in config.milestones)
     return config.lr * config.decay**passed
 
