@@ -85,6 +85,7 @@ def test_the_key_stands_for_what_changes_the_result(name):
         "crop": "resized", "crop_scale": 0.3, "validation": 0.3, "track_test": True, "max_bad": 3, "device": "cpu",
         "precision": "bf16", "compile": True, "channels_last": True, "checkpoint_seconds": 3.0, "checkpoint_steps": 3,
         "last_batch": "fill", "allow_leaks": True, "attention_sha256": "0" * 64,
+        "backbone_sha256": "0" * 64,
     }  # fmt: skip
     config = TrainConfig(data="digits")
     same = cell_key(replace(config, **{name: other[name]}), "f") == cell_key(config, "f")

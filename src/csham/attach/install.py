@@ -26,8 +26,9 @@ from csham.attach.strategies import Step, plan
 from csham.errors import UserError
 from csham.layers.create import create_attention
 from csham.layers.names import AttentionName
-from csham.layers.own import Attention, described, find_attention
+from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
+from csham.own_code import described
 from csham.probing import blank_image, evaluating
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from csham.backbones.lookup import check_backbone
-from csham.backbones.spec import NetworkSpec
+from csham.backbones.spec import CODE_FIELDS, NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES
 from csham.errors import UserError, any_of
 from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
@@ -29,7 +28,7 @@ __all__ = [
     "resolve",
 ]
 
-BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop", "attention_sha256": None}
+BEFORE: dict[str, Any] = {"crop": "pad", "last_batch": "drop", **dict.fromkeys(CODE_FIELDS)}
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
 _AT_LEAST_0 = Within(lambda v: v >= 0, "0 or more")
@@ -184,8 +183,8 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
     def check_names(self) -> None:
         """Refuse unknown backbones, attentions, strategies and positions, mostly without importing PyTorch."""
-        check_backbone(self.backbone, pretrained=self.pretrained, weights_file=self.weights_file)
-        super().check_names()
+        self.check_backbone(pretrained=self.pretrained, weights_file=self.weights_file)
+        self.check_connection()
 
     @property
     def images_per_step(self) -> int:
@@ -199,8 +198,9 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
     def default_name(self) -> str:
         """Name a run folder after the settings that tell runs apart."""
-        attention = self.attention.rpartition(":")[2]  # names of files have no colon on Windows
-        parts = [Path(self.data).name or "data", self.backbone.replace("/", "-"), attention]
+        # Names of files have no colon on Windows.
+        backbone, attention = (name.rpartition(":")[2] for name in (self.backbone, self.attention))
+        parts = [Path(self.data).name or "data", backbone.replace("/", "-"), attention]
         if self.attention != "none":
             parts += [self.strategy] if self.strategy != "sequential" else []
             parts += [f"period{self.period}"] if self.period else []
