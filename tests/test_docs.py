@@ -83,6 +83,8 @@ def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeyp
     assert "photos/2.png bee" in capsys.readouterr().out
     assert names["probabilities"].shape == (2, 3)
     assert names["logits"].shape == (1, 3)
+    assert names["cost"].params == sum(p.numel() for p in names["model"].parameters())
+    assert Path("model.pt2").is_file()
 
 
 @pytest.mark.slow

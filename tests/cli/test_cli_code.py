@@ -370,7 +370,7 @@ def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train digits --backbone own_net:Nat", "has no Nat. Did you mean 'Net'"),
+        ("train digits --backbone own_net:Nett", "has no Nett. Did you mean 'Net'"),
         ("train digits --backbone own_net:Block", "own_net:Block takes no num_classes"),
         ("train digits --backbone own_net:Net --pretrained", "own_net:Net takes no pretrained"),
         ("train digits --backbone own_net:Net@width=2", "has no width that could be changed here"),
