@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from csham.layers.names import AttentionName
 from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
 from csham.own_code import described
-from csham.probing import blank_image, evaluating
+from csham.probing import blank_image, evaluating, likeness
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
@@ -117,6 +118,13 @@ def attach(
     check_strategy(entry, strategy, period)
     check_position(position, points)
     _check_model(model)
+    if not dry_run and likeness(model).device.type == "meta":
+        warnings.warn(
+            "attach: the network is on the meta device, where nothing has a value: what its attention starts from, the "
+            "gates' 1 among it, is lost when values are filled in. Attach after that: after from_pretrained, not in "
+            "__init__.",
+            stacklevel=2,
+        )
     run = trace(model, input_size)
     chosen = in_stages(find_points(model, run, position, points), stages)
     steps = plan(chosen, strategy, period)
