@@ -112,6 +112,25 @@ def test_monai():
             csham.attach(kind(spatial_dims=3, in_channels=1, out_channels=2, **sizes), "se")
 
 
+class Timed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
+
+    def forward(self, sample, timestep):
+        return sample + self.block(sample) * timestep
+
+
+def test_what_takes_more_than_images():
+    (code,) = re.findall(r"```python\n(.*?)```", _PAGE.read_text("utf-8").partition("\n## ")[0], re.DOTALL)
+    names, model, x = {}, Timed(), torch.rand(1, 3, 16, 16)
+    before = model(x, 0.5)
+    exec(code, names)
+    assert names["put_attention_into"](model)
+    torch.testing.assert_close(model(x, 0.5), before)
+    assert any("attached" in name for name in model.state_dict())
+
+
 @pytest.mark.parametrize("gated", [True, False])
 def test_a_network_without_values_is_warned_of(gated):
     with torch.device("meta"):

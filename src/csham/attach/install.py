@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -188,11 +189,20 @@ def _check_model(model: nn.Module) -> None:
     if scripted is not None:
         what = f"{scripted} is scripted and" if scripted else "a scripted network"
         raise UserError(f"attach: {what} can be neither looked into nor changed. Attach first, then export.")
+    quantized = next((name for name, m in model.named_modules() if _QUANTIZED.match(type(m).__module__)), None)
+    if quantized is not None:
+        raise UserError(
+            f"attach: {quantized or kind} works on 8-bit integers, which attention does not rescale and which cannot "
+            "be trained. Attach to the network before it is quantized."
+        )
     # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(model, compiler.OptimizedModule):
         raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
     _check_unwrapped(model)
+
+
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
 
 
 def _check_unwrapped(model: nn.Module) -> None:
