@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo sanitize docs dist lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo test-libraries sanitize docs dist lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -32,7 +32,7 @@ test-exports: $(READY)
 	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/export/test_every_network.py -k "$(EXPORTS)"
 
 # What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
-test-long: $(READY) test-yolo
+test-long: $(READY) test-yolo test-libraries
 	CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 # Ultralytics is under the AGPL, so it is no dependency, not even of the tests: an environment of its own, on top of .venv.
@@ -43,6 +43,15 @@ test-yolo: $(READY)
 	$(BIN)/uv pip install --quiet --python build/yolo/bin/python --no-deps \
 		ultralytics ultralytics-thop opencv-python-headless psutil polars polars-runtime-32 requests
 	CSHAM_LONG_TESTS=1 build/yolo/bin/python -m pytest tests/attach/test_ultralytics.py
+
+# Other libraries' networks, none of which csham needs: an environment of its own likewise.
+test-libraries: $(READY)
+	test -x build/libraries/bin/python || $(BIN)/python -m venv build/libraries
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python*/site-packages)')" \
+		> $$(echo build/libraries/lib/python*/site-packages)/csham.pth
+	$(BIN)/uv pip install --quiet --python build/libraries/bin/python --no-deps \
+		segmentation-models-pytorch transformers tokenizers regex monai
+	CSHAM_LONG_TESTS=1 build/libraries/bin/python -m pytest tests/attach/test_libraries.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -35,13 +35,16 @@ def _seed():
 
 @pytest.fixture
 def own_names():
-    """Names of attentions and modules of a user's own, which are forgotten after the test."""
+    """Names of attentions, backbones and modules of a user's own, which are forgotten after the test."""
+    from csham.backbones.names import BACKBONES
     from csham.layers.names import ATTENTIONS
 
-    attentions, modules, path = dict(ATTENTIONS), set(sys.modules), list(sys.path)
+    tables = [(table, dict(table)) for table in (ATTENTIONS, BACKBONES)]
+    modules, path = set(sys.modules), list(sys.path)
     yield
-    ATTENTIONS.clear()
-    ATTENTIONS.update(attentions)
+    for table, before in tables:
+        table.clear()
+        table.update(before)
     sys.path[:] = path
     for name in set(sys.modules) - modules:
         if name.startswith("own_"):

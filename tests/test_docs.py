@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import csham
 from csham.backbones import BACKBONES
 from csham.cli import main
 from csham.study.study_file import read_study
@@ -92,6 +93,8 @@ def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeyp
     assert "photos/2.png bee" in capsys.readouterr().out
     assert names["probabilities"].shape == (2, 3)
     assert names["logits"].shape == (1, 3)
+    assert names["cost"].params == sum(p.numel() for p in names["model"].parameters())
+    assert Path("model.pt2").is_file()
 
 
 @pytest.mark.slow
@@ -152,6 +155,22 @@ def test_from_a_gate_of_ones_own_to_a_verdict(tmp_path, monkeypatch, capsys):
     assert shown in out
     assert "lenet5 + my_gate:EdgeGate (code " in out
     assert Path("studies/edge/report/index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("own_names")
+def test_a_network_of_ones_own_from_a_file_to_a_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (ROOT / "docs/own-network.md").read_text(encoding="utf-8")
+    (file, code), (_, lines) = re.findall(r"^```python(?: (\w+\.py))?\n(.*?)^```", page, flags=re.M | re.S)
+    Path(file).write_text(code, encoding="utf-8")
+    names = {}
+    exec(compile(lines, "docs/own-network.md", "exec"), names)
+    assert csham.attach(csham.detach(names["model"]), "se", dry_run=True)
+    run_commands("docs/own-network.md", 4, capsys)
+    assert "my_net:make_net (code " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from csham._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
-    from csham.backbones import create_model
+    from csham.backbones import create_model, register_backbone
     from csham.cost import Cost, cost
     from csham.explain import Explanation, explain
     from csham.export import export
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "load_keras_weights",
     "register_attention",
+    "register_backbone",
     "retain_memory",
     "verdict",
 ]
@@ -69,6 +70,7 @@ __getattr__ = lazy_names(
         "Cost": "csham.cost",
         "cost": "csham.cost",
         "create_model": "csham.backbones",
+        "register_backbone": "csham.backbones",
         "Explanation": "csham.explain",
         "explain": "csham.explain",
         "Trained": "csham.inference",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["blank_image", "eagerly", "evaluating"]
+__all__ = ["blank_image", "eagerly", "evaluating", "likeness", "uncompiled"]
 
 
 def blank_image(model: nn.Module, size: Sequence[int]) -> Tensor:
@@ -20,8 +20,13 @@ def blank_image(model: nn.Module, size: Sequence[int]) -> Tensor:
         model: The network that will see it.
         size: (C, H, W).
     """
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, *size, device=first.device, dtype=first.dtype)
+    like = likeness(model)
+    return torch.zeros(1, *size, device=like.device, dtype=like.dtype)
+
+
+def likeness(model: nn.Module) -> Tensor:
+    """Return a tensor on the device and of the type of a network's weights."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
 
 
 @contextmanager
@@ -41,3 +46,16 @@ def eagerly() -> Any:
     """Return a context in which compiled networks run without their compiled code."""
     # Only a compiled network has imported the compiler, which takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo.eval_frame" in sys.modules else nullcontext()
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the network that torch.compile or DDP was given."""
+    while _is_wrapper(model):
+        model = getattr(model, "_orig_mod", None) or model.module  # type: ignore[assignment]
+    return model
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    compiled = compiler is not None and isinstance(model, compiler.OptimizedModule)
+    return compiled or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)

@@ -189,7 +189,7 @@ def test_the_least_size_of_the_table_works_and_a_smaller_one_would_not(name, lea
 
 
 def test_what_is_no_classifier():
-    with pytest.raises(UserError, match=r"does not return one row of logits.*none of the usual sizes"):
+    with pytest.raises(UserError, match=r"it is no classifier of 5 classes: it returns a tuple, not logits, \(B, 5\)"):
         check_size(Tuple(3, 5), "it", 5, 3, 32)
 
 

@@ -13,6 +13,7 @@ from csham.training.network import NetworkInfo
 OTHER = {
     "backbone": "resnet32", "attention": "bam", "strategy": "transfer", "period": 3, "position": "last",
     "points": ("layer*",), "stages": (0, -1), "gated": True, "attention_sha256": "0123456789abcdef" * 4,
+    "backbone_sha256": "fedcba9876543210" * 4,
 }  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def test_every_setting_of_a_network_is_in_all_that_describes_one():
     for described in (NetworkSpec(**OTHER), Network(**OTHER), config, info):
         assert described.network_settings == OTHER
         details = "transfer, period 3, position last, points layer*, stages 0 -1, gated, code 0123456"
-        assert described.label == f"resnet32 + bam ({details})"
+        assert described.label == f"resnet32 (code fedcba9) + bam ({details})"
     assert not set(NETWORK_FIELDS) & set(SHARED_FIELDS)
 
 
@@ -54,6 +55,10 @@ def test_a_plain_network_of_a_study_has_no_connection():
         ({"stages": "0"}, "--stages must be a list or empty"),
         ({"attention_sha256": "12"}, "--attention-sha256 must be 64 hexadecimal digits"),
         ({"attention": "some_module:Gate"}, "run only where you name it. To run it, add --code some_module:Gate"),
+        ({"backbone_sha256": "12"}, "--backbone-sha256 must be 64 hexadecimal digits"),
+        ({"backbone": "some_module:make"}, "the backbone 'some_module:make' is code that did not come with csham"),
+        ({"backbone": "resnet20", "backbone_sha256": "0" * 64}, "csham.register_backbone('resnet20', ...) before"),
+        ({"backbone": "hf-hub:timm/resnet50"}, "unknown backbone 'hf-hub:timm/resnet50'"),
         ({"attention": "gate", "attention_sha256": "0" * 64}, "add --code MODULE, with the module that registers it"),
     ],
 )

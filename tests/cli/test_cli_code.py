@@ -1,4 +1,4 @@
-"""An attention of the user's own on the command line: named, remembered, and never run because a file names it."""
+"""Attentions and backbones of the user's own on the command line: named, remembered, never run for a file's sake."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import csham
+from csham.backbones.own import use_code
 from csham.errors import UserError
-from csham.layers.own import use_code
 from csham.study.cell import adopt_runs
 from csham.study.grid import Network
 from csham.study.store import Store
@@ -242,6 +242,142 @@ def test_profile_measures_it_beside_others(here, csham):
     ],
 )
 def test_what_cannot_be_named(words, message, here, csham):
+    code, _, err = csham(*words.split())
+    assert code == 2
+    assert message in err
+
+
+NET = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return (x + self.norm(self.conv(x))).relu()
+
+class Net(nn.Sequential):
+    \"\"\"A net of two blocks.\"\"\"
+
+    def __init__(self, num_classes, image_size=24):
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(nn.Conv2d(3, 8, 3, 2, 1), Block(8), Block(8), pool, nn.Linear(8, num_classes))
+"""
+BACKBONE = "own_net:Net"
+
+
+@pytest.fixture(scope="module")
+def made_net(tmp_path_factory):
+    """A folder with a network, a run of it with an attention of the user's own too, and a study."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_net.py").write_text(NET)
+    (folder / "own_gate.py").write_text(GATE)
+    calls = [
+        ["train", *WORDS, "--backbone", BACKBONE, "--attention", NAME, "--run", "runs/one"],
+        ["share", "runs/one", "shared", "--code", NAME, "--code", BACKBONE, "--quiet"],
+        ["compare", *WORDS, *f"--backbones {BACKBONE} --attentions none,se --no-costs --seeds 1 --study study".split()],
+    ]
+    for words in calls:
+        done = run(folder, *words)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def net_here(made_net, tmp_path, monkeypatch):
+    """A copy of that folder, and the working folder."""
+    shutil.copytree(made_net, tmp_path / "own", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_a_run_remembers_where_its_backbone_came_from(made_net):
+    folder = RunFolder(made_net / "runs/one")
+    environment = folder.read_json("environment.json")
+    assert environment["backbone"]["file"] == str(made_net / "own_net.py")
+    config = yaml.safe_load(folder.config_file.read_text())
+    assert (config["backbone"], config["backbone_sha256"]) == (BACKBONE, environment["backbone"]["sha256"])
+    shared = json.loads((made_net / "shared/config.json").read_text())["network"]
+    assert (shared["backbone_sha256"], shared["attention_sha256"]) == (
+        config["backbone_sha256"],
+        config["attention_sha256"],
+    )
+    card = (made_net / "shared/README.md").read_text()
+    assert 'csham.register_backbone("own_net:Net", Net)' in card
+    assert 'csham.register_attention("own_gate:Gate", Gate)' in card
+    assert "The backbone `own_net:Net` (A net of two blocks, no paper)" in card
+
+
+@pytest.mark.parametrize("words", [*(line for line in READING if "study" not in line), "compare --study study"])
+def test_a_file_that_names_a_backbone_does_not_run_it(words, net_here, csham, images):
+    shutil.copy(next(images.rglob("*.png")), "image.png")
+    for module in ("own_net.py", "runs/one/own_net.py", "study/own_net.py"):
+        Path(module).write_text("open('/'.join([__import__('os').getcwd(), 'ran']), 'w').close()\n" + NET)
+    code, _, err = csham(*words.split(), *([] if "study" in words else ["--code", NAME]))
+    assert code == 2
+    assert f"the backbone '{BACKBONE}' is code that did not come with csham" in err
+    assert f"add --code {BACKBONE};" in err
+    assert not (net_here / "ran").exists()
+    assert "own_net" not in sys.modules
+
+
+def test_a_backbone_that_is_named_is_run_and_agrees(net_here, csham, images):
+    both = ["--code", NAME, "--code", BACKBONE]
+    code, out, err = csham("evaluate", "runs/one", *both, "--json")
+    assert code == 0, err
+    assert json.loads(out)["top1"] == RunFolder(Path("runs/one")).read_summary()["top1"]
+    image = next(images.rglob("*.png"))
+    for words in (["explain", "runs/one", image], ["predict", "shared", image], ["export", "runs/one", "--format=pt2"]):
+        code, _, err = csham(*words, *both, "--quiet")
+        assert code == 0, err
+        assert "was changed" not in err
+    code, out, err = csham("report", "study")
+    assert code == 0, err
+    assert "own_net:Net" in out
+
+
+def test_an_edited_backbone_is_noticed(net_here, csham):
+    Path("own_net.py").write_text(NET + "\n# another\n")
+    both = ["--code", NAME, "--code", BACKBONE]
+    code, _, err = csham("evaluate", "runs/one", *both, "--quiet")
+    assert code == 0
+    assert "note: the code of own_net:Net was changed: its SHA-256 began with" in err
+    (net_here / "runs/one/summary.json").unlink()
+    code, _, err = csham("train", "--resume", "runs/one", *both, "--quiet")
+    assert code == 2
+    assert "Results of both would mix" in err
+    # In a study it is another network, with a plain one of its own to be compared with.
+    words = ["compare", "--study", "study", "--attentions", "se", "--code", BACKBONE, "--dry-run", "--json"]
+    code, out, err = csham(*words)
+    assert code == 0, err
+    cells = json.loads(out)["cells"]
+    assert [cell["state"] for cell in cells].count("done") == 2
+    assert len(cells) == 4
+    assert "without attention is added" in err
+
+
+def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
+    words = ["--num-classes", 10, "--rounds", 1, "--no-training", "--quiet", "--json", "--attention", "se"]
+    code, out, err = csham("profile", "--backbone", BACKBONE, *words)
+    assert code == 0, err
+    rows = json.loads(out)["costs"]
+    assert {row["backbone"] for row in rows} == {BACKBONE}
+    assert {(row["height"], row["width"]) for row in rows} == {(24, 24)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train digits --backbone own_net:Nett", "has no Nett. Did you mean 'Net'"),
+        ("train digits --backbone own_net:Block", "own_net:Block takes no num_classes"),
+        ("train digits --backbone own_net:Net --pretrained", "own_net:Net takes no pretrained"),
+        ("train digits --backbone own_net:Net@width=2", "has no width that could be changed here"),
+        ("compare digits --backbones own_net:Net --budget-control", "can be neither widened nor deepened here"),
+    ],
+)
+def test_backbones_that_cannot_be_named(words, message, net_here, csham):
     code, _, err = csham(*words.split())
     assert code == 2
     assert message in err

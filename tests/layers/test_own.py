@@ -12,9 +12,11 @@ from torch import nn
 import csham
 from csham.attach import STRATEGIES
 from csham.backbones.cifar import CifarResNet
+from csham.backbones.own import pack_code, unpack_code, use_code
+from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.layers.own import code_of, find_attention, pack_code, unpack_code, use_code
+from csham.layers.own import code_of, find_attention
 
 pytestmark = pytest.mark.usefixtures("own_names")
 
@@ -319,7 +321,7 @@ def test_another_file_of_the_same_name_is_not_taken_for_the_first(tmp_path, monk
 SCRIPT = """
 import json, sys
 import csham
-from csham.layers.own import unpack_code
+from csham.backbones.own import unpack_code
 
 unpack_code(json.loads(sys.argv[1]))
 for name in sys.argv[2:]:
@@ -338,7 +340,7 @@ def test_another_process_gets_what_the_user_named_in_this_one(tmp_path, monkeypa
 
     csham.register_attention("three", own_three.Gate)
     names = ["own_three:Gate", "three", "five"]
-    packed = json.dumps(pack_code([*names, "se", "none"]))
+    packed = json.dumps(pack_code(NetworkSpec(attention=name) for name in [*names, "se", "none"]))
     monkeypatch.chdir("/")
     command = [sys.executable, "-c", SCRIPT, packed, *names]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -349,10 +351,10 @@ def test_what_other_processes_cannot_import_is_said_at_once(tmp_path):
     entry = find_attention(Gate)
     ATTENTIONS["prompt"] = entry.__class__(**{**vars(entry), "name": "prompt", "code": replace_module(entry.code)})
     with pytest.raises(UserError, match="of a script or a prompt, which other processes cannot import"):
-        pack_code(["prompt"])
+        pack_code([NetworkSpec(attention="prompt")])
     (tmp_path / "own_shy.py").write_text("")
     with pytest.raises(UserError, match="own_shy was imported, and did not register the attention 'shy'"):
-        unpack_code([{"name": "shy", "reference": "own_shy", "folder": str(tmp_path)}])
+        unpack_code([{"kind": "attention", "name": "shy", "reference": "own_shy", "folder": str(tmp_path)}])
 
 
 def replace_module(code):

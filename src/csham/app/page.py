@@ -81,7 +81,7 @@ def _names(networks: Sequence[Trained]) -> list[str]:
     labels = [network.label for network in networks]
     if len(set(labels)) == len(labels):
         return labels
-    return [f"{network.label} in {network.path.absolute().name}" for network in networks]
+    return [f"{network.label} in {Path(network.origin).absolute().name}" for network in networks]
 
 
 def _side(name: str, number: int) -> list[gr.components.Component]:

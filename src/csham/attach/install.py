@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +28,10 @@ from csham.attach.strategies import Step, plan
 from csham.errors import UserError
 from csham.layers.create import create_attention
 from csham.layers.names import AttentionName
-from csham.layers.own import Attention, described, find_attention
+from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
-from csham.probing import blank_image, evaluating
+from csham.own_code import described
+from csham.probing import blank_image, evaluating, likeness
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
@@ -116,6 +119,13 @@ def attach(
     check_strategy(entry, strategy, period)
     check_position(position, points)
     _check_model(model)
+    if not dry_run and likeness(model).device.type == "meta":
+        warnings.warn(
+            "attach: the network is on the meta device, where nothing has a value: what its attention starts from, the "
+            "gates' 1 among it, is lost when values are filled in. Attach after that: after from_pretrained, not in "
+            "__init__.",
+            stacklevel=2,
+        )
     run = trace(model, input_size)
     chosen = in_stages(find_points(model, run, position, points), stages)
     steps = plan(chosen, strategy, period)
@@ -179,11 +189,20 @@ def _check_model(model: nn.Module) -> None:
     if scripted is not None:
         what = f"{scripted} is scripted and" if scripted else "a scripted network"
         raise UserError(f"attach: {what} can be neither looked into nor changed. Attach first, then export.")
+    quantized = next((name for name, m in model.named_modules() if _QUANTIZED.match(type(m).__module__)), None)
+    if quantized is not None:
+        raise UserError(
+            f"attach: {quantized or kind} works on 8-bit integers, which attention does not rescale and which cannot "
+            "be trained. Attach to the network before it is quantized."
+        )
     # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(model, compiler.OptimizedModule):
         raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
     _check_unwrapped(model)
+
+
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
 
 
 def _check_unwrapped(model: nn.Module) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -18,10 +20,12 @@ from csham.backbones.cifar import CifarResNet, WideResNet
 from csham.backbones.lenet import LeNet5
 from csham.backbones.lookup import Meaning, check_backbone, find_backbone
 from csham.backbones.names import BackboneName
+from csham.backbones.own import Backbone, OwnBackbone
 from csham.backbones.scale import Scale
 from csham.backbones.weights import NewWeightsWarning, load_weights_file
 from csham.errors import UserError
 from csham.layers.own import Attention, find_attention
+from csham.own_code import described, kind_of
 from csham.probing import blank_image, evaluating
 
 __all__ = ["check_size", "create_model"]
@@ -34,7 +38,7 @@ _USUAL = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 
 
 
 def create_model(
-    backbone: str,
+    backbone: Backbone,
     *,
     attention: Attention | None = None,
     strategy: str = "sequential",
@@ -59,7 +63,8 @@ def create_model(
     Args:
         backbone: One of ``csham list backbones``, or any network of timm's or torchvision's
             (:func:`csham.backbones.lookup.find_backbone` says which of them a name means). ``NAME@width=1.25`` and
-            ``NAME@depth=26`` give many of them other channels or layers.
+            ``NAME@depth=26`` give many of them other channels or layers. Or a network of your own: a name of
+            :func:`csham.register_backbone`, or a function or class of ``num_classes``.
         attention: One of ``csham list attentions``, or a class or function of a number of channels
             (:func:`csham.attach`); None or ``"none"`` for the plain backbone.
         strategy: Connection of the attention, one of ``csham list strategies``.
@@ -128,12 +133,14 @@ def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, ima
     Raises:
         UserError: It does not run, or returns something else; says which size would do.
     """
-    problem = _problem(model, num_classes, in_chans, image_size)
+    output, problem = _output(model, in_chans, image_size)
     if problem is None:
+        if (wrong := _wrong_logits(output, num_classes)) is not None:
+            raise UserError(f"{name} is no classifier of {num_classes or 'any'} classes: {wrong}.")
         return
     larger = [side for side in _USUAL if side > image_size]
     smaller = [side for side in reversed(_USUAL) if side < image_size]
-    fitting = next((s for s in larger + smaller if _problem(model, num_classes, in_chans, s) is None), None)
+    fitting = next((s for s in larger + smaller if _output(model, in_chans, s)[1] is None), None)
     advice = (
         f"It runs at {fitting} pixels: image_size={fitting} (--image-size {fitting})."
         if fitting is not None
@@ -143,7 +150,7 @@ def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, ima
 
 
 def _create_backbone(
-    backbone: str,
+    backbone: Backbone,
     num_classes: int,
     image_size: int,
     in_chans: int,
@@ -151,29 +158,35 @@ def _create_backbone(
     weights_file: Path | str | None,
 ) -> nn.Module:
     meaning = find_backbone(backbone)
+    name = meaning.entry.name if meaning.library == "own" and meaning.entry is not None else str(backbone)
     if meaning.entry is not None and image_size < meaning.entry.min_size:
         raise UserError(
-            f"{backbone} cannot classify images of {image_size} pixels, it needs {meaning.entry.min_size}: "
+            f"{name} cannot classify images of {image_size} pixels, it needs {meaning.entry.min_size}: "
             f"image_size={meaning.entry.min_size} (--image-size {meaning.entry.min_size})."
         )
     new: tuple[str, ...] = ()
-    if meaning.library == "csham":
+    if isinstance(meaning.entry, OwnBackbone):
+        given = {"pretrained": pretrained and weights_file is None, "in_chans": in_chans, "image_size": image_size}
+        model = _users(meaning.entry, num_classes, given)
+        check_size(model, name, num_classes, in_chans, image_size)
+        _check_in_training(model, name, num_classes, in_chans, image_size)
+    elif meaning.library == "csham":
         assert meaning.entry is not None
-        model = _own(meaning.entry, meaning.scale or Scale(), num_classes, in_chans)
+        model = _cshams(meaning.entry, meaning.scale or Scale(), num_classes, in_chans)
     else:
         model = _from_library(meaning, num_classes, in_chans, pretrained and weights_file is None)
         new = _change(model, meaning.entry, small=image_size <= _SMALL_IMAGE)
         if meaning.entry is None:
-            check_size(model, backbone, num_classes, in_chans, image_size)
+            check_size(model, name, num_classes, in_chans, image_size)
     if weights_file is not None:
-        load_weights_file(model, weights_file, backbone, in_chans, new)
+        load_weights_file(model, weights_file, name, in_chans, new)
     elif pretrained and new:
-        text = f"the published weights of {backbone} are for larger images: new weights in {', '.join(new)}"
+        text = f"the published weights of {name} are for larger images: new weights in {', '.join(new)}"
         warnings.warn(NewWeightsWarning(text, new), stacklevel=3)
     return model
 
 
-def _own(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> nn.Module:
+def _cshams(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> nn.Module:
     factor = scale.width or 1.0
     if entry.depth is None:
         return LeNet5(num_classes, in_chans, width=factor)
@@ -181,6 +194,40 @@ def _own(entry: BackboneName, scale: Scale, num_classes: int, in_chans: int) -> 
     if entry.width is None:
         return CifarResNet(depth, num_classes, in_chans, width=factor)
     return WideResNet(depth, entry.width * factor, num_classes, in_chans)
+
+
+# Networks of the user's own, so that one that is returned twice is noticed: its weights would be trained twice.
+_MADE: WeakSet[nn.Module] = WeakSet()
+
+
+def _users(entry: OwnBackbone, num_classes: int, given: dict[str, Any]) -> nn.Module:
+    """Build a network of the user's own, with what its function or class takes."""
+    settings = {name: value for name, value in given.items() if name in entry.takes}
+    if given["in_chans"] != 3 and "in_chans" not in entry.takes:
+        raise UserError(f"{entry.name} takes no in_chans, so its images have 3 channels, got {given['in_chans']}.")
+    words = ", ".join(f"{name}={value}" for name, value in {"num_classes": num_classes, **settings}.items())
+    try:
+        model = entry.build(num_classes=num_classes, **settings)
+    except UserError:
+        raise
+    except Exception as err:
+        raise UserError(f"{entry.name}({words}) failed: {described(err)}.") from err
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{entry.name}({words}) returned {kind_of(model)}, and a backbone is an nn.Module.")
+    if model in _MADE:
+        raise UserError(f"{entry.name} returned the network it had made before. It is to make a new one each time.")
+    _MADE.add(model)
+    return model
+
+
+def _check_in_training(model: nn.Module, name: str, num_classes: int, in_chans: int, image_size: int) -> None:
+    """Refuse a network that returns something else in training, such as what auxiliary heads say."""
+    images = blank_image(model, (in_chans, image_size, image_size)).expand(2, -1, -1, -1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # A copy: in training its norms would learn from the blank image.
+        output = copy.deepcopy(model).train()(images)
+    if (problem := _wrong_logits(output, num_classes)) is not None:
+        raise UserError(f"{name} is trained by its logits, and in training {problem}. Return the logits alone.")
 
 
 def _from_library(meaning: Meaning, num_classes: int, in_chans: int, pretrained: bool) -> nn.Module:
@@ -203,13 +250,19 @@ def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tup
     return fit_small_images(model) if small else ()
 
 
-def _problem(model: nn.Module, num_classes: int, in_chans: int, image_size: int) -> str | None:
-    """Say what goes wrong, or None."""
+def _output(model: nn.Module, in_chans: int, image_size: int) -> tuple[Any, str | None]:
+    """Return what a network makes of a blank image, and what goes wrong, if anything does."""
     try:
         with evaluating(model):
-            output = model(blank_image(model, (in_chans, image_size, image_size)))
+            return model(blank_image(model, (in_chans, image_size, image_size))), None
     except Exception as err:
-        return shorten(str(err) or type(err).__name__, 120, placeholder=" ...").rstrip(".")
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or num_classes not in (0, output.shape[1]):
-        return "it does not return one row of logits an image"
+        return None, shorten(str(err) or type(err).__name__, 120, placeholder=" ...").rstrip(".")
+
+
+def _wrong_logits(output: Any, num_classes: int) -> str | None:
+    """Say what a network returned, if that is not a row of logits for each image."""
+    if not isinstance(output, torch.Tensor):
+        return f"it returns {kind_of(output)}, not logits, (B, {num_classes or 'classes'})"
+    if output.ndim != 2 or num_classes not in (0, output.shape[1]):
+        return f"it returns {tuple(output.shape)}, not logits, ({len(output) if output.ndim else 'B'}, {num_classes})"
     return None

@@ -6,18 +6,16 @@ that importing them takes.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
-from csham.backbones.names import BACKBONES, BackboneName
+from csham.backbones.names import BACKBONES, LIBRARIES, BackboneName, names_in
+from csham.backbones.own import Backbone, OwnBackbone, own_backbone
 from csham.backbones.scale import Scale, family_of, split_scale
 from csham.errors import UserError, unknown_name
+from csham.own_code import is_reference, unnamed_code
 
-__all__ = ["LIBRARIES", "Meaning", "check_backbone", "deeper", "find_backbone", "names_in"]
-
-LIBRARIES = ("timm", "torchvision")
+__all__ = ["Meaning", "check_backbone", "deeper", "find_backbone"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Meaning:
     """Meaning of a name.
 
     Attributes:
-        library: ``"csham"``, ``"timm"`` or ``"torchvision"``.
+        library: ``"csham"``, ``"timm"``, ``"torchvision"``, or ``"own"`` for the user's.
         name: Its name there.
         entry: Its entry in csham's table; None for networks that are used as their library has them.
         scale: Another width or depth than the network's own.
@@ -37,16 +35,20 @@ class Meaning:
     scale: Scale | None = None
 
 
-def find_backbone(name: str) -> Meaning:
+def find_backbone(name: Backbone) -> Meaning:
     """Look a name up: csham's table, then timm's networks, then torchvision's.
 
     ``timm/NAME`` and ``torchvision/NAME`` mean that library's network as it is. A pretrained tag of timm's may follow
     a name: ``resnet50.a1_in1k`` is the table's ResNet-50 with these weights. After an ``@`` follows another width or
-    depth (:mod:`csham.backbones.scale`): ``resnet20@width=1.25``, ``resnet50@depth=56``.
+    depth (:mod:`csham.backbones.scale`): ``resnet20@width=1.25``, ``resnet50@depth=56``. Instead of a name it may be a
+    function or class that makes the network (:func:`csham.register_backbone`).
 
     Raises:
-        UserError: None of them has it; names the nearest. Or its width or depth cannot be changed.
+        UserError: None of them has it; names the nearest. Or its width or depth cannot be changed, or it is code that
+            the user has to name first.
     """
+    if not isinstance(name, str):
+        return _of_entry(own_backbone(name))
     base, scale = split_scale(name)
     meaning = _find(base)
     if scale is not None and meaning.library == "torchvision":
@@ -54,7 +56,7 @@ def find_backbone(name: str) -> Meaning:
     return meaning if scale is None else replace(meaning, scale=scale)
 
 
-def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | str | None = None) -> None:
+def check_backbone(name: Backbone, *, pretrained: bool = False, weights_file: Path | str | None = None) -> None:
     """Refuse a name that means no network, and weights that are not there: published ones, or a file.
 
     Raises:
@@ -67,25 +69,16 @@ def check_backbone(name: str, *, pretrained: bool = False, weights_file: Path | 
             raise UserError(
                 f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file."
             )
+    elif pretrained and isinstance(entry, OwnBackbone) and not entry.has_published_weights:
+        raise UserError(
+            f"{entry.name} takes no pretrained, so it has no pretrained weights to start from. Let it take one, leave "
+            "pretrained=False (--no-pretrained), or give a file: weights_file=FILE (--weights-file FILE)."
+        )
     elif pretrained and (meaning.scale is not None or (entry is not None and not entry.has_published_weights)):
         raise UserError(
             f"{name} has no pretrained weights that others published. Leave pretrained=False (--no-pretrained), or "
             "give a file of your own: weights_file=FILE (--weights-file FILE)."
         )
-
-
-@cache
-def names_in(library: str) -> frozenset[str]:
-    """Return the classification networks of a library, which is imported; none if it is not installed."""
-    if importlib.util.find_spec(library) is None:
-        return frozenset()
-    if library == "torchvision":
-        import torchvision.models  # noqa: PLC0415  takes seconds to import
-
-        return frozenset(torchvision.models.list_models(module=torchvision.models))
-    import timm  # noqa: PLC0415
-
-    return frozenset(timm.list_models())
 
 
 def deeper(backbone: str, steps: int) -> list[int]:
@@ -113,7 +106,9 @@ def deeper(backbone: str, steps: int) -> list[int]:
 
 def _find(name: str) -> Meaning:
     if name in BACKBONES:
-        return Meaning(BACKBONES[name].library, BACKBONES[name].made_from or name, BACKBONES[name])
+        return _of_entry(BACKBONES[name])
+    if is_reference(name):
+        raise unnamed_code("backbone", name)
     library, slash, rest = name.partition("/")
     if slash and library in LIBRARIES:
         if _is_in(library, rest):
@@ -126,6 +121,10 @@ def _find(name: str) -> Meaning:
             if name in names_in(library):
                 return Meaning(library, name)
     raise _unknown(name)
+
+
+def _of_entry(entry: BackboneName) -> Meaning:
+    return Meaning(entry.library, entry.made_from or entry.name, entry)
 
 
 def _is_in(library: str, name: str) -> bool:

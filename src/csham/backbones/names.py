@@ -1,12 +1,17 @@
-"""Names of the backbones; importable without torch."""
+"""Names of the backbones; importable without torch, which libraries are asked for theirs with."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
 
 from csham._named import Named, table
 
-__all__ = ["BACKBONES", "BackboneName"]
+__all__ = ["BACKBONES", "LIBRARIES", "BackboneName", "names_in"]
+
+LIBRARIES = ("timm", "torchvision")
+"""Libraries whose networks are backbones too."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class BackboneName(Named):
         params: Its parameters for 100 classes and 32-pixel images.
         published: Published counts of that, as printed; empty if unknown.
         note: Reason why the two differ by more than a hundredth.
-        library: Library it comes from: ``"timm"``, ``"torchvision"`` or ``"csham"``.
+        library: Library it comes from: ``"timm"``, ``"torchvision"``, ``"csham"``, or ``"own"`` for the user's own.
         made_from: Its name there, if that is another one.
         depth: Weight layers, for csham's own ResNets.
         width: Factor on the channels, for csham's wide ResNets.
@@ -145,3 +150,17 @@ BACKBONES = table(
         ),
     ]
 )
+
+
+@cache
+def names_in(library: str) -> frozenset[str]:
+    """Return the classification networks of a library, which is imported; none if it is not installed."""
+    if importlib.util.find_spec(library) is None:
+        return frozenset()
+    if library == "torchvision":
+        import torchvision.models  # noqa: PLC0415  takes seconds to import
+
+        return frozenset(torchvision.models.list_models(module=torchvision.models))
+    import timm  # noqa: PLC0415
+
+    return frozenset(timm.list_models())

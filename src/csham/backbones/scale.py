@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from csham.backbones.names import BACKBONES
+from csham.backbones.own import OwnBackbone
 from csham.errors import UserError, unknown_name
+from csham.own_code import is_reference
 
 __all__ = ["FAMILIES", "Family", "Scale", "family_of", "split_scale"]
 
@@ -89,6 +92,8 @@ def split_scale(name: str) -> tuple[str, Scale | None]:
 
 def family_of(base: str) -> Family | None:
     """Return the family of a backbone that can be widened or deepened; None for others."""
+    if is_reference(base) or isinstance(BACKBONES.get(base), OwnBackbone):
+        return None
     name = base.removeprefix("timm/")
     if base.startswith("torchvision/") or name.startswith(_OTHERS):
         return None

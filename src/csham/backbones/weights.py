@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import sys
 import warnings
@@ -144,9 +145,15 @@ def _in_timms_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
 def _convert_channels(model: nn.Module, weights: dict[str, Tensor], in_chans: int) -> None:
     from timm.models import adapt_input_conv  # noqa: PLC0415  takes seconds to import
 
-    name, first = next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    name, first = next(((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
     weight = weights.get(f"{name}.weight")
-    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 and first.in_channels == in_chans != 3:
+    if (
+        first is not None
+        and weight is not None
+        and weight.ndim == 4
+        and weight.shape[1] == 3
+        and first.in_channels == in_chans != 3
+    ):
         weights[f"{name}.weight"] = adapt_input_conv(in_chans, weight)
 
 
@@ -158,7 +165,8 @@ def _classifiers(model: nn.Module) -> tuple[str, ...]:
         return (named,) if isinstance(named, str) else tuple(named)
     if hasattr(model, "fc"):
         return ("fc",)
-    return (next(name for name, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear | nn.Conv2d)),)
+    layers = (name for name, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear | nn.Conv2d))
+    return (*itertools.islice(layers, 1),)
 
 
 def _is_in(key: str, module: str) -> bool:

@@ -15,9 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from csham.backbones.names import BACKBONES
+from csham.backbones.own import use_code
+from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.layers.own import code_of, is_reference, use_code
+from csham.layers.own import is_own_attention
+from csham.own_code import is_reference
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder, check_choice
 from csham.words import printable, say
@@ -44,24 +48,28 @@ def check_counts(**counts: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
 
-def use_named_code(code: Sequence[str] | None, attentions: Iterable[str] = ()) -> None:
+def use_named_code(code: Sequence[str] | None, attentions: Iterable[str] = (), backbones: Iterable[str] = ()) -> None:
     """Import the code that this call names.
 
     Args:
         code: Values of ``--code``.
         attentions: Names of ``--attention``, of which ``my_module:MyGate`` and ``my_module:MyGate:transfer`` are code.
+        backbones: Names of ``--backbone``, of which ``my_module:make_net`` is code.
     """
     for reference in code or ():
         use_code(reference)
     for words in attentions:
         reference = ":".join(words.split(":")[:2])
-        if is_reference(words) and reference not in ATTENTIONS:
-            use_code(reference)
+        if is_own_attention(words) and reference not in ATTENTIONS:
+            use_code(reference, kind="attention")
+    for name in backbones:
+        if is_reference(name) and name not in BACKBONES:
+            use_code(name, kind="backbone")
 
 
-def code_words(attentions: Iterable[str]) -> str:
-    """Return the words that allow the user's own among these in another call, with a space in front."""
-    codes = dict.fromkeys(code for name in attentions if (code := code_of(name)) is not None)
+def code_words(networks: Iterable[NetworkSpec]) -> str:
+    """Return the words that allow the user's own in these in another call, with a space in front."""
+    codes = dict.fromkeys(code for network in networks for code in network.codes.values())
     return "".join(f" --code {shlex.quote(code.reference)}" for code in codes)
 
 

@@ -43,7 +43,10 @@ __all__ = ["compare"]
 _STUDY = "Study"
 
 _SEVERAL = {
-    "backbones": Help("Some of csham list backbones, or of timm's or torchvision's.", default="resnet18"),
+    "backbones": Help(
+        "Some of csham list backbones, of timm's or torchvision's, or my_module:make_net, your own.",
+        default="resnet18",
+    ),
     "attentions": Help(
         "Some of csham list attentions, or all, or my_module:MyGate, your own; csham:transfer sets one's strategy.",
         default="none,se,eca,cbam,csham",
@@ -131,7 +134,7 @@ def compare(
 ) -> None:
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
     check_report_packages()
-    use_named_code(code, settings.get("attention", ()))
+    use_named_code(code, settings.get("attention", ()), settings.get("backbone", ()))
     words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     request = Request(
         data=data,
@@ -232,7 +235,7 @@ def _conclude(finished: Finished, *, as_json: bool, training: bool) -> None:
 
     path, failed, missing = finished.store.path, finished.failed, finished.missing
     again = f"csham compare --study {shlex.quote(str(path))}"
-    again += code_words(cell.network.attention for cell in finished.cells)
+    again += code_words(cell.network for cell in finished.cells)
     if finished.signum is not None:
         say(f"stopped, and saved. To go on: {again}", error=True)
         raise typer.Exit(128 + finished.signum)

@@ -266,7 +266,7 @@ CodeOption = Annotated[
         "--code",
         metavar="MODULE[:NAME]",
         help="Run this code of your own first: my_module:MyGate, of my_module.py here or installed. Runs and studies "
-        "with an attention of one's own need it; no file makes csham run code. May be repeated.",
+        "with an attention or a backbone of one's own need it; no file makes csham run code. May be repeated.",
         show_default="none",
         rich_help_panel="Own code",
     ),

@@ -11,6 +11,7 @@ import typer
 
 from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
+from csham.backbones.own import OwnBackbone
 from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
 from csham.cli.common import check_counts, check_output, print_json, print_table, use_named_code
 from csham.cli.options import (
@@ -98,7 +99,7 @@ def profile(
     debug: DebugOption = False,
 ) -> None:
     """Parameters, FLOPs, latency, throughput, training step and memory, side by side."""
-    use_named_code(code, settings.get("attention", ()))
+    use_named_code(code, settings.get("attention", ()), [str(settings.get("backbone", ""))])
     attentions = _names("attention", settings.pop("attention", _ATTENTIONS), ATTENTIONS)
     strategies = _names("strategy", settings.pop("strategy", _STRATEGIES), STRATEGIES)
     image_size, device = settings.pop("image_size", None), settings.pop("device", "auto")
@@ -209,6 +210,8 @@ def _title(backbone: str, image_size: int, machine: dict[str, Any], comparison: 
 
 def _usual_size(backbone: str) -> int:
     entry = find_backbone(backbone).entry
+    if isinstance(entry, OwnBackbone) and entry.usual_size is not None:
+        return entry.usual_size
     return 32 if entry is not None and entry.library == "csham" else 224
 
 

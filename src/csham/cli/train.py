@@ -11,7 +11,7 @@ import typer
 
 import csham.data
 import csham.training
-from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
+from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS, NetworkSpec
 from csham.cli.common import code_words, metrics_table, print_json, use_named_code
 from csham.cli.options import DATA_HELP, CodeOption, DebugOption, JsonOption, QuietOption, option, takes_settings
 from csham.errors import UserError
@@ -55,7 +55,7 @@ def train(
 ) -> None:
     """Train one network into one run folder."""
     given = settings if data is None else {"data": data, **settings}
-    use_named_code(code, [str(given.get("attention", ""))])
+    use_named_code(code, [str(given.get("attention", ""))], [str(given.get("backbone", ""))])
     progress = create_progress(quiet=quiet)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}
@@ -118,7 +118,7 @@ def _start(
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Check everything that can be checked at once, then train."""
     read = read_settings(file) if file is not None else {}
-    read.pop("attention_sha256", None)  # a new run is of the code as it is now
+    read = {name: value for name, value in read.items() if name not in CODE_FIELDS}  # of the code as it is now
     settings = resolve(given, read)
     settings.check_names()
     check_trackers(settings.trackers)
@@ -132,7 +132,7 @@ def _start(
     folder = RunFolder(run if run is not None else runs_dir / settings.default_name())
     folder.check_free()
     dataset = _open(settings, progress)
-    with _Stoppable(folder, settings.attention):
+    with _Stoppable(folder, settings):
         return folder, csham.training.train(settings, run=folder.path, dataset=dataset, progress=progress)
 
 
@@ -162,15 +162,15 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[s
         with_more_epochs(folder, config, **added)  # before PyTorch is imported
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
-    with _Stoppable(folder, config.attention):
+    with _Stoppable(folder, config):
         return csham.training.resume(run, progress=progress, **given)
 
 
 class _Stoppable:
     """Turns a run's being stopped into a sentence and an exit code."""
 
-    def __init__(self, folder: RunFolder, attention: str) -> None:
-        self._folder, self._code = folder, code_words([attention])
+    def __init__(self, folder: RunFolder, config: TrainConfig) -> None:
+        self._folder, self._code = folder, code_words([config])
 
     def __enter__(self) -> None:
         pass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from csham.cost.flops import count_flops
-from csham.cost.passes import PRECISIONS, orders, unchanged
+from csham.cost.passes import PRECISIONS, in_its_place, orders, unchanged
 from csham.cost.result import Cost, Spread
 from csham.cost.task import Entry, Task, Way, reason
 from csham.errors import UserError, unknown_name
@@ -98,7 +98,7 @@ def cost(
 
     Args:
         networks: A network; or several by name, each a network or a function that builds one. They are moved to
-            ``device`` and its memory format, and their weights, buffers, gradients and modes left as they were.
+            ``device`` and its memory format while they are measured, and are afterwards what and where they were.
         image_size: Side of the images, in pixels, with three channels.
         input_size: (C, H, W), instead.
         batch_sizes: Images of a batch, by default 8 on a CPU and 64 elsewhere.
@@ -228,7 +228,10 @@ class Comparison:
             clock.done = number * images
 
     def _build(self, entry: Entry, stack: ExitStack) -> nn.Module:
-        network = entry.build().to(self.device)
+        network = entry.build()
+        if network is entry.source:
+            stack.enter_context(in_its_place(network))
+        network = network.to(self.device)
         if self._channels_last():
             network = network.to(memory_format=torch.channels_last)
         stack.enter_context(unchanged(network))

@@ -20,11 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csham.errors import UserError
+
 __all__ = [
     "PRECISIONS",
     "Forward",
     "calls_for",
     "forward_of",
+    "in_its_place",
     "inference",
     "orders",
     "peak_bytes",
@@ -104,6 +107,11 @@ def training(network: nn.Module, forward: Forward, images: Tensor) -> Iterator[P
 
     def step() -> None:
         logits = forward(images)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"a training step needs a loss, and the network returns a {type(logits).__name__}, not a tensor. With "
+                "training=False (--no-training) the rest is measured."
+            )
         F.cross_entropy(logits.flatten(1).float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,6 +138,24 @@ def unchanged(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def in_its_place(network: nn.Module) -> Iterator[None]:
+    """Put parameters, buffers and gradients back on the device and into the memory format that they had."""
+    tables = [(t, dict(t)) for module in network.modules() for t in (module._parameters, module._buffers)]
+    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+    tensors = [t for pair in gradients for t in pair if t is not None]
+    values = [(tensor, tensor.data) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for table, before in tables:
+            table.update(before)  # type: ignore[arg-type]
+        for tensor, data in values:
+            tensor.data = data
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

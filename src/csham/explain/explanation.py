@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from csham.attach.graph.points import common_path
 from csham.attach.install import attached_modules
 from csham.attach.maps import attention_maps
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, any_of, unknown_name
 from csham.explain.gradcam import GradCam
 from csham.files import write_atomically
-from csham.inference.trained import Trained
+from csham.inference.modules import ModuleFacts
+from csham.inference.trained import Trained, as_trained
 from csham.inference.transform import ImageLike
 from csham.layers.own import code_of
 
@@ -150,7 +151,7 @@ class Explanation:
 
 
 def explain(
-    trained: Trained,
+    trained: Trained | nn.Module,
     images: Iterable[ImageLike],
     *,
     top: int = 3,
@@ -158,27 +159,37 @@ def explain(
     layer: str | None = None,
     batch_size: int = 16,
     on_error: OnError | None = None,
+    **module: Unpack[ModuleFacts],
 ) -> Iterator[Explanation]:
     """Explain a trained network's answers, one image after another, a batch in memory at a time.
 
     Args:
-        trained: Network that :func:`csham.load` returned.
+        trained: Network that :func:`csham.load` returned, or any module that classifies images.
         images: Files, images of Pillow, or arrays, (H, W, 3) uint8.
         top: Predictions to show.
         target: Class that Grad-CAM is for, by its name or index; by default the one that each image is given.
         layer: Module at whose output Grad-CAM looks; see :class:`csham.explain.GradCam`.
         batch_size: Images at a time.
         on_error: Told of each image that cannot be read, which is then left out; by default that is an error.
+        **module: Of a module, what it does not say itself: ``image_size``, ``classes``, ``mean`` and ``std``; see
+            :meth:`csham.Trained.of`.
 
     Raises:
-        UserError: An unknown class or layer; or, when it is reached, an image that cannot be read.
+        UserError: An unknown class or layer; a module that returns no logits; or, when it is reached, an image that
+            cannot be read.
 
     Examples:
         >>> for explanation in csham.explain(csham.load("runs/..."), ["cat.jpg"]):
         ...     print(explanation.predictions, explanation.stages["layer3"].spatial)
     """
     together = explain_together(
-        [trained], images, top=top, target=target, layer=layer, batch_size=batch_size, on_error=on_error
+        [as_trained(trained, module)],
+        images,
+        top=top,
+        target=target,
+        layer=layer,
+        batch_size=batch_size,
+        on_error=on_error,
     )
     return (explanation for (explanation,) in together)
 
@@ -252,6 +263,7 @@ class _Explainer:
     def __call__(self, names: Sequence[str], pixels: np.ndarray) -> list[Explanation]:
         """Explain a batch, (B, S, S, 3) uint8."""
         images = self.trained.transform.normalise(torch.from_numpy(pixels).to(self.trained.device))
+        images = images.to(self.trained.dtype)
         targets = None if self.target is None else torch.full((len(pixels),), self.target)
         network = self.gradcam.model
         recording: Any = attention_maps(network) if self.attended else nullcontext({})
@@ -260,8 +272,8 @@ class _Explainer:
         points = {name: _to_numpy(maps.get(name, {})) for name in shapes}
         if not logits.isfinite().all():
             raise UserError(
-                f"{self.trained.path} answers with numbers that are not finite; its {self.trained.weights} weights are "
-                "damaged."
+                f"{self.trained.origin} answers with numbers that are not finite; its {self.trained.weights} weights "
+                "are damaged."
             )
         probabilities = logits.softmax(1).cpu().numpy()
         gradcams = gradcam.cpu().numpy()
@@ -286,6 +298,9 @@ class _Explainer:
 def _class_index(trained: Trained, target: str | int) -> int:
     classes = trained.classes
     if isinstance(target, str):
+        if classes.count(target) > 1:
+            numbers = [str(number) for number, name in enumerate(classes) if name == target]
+            raise UserError(f"{trained.label} has several classes {target!r}. Give one's number: {any_of(numbers)}.")
         if target in classes:
             return classes.index(target)
         few = len(classes) <= _FEW_CLASSES

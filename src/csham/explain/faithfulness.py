@@ -28,11 +28,10 @@ from torch import Tensor, nn
 from csham.data import prepare
 from csham.errors import UserError
 from csham.explain.explanation import Explanation, explain_together
-from csham.explain.gradcam import uncompiled
 from csham.explain.picture import upsampled
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
-from csham.probing import eagerly, evaluating
+from csham.probing import eagerly, evaluating, uncompiled
 from csham.training.run_folder import RunFolder
 
 __all__ = [
@@ -190,8 +189,8 @@ def sample_test_images(
     """
     if count < 1:
         raise UserError(f"the number of samples must be at least 1, got {count}.")
-    if not trained.path.is_dir():
-        raise UserError(f"{trained.path} does not say what it was trained on. Give the run folder for test images.")
+    if trained.path is None or not trained.path.is_dir():
+        raise UserError(f"{trained.origin} does not say what it was trained on. Give the run folder for test images.")
     config = RunFolder(trained.path).read_config()
     dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
     test = dataset.split(config.seed, config.validation).test
@@ -278,7 +277,7 @@ def _areas_of(
     pixels = explanation.pixels
     blur = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(len(pixels) / 8))
     both = torch.from_numpy(np.stack([pixels, np.asarray(blur)])).to(trained.device)
-    image, blurred = trained.transform.normalise(both)
+    image, blurred = trained.transform.normalise(both).to(trained.dtype)
     network = uncompiled(trained.network)
     with evaluating(network), eagerly():
         return areas(network, image, blurred, explanation.predicted, ranks, steps=steps, batch_size=batch_size)

@@ -8,7 +8,6 @@ arXiv:1610.02391. With the feature map A, (C, h, w), of one layer and the logit 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +22,9 @@ from csham.attach.graph.trace import trace
 from csham.attach.graph.values import Trace
 from csham.attach.installed.attached import Attached
 from csham.errors import UserError, unknown_name
-from csham.probing import eagerly, evaluating
+from csham.probing import eagerly, evaluating, uncompiled
 
-__all__ = ["GradCam", "find_layer", "uncompiled"]
+__all__ = ["GradCam", "find_layer"]
 
 
 class GradCam:
@@ -116,19 +115,6 @@ def find_layer(model: nn.Module, input_size: Sequence[int], layer: str | None = 
     if layer is None:
         raise UserError(f"Grad-CAM: {kind} has no feature map of more than one place at {height}x{width} pixels.")
     return _outside_attention(model, layer)
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the network that torch.compile or DDP was given."""
-    while _is_wrapper(model):
-        model = getattr(model, "_orig_mod", None) or model.module  # type: ignore[assignment]
-    return model
-
-
-def _is_wrapper(model: nn.Module) -> bool:
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    compiled = compiler is not None and isinstance(model, compiler.OptimizedModule)
-    return compiled or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
 
 
 def _last_map(run: Trace) -> str | None:

@@ -7,10 +7,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from csham import ops
@@ -22,6 +23,8 @@ from csham.export.program import Content, Deployed, capture, is_dynamic, quietly
 from csham.export.real_images import as_pixels, run_images
 from csham.files import new_file
 from csham.inference import Trained
+from csham.inference.modules import ModuleFacts
+from csham.inference.trained import as_trained
 from csham.inference.transform import ImageLike
 from csham.training.progress import QuietProgress
 
@@ -63,7 +66,7 @@ class Exported:
 
 
 def export(
-    trained: Trained,
+    trained: Trained | nn.Module,
     path: Path | str,
     format: str | None = None,
     *,
@@ -75,6 +78,7 @@ def export(
     force: bool = False,
     verbose: bool = False,
     progress: QuietProgress | None = None,
+    **module: Unpack[ModuleFacts],
 ) -> Exported:
     """Write a trained network as one file for deployment, after comparing it with the network on real images.
 
@@ -87,7 +91,7 @@ def export(
     loaded program or by the loaded weights, have been found to be the network's.
 
     Args:
-        trained: What :func:`csham.load` returned.
+        trained: What :func:`csham.load` returned, or any module that classifies images; the file is of a copy of it.
         path: The file; its folder is made.
         format: None goes by the ending of ``path``.
         preprocessing: Let the file take bytes, (B, H, W, 3) uint8 RGB, and scale and normalise them itself. Images are
@@ -95,12 +99,14 @@ def export(
         dynamic_size: Whether it takes images of any height and width: True, False, or ``"auto"``, where that works,
             which is found out by trying.
         images: What to compare on: files, Pillow's or arrays, or all as one array of (n, S, S, 3) uint8, as the network
-            sees them; None takes 1000 test images of the run's dataset.
+            sees them; None takes 1000 test images of the run's dataset, which a module does not have.
         tolerance: How far the logits may be off: absolutely up to 1, beyond that as a part of the largest logit.
         opset: Version of ONNX's operators; None takes the converter's own.
         force: Replace a file that exists.
         verbose: Let torch's exporter talk.
         progress: Told what is going on.
+        **module: Of a module, what it does not say itself: ``image_size``, ``classes``, ``mean`` and ``std``; see
+            :meth:`csham.Trained.of`.
 
     Raises:
         UserError: The file exists, there are no images to compare on, the network cannot be exported, or what came out
@@ -116,6 +122,12 @@ def export(
     format = format or next((one.name for one in FORMATS.values() if one.ending == path.suffix), path.suffix)
     check_format(format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     check_free(path, force)
+    trained = as_trained(trained, module)
+    if trained.path is None and not FORMATS[format].graph:
+        raise UserError(
+            f"a {format} file of csham's has weights for a network that csham.load can build by its name, and "
+            f"{trained.label} is a module of your own: safetensors.torch.save_model(model, path) keeps its weights."
+        )
     progress = progress or QuietProgress()
     pixels = (
         run_images(trained, count=_SAMPLES, progress=progress).pixels if images is None else as_pixels(trained, images)

@@ -115,11 +115,12 @@ def as_pixels(trained: Trained, images: Iterable[ImageLike] | np.ndarray) -> np.
 
 
 def _config(trained: Trained) -> TrainConfig:
-    folder = RunFolder(trained.path if trained.path.is_dir() else trained.path.parent)
-    if not folder.config_file.is_file():
+    path = trained.path
+    folder = None if path is None else RunFolder(path if path.is_dir() else path.parent)
+    if folder is None or not folder.config_file.is_file():
         raise UserError(
-            f"{trained.path} belongs to no run folder, so the images of its dataset cannot be found. Give other images "
-            "to check the exported file on: --images FOLDER."
+            f"{trained.origin} belongs to no run folder, so the images of its dataset cannot be found. Give other "
+            "images to check the exported file on: images=[...] (--images FOLDER)."
         )
     return folder.read_config()
 

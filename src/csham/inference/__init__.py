@@ -1,8 +1,8 @@
 """A trained network, ready for images: what every command after training starts from.
 
 :func:`load` gives it back from a run folder, a shared folder or a file of weights, as a :class:`Trained`: network,
-classes and the :class:`ImageTransform` that makes of any image what the network was trained on. :func:`predict` asks it
-about any number of files. Start with :func:`load`.
+classes and the :class:`ImageTransform` that makes of any image what the network was trained on; ``Trained.of`` takes
+any module for one (``modules``). :func:`predict` asks it about any number of files. Start with :func:`load`.
 """
 
 from __future__ import annotations

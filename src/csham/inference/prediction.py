@@ -9,16 +9,18 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csham.data.decode import BadFile, image_formats, reason
 from csham.errors import UserError, unknown_name
-from csham.inference.trained import Trained
+from csham.inference.modules import ModuleFacts
+from csham.inference.trained import Trained, as_trained
 from csham.inference.transform import ImageTransform, UnreadableImageError
+from csham.probing import evaluating
 from csham.training.evaluation import autocast, on_this_machine
 from csham.training.machine import choose_precision
 from csham.training.run_folder import RunFolder
@@ -45,12 +47,13 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    trained: Trained,
+    trained: Trained | nn.Module,
     paths: Iterable[str | Path],
     *,
     top_k: int = 5,
     batch_size: int = 64,
     precision: str | None = None,
+    **module: Unpack[ModuleFacts],
 ) -> Iterator[Prediction | BadFile]:
     """Ask a trained network about any number of image files, in constant memory.
 
@@ -59,12 +62,15 @@ def predict(
     are answered at once. On CPU and CUDA the network's weights are laid out channels_last, as for evaluation.
 
     Args:
-        trained: Network that :func:`csham.load` returned.
+        trained: Network that :func:`csham.load` returned, or any module that classifies images.
         paths: Image files, whatever they are called.
         top_k: Classes for each image; all where there are fewer.
         batch_size: Images the network gets at a time.
         precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``, what the device is fastest in. By default that of
-            the run, as :func:`csham.training.evaluate` takes it, and ``"fp32"`` for weights without a run.
+            the run, as :func:`csham.training.evaluate` takes it, and ``"fp32"`` for weights without a run: a module
+            computes in its own type then.
+        **module: Of a module, what it does not say itself: ``image_size``, ``classes``, ``mean`` and ``std``; see
+            :meth:`csham.Trained.of`.
 
     Returns:
         For each path in order its answer, or :class:`csham.data.BadFile` with the reason why it cannot be read.
@@ -81,10 +87,10 @@ def predict(
     for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+    trained = as_trained(trained, module)
     precision = _precision(trained, precision)
-    network = trained.network.eval()
-    if trained.device.type in ("cpu", "cuda"):
-        network.to(memory_format=torch.channels_last)
+    if trained.path is not None and trained.device.type in ("cpu", "cuda"):
+        trained.network.to(memory_format=torch.channels_last)
     return _predict(trained, paths, min(top_k, len(trained.classes)), batch_size, precision)
 
 
@@ -105,8 +111,8 @@ def _precision(trained: Trained, asked: str | None) -> str:
         raise unknown_name("precision", asked, known)
     if asked is not None:
         return choose_precision(asked, trained.device.type)[0]
-    run = RunFolder(trained.path)
-    if not run.config_file.is_file():
+    run = None if trained.path is None else RunFolder(trained.path)
+    if run is None or not run.config_file.is_file():
         return "fp32"
     return on_this_machine(run.read_config(), str(trained.device)).precision
 
@@ -148,7 +154,7 @@ def _most_probable(
         ) from err
     if not logits.isfinite().all():
         raise UserError(
-            f"{trained.path} answers with numbers that are not finite, in {precision}. Either its {trained.weights} "
+            f"{trained.origin} answers with numbers that are not finite, in {precision}. Either its {trained.weights} "
             "weights are damaged or the precision does not suffice: try fp32."
         )
     indices = logits.topk(top_k, dim=1).indices  # of the logits, which differ where probabilities are both 0
@@ -158,8 +164,8 @@ def _most_probable(
 @torch.no_grad()
 def _logits(trained: Trained, pixels: list[np.ndarray], precision: str) -> Tensor:
     """Ask the network about B images: (B, classes) float32, on the CPU."""
-    images = trained.transform.normalise(torch.from_numpy(np.stack(pixels)).to(trained.device))
-    with autocast(str(trained.device), precision):
+    images = trained.transform.normalise(torch.from_numpy(np.stack(pixels)).to(trained.device)).to(trained.dtype)
+    with autocast(str(trained.device), precision), evaluating(trained.network):
         logits = trained.network(images)
     return logits.float().cpu()
 

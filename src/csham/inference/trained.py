@@ -5,42 +5,75 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from csham.errors import UserError
+from csham.inference.modules import ModuleFacts, info_of
 from csham.inference.shared import download, is_on_hub, is_shared, read_shared
 from csham.inference.transform import ImageLike, ImageTransform
+from csham.probing import evaluating, likeness, uncompiled
 from csham.training.evaluation import find_weights, load_network
 from csham.training.machine import choose_device
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.run_folder import RunFolder, RunWeights, check_choice
 from csham.training.sums import check_unchanged
 
-__all__ = ["Trained", "load"]
+__all__ = ["Trained", "as_trained", "load"]
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """Trained network, as :func:`csham.load` returns it.
+    """Trained network, as :func:`csham.load` returns it, or any module by :meth:`of`.
 
     Attributes:
-        network: From (B, 3, H, W) to logits, (B, classes); in evaluation mode, on its device.
+        network: From (B, 3, H, W) to logits, (B, classes); in evaluation mode, on its device. One of :meth:`of` is in
+            the mode and of the type that it was given in.
         info: Names of backbone and attention, and the rest that is needed to build the network again.
         transform: Makes an input of an image.
-        path: Path it was loaded from.
-        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose.
+        path: Path it was loaded from; None for a module of :meth:`of`.
+        weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose; ``"given"``
+            for a module of :meth:`of`.
         epoch: After which these were; None where that is not known.
     """
 
     network: nn.Module
     info: NetworkInfo
     transform: ImageTransform
-    path: Path
+    path: Path | None
     weights: str
     epoch: int | None = None
+
+    @classmethod
+    def of(cls, network: nn.Module, **facts: Unpack[ModuleFacts]) -> Trained:
+        """Take any classifier that was trained or loaded elsewhere.
+
+        :func:`csham.explain`, :func:`csham.export` and :func:`csham.inference.predict` take a module with the same
+        arguments themselves. It is used as it is: its mode, device, type and hooks stay, and it is asked in evaluation
+        mode.
+
+        Args:
+            network: From (B, 3, H, W) to logits, (B, classes). It may be compiled, or wrapped in DDP.
+            **facts: Facts that it does not say itself: ``image_size``, the side of its images in pixels; ``classes``,
+                the name of each class in the order of the logits, by default its number; ``mean`` and ``std`` of each
+                channel of its images, of values from 0 to 1. By default these are what timm says of its networks, else
+                ImageNet's mean and deviation; ``(0, 0, 0)`` and ``(1, 1, 1)`` are none.
+
+        Raises:
+            UserError: It cannot be run, returns no logits, or what is said of it cannot be.
+
+        Example:
+            >>> weights = torchvision.models.ResNet18_Weights.DEFAULT
+            >>> model = torchvision.models.resnet18(weights=weights)
+            >>> trained = csham.Trained.of(model, image_size=224, classes=weights.meta["categories"])
+            >>> trained.probabilities(["cat.jpg"])
+        """
+        network = uncompiled(network)
+        info = info_of(network, facts)
+        return cls(network, info, ImageTransform(info.image_size, tuple(info.mean), tuple(info.std)), None, "given")
 
     @property
     def classes(self) -> list[str]:
@@ -55,12 +88,22 @@ class Trained:
     @property
     def described(self) -> str:
         """The network and its weights, such as ``"resnet18 + csham (transfer), last epoch (30)"``."""
-        return f"{self.label}, {self.run_weights}"
+        return self.label if self.path is None else f"{self.label}, {self.run_weights}"
+
+    @property
+    def origin(self) -> str:
+        """Path it was loaded from, or its label, for messages."""
+        return self.label if self.path is None else str(self.path)
 
     @property
     def device(self) -> torch.device:
         """Device of the network."""
-        return next(self.network.parameters()).device
+        return likeness(self.network).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images that the network takes."""
+        return likeness(self.network).dtype
 
     @property
     def label(self) -> str:
@@ -70,12 +113,26 @@ class Trained:
     def batch(self, images: Iterable[ImageLike]) -> Tensor:
         """Return images as one input of the network, (B, 3, S, S) on its device."""
         pixels = np.stack([self.transform.pixels(image) for image in images])
-        return self.transform.normalise(torch.from_numpy(pixels).to(self.device))
+        return self.transform.normalise(torch.from_numpy(pixels).to(self.device)).to(self.dtype)
 
-    @torch.no_grad()
     def probabilities(self, images: Iterable[ImageLike]) -> Tensor:
         """Return the probability of each class for each image, (B, classes) float32, on the CPU."""
-        return self.network(self.batch(images)).float().softmax(1).cpu()
+        with evaluating(self.network):
+            logits: Tensor = self.network(self.batch(images))
+        return logits.float().softmax(1).cpu()
+
+
+def as_trained(network: Trained | nn.Module, facts: ModuleFacts) -> Trained:
+    """Return what :func:`csham.load` returned, or a module as :meth:`Trained.of` takes it.
+
+    Raises:
+        UserError: It is neither, or facts are given that the first knows itself.
+    """
+    if not isinstance(network, Trained):
+        return Trained.of(network, **facts)
+    if facts:
+        raise UserError(f"{', '.join(facts)}: what csham.load returned knows that itself. They are for a module.")
+    return network
 
 
 def load(path: Path | str, *, weights: str | None = None, device: str | None = "cpu") -> Trained:

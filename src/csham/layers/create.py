@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from csham.errors import UserError
-from csham.layers.own import Attention, OwnAttention, described, find_attention
+from csham.layers.own import Attention, OwnAttention, find_attention
+from csham.own_code import described
 
 __all__ = ["create_attention"]
 

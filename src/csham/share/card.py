@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from csham._named import Named
 from csham._version import __version__
 from csham.backbones.lookup import find_backbone
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.layers.own import NO_PAPER, code_of
+from csham.own_code import NO_PAPER, Code
 from csham.training.config import TrainConfig
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
@@ -127,7 +128,7 @@ def _introduction(
     license: str,
 ) -> str:
     entry = find_backbone(config.backbone).entry
-    backbone = f"`{config.backbone}`" + (f" ({_text(entry.source)})" if entry else "")
+    backbone = f"`{config.backbone}`" + (f" ({_text(_origin(entry))})" if entry else "")
     network = f"The backbone {backbone}, plain, without attention."
     if config.attention != "none":
         attention = ATTENTIONS[config.attention]
@@ -145,6 +146,10 @@ def _introduction(
         f"{network} It tells {summary['classes']} classes apart, which `config.json` lists. "
         f"Trained with csham {_text(environment['versions'].get('csham', 'of an unknown version'))}. {terms}"
     )
+
+
+def _origin(entry: Named) -> str:
+    return entry.source if entry.source != NO_PAPER else f"{entry.summary}, {NO_PAPER}"
 
 
 def _use(config: TrainConfig, repo: str | None) -> str:
@@ -165,15 +170,16 @@ for index in probabilities.argsort(descending=True)[:3]:
 
 
 def _own_code(config: TrainConfig) -> str:
-    """Return the lines that make an attention known which is not csham's."""
-    code = code_of(config.attention)
-    if code is None:
-        return ""
+    """Return the lines that make known what of a network is not csham's."""
+    return "\n\n".join(_made_known(kind, getattr(config, kind), code) for kind, code in config.codes.items())
+
+
+def _made_known(kind: str, name: str, code: Code) -> str:
     what = f"SHA-256 {code.sha256}" if code.sha256 else "of an unknown version"
-    note = f"# The attention is code of whoever trained it, and not in this folder: {code.reference}, {what}."
+    note = f"# The {kind} is code of whoever trained it, and not in this folder: {code.reference}, {what}."
     if code.name is None:
-        return f"import {code.module}  # registers the attention\n\n{note}"
-    known = f'csham.register_attention("{config.attention}", {code.name})'
+        return f"import {code.module}  # registers the {kind}\n\n{note}"
+    known = f'csham.register_{kind}("{name}", {code.name})'
     return f"from {code.module} import {code.name.partition('.')[0]}\n\n{note}\n{known}"
 
 

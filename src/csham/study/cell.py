@@ -22,7 +22,6 @@ from csham.files import sha256_of
 from csham.study.grid import Cell, Network, Study, cell_key, differing_setting
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
-from csham.training.config import TrainConfig
 from csham.training.interrupt import InterruptedRunError
 from csham.training.loop import newest_checkpoint, resume, train
 from csham.training.machine import choose, choose_device
@@ -313,17 +312,14 @@ def _run_folders(runs: Path) -> list[Path]:
 
 
 def _why_no_cell(folder: RunFolder, study: Study) -> str:
-    """Say of a run that is no cell if only the code of its attention is another."""
+    """Say of a run that is no cell if only the code of the user's own in it is another."""
     config = folder.read_config()
-    twins = [n for n in study.networks if replace(n, attention_sha256=None) == _network(config)]
-    other = [n for n in twins if n.attention_sha256 != config.attention_sha256]
-    if other and len(other) == len(twins):
-        return f"the code of its attention is another than the study's: {config.label}, and {other[-1].label} here"
+    ours = Network(**config.network_settings)
+    twins = [n for n in study.networks if n.without_code() == ours.without_code()]
+    if twins and ours not in twins:
+        kind = "attention" if twins[-1].base == ours.base else "backbone"
+        return f"the code of its {kind} is another than the study's: {ours.label}, and {twins[-1].label} here"
     return "its settings or its data are those of no cell"
-
-
-def _network(config: TrainConfig) -> Network:
-    return Network(**config.network_settings | {"attention_sha256": None})
 
 
 def _key_of_run(folder: RunFolder) -> str:

@@ -208,8 +208,8 @@ def _same(content: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
 def _measure(
     networks: Sequence[Network], measured: Mapping[str, Any], limits: Mapping[str, Any], progress: Progress | None
 ) -> tuple[list[Cost], bool]:
-    plain = {network.backbone: network.label for network in networks if network.plain}
-    baselines = {n.label: plain.get(n.backbone.partition("@")[0], n.label) for n in networks}
+    plain = {network.base: network.label for network in networks if network.plain}
+    baselines = {n.label: plain.get(n.base.partition("@")[0], n.label) for n in networks}
     batch = measured["batch_size"]
     for halving in range(_HALVINGS + 1):
         comparison = make_comparison(

@@ -17,7 +17,8 @@ from csham.attach.names import STRATEGIES, check_strategy
 from csham.backbones.spec import CONNECTION_FIELDS, NETWORK_FIELDS, NetworkSpec
 from csham.errors import UserError
 from csham.layers.names import ATTENTIONS
-from csham.layers.own import is_reference, unnamed_code
+from csham.layers.own import is_own_attention
+from csham.own_code import unnamed_code
 from csham.settings import Mark, check_choice, check_known, marked, names_of
 from csham.training.config import MACHINE_SETTINGS, SOURCE_SETTINGS, TrainConfig
 
@@ -70,7 +71,7 @@ class Network(NetworkSpec):
         super().__post_init__()
         if self.attention == "none":
             plain = NetworkSpec(self.backbone)
-            for name in (*CONNECTION_FIELDS, "attention_sha256"):
+            for name in (*CONNECTION_FIELDS, "attention_sha256"):  # its backbone's code stays
                 object.__setattr__(self, name, getattr(plain, name))
         elif self.instead_of is not None:
             raise UserError(f"a budget control has no attention, and {self.label} has.")
@@ -293,8 +294,8 @@ def _pairs(words: str, strategies: Sequence[str]) -> list[tuple[str, str]]:
         if own:
             raise UserError(f"{words!r}: the plain network has no strategy. Write none.")
         return [("none", "sequential")]
-    if is_reference(words) and (code := ":".join(words.split(":")[:2])) not in ATTENTIONS:
-        raise unnamed_code(code)
+    if is_own_attention(words) and (code := ":".join(words.split(":")[:2])) not in ATTENTIONS:
+        raise unnamed_code("attention", code)
     check_choice("attention", attention, ["none", *ATTENTIONS, "all"])
     if attention != words:
         check_strategy(attention, own)
@@ -310,14 +311,18 @@ def with_plain(networks: Iterable[Network]) -> tuple[list[Network], list[str]]:
         The networks, and the backbones whose plain network was missing.
     """
     networks = list(dict.fromkeys(networks))
-    given = {network.backbone for network in networks if network.plain}
+    given = {network for network in networks if network.plain}
     # A budget control is measured against the plain network of the backbone that it widens.
-    backbones = list(dict.fromkeys(n.backbone.partition("@")[0] if n.instead_of else n.backbone for n in networks))
+    plain = {
+        n: Network(n.backbone.partition("@")[0] if n.instead_of else n.backbone, backbone_sha256=n.backbone_sha256)
+        for n in networks
+    }
     together = []
-    for backbone in backbones:
-        together += [Network(backbone)]
-        together += [n for n in networks if not n.plain and backbone in (n.backbone, n.backbone.partition("@")[0])]
-    return list(dict.fromkeys(together)), [backbone for backbone in backbones if backbone not in given]
+    for one in dict.fromkeys(plain.values()):
+        together += [one]
+        together += [n for n in networks if not n.plain and one.base in (n.base, n.base.partition("@")[0])]
+    added = [one.base for one in dict.fromkeys(plain.values()) if one not in given]
+    return list(dict.fromkeys(together)), added
 
 
 def read_seeds(given: object) -> tuple[int, ...]:

@@ -144,16 +144,16 @@ def _checked(record: Record) -> Record:
 
 def _plain_of(study: Study, network: Network) -> str | None:
     """Return the label of the plain network that another one is compared with."""
-    backbone = _base(study, network)
-    return next((other.label for other in study.networks if other.plain and other.backbone == backbone), None)
+    base = _base(study, network)
+    return next((other.label for other in study.networks if other.plain and other.base == base), None)
 
 
 def _base(study: Study, network: Network) -> str:
     """Return the backbone that a network adds to; a budget control is a larger version of another network's."""
     if network.instead_of is None:
-        return network.backbone
+        return network.base
     matched = next((other for other in study.networks if other.label == network.instead_of), None)
-    return matched.backbone if matched else network.backbone.partition("@")[0]
+    return matched.base if matched else network.base.partition("@")[0]
 
 
 def _comparisons(
@@ -171,7 +171,7 @@ def _comparisons(
         Comparison(
             **vars(found),
             label=network.label,
-            name=network.label.removeprefix(f"{network.backbone} + "),
+            name=network.label.removeprefix(f"{network.base} + "),
             backbone=_base(study, network),
             against=against[network.label],
             instead_of=network.instead_of,
@@ -222,7 +222,7 @@ def _ranking(study: Study, comparisons: Sequence[Comparison]) -> dict[str, list[
     ranking = {}
     for plain in (network for network in study.networks if network.plain):
         means = {c.label: c.mean for c in comparisons if c.against == plain.label and c.mean is not None}
-        ranking[plain.backbone] = sorted([plain.label, *means], key=lambda label: -means.get(label, 0.0))
+        ranking[plain.base] = sorted([plain.label, *means], key=lambda label: -means.get(label, 0.0))
     return ranking
 
 
@@ -232,7 +232,7 @@ def _row(network: Network, seeds: Sequence[int], runs: Mapping[tuple[str, int], 
     images = _mean(result.get("images") for result in results.values())
     return NetworkRow(
         label=network.label,
-        backbone=network.backbone,
+        backbone=network.base,
         attention=network.attention,
         plain=network.plain,
         instead_of=network.instead_of,

@@ -17,7 +17,6 @@ from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
-from csham.layers.own import code_of
 from csham.settings import Help, check_choice, declared, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
@@ -272,16 +271,16 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
 
 
 def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[str]]:
-    """Give networks whose attention's code was edited the new code where nothing of the old one is done.
+    """Give networks whose code was edited the new code where nothing of the old one is done.
 
     Returns:
         The networks, and notes.
     """
-    old = [network for network in study.networks if network.changed_code and code_of(network.attention)]
+    old = [network for network in study.networks if network.changed_code and network.codes]
     if not old:
         return list(study.networks), []
     done = {record["label"] for record in store.records() if record["status"] == "done"}
-    anew = {n: replace(n, attention_sha256=None).with_code() for n in old if n.label not in done}
+    anew = {n: n.without_code().with_code() for n in old if n.label not in done}
     notes = [
         f"{network.label} is {new.label} now: it was edited before a run was done" for network, new in anew.items()
     ]

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from csham.backbones.own import unpack_code
 from csham.errors import UserError
-from csham.layers.own import unpack_code
 from csham.study.store import Store
 from csham.training.interrupt import InterruptedRunError
 from csham.training.progress import QuietProgress
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m csham.study.worker", description="Runs cells of a study.")
     parser.add_argument("study", type=Path)
     parser.add_argument("--machine", default="{}", help="machine settings, as JSON")
-    parser.add_argument("--code", default="[]", help="code of the user's own, as csham.layers.own packs it, as JSON")
+    parser.add_argument("--code", default="[]", help="code of the user's own, as csham.backbones.own packs it, as JSON")
     options = parser.parse_args(argv)
     answers = _Answers(_own_stdout())
     tasks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import yaml
 
-from csham.backbones.lookup import check_backbone
-from csham.backbones.spec import NetworkSpec
+from csham.backbones.spec import CODE_FIELDS, NetworkSpec
 from csham.data.names import CROP_SCALE, CROPS, LAST_BATCHES, POLICIES
 from csham.errors import UserError, any_of
-from csham.layers.own import is_reference
+from csham.own_code import is_reference
 from csham.settings import Auto, Help, Mark, OneOf, Settings, Within, check_choice, check_known, marked, names_of
 from csham.training.course import check_course, is_continued
 from csham.training.recipes import RECIPES
@@ -36,7 +35,7 @@ __all__ = [
 BEFORE: dict[str, Any] = {
     "crop": "pad",
     "last_batch": "drop",
-    "attention_sha256": None,
+    **dict.fromkeys(CODE_FIELDS),
     "mixup": 0.0,
     "cutmix": 0.0,
     "augment": "none",
@@ -322,8 +321,8 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
         Also refuses to begin with new weights what is of use with trained ones only.
         """
-        check_backbone(self.backbone, pretrained=self.pretrained, weights_file=self.weights_file)
-        super().check_names()
+        self.check_backbone(pretrained=self.pretrained, weights_file=self.weights_file)
+        self.check_connection()
         self._check_start()
 
     def _check_start(self) -> None:
@@ -350,8 +349,9 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
 
     def default_name(self) -> str:
         """Name a run folder after the settings that tell runs apart."""
-        attention = self.attention.rpartition(":")[2]  # names of files have no colon on Windows
-        parts = [Path(self.data).name or "data", self.backbone.replace("/", "-"), attention]
+        # Names of files have no colon on Windows.
+        backbone, attention = (name.rpartition(":")[2] for name in (self.backbone, self.attention))
+        parts = [Path(self.data).name or "data", backbone.replace("/", "-"), attention]
         if self.attention != "none":
             parts += [self.strategy] if self.strategy != "sequential" else []
             parts += [f"period{self.period}"] if self.period else []

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import shorten
 from threading import get_ident
@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from csham.backbones.spec import NetworkSpec
+from csham.backbones.spec import CODE_FIELDS, NetworkSpec
 from csham.data.sources.layout import is_class_name
 from csham.errors import UserError
 from csham.files import SEAL, parse_json, sealed
@@ -109,8 +109,9 @@ class NetworkInfo(NetworkSpec):
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         values = super().to_dict()
-        if self.attention_sha256 is None:  # as files of csham's own attentions have always been
-            del values["attention_sha256"]
+        for name in CODE_FIELDS:
+            if values[name] is None:  # as files of what is csham's own have always been
+                del values[name]
         return {name: values[name] for name in sorted(values, key=_LATER.__contains__)}
 
     def build(self, **settings: Any) -> nn.Module:
@@ -118,14 +119,14 @@ class NetworkInfo(NetworkSpec):
         return super().build(num_classes=self.num_classes, image_size=self.image_size, **settings)
 
     def rebuild(self) -> nn.Module:
-        """Create the network for weights that are there already; warns where its attention's code has changed since."""
+        """Create the network for weights that are there already; warns where its code has changed since."""
         if changed := self.changed_code:
             warnings.warn(f"{changed}. The weights were trained with the old code.", stacklevel=3)
-        return replace(self, attention_sha256=None).build()
+        return self.without_code().build()
 
 
 # Older files are without these, and newer ones have them last.
-_LATER = ("period", "points", "stages", "attention_sha256")
+_LATER = ("period", "points", "stages", *CODE_FIELDS)
 
 
 def write_weights(

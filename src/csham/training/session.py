@@ -26,7 +26,6 @@ from csham.data.batches import Batches
 from csham.data.crops import check_crop
 from csham.data.dataset import describe_data
 from csham.errors import UserError
-from csham.layers.own import code_of
 from csham.provenance import commit, processor, versions
 from csham.training.averaging import Average
 from csham.training.checkpoints import load_weights
@@ -297,7 +296,7 @@ def start_session(
 
 def environment(session: Session) -> dict[str, Any]:
     """Return what environment.json holds: versions, machine, seed, threads, commit."""
-    device, code = session.accelerator.device, code_of(session.config.attention)
+    device = session.accelerator.device
     return {
         "command": shlex.join(["csham", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -311,7 +310,7 @@ def environment(session: Session) -> dict[str, Any]:
         "seed": session.config.seed,
         "chosen": list(session.notes),
         "parameters": describe_groups(session.optimizer, session.config),
-        **({} if code is None else {"attention": asdict(code)}),
+        **{kind: asdict(code) for kind, code in session.config.codes.items()},
     }
 
 

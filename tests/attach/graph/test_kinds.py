@@ -1,6 +1,8 @@
 """Networks that work on something else than feature maps: what is said of them, and what is found in those that mix."""
 
+import copy
 import re
+import warnings
 
 import pytest
 import timm
@@ -96,3 +98,46 @@ def test_maps_with_their_channels_last_are_called_that_and_what_can_be_named():
         csham.attach(model, "se")
     names = str(caught.value).partition("points=: ")[2].partition(".  ")[0].split(". Or")[0].split(", ")
     assert [point.name for point in csham.attach(model, "se", points=names)] == names
+
+
+class Timed(nn.Module):
+    """Takes more than images, as networks of diffusion and of optical flow do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net(nn.Conv2d, in_channels=3)
+
+    def forward(self, sample, timestep, *, scale=1.0):
+        return self.net(sample) * scale + timestep
+
+
+class Run(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x, 0)
+
+
+def test_a_network_that_takes_more_than_images_is_attached_to_within_another():
+    model, x = Timed().eval(), torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"Timed takes sample and timestep, and is run here .* a module around it"):
+        csham.attach(model, "se")
+    before = model(x, 5)
+    assert len(csham.attach(Run(model), "se", gated=True)) == 2
+    torch.testing.assert_close(model(x, 5), before)
+    again = copy.deepcopy(model)
+    for parameter in again.parameters():
+        nn.init.normal_(parameter)
+    again.train()(x, 5).sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+    assert sum("attached" in name for name in again.state_dict()) == 10
+
+
+def test_8_bit_integers_are_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's way of quantizing is deprecated
+        model = torchvision.models.quantization.mobilenet_v2(quantize=True, num_classes=3)
+    with pytest.raises(ValueError, match=r"features\.0\.0 works on 8-bit integers, .* before it is quantized"):
+        csham.attach(model, "se")

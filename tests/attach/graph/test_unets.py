@@ -80,6 +80,52 @@ class Up(nn.Module):
         return self.conv(torch.cat([skip, x], dim=1))
 
 
+class Padded(UNet):
+    """What comes from below is padded to the size of what is skipped, here by nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.ups = nn.ModuleList([Fitted(up.in_channels, up.out_channels, 2, stride=2) for up in self.ups])
+
+
+class Fitted(nn.ConvTranspose2d):
+    def __call__(self, x):
+        return F.pad(super().__call__(x), (0, 0, 0, 0), mode="replicate")
+
+
+class Enlarged(nn.Sequential):
+    """A way up that is a layer with its norm and activation, and then a residual unit."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__(
+            nn.ConvTranspose2d(in_channels, channels, 2, 2), nn.BatchNorm2d(channels), nn.ReLU(), Unit(channels)
+        )
+
+
+class Unit(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(*conv(channels, channels))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Connected(nn.Module):
+    """MONAI's: each level holds the one below it, and joins what that gives with what it was given."""
+
+    def __init__(self, widths=(8, 16, 32), before=3, after=4):
+        super().__init__()
+        self.down = Residual(before, widths[0])
+        deeper = widths[1:]
+        self.below = Connected(deeper, widths[0], widths[0]) if len(deeper) > 1 else Residual(widths[0], deeper[0])
+        self.up = Enlarged(widths[0] + (widths[0] if len(deeper) > 1 else deeper[0]), after)
+
+    def forward(self, x):
+        x = self.down(F.max_pool2d(x, 2))
+        return self.up(torch.cat([x, self.below(x)], 1))
+
+
 class Milesial(nn.Module):
     """Modules of one resolution each, pooling and upsampling within them."""
 
@@ -192,6 +238,11 @@ LISTS = [*(f"downs.{i}" for i in range(3)), "bottleneck", *(f"up_blocks.{i}" for
 UNETS = {
     "lists": (UNet, LISTS),
     "gated": (Gated, LISTS),
+    "padded": (Padded, LISTS),
+    "connected": (
+        Connected,
+        ["down.layers.4", "below.down.layers.4", "below.below.layers.4", "below.up.3.layers.2", "up.3.layers.2"],
+    ),
     "modules": (Milesial, ["inc", "down1", "down2", "up1", "up2"]),
     "sequences": (
         Sequences,

@@ -181,7 +181,7 @@ def _module_ends(trace: Trace, after: int = 0, taken: list[int] | None = None) -
     names = {end: outermost_at(trace, end, ends) for end in ends}
     units = {unit[-1] for unit in _conv_units(trace)}
     lost = []
-    for level in _levels(trace, trunk):
+    for level in _levels(trace, trunk, taken):
         alone = [index for index in level if index in units and not trace.values[index].enlarges]
         if alone and not names.keys() & set(level) and not set(taken) & set(level):
             last_layer, missed = outputs_at(trace, alone[-1:])
@@ -219,13 +219,13 @@ def _is_end(trace: Trace, value: Value) -> bool:
     return value.is_map and not value.is_pooled and not _is_class_map(trace, value)
 
 
-def _levels(trace: Trace, trunk: list[int]) -> list[list[int]]:
-    """Cut a way where the resolution changes and where something joins it."""
+def _levels(trace: Trace, trunk: list[int], taken: list[int]) -> list[list[int]]:
+    """Cut a way where the resolution changes and where something joins it, but for the additions of blocks."""
     levels: list[list[int]] = []
     before = None
     for value in (trace.values[index] for index in trunk):
         size = value.shape[2:] if value.is_map else None
-        if size != before or value.is_join or not levels:
+        if size != before or (value.is_join and value.index not in taken) or not levels:
             levels.append([])
         levels[-1].append(value.index)
         before = size
@@ -257,7 +257,7 @@ def _conv_units(trace: Trace) -> list[list[int]]:
             if not (inside and depthwise):  # a depthwise convolution and the pointwise one that follows are one
                 units.append([])
             inside, depthwise = True, value.filters[1:2] == (1,) != value.filters[:1]
-        elif value.shape[2:] != size:  # made larger or smaller
+        elif value.shape[2:] != size or value.op == "pad":  # made larger or smaller, or to be where that is needed
             inside = False
         if inside:
             units[-1].append(value.index)

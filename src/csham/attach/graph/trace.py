@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -55,6 +56,12 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
     other = other_maps(type(model).__name__, model)
     if other is not None:
         raise UserError(f"attach: {other}")
+    if len(taken := _inputs(model)) > 1:
+        raise UserError(
+            f"attach: {type(model).__name__} takes {' and '.join(taken)}, and is run here on one batch of images. "
+            "Attach to a module around it whose forward takes such a batch and gives it the rest: attention is in the "
+            "network itself then."
+        )
     raise UserError(
         f"attach: {type(model).__name__} could not be run to find its attachment points. Pass input_size=(C, H, W) of "
         f"its images. It said, at {failures[0]}"
@@ -70,6 +77,13 @@ def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tu
     sizes = [(channels, side, side) for side in _SIDES]
     usual = config.get("input_size") if isinstance(config, dict) else None
     return [sizes[0], tuple(usual), *sizes[1:]] if usual else sizes
+
+
+def _inputs(model: nn.Module) -> list[str]:
+    """Name the inputs that a network cannot do without."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in several]
 
 
 def _record(model: nn.Module, images: Tensor) -> Trace:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from csham.backbones.own import pack_code
 from csham.errors import UserError
-from csham.layers.own import pack_code
 from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import is_over, now
@@ -121,7 +121,7 @@ class _Engine:
         self._events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self._gpus = _gpus(machine)
         # From this call, in which the user named the code, not from the study's file, which anyone may have written.
-        self._code = pack_code(task.cell.network.attention for task in tasks)
+        self._code = pack_code(task.cell.network for task in tasks)
         self._looked_at = 0.0
 
     def run(self, stop: StopRequest) -> Outcome:

@@ -23,9 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from csham.backbones.own import pack_code, unpack_code
 from csham.errors import UserError
 from csham.files import cache_root, write_atomically
-from csham.layers.own import pack_code, unpack_code
 from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import DamagedRunError, is_over, now
@@ -238,7 +238,7 @@ class _Engine:
             "mark": str(self._mark.path),
             "study": self._study_text(),
             "machine": self._machine,
-            "code": pack_code([task.cell.network.attention]),  # of this call, as in csham.study.engines.local
+            "code": pack_code([task.cell.network]),  # of this call, as in csham.study.engines.local
             "directory": str(Path.cwd()),
         }
         self._running[self._run_cell.remote(job, self._board)] = task
