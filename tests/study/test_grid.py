@@ -95,6 +95,7 @@ def test_the_key_stands_for_what_changes_the_result(name):
     assert same == (
         name
         in {"device", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad", "allow_leaks"}
+        | {"trackers"}
         | {"recipe", "weights_file"}  # their settings and their content are in it
     )
 
