@@ -121,7 +121,7 @@ class Batches:
         self._stored = dataset.images.shape[1]
         self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._policy, self._alphas = find_policy(policy), {"mixup": mixup, "cutmix": cutmix}
-        self._mixes = augment and mixup + cutmix > 0
+        self._mixes = mixup + cutmix > 0
         self._drawn = pairs_of_rank(batch_size, rank, world_size) if self._mixes else self._local
         self._order: tuple[int, np.ndarray] | None = None
         if augment:
