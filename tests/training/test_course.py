@@ -193,12 +193,17 @@ def test_the_rate_of_added_epochs_is_that_of_a_run_of_them():
     )
 
 
-def test_a_run_that_stopped_early_goes_on_with_patience_anew(still, tmp_path):
+def test_epochs_added_to_a_run_that_stopped_early_are_all_trained_or_have_patience_of_their_own(still, tmp_path):
     run = tmp_path / "run"
     train(resolve(still), run=run)
-    summary = resume(run, epochs=8, schedule="constant")
-    assert (summary["epochs"], summary["stopped_early"]["planned"]) == (5, 8)
-    assert summary["course"] == "3 of 9 epochs, then 2 of 5 more (constant, highest rate 1e-12)"
+    summary = resume(run, epochs=5)
+    assert (summary["epochs"], "stopped_early" in summary) == (5, False)
+    summary = resume(run, epochs=9, schedule="constant", patience=1)
+    assert (summary["epochs"], summary["stopped_early"]) == (6, {"planned": 9, "patience": 1})
+    assert summary["course"] == (
+        "3 of 9 epochs, then 2 more (one-cycle, highest rate 1e-12), "
+        "then 1 of 4 more (constant, highest rate 1e-12, patience 1)"
+    )
     train(resolve({}, read_settings(run / "config.yaml")), run=tmp_path / "again")
     same_results(run, tmp_path / "again")
 
@@ -235,6 +240,8 @@ def test_a_run_older_than_these_settings_goes_on_for_more_epochs(finished, tmp_p
         ({"lr": 0.1}, "lr: a resumed run keeps its settings"),
         ({"schedule": "constant"}, "schedule: a resumed run keeps its settings"),
         ({"epochs": 3, "lr": -1.0}, "--lr must be above 0"),
+        ({"epochs": 3, "patience": 0}, "--patience must be at least 1"),
+        ({"patience": 3}, "patience: a resumed run keeps its settings"),
         ({"epochs": 3, "schedule": "cycle"}, "unknown schedule 'cycle'"),
     ],
 )
@@ -282,13 +289,14 @@ def test_data_that_changed_leaves_a_finished_run_finished(small, tmp_path, write
         (5, "after 0 of 3 epochs: constant, lr 0.1"),
         (5, "after 3 of 3 epochs: constant, lr 0.0"),
         (5, "after 3 of 3 epochs: cyclic, lr 0.1"),
+        (5, "after 3 of 3 epochs: constant, lr 0.1, patience 0"),
         (3, "after 3 of 3 epochs: constant, lr 0.1"),
         (9, "after 3 of 3 epochs: constant, lr 0.1|after 2 of 5 epochs: constant, lr 0.1"),
         (9, "after 3 of 3 epochs: constant, lr 0.1|after 5 of 3 epochs: constant, lr 0.1"),
     ],
 )
 def test_a_file_cannot_say_what_no_run_does(epochs, continued):
-    with pytest.raises(UserError, match=r"continued|schedule"):
+    with pytest.raises(UserError, match=r"continued|schedule|patience"):
         config(epochs=epochs, continued=tuple(continued.split("|")))
 
 

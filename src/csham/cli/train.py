@@ -35,7 +35,7 @@ from csham.words import say
 __all__ = ["train"]
 
 _ON_RESUME = names_of(MachineSettings)
-_OF_MORE_EPOCHS = ("epochs", "schedule", "lr")
+_OF_MORE_EPOCHS = ("epochs", "schedule", "lr", "patience")
 _RUN = "Run"
 
 

@@ -341,7 +341,8 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
 
 def _may_stop_early(record: Mapping[str, Any]) -> bool:
     """Return True if the planned epochs need not be those that were done."""
-    return record.get("config", {}).get("patience") is not None
+    config = record.get("config", {})
+    return config.get("patience") is not None or bool(config.get("continued"))
 
 
 # What results are rounded to, where it is less than their history and their counts give.
@@ -425,7 +426,7 @@ def _other_settings(record: Mapping[str, Any]) -> str | None:
 
 def _other_end(settings: TrainConfig, record: Mapping[str, Any]) -> str | None:
     history = record.get("history")
-    if not history or settings.patience is None:
+    if not history or not _may_stop_early(record):
         return None
     end = last_epoch(settings, _numbers(history, "val_top1"))
     return None if len(history) == end else f"its history has {len(history)} epochs, and its patience makes {end}"

@@ -36,7 +36,7 @@ __all__ = [
     "words_on_course",
 ]
 
-_ENTRY = re.compile(r"after (\d{1,9}) of (\d{1,9}) epochs: ([a-z-]+), lr ([0-9.e+-]+)")
+_ENTRY = re.compile(r"after (\d{1,9}) of (\d{1,9}) epochs: ([a-z-]+), lr ([0-9.e+-]+)(?:, patience (\d{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,18 @@ class _Addition:
         planned: Epochs that the run was to have before they were added.
         schedule: Course of the learning rate over them.
         lr: Highest learning rate.
+        patience: Epochs without a better validation top-1 after which they end.
     """
 
     done: int
     planned: int
     schedule: str
     lr: float
+    patience: int | None = None
 
     def __str__(self) -> str:
-        return f"after {self.done} of {self.planned} epochs: {self.schedule}, lr {self.lr!r}"
+        patience = "" if self.patience is None else f", patience {self.patience}"
+        return f"after {self.done} of {self.planned} epochs: {self.schedule}, lr {self.lr!r}{patience}"
 
 
 def is_continued(entries: tuple[str, ...]) -> bool:
@@ -73,7 +76,8 @@ def _read(entry: str) -> _Addition:
     match = _ENTRY.fullmatch(entry)
     if match is None:
         raise ValueError(entry)
-    return _Addition(int(match[1]), int(match[2]), match[3], float(match[4]))
+    patience = None if match[5] is None else int(match[5])
+    return _Addition(int(match[1]), int(match[2]), match[3], float(match[4]), patience)
 
 
 def check_course(config: TrainConfig) -> None:
@@ -98,7 +102,7 @@ def _stretches(config: TrainConfig) -> tuple[tuple[int, TrainConfig], ...]:
     ends = [*(one.planned for one in added), config.epochs]
     first = replace(config, epochs=ends[0], continued=())
     more = [
-        (one.done, replace(first, epochs=end - one.done, schedule=one.schedule, lr=one.lr))
+        (one.done, replace(first, epochs=end - one.done, schedule=one.schedule, lr=one.lr, patience=one.patience))
         for one, end in zip(added, ends[1:], strict=True)
     ]
     return ((0, first), *more)
@@ -126,10 +130,11 @@ def is_over(config: TrainConfig, epoch: int, best: Mapping[str, Any]) -> bool:
 
 
 def stopped_early(config: TrainConfig, epoch: int, best: Mapping[str, Any]) -> bool:
-    """Return True if ``patience`` has ended the run; epochs that were added to it have their own."""
-    if config.patience is None or not best or epoch >= config.epochs:
+    """Return True if ``patience`` has ended the run; that of epochs that were added counts from their first."""
+    start, stretch = _stretches(config)[-1]
+    if stretch.patience is None or not best or epoch >= config.epochs:
         return False
-    return epoch - max(best["epoch"], _stretches(config)[-1][0]) >= config.patience
+    return epoch - max(best["epoch"], start) >= stretch.patience
 
 
 def last_epoch(config: TrainConfig, validation_top1: Sequence[float]) -> int:
@@ -145,9 +150,10 @@ def last_epoch(config: TrainConfig, validation_top1: Sequence[float]) -> int:
 
 def check_patience(config: TrainConfig, validation_images: int) -> None:
     """Refuse to stop by a validation part that is not there."""
-    if config.patience is not None and not validation_images:
+    _, stretch = _stretches(config)[-1]
+    if stretch.patience is not None and not validation_images:
         raise UserError(
-            f"--patience {config.patience} stops by the validation part, and there is none. Hold one out with "
+            f"--patience {stretch.patience} stops by the validation part, and there is none. Hold one out with "
             "--validation 0.1, or leave --patience out."
         )
 
@@ -155,14 +161,19 @@ def check_patience(config: TrainConfig, validation_images: int) -> None:
 def patience_note(config: TrainConfig) -> list[str]:
     """Say what an early stop does to a schedule that comes down at the end."""
     _, stretch = _stretches(config)[-1]
-    if config.patience is None or stretch.schedule == "constant":
+    if stretch.patience is None or stretch.schedule == "constant":
         return []
     plan = f"{stretch.schedule} is planned for all {_epochs(stretch.epochs)}"
-    return [f"--patience {config.patience} may stop before the learning rate is down: {plan}"]
+    return [f"--patience {stretch.patience} may stop before the learning rate is down: {plan}"]
 
 
 def with_more_epochs(
-    folder: RunFolder, config: TrainConfig, epochs: int, schedule: str | None = None, lr: float | None = None
+    folder: RunFolder,
+    config: TrainConfig,
+    epochs: int,
+    schedule: str | None = None,
+    lr: float | None = None,
+    patience: int | None = None,
 ) -> TrainConfig:
     """Return the settings of a run all of whose epochs are done, with more of them.
 
@@ -172,11 +183,12 @@ def with_more_epochs(
         epochs: Of all together.
         schedule: Course of the learning rate over the added epochs; None begins the run's own again.
         lr: Highest learning rate of them; None takes the run's own.
+        patience: Epochs without a better validation top-1 after which they end; None trains all.
 
     Raises:
         UserError: It has as many, is not over yet, or is a cell of a study.
     """
-    if config.continued and config.epochs == epochs and _same_again(config, schedule, lr):
+    if config.continued and config.epochs == epochs and _same_again(config, schedule, lr, patience):
         return config
     _check_no_cell(folder)
     history = folder.read_metrics() if (folder.path / "metrics.csv").is_file() else []
@@ -192,14 +204,15 @@ def with_more_epochs(
             f"--resume keeps the run's settings, leave out --epochs: {_epochs(done)} {are} done, and only a larger "
             f"number adds to {them}."
         )
-    checked = replace(config, schedule=schedule or config.schedule, lr=config.lr if lr is None else lr)
-    added = _Addition(done, config.epochs, checked.schedule, checked.lr)
+    schedule, lr = schedule or config.schedule, config.lr if lr is None else lr
+    checked = replace(config, schedule=schedule, lr=lr, patience=patience)
+    added = _Addition(done, config.epochs, checked.schedule, checked.lr, patience)
     return replace(config, epochs=epochs, continued=(*config.continued, str(added)))
 
 
-def _same_again(config: TrainConfig, schedule: str | None, lr: float | None) -> bool:
+def _same_again(config: TrainConfig, schedule: str | None, lr: float | None, patience: int | None) -> bool:
     last = _read(config.continued[-1])
-    return schedule in (None, last.schedule) and lr in (None, last.lr)
+    return schedule in (None, last.schedule) and lr in (None, last.lr) and patience in (None, last.patience)
 
 
 def _check_no_cell(folder: RunFolder) -> None:
@@ -233,7 +246,8 @@ def words_on_course(config: TrainConfig, done: int) -> str:
             continue
         number = f"{count} of {of}" if count != of else f"{of}"
         one = added[place - 1]
-        said.append(f"then {number} more ({one.schedule}, highest rate {one.lr:g})")
+        patience = "" if one.patience is None else f", patience {one.patience}"
+        said.append(f"then {number} more ({one.schedule}, highest rate {one.lr:g}{patience})")
     return ", ".join(said)
 
 

@@ -14,7 +14,7 @@ from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
-from csham.training.course import stopped_early, words_on_course
+from csham.training.course import settings_at, stopped_early, words_on_course
 from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder, RunWeights
@@ -105,7 +105,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
 def _course(config: TrainConfig, state: State) -> dict[str, Any]:
     """Return the epochs that were done, and where these are not simply the planned ones, what became of the plan."""
     early = stopped_early(config, state.epoch, state.best)
-    planned = {"planned": config.epochs, "patience": config.patience}
+    planned = {"planned": config.epochs, "patience": settings_at(config, state.epoch)[1].patience}
     return {
         "epochs": state.epoch,
         **({"stopped_early": planned} if early else {}),

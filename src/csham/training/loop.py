@@ -26,7 +26,7 @@ from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
-from csham.training.course import is_over, stopped_early, with_more_epochs, words_on_course
+from csham.training.course import is_over, patience_note, stopped_early, with_more_epochs, words_on_course
 from csham.training.evaluation import predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
@@ -98,6 +98,7 @@ def resume(
     epochs: int | None = None,
     schedule: str | None = None,
     lr: float | None = None,
+    patience: int | None = None,
     dataset: PackedDataset | None = None,
     progress: QuietProgress | None = None,
     **machine_settings: Any,
@@ -109,6 +110,7 @@ def resume(
         epochs: Of all together, more than a finished run has; None adds none.
         schedule: Course of the learning rate over the added epochs; None begins the run's own again.
         lr: Highest learning rate of the added epochs; None takes the run's own.
+        patience: Added epochs without a better validation top-1 after which the run stops; None trains all of them.
         dataset: The run's images, if they are open already; they may lie elsewhere than when it began.
         progress: Told what happens.
         **machine_settings: Settings that change where and when things happen, not what is computed, such as
@@ -123,9 +125,9 @@ def resume(
     """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
-    added = {"epochs": epochs, "schedule": schedule, "lr": lr}
+    added = {"epochs": epochs, "schedule": schedule, "lr": lr, "patience": patience}
     before = _resumed(folder.read_config(), machine_settings, added)
-    config = before if epochs is None else with_more_epochs(folder, before, epochs, schedule, lr)
+    config = before if epochs is None else with_more_epochs(folder, before, epochs, schedule, lr, patience)
     if folder.finished and config is before:
         summary = folder.read_summary()
         folder.settle()
@@ -142,7 +144,8 @@ def resume(
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
     if config is not before:
-        session.note(words_on_course(config, config.epochs))
+        for note in [words_on_course(config, config.epochs), *patience_note(config)]:
+            session.note(note)
     return _run(session, state, reopen=config is not before)
 
 

@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+import filelock
+
+from csham.files import cache_root
 from csham.training.metrics import METRICS
 from csham.training.progress import QuietProgress
 from csham.training.session import Session, State
@@ -32,6 +35,7 @@ _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 
 _PROJECT = "csham"
 _FILE = "trackers.json"
+_LONGEST_START = 300  # seconds
 
 # A server that does not answer stops neither an epoch nor the end of a run for long.
 _PATIENCE = {
@@ -193,7 +197,9 @@ def _started(name: str, session: Session, number: str | None) -> Any:
     accelerator.log_with, accelerator.trackers = [name], []
     project = os.environ.get("WANDB_PROJECT", _PROJECT) if name == "wandb" else _PROJECT
     try:
-        accelerator.init_trackers(project, settings, started)
+        # MLflow makes the tables of its store when it is first used, and cannot be at it twice.
+        with filelock.FileLock(cache_root() / "trackers.lock", timeout=_LONGEST_START):
+            accelerator.init_trackers(project, settings, started)
     except Exception:
         for tracker in accelerator.trackers:
             with suppress(Exception):
