@@ -61,9 +61,9 @@ RECIPES = table(
                 "warmup_epochs": 1.0,
             },
         ),
-        # Rates by benchmarks/fine_tuning.py, one seed of a small network from weak weights: with AdamW the held-out loss is
-        # lower than with SGD at every rate tried, and top-1 within what one seed can tell. A first epoch of the head and
-        # attention alone made no difference there; it is Kumar et al.'s protection of what the weights know.
+        # By benchmarks/fine_tuning.py, one seed of a small network from weak weights: AdamW has a lower held-out loss
+        # than SGD at every rate tried, and a top-1 that one seed cannot tell apart. An epoch of the head and attention
+        # alone made no difference there; it is Kumar et al.'s way to keep what the weights know.
         Recipe(
             "finetune",
             "20 epochs from trained weights, AdamW, cosine, new parts at 3 times the rate, attention closed at first",
