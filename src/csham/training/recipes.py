@@ -61,21 +61,24 @@ RECIPES = table(
                 "warmup_epochs": 1.0,
             },
         ),
+        # By benchmarks/fine_tuning.py, one seed of a small network from weak weights: AdamW has a lower held-out loss
+        # than SGD at every rate tried, and a top-1 that one seed cannot tell apart. An epoch of the head and attention
+        # alone made no difference there; it is Kumar et al.'s way to keep what the weights know.
         Recipe(
             "finetune",
-            "20 epochs from trained weights, cosine, new parts at a higher rate; attention starts as the identity",
-            "TODO",
+            "20 epochs from trained weights, AdamW, cosine, new parts at 3 times the rate, attention closed at first",
+            "Loshchilov and Hutter, arXiv:1711.05101 (AdamW) and arXiv:1608.03983 (cosine); Kumar et al., "
+            "arXiv:2202.10054 (the head first)",
             64,
             {
                 "epochs": 20,
-                "optimizer": "sgd",
-                "lr": 0.01,
+                "optimizer": "adamw",
+                "lr": 3e-3,
+                "backbone_lr": 1e-3,
+                "weight_decay": 0.05,
                 "schedule": "cosine",
                 "warmup_epochs": 1.0,
-                "weight_decay": 1e-4,
                 "freeze_backbone": 1,
-                "head_lr": 0.1,
-                "attention_lr": 0.1,
             },
             {"gated": True},
             fine_tunes=True,
