@@ -380,6 +380,7 @@ def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
     ("words", "message"),
     [
         ("train digits --backbone own_net:Nett", "has no Nett. Did you mean 'Net'"),
+        ("train digits --backbone ./own_net.py:Net", "names no code. Write my_module:MyGate"),
         ("train digits --backbone own_net:Block", "own_net:Block takes no num_classes"),
         ("train digits --backbone own_net:Net --pretrained", "own_net:Net takes no pretrained"),
         ("train digits --backbone own_net:Net@width=2", "has no width that could be changed here"),
