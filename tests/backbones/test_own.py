@@ -125,6 +125,7 @@ def wrong(change):
         (lambda num_classes: Net(3), r"no classifier of 5 classes: it returns \(1, 3\), not logits, \(1, 5\)"),
         (wrong(lambda net, y: {"logits": y}), "it returns a dict, not logits"),
         (wrong(lambda net, y: (y, y) if net.training else y), "in training it returns a tuple, not logits"),
+        (wrong(lambda net, y: net.nothing if net.training else y), "fails in training, on two blank images: Attrib"),
         (wrong(lambda net, y: y / 0 if 1 / len(y) == 0 else net.nothing), "cannot classify images of 16 pixels"),
         ("own_module:make", "add --code own_module:make; in Python, call csham.register_backbone"),
     ],

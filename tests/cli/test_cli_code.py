@@ -358,6 +358,15 @@ def test_an_edited_backbone_is_noticed(net_here, csham):
     assert "without attention is added" in err
 
 
+def test_a_study_of_an_own_backbone_is_extended_by_another(net_here, csham):
+    words = ["compare", "--study", "study", "--backbones", "lenet5", "--code", BACKBONE, "--dry-run", "--json"]
+    code, out, err = csham(*words)
+    assert code == 0, err
+    cells = [(cell["network"], cell["seed"]) for cell in json.loads(out)["cells"]]
+    assert [cell for cell in cells if "lenet5" in cell[0]] == [("lenet5", 0), ("lenet5 + se", 0)]
+    assert len(cells) == 4
+
+
 def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
     words = ["--num-classes", 10, "--rounds", 1, "--no-training", "--quiet", "--json", "--attention", "se"]
     code, out, err = csham("profile", "--backbone", BACKBONE, *words)
@@ -371,6 +380,7 @@ def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
     ("words", "message"),
     [
         ("train digits --backbone own_net:Nett", "has no Nett. Did you mean 'Net'"),
+        ("train digits --backbone ./own_net.py:Net", "names no code. Write my_module:MyGate"),
         ("train digits --backbone own_net:Block", "own_net:Block takes no num_classes"),
         ("train digits --backbone own_net:Net --pretrained", "own_net:Net takes no pretrained"),
         ("train digits --backbone own_net:Net@width=2", "has no width that could be changed here"),

@@ -176,6 +176,7 @@ class Says(Own):
         (Own(), {"image_size": 32, "mean": 0.5}, "mean= is three numbers of red, green and blue"),
         (Own(), {"image_size": 32, "std": (0, 1, 1)}, "std= is three numbers"),
         (Own(), {"image_size": 32, "std": (58, 57, 57)}, "std= is three numbers .* from 0 to 1"),
+        (Own().to("meta"), {"image_size": 32}, "Own is on the meta device, so it has no weights"),
         (nn.Linear(3, 2), {"image_size": 32}, "Linear could not be run on an image of 32 pixels: RuntimeError"),
         (nn.Conv2d(3, 2, 1), {"image_size": 32}, r"makes a map of \(1, 2, 32, 32\) float32 of one image, not logits"),
         (Says(lambda y: {"out": y}), {"image_size": 32}, "makes a dict of one image"),
@@ -217,6 +218,14 @@ def test_what_a_module_lacks_is_said(files, tmp_path):
         csham.explain(Own(), files, image_size=32, classes=names, target="crane")
     (one,) = csham.explain(Own(), [Image.new("RGB", (40, 50))], image_size=32, classes=names, target=2)
     assert one.target == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:")
+def test_a_scripted_one_is_asked_and_cannot_be_looked_into(files):
+    scripted = torch.jit.script(torchvision.models.mobilenet_v3_small(num_classes=4))
+    assert csham.Trained.of(scripted, image_size=64).probabilities(files).shape == (3, 4)
+    with pytest.raises(UserError, match="is scripted, and cannot be looked into"):
+        csham.explain(scripted, files, image_size=64)
 
 
 def test_facts_are_for_modules_alone(finished):

@@ -22,6 +22,10 @@ class Network:
         return self.attention == "none" and self.instead_of is None
 
     @property
+    def base(self):
+        return self.backbone
+
+    @property
     def label(self):
         if self.instead_of:
             return f"{self.backbone} (instead of {self.instead_of})"

@@ -223,9 +223,15 @@ def _users(entry: OwnBackbone, num_classes: int, given: dict[str, Any]) -> nn.Mo
 def _check_in_training(model: nn.Module, name: str, num_classes: int, in_chans: int, image_size: int) -> None:
     """Refuse a network that returns something else in training, such as what auxiliary heads say."""
     images = blank_image(model, (in_chans, image_size, image_size)).expand(2, -1, -1, -1)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # A copy: in training its norms would learn from the blank image.
-        output = copy.deepcopy(model).train()(images)
+    try:
+        trained = copy.deepcopy(model).train()  # whose norms may learn from the blank image
+    except Exception:  # what cannot be copied is seen in its first step
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            output = trained(images)
+    except Exception as err:
+        raise UserError(f"{name} fails in training, on two blank images: {described(err)}.") from err
     if (problem := _wrong_logits(output, num_classes)) is not None:
         raise UserError(f"{name} is trained by its logits, and in training {problem}. Return the logits alone.")
 

@@ -63,7 +63,7 @@ def use_named_code(code: Sequence[str] | None, attentions: Iterable[str] = (), b
         if is_own_attention(words) and reference not in ATTENTIONS:
             use_code(reference, kind="attention")
     for name in backbones:
-        if is_reference(name) and name not in BACKBONES:
+        if (is_reference(name) or ".py:" in name) and name not in BACKBONES:
             use_code(name, kind="backbone")
 
 

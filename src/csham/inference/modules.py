@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from csham.attach.install import attached_modules
 from csham.errors import UserError
 from csham.own_code import described, kind_of
-from csham.probing import blank_image, eagerly, evaluating
+from csham.probing import blank_image, eagerly, evaluating, likeness
 from csham.training.network import NetworkInfo
 
 __all__ = ["ModuleFacts", "info_of"]
@@ -45,6 +45,8 @@ def info_of(network: nn.Module, facts: ModuleFacts) -> NetworkInfo:
             "reads a run, a shared folder or a file of weights."
         )
     kind = type(network).__name__
+    if likeness(network).device.type == "meta":
+        raise UserError(f"{kind} is on the meta device, so it has no weights. Load them first.")
     published = _published(network)
     side = _image_size(kind, facts.get("image_size", published.get("image_size")))
     count = _count_classes(network, kind, side)

@@ -19,7 +19,6 @@ from csham.own_code import (
     code_in,
     described,
     first_line,
-    is_reference,
     kind_of,
     readable,
     unnamed_code,
@@ -106,8 +105,8 @@ def find_attention(attention: Attention) -> AttentionName:
 
 def is_own_attention(name: str) -> bool:
     """Return True for a name such as ``my_module:MyGate``, and False for ``csham:transfer``, which has a strategy."""
-    module = name.partition(":")[0]
-    return is_reference(":".join(name.split(":")[:2])) and module not in ATTENTIONS and module not in ("none", "all")
+    module, colon, _ = name.partition(":")
+    return bool(colon) and module not in ATTENTIONS and module not in ("none", "all")
 
 
 def code_of(name: str) -> Code | None:

@@ -320,7 +320,7 @@ def _more_networks(request: Request, study: Study) -> list[Network]:
         return _networks(request, backbones, request.attentions, study.settings["recipe"])
     if request.strategies or request.attached:
         raise UserError("a study that exists is extended by --attentions; name them beside their strategies.")
-    networks = [replace(network, backbone=name) for name in request.backbones for network in ours]
+    networks = [replace(network.without_code(), backbone=name) for name in request.backbones for network in ours]
     for network in networks:
         network.check_names()
     return networks + list(request.networks)

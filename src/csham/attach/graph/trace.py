@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -45,6 +46,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
     tensors = [*model.parameters(), *model.buffers()]
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise UserError(f"{type(model).__name__} has lazy layers without shapes yet. Run it once on images first.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError(f"{type(model).__name__} is scripted, and cannot be looked into. Give what it was made of.")
     failures = []
     # Attention that is in the network already: seen as plain operations, and without building kernels.
     with evaluating(model), use_kernels("reference"):
