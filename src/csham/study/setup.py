@@ -1,11 +1,12 @@
 """From what was asked for to a study: a new one, or one that exists and is gone on with or extended.
 
-Imports PyTorch only where a new study leaves the precision to the machine.
+Imports PyTorch only where a new study leaves the precision to the machine, or takes its weights from a file.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -229,6 +230,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         command=request.command,
         weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
     )
+    _try_weights(study)
     steps = steps_notes(config, _train_images(config, dataset))
     return Setup(store, study, dataset, (*_added(added), *steps, *_leaks(request, study, dataset)))
 
@@ -395,6 +397,15 @@ def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> Non
             f"--weights-file holds the weights of one backbone, and the study has {len(backbones)}: "
             f"{', '.join(sorted(backbones))}. Make a study of each."
         )
+
+
+def _try_weights(study: Study) -> None:
+    """Refuse a weights file that does not fit: every cell would fail with it, one after the other."""
+    config = study.config(Network(study.networks[0].backbone), 0)
+    if config.weights_file is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what stays new: each run says so
+            config.build(num_classes=study.data.classes, image_size=config.image_size, weights_file=config.weights_file)
 
 
 def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:

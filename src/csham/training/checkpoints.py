@@ -11,11 +11,12 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from csham.backbones.weights import check_finite
 from csham.errors import UserError
 from csham.layers.channel import in_todays_names
 from csham.training.sums import check_unchanged, write_listed
 
-__all__ = ["FORMAT", "check_finite", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint", "writer_of"]
+__all__ = ["FORMAT", "check_weights", "load_checkpoint", "load_weights", "save_checkpoint", "writer_of"]
 
 FORMAT = 1
 """Raised when a checkpoint's content changes in a way that older code cannot read."""
@@ -112,21 +113,6 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], what: str) -> N
     check_weights(network, {name: _shape(value) for name, value in weights.items()}, what)
     check_finite(weights, what)
     network.load_state_dict(dict(weights))
-
-
-def check_finite(weights: Mapping[str, Any], what: str) -> None:
-    """Refuse weights that are no numbers: nothing that a network says with them means anything.
-
-    Args:
-        weights: By their names.
-        what: The file and the network, for the message.
-
-    Raises:
-        UserError: One of them is NaN or infinite.
-    """
-    for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{what}: {name!r} holds numbers that are not finite. Nothing can be measured with them.")
 
 
 def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str], what: str) -> None:
