@@ -248,7 +248,7 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     kept, code_notes = _with_todays_code(study, store)
     networks, added = with_plain([*kept, *more])
     for network in networks:
-        study.config(network, 0).check_names()
+        _check_names(study, network, store.path)
     extended = study.extended(networks, request.seeds)
     extended = replace(extended, networks=tuple(networks))
     if request.worthwhile is not None:
@@ -258,6 +258,16 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     leaks = [] if dataset is None else _leaks(request, extended, dataset)
     edited = [f"{store.path / FILE} was edited: it counts as it is now"] if is_edited(store.path) else []
     return Setup(store, extended, dataset, (*edited, *code_notes, *_added(added), *leaks))
+
+
+def _check_names(study: Study, network: Network, where: Path) -> None:
+    """Refuse names that nothing has, with the file where that says them."""
+    try:
+        study.config(network, 0).check_names()
+    except UserError as err:
+        if network in study.networks:
+            raise UserError(f"{where / FILE}: {err}") from err
+        raise
 
 
 def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[str]]:
