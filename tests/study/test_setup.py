@@ -98,7 +98,7 @@ def test_a_name_that_nothing_has_is_told_with_the_file_that_says_it(go, tmp_path
     with pytest.raises(UserError, match=r"study\.yaml: unknown backbone '5tenel'"):
         go()
     replace_in(plan, "backbone: 5tenel\n", "backbone: lenet5\n")
-    with pytest.raises(UserError, match="^unknown backbone 'lenet6'"):
+    with pytest.raises(UserError, match=r"^unknown backbone 'lenet6'"):
         go(networks=(Network("lenet6"),))
 
 
