@@ -188,6 +188,15 @@ def test_a_run_with_attention_is_refused(tmp_path):
         csham.create_model("resnet14", num_classes=4, image_size=32, weights_file=path)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, number):
+    theirs = CifarResNet(14, 3)
+    theirs.layer1[0].conv1.weight.data[0, 0, 0, 0] = number
+    path = save(theirs, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors .*'layer1\.0\.conv1\.weight' holds numbers"):
+        csham.create_model("resnet14", num_classes=3, image_size=32, weights_file=path)
+
+
 def test_a_file_of_ours_that_was_changed_is_refused(tmp_path):
     weights = CifarResNet(14, 3).state_dict()
     path = tmp_path / "model.safetensors"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from csham.report.study_report import Report
@@ -226,6 +227,15 @@ def test_a_grid_that_cannot_be(compare, tmp_path, grid, message):
     assert message in err
     assert str(tmp_path / "grid.yaml") in err
     assert not Path("studies").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_any_cell(compare, tmp_path):
+    torch.save({"conv1.weight": torch.zeros(6, 3, 3, 3)}, tmp_path / "weights.pth")
+    code, _, err = compare(*SMALL, "--weights-file", tmp_path / "weights.pth")
+    assert code == 2
+    assert "weights.pth does not fit lenet5: " in err
+    assert list(Path().iterdir()) == []
+    assert compare.ran() == []
 
 
 @pytest.mark.parametrize(

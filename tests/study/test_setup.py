@@ -133,6 +133,16 @@ def test_an_edit_is_said_once_and_counts(go, tmp_path):
     assert Store(tmp_path / "study").study == setup.study
 
 
+def test_a_name_that_nothing_has_is_told_with_the_file_that_says_it(go, tmp_path):
+    plan = go().store.path / "study.yaml"
+    replace_in(plan, "backbone: lenet5\n", "backbone: 5tenel\n")
+    with pytest.raises(UserError, match=r"study\.yaml: unknown backbone '5tenel'"):
+        go()
+    replace_in(plan, "backbone: 5tenel\n", "backbone: lenet5\n")
+    with pytest.raises(UserError, match=r"^unknown backbone 'lenet6'"):
+        go(networks=(Network("lenet6"),))
+
+
 def test_a_study_from_before_edits_were_seen_is_gone_on_with(go, tmp_path):
     study = go().study
     path = tmp_path / "study/study.yaml"

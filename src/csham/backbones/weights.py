@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from csham.errors import UserError
 from csham.files import has_right_seal
 
-__all__ = ["NewWeightsWarning", "classifiers", "load_weights_file", "put_weights"]
+__all__ = ["NewWeightsWarning", "check_finite", "classifiers", "load_weights_file", "put_weights"]
 
 # Heads for training alone that a network is built without here.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -89,6 +89,7 @@ def put_weights(
     if wrong:
         raise UserError(f"{what}: {'; '.join(_difference(key, weights, expected) for key in wrong[:3])}{_more(wrong)}")
     fitting = {key: value for key, value in weights.items() if not any(_is_in(key, module) for module in kept)}
+    check_finite(fitting, what)
     model.load_state_dict(fitting, strict=False)
     return [module for module in kept if any(_is_in(key, module) for key in expected)]
 
@@ -103,6 +104,21 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
         return ("fc",)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return tuple([name for name in layers if "attached" not in name.split(".")][-1:])
+
+
+def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that are no numbers: nothing that a network says with them means anything.
+
+    Args:
+        weights: By their names.
+        what: The file and the network, for the message.
+
+    Raises:
+        UserError: One of them is NaN or infinite.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{what}: {name!r} holds numbers that are not finite. Nothing can be done with them.")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

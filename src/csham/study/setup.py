@@ -1,11 +1,12 @@
 """From what was asked for to a study: a new one, or one that exists and is gone on with or extended.
 
-Imports PyTorch only where a new study leaves the precision to the machine.
+Imports PyTorch only where a new study leaves the precision to the machine, or takes its weights from a file.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -241,6 +242,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         command=request.command,
         weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
     )
+    _try_weights(study)
     steps = steps_notes(config, _train_images(config, dataset))
     return Setup(store, study, dataset, (*_added(added), *steps, *_leaks(request, study, dataset)))
 
@@ -258,7 +260,7 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     kept, code_notes = _with_todays_code(study, store)
     networks, added = with_plain([*kept, *more])
     for network in networks:
-        study.config(network, 0).check_names()
+        _check_names(study, network, store.path)
     extended = study.extended(networks, request.seeds)
     extended = replace(extended, networks=tuple(networks))
     if request.worthwhile is not None:
@@ -268,6 +270,16 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     leaks = [] if dataset is None else _leaks(request, extended, dataset)
     edited = [f"{store.path / FILE} was edited: it counts as it is now"] if is_edited(store.path) else []
     return Setup(store, extended, dataset, (*edited, *code_notes, *_added(added), *leaks))
+
+
+def _check_names(study: Study, network: Network, where: Path) -> None:
+    """Refuse names that nothing has, with the file where that says them."""
+    try:
+        study.config(network, 0).check_names()
+    except UserError as err:
+        if network in study.networks:
+            raise UserError(f"{where / FILE}: {err}") from err
+        raise
 
 
 def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[str]]:
@@ -411,6 +423,15 @@ def _check_weights_file(config: TrainConfig, networks: Sequence[Network]) -> Non
             f"--weights-file holds the weights of one backbone, and the study has {len(backbones)}: "
             f"{', '.join(sorted(backbones))}. Make a study of each."
         )
+
+
+def _try_weights(study: Study) -> None:
+    """Refuse a weights file that does not fit: every cell would fail with it, one after the other."""
+    config = study.config(Network(study.networks[0].backbone), 0)
+    if config.weights_file is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what stays new: each run says so
+            config.build(num_classes=study.data.classes, image_size=config.image_size, weights_file=config.weights_file)
 
 
 def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:

@@ -11,6 +11,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from csham.backbones.weights import check_finite
 from csham.errors import UserError
 from csham.layers.channel import in_todays_names
 from csham.training.sums import check_unchanged, write_listed
@@ -18,7 +19,6 @@ from csham.training.sums import check_unchanged, write_listed
 __all__ = [
     "FORMAT",
     "answering_weights",
-    "check_finite",
     "check_weights",
     "load_checkpoint",
     "load_weights",
@@ -126,21 +126,6 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], what: str) -> N
     check_weights(network, {name: _shape(value) for name, value in weights.items()}, what)
     check_finite(weights, what)
     network.load_state_dict(dict(weights))
-
-
-def check_finite(weights: Mapping[str, Any], what: str) -> None:
-    """Refuse weights that are no numbers: nothing that a network says with them means anything.
-
-    Args:
-        weights: By their names.
-        what: The file and the network, for the message.
-
-    Raises:
-        UserError: One of them is NaN or infinite.
-    """
-    for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{what}: {name!r} holds numbers that are not finite. Nothing can be measured with them.")
 
 
 def check_weights(network: nn.Module, shapes: Mapping[str, tuple[int, ...] | str], what: str) -> None:

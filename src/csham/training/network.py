@@ -22,12 +22,13 @@ from torch.nn.modules.module import (
 )
 
 from csham.backbones.spec import CODE_FIELDS, NetworkSpec
+from csham.backbones.weights import check_finite
 from csham.data.sources.layout import is_class_name
 from csham.errors import UserError
 from csham.files import SEAL, parse_json, sealed
 from csham.layers.channel import in_todays_names
 from csham.settings import InFile, count, list_of, names_of, read_described
-from csham.training.checkpoints import check_finite, check_weights
+from csham.training.checkpoints import check_weights
 from csham.training.config import TrainConfig
 from csham.training.run_folder import RunWeights
 from csham.training.sums import check_seal, write_listed
