@@ -45,13 +45,11 @@ def check_hosts(names: Sequence[str]) -> None:
 
 @contextmanager
 def serve(
-    trained: Trained,
-    other: Trained | None = None,
-    *,
+    *networks: Trained,
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Serve the page of one network, or of two side by side, while the ``with`` block lasts.
+    """Serve the page of one network, or of several side by side, while the ``with`` block lasts.
 
     Only programs on this machine reach it: it listens on 127.0.0.1, and nothing that it shows comes from elsewhere or
     goes there. A browser has to ask for it under a name of this machine: a page from elsewhere could have its own name
@@ -59,8 +57,7 @@ def serve(
     deleted when it closes.
 
     Args:
-        trained: The network.
-        other: A second one, shown beside it.
+        networks: At least one.
         port: Port to listen on; None takes the first free one from 7860 on.
         allow_hosts: Names and addresses, beside localhost and 127.0.0.1, under which it is asked for where something
             forwards to it; ``*.example`` stands for all names below.
@@ -79,7 +76,7 @@ def serve(
 
     from csham.app.page import LOOKS, build_page  # noqa: PLC0415  Gradio takes seconds to import
 
-    page = build_page(trained, other)
+    page = build_page(networks)
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=[*_NAMES, *allow_hosts], www_redirect=False)
     try:
         _, address, _ = page.launch(
