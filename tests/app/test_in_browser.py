@@ -97,7 +97,7 @@ def test_click_through(page, networks, images):
         side.get_by_text("What speaks for").wait_for()
     page.wait_for_function("old => document.querySelector('#network-0 .overlay img').src != old", arg=first)
     page.get_by_role("button", name="Remove Image").click()
-    attended.get_by_text("Choose an example, drop an image, or paste one.").wait_for()
+    attended.get_by_text("Drop an image, or paste one.").wait_for()
     assert not page.wrong
 
 

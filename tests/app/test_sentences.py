@@ -1,9 +1,12 @@
 """What the page says in words: true of maps and answers of which everything is known."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from csham.app.sentences import agreement, in_markdown, in_words, where
+from csham.app.sentences import agreement, differences, in_markdown, in_words, where
 
 ALL = slice(None)
 PLACES = {
@@ -81,6 +84,29 @@ def test_whether_networks_agree(explain_by_hand):
     assert agreement(["a", "b"], [bee, bee]) == "Both say **bee**."
     assert agreement(["a", "b", "c"], [ant, ant, ant]) == "All 3 say **ant**."
     assert agreement(["a_1", "b", "c"], [bee, ant, bee]) == "They differ: a\\_1 and c say **bee**; b says **ant**."
+
+
+@dataclass
+class Network:
+    classes: list[str]
+    size: int
+
+    @property
+    def info(self):
+        return SimpleNamespace(image_size=self.size)
+
+
+def test_what_makes_networks_hard_to_compare():
+    first, second = Network(["ant", "bee"], 32), Network(["bee", "ant"], 32)
+    assert differences(["a", "b"], [first, second]) == []
+    third, fourth = Network(["bee", "cow", "dog"], 64), Network(["cow"], 32)
+    assert differences(["a", "b_c"], [first, third]) == [
+        "They do not know the same classes: a 2 and b\\_c 3, 1 in common.",
+        "Each is given the image in its own size: a 32 x 32 pixels and b\\_c 64 x 64 pixels.",
+    ]
+    assert differences(["a", "b"], [first, fourth]) == [
+        "They do not know the same classes: a 2 and b 1, none in common."
+    ]
 
 
 def test_names_are_no_markup():

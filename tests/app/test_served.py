@@ -208,7 +208,9 @@ def test_the_image_that_an_example_is_shown_as_is_that_example(server):
     elsewhere = server.call("answer_upload", shown)["output"]["data"]
     assert elsewhere[2:4] == chosen[2:4]
     assert elsewhere[-1]["selected_index"] == 2
-    assert server.call("answer_upload", [None, "Most to see", None], session)["output"]["data"][2].startswith("Choose")
+    assert server.call("answer_upload", [None, "Most to see", None], session)["output"]["data"][2].startswith(
+        "Drop an image"
+    )
 
 
 @pytest.mark.parametrize("index", [6, -1, 10**30, "0", None, [0, 1], 0.5, True, {"a": 1}])
@@ -245,6 +247,15 @@ def test_several_runs_answer_the_same_image(several, images, attended, finished)
         assert answer["confidences"][0]["confidence"] == pytest.approx(float(shares.max()), abs=0.01)
     assert together.startswith("All 3 say" if len({one["label"] for one in answers}) == 1 else "They differ: ")
     assert len({picture["value"]["path"] for picture in pictures}) == 2  # the shared one is the same
+
+
+def test_no_examples_where_they_are_not_wanted(finished):
+    server = Server(finished, "--no-examples", "--quiet")
+    gallery, note = server.call("open", [])["output"]["data"]
+    assert (gallery["value"], gallery["visible"], note) == ([], False, "")
+    assert all(one == {"__type__": "update"} for one in server.call("answer_first", ["", None])["output"]["data"][1:])
+    assert not server.choose(0)["success"]
+    assert not server.stop()
 
 
 def test_the_examples_of_several_runs(several):

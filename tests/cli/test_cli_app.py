@@ -20,6 +20,19 @@ def test_no_run(csham, tmp_path):
     assert "there is no run folder" in err
 
 
+def test_a_run_that_is_named_twice(csham, finished, tmp_path):
+    for words in ([finished, finished], [finished, "--compare", finished]):
+        code, out, err = csham("app", *words)
+        assert (code, out) == (2, "")
+        assert err == f"error: {finished} is named twice. Name each run once.\n"
+
+
+def test_a_second_run_that_is_none(csham, finished, tmp_path):
+    code, out, err = csham("app", finished, tmp_path / "nothing")
+    assert (code, out) == (2, "")
+    assert f"there is no run folder {tmp_path / 'nothing'}" in err
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_serves_until_interrupted(finished):
@@ -31,6 +44,7 @@ def test_serves_until_interrupted(finished):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
+    assert err.splitlines()[0] == f"loading {finished} ..."
     assert "Ctrl-C ends it" in err
     assert "Traceback" not in err
 

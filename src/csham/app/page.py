@@ -40,7 +40,7 @@ LOOKS: dict[str, Any] = {
 _TOP = 5
 _UNUSABLE = "This image cannot be used"
 _HOUR = 3600
-_EMPTY = "Choose an example, drop an image, or paste one."
+_EMPTY = "Drop an image, or paste one."
 # What readers of a screen are told, for which Gradio's components have no settings: what changes, and names.
 _ALOUD = """() => {
     document.querySelectorAll('.block.said').forEach(block => block.setAttribute('aria-live', 'polite'));
@@ -51,13 +51,14 @@ _ALOUD = """() => {
 }"""
 
 
-def build_page(networks: Sequence[Trained]) -> gr.Blocks:
+def build_page(networks: Sequence[Trained], *, examples: bool = True) -> gr.Blocks:
     """Lay out the page of one network, or of several side by side; nothing is served yet.
 
     Args:
         networks: At least one.
+        examples: True to open with images of the runs' data.
     """
-    desk = _Desk(networks)
+    desk = _Desk(networks, with_examples=examples)
     title = " and ".join(dict.fromkeys(network.label for network in networks))
     alone = len(networks) == 1
     heading = in_markdown(title) if alone else f"{len(networks)} networks, one image"
@@ -69,7 +70,7 @@ def build_page(networks: Sequence[Trained]) -> gr.Blocks:
             with gr.Column(scale=1, min_width=280):
                 image = _image(desk)
                 note = gr.Markdown("Looking for examples ...", elem_classes="said")
-                examples = _gallery()
+                gallery = _gallery()
             with gr.Column(scale=min(len(networks), 3), min_width=280):
                 choice = gr.Radio(choices(networks), value=MOST_TO_SEE, label="Show", elem_id="show")
                 together = gr.Markdown(visible=not alone, elem_id="together", elem_classes="said")
@@ -87,11 +88,11 @@ def build_page(networks: Sequence[Trained]) -> gr.Blocks:
             "show_progress_on": [part for side in sides for part in (side[0], side[2])],
         }
         # Of an image that is pasted the other events are told before it is there.
-        image.change(desk.answer_upload, [image, choice, asked], [*said, examples], **turns)
-        examples.select(desk.answer_example, [choice], [*said, image], **turns)
+        image.change(desk.answer_upload, [image, choice, asked], [*said, gallery], **turns)
+        gallery.select(desk.answer_example, [choice], [*said, image], **turns)
         choice.change(desk.draw, [choice, asked], drawn, show_progress="hidden", api_visibility="private")
-        opened = page.load(desk.open, None, [examples, note], api_visibility="private")
-        opened.then(desk.answer_first, [choice, asked], [*said, image, examples], **turns)
+        opened = page.load(desk.open, None, [gallery, note], api_visibility="private")
+        opened.then(desk.answer_first, [choice, asked], [*said, image, gallery], **turns)
         opened.then(None, js=_ALOUD, api_visibility="private")
     return page
 
@@ -171,8 +172,9 @@ class _Asked(NamedTuple):
 class _Desk:
     """What answers a page: the networks, their examples, and the answers to these, each computed once."""
 
-    def __init__(self, networks: Sequence[Trained]) -> None:
+    def __init__(self, networks: Sequence[Trained], *, with_examples: bool) -> None:
         self.networks = networks
+        self._with_examples = with_examples
         self.names = short_names(networks)
         self._looked = Lock()
         self._answered: dict[int, _Asked] = {}
@@ -181,7 +183,7 @@ class _Desk:
     @cached_property
     def examples(self) -> Examples:
         """Images to begin with, looked for when the first page opens."""
-        return find_examples(self.networks, self.names)
+        return find_examples(self.networks, self.names) if self._with_examples else Examples([], "")
 
     def open(self) -> list[Any]:
         """Show the examples."""

@@ -78,7 +78,7 @@ def differences(names: Sequence[str], networks: Sequence[Trained]) -> list[str]:
     if any(one != classes[0] for one in classes):
         common = len(set.intersection(*classes))
         each = any_of([f"{name} {len(one)}" for name, one in zip(named, classes, strict=True)], "and")
-        said.append(f"They do not know the same classes: {each}, of which {common or 'none'} are known to all.")
+        said.append(f"They do not know the same classes: {each}, {common or 'none'} in common.")
     sizes = [network.info.image_size for network in networks]
     if len(set(sizes)) > 1:
         each = any_of([f"{name} {size} x {size} pixels" for name, size in zip(named, sizes, strict=True)], "and")

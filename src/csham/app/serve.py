@@ -45,9 +45,11 @@ def check_hosts(names: Sequence[str]) -> None:
 
 @contextmanager
 def serve(
-    *networks: Trained,
+    trained: Trained,
+    *others: Trained,
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
+    examples: bool = True,
 ) -> Iterator[str]:
     """Serve the page of one network, or of several side by side, while the ``with`` block lasts.
 
@@ -57,10 +59,12 @@ def serve(
     deleted when it closes.
 
     Args:
-        networks: At least one.
+        trained: The network.
+        others: More, shown beside it.
         port: Port to listen on; None takes the first free one from 7860 on.
         allow_hosts: Names and addresses, beside localhost and 127.0.0.1, under which it is asked for where something
             forwards to it; ``*.example`` stands for all names below.
+        examples: True to open with a few test images of the runs' data.
 
     Yields:
         The address of the page.
@@ -76,7 +80,7 @@ def serve(
 
     from csham.app.page import LOOKS, build_page  # noqa: PLC0415  Gradio takes seconds to import
 
-    page = build_page(networks)
+    page = build_page([trained, *others], examples=examples)
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=[*_NAMES, *allow_hosts], www_redirect=False)
     try:
         _, address, _ = page.launch(

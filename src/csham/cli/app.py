@@ -39,13 +39,14 @@ def app_page(
             show_default="none",
         ),
     ] = None,
+    examples: Annotated[bool, typer.Option(help="Open with a few test images of the runs' data.")] = True,
     weights: WeightsOption = None,
     device: DeviceOption = None,
     code: CodeOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """A page in the browser: drop an image, see the answer and the attention of each stage. For this machine alone."""
+    """A page in the browser: test images, or your own, with the answer and the attention of one network or several."""
     if port is not None and not 1 <= port <= 65535:
         raise UserError(f"--port must be from 1 to 65535, got {port}.")
     runs = [*runs, *([compare] if compare is not None else [])]
@@ -63,7 +64,7 @@ def app_page(
     if not quiet:
         say(f"loading {', '.join(map(str, runs))} ...", error=True)
     networks = [load(run, weights=weights, device=device) for run in runs]
-    with serve(*networks, port=port, allow_hosts=allow_host or ()) as address:
+    with serve(*networks, port=port, allow_hosts=allow_host or (), examples=examples) as address:
         say(address)
         if not quiet:
             say("Open it in a browser of this machine. Ctrl-C ends it.", error=True)
