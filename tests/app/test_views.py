@@ -51,6 +51,7 @@ def test_each_picture_has_words_for_who_does_not_see_it(explain_by_hand, spatial
     alts = [views([explanation], choice)[0].alt for choice in (MOST_TO_SEE, "a", "b", GRAD_CAM)]
     assert alts[0] == alts[1] == "Spatial weights of a over the image, largest along the top"
     assert alts[2] == "The image, with no map over it"
+    assert views([explanation], "b")[0].channels.alt == "Channel weights at b.1, 8 from 7 down to 0"
     assert alts[3] == "Grad-CAM of bee over the image, largest in several places"
 
 
@@ -60,7 +61,9 @@ def test_what_is_not_there_is_said(explain_by_hand, spatial):
     assert views([explanation], "c")[0].caption == "No spatial weights here: `c` is not in this network."
     assert views([explain_by_hand()], "a")[0].caption == "No spatial weights here: no attention attached."
     assert views([explain_by_hand()], MOST_TO_SEE)[0].caption.endswith("nothing else to see: no attention attached.")
-    assert [views([explanation], choice)[0].channels is None for choice in "abc"] == [True, False, True]
+    channels = [views([explanation], choice)[0].channels for choice in "abc"]
+    assert [one is None for one in channels] == [True, False, True]
+    assert np.unique(channels[1].picture[..., 3]).tolist()[0] == 0  # the page's colour shows through
 
 
 @pytest.mark.usefixtures("reference")

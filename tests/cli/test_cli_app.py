@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 
 import pytest
 
@@ -37,7 +38,10 @@ def test_a_second_run_that_is_none(csham, finished, tmp_path):
 @pytest.mark.long
 def test_serves_until_interrupted(finished):
     words = [sys.executable, "-m", "csham", "app", str(finished)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # What a shell has put into the background ignores Ctrl-C, and so do the processes that it starts.
+    as_in_front = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, text=True, preexec_fn=as_in_front) as process:  # noqa: PLW1509
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
         assert "csham: resnet20" in urllib.request.urlopen(address).read().decode()

@@ -144,7 +144,10 @@ def _side(name: str | None, number: int) -> list[gr.components.Component]:
                 elem_classes="overlay",
             ),
             gr.Markdown(),
-            gr.Plot(label="Channel weights", show_label=False, visible=False),
+            # An image, since a plot of Gradio's has no words for who does not see it.
+            gr.Image(
+                label="Channel weights", show_label=False, interactive=False, format="png", buttons=[], visible=False
+            ),
         ]
 
 
@@ -227,14 +230,12 @@ class _Desk:
     def draw(self, choice: str | None, asked: _Asked | None) -> list[Any]:
         """Return picture, caption and plot of each network."""
         if asked is None:
-            return [None, "", gr.Plot(visible=False)] * len(self.networks)
+            return [None, "", gr.Image(None, visible=False)] * len(self.networks)
         shown: list[Any] = []
         for view in views(asked.explanations, choice or MOST_TO_SEE):
-            shown += [
-                gr.Image(view.picture, alt_text=view.alt),
-                view.caption,
-                gr.Plot(view.channels, visible=view.channels is not None),
-            ]
+            shown += [gr.Image(view.picture, alt_text=view.alt), view.caption, gr.Image(None, visible=False)]
+            if view.channels is not None:
+                shown[-1] = gr.Image(view.channels.picture, alt_text=view.channels.alt, visible=True)
         return shown
 
     def _example(self, number: int) -> _Asked:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from csham.app.sentences import in_markdown, where
 from csham.explain import Explanation, explain, overlay
-from csham.explain.picture import enlarged
+from csham.explain.picture import enlarged, picture_bytes
 from csham.inference import Trained
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["GRAD_CAM", "MOST_TO_SEE", "View", "choices", "most_to_see", "views"]
+__all__ = ["GRAD_CAM", "MOST_TO_SEE", "Channels", "View", "choices", "most_to_see", "views"]
 
 MOST_TO_SEE, GRAD_CAM = "Most to see", "Grad-CAM"
 
@@ -29,6 +28,18 @@ _SIDE = 384
 _INK, _LINE = "#808080", "#4a90c2"
 
 
+class Channels(NamedTuple):
+    """Plot of the channel weights of one point.
+
+    Attributes:
+        picture: (h, w, 4) uint8, transparent.
+        alt: The same in words.
+    """
+
+    picture: np.ndarray
+    alt: str
+
+
 @dataclass(frozen=True)
 class View:
     """One network's picture.
@@ -37,13 +48,13 @@ class View:
         picture: (P, P, 3) uint8.
         alt: The same in words, for who does not see it.
         caption: Meaning of the colours, in Markdown.
-        channels: The channel weights as a plot; None where there are none.
+        channels: The channel weights; None where there are none.
     """
 
     picture: np.ndarray
     alt: str
     caption: str
-    channels: Figure | None = None
+    channels: Channels | None = None
 
 
 def choices(networks: Sequence[Trained]) -> list[str]:
@@ -140,7 +151,7 @@ def _over(explanation: Explanation, weights: np.ndarray, limits: Limits) -> np.n
     return overlay(explanation.pixels, weights, limits, side=_SIDE)
 
 
-def _bars(point: str, weights: np.ndarray) -> Figure:
+def _bars(point: str, weights: np.ndarray) -> Channels:
     from matplotlib.figure import Figure  # noqa: PLC0415  takes a second
 
     figure = Figure(figsize=(5, 2.2), layout="constrained", facecolor="none")
@@ -151,4 +162,5 @@ def _bars(point: str, weights: np.ndarray) -> Figure:
     axes.set_ylabel("weight", color=_INK)
     axes.tick_params(colors=_INK)
     axes.spines[:].set_color(_INK)
-    return figure
+    alt = f"Channel weights at {point}, {len(weights)} from {weights.max():.3g} down to {weights.min():.3g}"
+    return Channels(np.array(Image.open(io.BytesIO(picture_bytes(figure)))), alt)
