@@ -7,7 +7,6 @@ import pytest
 
 import csham
 from csham import ops
-from csham.app import serve as serving
 from csham.app.serve import MAX_UPLOAD, serve
 from csham.errors import UserError
 
@@ -209,9 +208,3 @@ def test_only_this_machine_reaches_it(address):
 def test_a_port_that_is_taken_is_named(networks, address):
     with pytest.raises(UserError, match=r"port \d+ is taken"), serve(networks[0], port=int(address[17:].strip("/"))):
         pass
-
-
-def test_without_gradio_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(serving, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"csham\[app\]"):
-        serving.check_packages()

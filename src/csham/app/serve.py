@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from csham.errors import UserError
@@ -14,6 +15,7 @@ from csham.inference import Trained
 __all__ = ["MAX_UPLOAD", "check_hosts", "check_packages", "serve"]
 
 HOST = "127.0.0.1"
+_GRADIO = (6, 27)  # with words for images
 _NAMES = ("localhost", HOST)
 MAX_UPLOAD = 20 * 2**20
 """Bytes of the largest file that the page takes."""
@@ -23,10 +25,15 @@ def check_packages() -> None:
     """Refuse to begin without Gradio.
 
     Raises:
-        UserError: It is not installed.
+        UserError: It is not installed, or too old.
     """
     if find_spec("gradio") is None:
         raise UserError('csham app needs gradio. Install it: pip install "csham[app]".')
+    if tuple(map(int, re.findall(r"\d+", version("gradio"))[:2])) < _GRADIO:
+        raise UserError(
+            f"csham app needs gradio {'.'.join(map(str, _GRADIO))} or later, {version('gradio')} is installed. "
+            "Install a newer one: pip install -U gradio."
+        )
 
 
 def check_hosts(names: Sequence[str]) -> None:
@@ -70,7 +77,7 @@ def serve(
         The address of the page.
 
     Raises:
-        UserError: The port is taken, a name is none, or Gradio is not installed.
+        UserError: The port is taken, a name is none, or Gradio is not installed or too old.
     """
     check_packages()
     check_hosts(allow_hosts)

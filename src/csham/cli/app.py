@@ -59,8 +59,8 @@ def app_page(
     from csham.app.serve import check_hosts, check_packages, serve  # noqa: PLC0415  torch takes seconds to import
     from csham.inference import load  # noqa: PLC0415
 
-    check_packages()
     check_hosts(allow_host or ())
+    check_packages()
     if not quiet:
         say(f"loading {', '.join(map(str, runs))} ...", error=True)
     networks = [load(run, weights=weights, device=device) for run in runs]
