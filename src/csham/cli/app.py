@@ -21,7 +21,7 @@ def app_page(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help=f"{TRAINED_HELP} Several are shown side by side, say one with attention and the plain one.",
             show_default=False,
         ),
