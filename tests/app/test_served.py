@@ -6,21 +6,25 @@ import signal
 import subprocess
 import sys
 import uuid
-from functools import partial
+from functools import cached_property, partial
 
 import pytest
 from PIL import Image
 
+import csham
+from csham import ops
+from csham.app.sentences import in_markdown
 from csham.app.serve import MAX_UPLOAD
+from csham.share import share
 
 pytestmark = pytest.mark.slow
 
 
 class Server:
-    """A process that serves the page of one run."""
+    """A process that serves the page of some runs."""
 
-    def __init__(self, run, *words):
-        command = [sys.executable, "-m", "csham", "app", str(run), "--device", "cpu", *words]
+    def __init__(self, *words):
+        command = [sys.executable, "-m", "csham", "app", *map(str, words), "--device", "cpu"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         # What a shell has put into the background ignores Ctrl-C, and so do the processes that it starts.
         as_in_front = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -38,7 +42,7 @@ class Server:
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
         response = connection.getresponse()
-        return response.status, response.read().decode()
+        return response.status, response.read().decode(errors="replace")
 
     def upload(self, name, content):
         """Upload a file as the page does, and return the status, and where it lies."""
@@ -54,18 +58,30 @@ class Server:
         assert status == 200, answer
         [path] = json.loads(answer)
         file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        return self.call([file, "Grad-CAM"])
+        return self.call("answer_upload", [file, "Grad-CAM", None])
 
-    def call(self, data):
-        """Call what the page calls when it has an image."""
-        session = uuid.uuid4().hex[:10]
-        body = json.dumps({"data": data, "fn_index": 0, "session_hash": session}).encode()
-        status, answer = self.ask("POST", "/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
+    def call(self, function, data, session=None, **more):
+        """Call what the page calls, as when it has an image."""
+        session = session or uuid.uuid4().hex[:10]
+        body = json.dumps({"data": data, "fn_index": self.functions[function], "session_hash": session, **more})
+        kind = {"Content-Type": "application/json"}
+        status, answer = self.ask("POST", "/gradio_api/queue/join", body.encode(), **kind)
         assert status == 200, answer
         _, events = self.ask("GET", f"/gradio_api/queue/data?session_hash={session}")
         told = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: ")]
         [end] = [event for event in told if event["msg"] == "process_completed"]
         return end
+
+    def choose(self, index, session=None):
+        """Choose an example."""
+        data = {"index": index, "value": None}
+        return self.call("answer_example", ["Most to see"], session, event_data=data)
+
+    @cached_property
+    def functions(self):
+        """What the page can call, by its name in the code."""
+        _, config = self.ask("GET", "/config")
+        return {one["api_name"]: one["id"] for one in json.loads(config)["dependencies"]}
 
     def stop(self):
         """End it as Ctrl-C does, and return what it said."""
@@ -99,7 +115,10 @@ def test_a_name_that_somebody_else_gave_this_machine_is_not(server, host):
 def test_an_image_is_answered(server, images):
     end = server.explain("bee.png", (images / "bee" / "3.png").read_bytes())
     assert end["success"]
-    assert {one["label"] for one in end["output"]["data"][1]["confidences"]} == {"ant", "bee", "cow"}
+    _, together, words, answers, *_ = end["output"]["data"]
+    assert not together
+    assert words.startswith("It says **")
+    assert {one["label"] for one in answers["confidences"]} == {"ant", "bee", "cow"}
 
 
 @pytest.fixture(scope="module")
@@ -137,5 +156,108 @@ def test_a_file_that_is_too_large_is_refused(server):
 
 def test_a_path_that_was_not_uploaded_is_refused(server, images):
     for path in (str(images / "bee" / "3.png"), "/etc/hostname", "no/such"):
-        end = server.call([{"path": path, "meta": {"_type": "gradio.FileData"}}, "Grad-CAM"])
+        end = server.call("answer_upload", [{"path": path, "meta": {"_type": "gradio.FileData"}}, "Grad-CAM", None])
         assert not end["success"]
+
+
+def pictures(server):
+    """Open the page, and return its examples: class and path of each."""
+    end = server.call("open", [])
+    gallery, note = end["output"]["data"]
+    assert note == "Images of the test part of animals, on which this network was not trained."
+    return [(one["caption"], one["image"]["path"]) for one in gallery["value"]]
+
+
+def test_it_opens_with_images_of_the_test_part_and_an_answer(server):
+    examples = pictures(server)
+    assert sorted(answer for answer, _ in examples) == ["ant", "ant", "bee", "bee", "cow", "cow"]
+    for _, path in examples:
+        assert server.ask("GET", f"/gradio_api/file={path}")[0] == 200
+        assert server.ask("GET", f"/gradio_api/file={path}", host="evil.example")[0] == 400
+    end = server.call("answer_first", ["Most to see", None])
+    said = end["output"]["data"]
+    assert said[2].startswith("It says **")
+    assert said[-1]["selected_index"] == 0
+    chosen = server.choose(0)["output"]["data"]
+    assert chosen[2:4] == said[2:4]
+
+
+def test_an_example_is_answered_with_what_it_is(server):
+    for index, (answer, _) in enumerate(pictures(server)):
+        _, _, words, answers, picture, *_ = server.choose(index)["output"]["data"]
+        right = answers["label"] == answer
+        assert (", which is right; " if right else f", which is wrong: it is **{answer}**; ") in words
+        assert words.endswith("; no attention attached.")
+        assert picture["alt_text"].startswith(f"Grad-CAM of {answers['label']} over the image")
+
+
+def test_who_is_faster_than_the_page_is_not_disturbed(server, images):
+    session = uuid.uuid4().hex[:10]
+    server.choose(1, session)
+    end = server.call("answer_first", ["Most to see", None], session)
+    assert all(one == {"__type__": "update"} for one in end["output"]["data"][1:])
+
+
+def test_the_image_that_an_example_is_shown_as_is_that_example(server):
+    pictures(server)
+    session = uuid.uuid4().hex[:10]
+    chosen = server.choose(2, session)["output"]["data"]
+    shown = [chosen[-1], "Most to see", None]
+    again = server.call("answer_upload", shown, session)["output"]["data"]
+    assert all(one == {"__type__": "update"} for one in again[1:])
+    elsewhere = server.call("answer_upload", shown)["output"]["data"]
+    assert elsewhere[2:4] == chosen[2:4]
+    assert elsewhere[-1]["selected_index"] == 2
+    assert server.call("answer_upload", [None, "Most to see", None], session)["output"]["data"][2].startswith(
+        "Drop an image"
+    )
+
+
+@pytest.mark.parametrize("index", [6, -1, 10**30, "0", None, [0, 1], 0.5, True, {"a": 1}])
+def test_an_example_that_is_none_is_refused(server, index):
+    end = server.choose(index)
+    assert not end["success"]
+    assert end["output"]["error"] == "There is no such example."
+
+
+@pytest.fixture(scope="module")
+def several(finished, attended, tmp_path_factory):
+    shared = tmp_path_factory.mktemp("shared") / "shared"
+    share(finished, shared)
+    server = Server(attended, finished, shared)
+    yield server
+    server.stop()
+    assert server.process.returncode == 0
+
+
+def test_several_runs_answer_the_same_image(several, images, attended, finished):
+    _, page = several.ask("GET", "/config")
+    assert "3 networks, one image" in page
+    texts = [component["props"].get("value") for component in json.loads(page)["components"]]
+    for name in ("resnet20 + csham (transfer)", "resnet20 in finished", "resnet20 in shared"):
+        assert f"## {in_markdown(name)}" in texts
+    path = images / "bee" / "3.png"
+    _, together, *rest = several.explain("bee.png", path.read_bytes())["output"]["data"]
+    answers, pictures = rest[1:6:2], rest[6:15:3]
+    for run, answer in zip((attended, finished, finished), answers, strict=True):
+        network = csham.load(run)
+        with ops.use_kernels("reference"):
+            shares = network.probabilities([path])[0]
+        assert answer["label"] == network.classes[int(shares.argmax())]
+        assert answer["confidences"][0]["confidence"] == pytest.approx(float(shares.max()), abs=0.01)
+    assert together.startswith("All 3 say" if len({one["label"] for one in answers}) == 1 else "They differ: ")
+    assert len({picture["value"]["path"] for picture in pictures}) == 2  # the shared one is the same
+
+
+def test_no_examples_where_they_are_not_wanted(finished):
+    server = Server(finished, "--no-examples", "--quiet")
+    gallery, note = server.call("open", [])["output"]["data"]
+    assert (gallery["value"], gallery["visible"], note) == ([], False, "")
+    assert all(one == {"__type__": "update"} for one in server.call("answer_first", ["", None])["output"]["data"][1:])
+    assert not server.choose(0)["success"]
+    assert not server.stop()
+
+
+def test_the_examples_of_several_runs(several):
+    _, note = several.call("open", [])["output"]["data"]
+    assert note.endswith("animals; what resnet20 in shared learnt from are others, or not known.")

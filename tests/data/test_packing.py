@@ -13,6 +13,7 @@ from PIL import Image
 
 import csham.data
 from csham.data import cache, packing, prepare
+from csham.data.packing import open_packed
 from csham.errors import UserError
 
 
@@ -51,6 +52,20 @@ def test_a_second_time_comes_from_the_cache(two_classes, cache_dir):
     assert second.rebuilt is None
     np.testing.assert_array_equal(first.images, second.images)
     assert {**first.describe(), "from_cache": True} == second.describe()
+
+
+def test_what_is_packed_is_opened_and_what_is_not_is_left(two_classes, cache_dir):
+    assert open_packed(two_classes, image_size=32, cache_dir=cache_dir) is None
+    assert not cache_dir.exists()
+    packed = prepare(two_classes, image_size=32, cache_dir=cache_dir)
+    opened = open_packed(two_classes, image_size=32, cache_dir=cache_dir)
+    np.testing.assert_array_equal(opened.images, packed.images)
+    assert opened.files == packed.files
+    assert open_packed(two_classes, image_size=64, cache_dir=cache_dir) is None
+    (two_classes / "cat" / "000.png").unlink()
+    assert open_packed(two_classes, image_size=32, cache_dir=cache_dir) is None
+    with pytest.raises(UserError, match="neither a dataset's name nor a folder"):
+        open_packed(two_classes / "nowhere", image_size=32, cache_dir=cache_dir)
 
 
 def test_larger_images_are_stored_with_room_for_crops(two_classes, cache_dir):

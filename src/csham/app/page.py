@@ -1,208 +1,140 @@
-"""The page, laid out with Gradio: one map over the image, its numbers in words, the channel weights."""
+"""The page, laid out with Gradio: an image, and what each network says of it, in words, a map and weights."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
-import numpy as np
 
-from csham.errors import UserError
-from csham.explain import Explanation, explain, explain_together, overlay
-from csham.explain.picture import enlarged
+from csham.app.desk import EMPTY, TOP, Desk, unopened
+from csham.app.sentences import differences, in_markdown
+from csham.app.views import MOST_TO_SEE, choices
 from csham.inference import Trained
-from csham.inference.transform import UnreadableImageError
-from csham.words import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["LOOKS", "build_page"]
 
 LOOKS: dict[str, Any] = {
     # The system's own fonts: the default theme would fetch its from elsewhere.
     "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-    "css": ".overlay img { image-rendering: pixelated; }",
+    "css": """
+        .overlay img, #image img, #examples img { image-rendering: pixelated; }
+        .beside h2, #heading h1 { overflow-wrap: anywhere; }
+        .beside h2 { font-size: 1.1em; }
+        /* So that pictures side by side begin at the same height. */
+        .beside .prose.said { min-height: 4.5em; }
+        #examples .grid-wrap { height: auto; min-height: 0; max-height: none; }
+        #examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+    """,
 }
 
-_TOP = 5
-_GRAD_CAM = "Grad-CAM"
-# Least side of the shown picture, in pixels.
-_SIDE = 384
-_UNUSABLE = "This image cannot be used"
 _HOUR = 3600
+# What readers of a screen are told, for which Gradio's components have no settings: what changes, and names.
+_ALOUD = """() => {
+    document.querySelectorAll('.block.said').forEach(block => block.setAttribute('aria-live', 'polite'));
+    document.querySelectorAll('#show').forEach(choice => choice.setAttribute('aria-label', 'Show'));
+    document.querySelectorAll('#examples button').forEach(
+        (example, number) => example.setAttribute('aria-label', `Example ${number + 1}: ${example.innerText.trim()}`)
+    );
+}"""
 
 
-def build_page(trained: Trained, other: Trained | None = None) -> gr.Blocks:
-    """Lay out the page of one network, or of two side by side; nothing is served yet.
+def build_page(networks: Sequence[Trained], *, examples: bool = True) -> gr.Blocks:
+    """Lay out the page of one network, or of several side by side; nothing is served yet.
 
     Args:
-        trained: The network.
-        other: A second one.
+        networks: At least one.
+        examples: True to open with images of the runs' data.
     """
-    networks = [trained] if other is None else [trained, other]
-    shown = _choices(networks)
+    desk = Desk(networks, with_examples=examples)
+    title = " and ".join(dict.fromkeys(network.label for network in networks))
+    alone = len(networks) == 1
+    heading = in_markdown(title) if alone else f"{len(networks)} networks, one image"
     # What people upload is deleted an hour later, or when the page closes.
-    with gr.Blocks(title=f"csham: {trained.label}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
-        names = _names(networks)
-        gr.Markdown("# " + " and ".join(map(_plain, names)))
+    settings: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (_HOUR, _HOUR), "fill_width": not alone}
+    with gr.Blocks(title=f"csham: {title}", **settings) as page:
+        gr.Markdown("\n\n".join([f"# {heading}", *differences(desk.names, networks)]), elem_id="heading")
         with gr.Row():
-            with gr.Column(scale=1, min_width=260):
-                image = gr.Image(
-                    sources=["upload", "clipboard"],
-                    label="Image",
-                    buttons=[],
-                    elem_id="image",
-                )
-                # Gradio would open it, and show what Pillow says. Of a class it would write stubs beside this file.
-                image.preprocess = _unopened
-                choice = gr.Radio(shown, value=shown[min(1, len(shown) - 1)], label="Show", elem_id="show")
-            sides = [_side(name, number) for number, name in enumerate(names)]
-        explained = gr.State(time_to_live=_HOUR)
-        pictures = [part for side in sides for part in side[1:]]
-        answers = [side[0] for side in sides]
-        # One image at a time: the networks' hooks are not for many threads.
-        image.change(
-            partial(_ask, networks), [image, choice], [explained, *answers, *pictures], api_visibility="private"
-        )
-        choice.change(
-            partial(_draw, networks), [choice, explained], pictures, api_visibility="private", show_progress="hidden"
-        )
+            with gr.Column(scale=1, min_width=280):
+                image = _image(desk)
+                note = gr.Markdown("Looking for examples ...", elem_classes="said")
+                gallery = _gallery()
+            with gr.Column(scale=min(len(networks), 3), min_width=280):
+                choice = gr.Radio(choices(networks), value=MOST_TO_SEE, label="Show", elem_id="show")
+                together = gr.Markdown(visible=not alone, elem_id="together", elem_classes="said")
+                with gr.Row():
+                    names = [None] if alone else desk.names
+                    sides = [_side(name, number) for number, name in enumerate(names)]
+        asked = gr.State(time_to_live=_HOUR)
+        drawn = [part for side in sides for part in side[2:]]
+        said = [asked, together, *(part for side in sides for part in side[:2]), *drawn]
+        # Their outputs take turns at the networks: hooks are not for many threads.
+        turns: dict[str, Any] = {
+            "concurrency_id": "networks",
+            "concurrency_limit": 1,
+            "api_visibility": "private",
+            "show_progress_on": [part for side in sides for part in (side[0], side[2])],
+        }
+        # Of an image that is pasted the other events are told before it is there.
+        image.change(desk.answer_upload, [image, choice, asked], [*said, gallery], **turns)
+        gallery.select(desk.answer_example, [choice], [*said, image], **turns)
+        choice.change(desk.draw, [choice, asked], drawn, show_progress="hidden", api_visibility="private")
+        opened = page.load(desk.open, None, [gallery, note], api_visibility="private")
+        opened.then(desk.answer_first, [choice, asked], [*said, image, gallery], **turns)
+        opened.then(None, js=_ALOUD, api_visibility="private")
     return page
 
 
-def _names(networks: Sequence[Trained]) -> list[str]:
-    """Return a name for each network; where they are of the same kind, with its folder's."""
-    labels = [network.label for network in networks]
-    if len(set(labels)) == len(labels):
-        return labels
-    return [f"{network.label} in {Path(network.origin).absolute().name}" for network in networks]
+def _image(desk: Desk) -> gr.Image:
+    image = gr.Image(
+        sources=["upload", "clipboard"],
+        label="Image",
+        show_label=False,
+        height=260,
+        buttons=[],
+        elem_id="image",
+        alt_text="The image that is asked about",
+    )
+    # Gradio would open it, and show what Pillow says. Of a class it would write stubs beside this file.
+    image.preprocess = unopened
+    image.postprocess = partial(desk.show_example, image.postprocess)
+    return image
 
 
-def _side(name: str, number: int) -> list[gr.components.Component]:
-    """Lay out what is said of one network: answer, picture, caption, channel weights."""
-    with gr.Column(scale=1, min_width=260, elem_id=f"network-{number}"):
+def _gallery() -> gr.Gallery:
+    return gr.Gallery(
+        label="Examples",
+        show_label=False,
+        columns=3,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="examples",
+    )
+
+
+def _side(name: str | None, number: int) -> list[gr.components.Component]:
+    """Lay out what is said of one network: a sentence, the first answers, the picture, its caption, channel weights."""
+    with gr.Column(scale=1, min_width=280, elem_id=f"network-{number}", elem_classes="beside" if name else None):
+        if name is not None:
+            gr.Markdown(f"## {in_markdown(name)}")
         return [
-            gr.Label(num_top_classes=_TOP, label=name),
+            gr.Markdown(EMPTY, elem_classes="said"),
+            gr.Label(num_top_classes=TOP, label="Answers", show_label=False, show_heading=False),
             gr.Image(
-                label=f"Where {name} looks",
+                label=f"Where {name or 'it'} looks",
+                show_label=False,
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],
                 elem_classes="overlay",
             ),
             gr.Markdown(),
-            gr.Plot(show_label=False, visible=False),
+            # An image, since a plot of Gradio's has no words for who does not see it.
+            gr.Image(
+                label="Channel weights", show_label=False, interactive=False, format="png", buttons=[], visible=False
+            ),
         ]
-
-
-def _unopened(payload: Any) -> tuple[str, str] | None:
-    """Give the path of an uploaded file, and the name that it had."""
-    if payload is None:
-        return None
-    if payload.path is None:
-        raise gr.Error("An image is uploaded as a file.", title=_UNUSABLE, print_exception=False)
-    return payload.path, payload.orig_name or Path(payload.path).name
-
-
-def _ask(networks: Sequence[Trained], upload: tuple[str, str] | None, choice: str | None) -> list[Any]:
-    """Answer one image."""
-    if upload is None:
-        return [None, *[None] * len(networks), *_draw(networks, choice, None)]
-    path, name = upload
-    try:
-        (explanations,) = explain_together(networks, [path], top=_TOP)
-    except UserError as err:
-        words = f"{printable(name)}: {err.file.reason}." if isinstance(err, UnreadableImageError) else str(err)
-        raise gr.Error(html.escape(words, quote=False), title=_UNUSABLE, print_exception=False) from err
-    answers = [dict(explanation.predictions) for explanation in explanations]
-    return [explanations, *answers, *_draw(networks, choice, explanations)]
-
-
-def _draw(networks: Sequence[Trained], choice: str | None, explanations: Sequence[Explanation] | None) -> list[Any]:
-    """Return picture, caption and plot of each network."""
-    if explanations is None:
-        return [None, "", gr.Plot(visible=False)] * len(networks)
-    shown: list[Any] = []
-    for explanation in explanations:
-        view = _show(explanation, choice or _GRAD_CAM)
-        shown += [view.picture, view.caption, gr.Plot(view.channels, visible=view.channels is not None)]
-    return shown
-
-
-@dataclass(frozen=True)
-class _View:
-    """One network's side of the page.
-
-    Attributes:
-        picture: (P, P, 3) uint8.
-        caption: Meaning of the colours, in Markdown.
-        channels: The channel weights as a plot; None where there are none.
-    """
-
-    picture: np.ndarray
-    caption: str
-    channels: Figure | None
-
-
-def _choices(networks: Sequence[Trained]) -> list[str]:
-    """Return what can be shown of these networks: Grad-CAM, and every stage that one of them attends in."""
-    labels = [_GRAD_CAM]
-    for trained in networks:
-        size = trained.info.image_size
-        for explanation in explain(trained, [np.zeros((size, size, 3), np.uint8)]):
-            labels += [label for label in explanation.stages if label not in labels]
-    return labels
-
-
-def _show(explanation: Explanation, choice: str) -> _View:
-    """Draw one of the choices.
-
-    Args:
-        explanation: Of the image.
-        choice: :data:`_GRAD_CAM` or the label of a stage.
-    """
-    if choice == _GRAD_CAM:
-        name = explanation.classes[explanation.target]
-        caption = f"What speaks for **{_plain(name)}** at the output of `{explanation.gradcam_layer}`: light is more."
-        return _View(_over(explanation, explanation.gradcam, (0.0, 1.0)), caption, None)
-    stage = explanation.stages.get(choice)
-    spatial = stage.spatial if stage else None
-    channel = stage.channel if stage else None
-    if spatial is None:
-        picture = enlarged(explanation.pixels, _SIDE)
-        reason = f"{explanation.no_maps}, so Grad-CAM alone can be shown" if explanation.no_maps else None
-        caption = (
-            f"No spatial weights here: {reason or f'`{choice}` weighs channels alone, or is not in this network'}."
-        )
-    else:
-        point, weights = spatial
-        limits = float(weights.min()), float(weights.max())
-        picture = _over(explanation, weights, limits)
-        caption = f"Spatial weights at `{point}`: {limits[0]:.3g} (dark) to {limits[1]:.3g} (light)."
-    return _View(picture, caption, None if channel is None else _bars(*channel))
-
-
-def _over(explanation: Explanation, weights: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    return overlay(explanation.pixels, weights, limits, side=_SIDE)
-
-
-def _bars(point: str, weights: np.ndarray) -> Figure:
-    from matplotlib.figure import Figure  # noqa: PLC0415  takes a second
-
-    figure = Figure(figsize=(5, 2.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(np.sort(weights)[::-1], color="#33638d")
-    axes.set(xlabel="channels, by weight", ylabel="weight", title=f"Channel weights at {point}")
-    axes.title.set_fontsize("medium")
-    return figure
-
-
-def _plain(name: str) -> str:
-    """Return a name that Markdown leaves as it is."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+-.!|~" else letter for letter in name)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from csham.errors import UserError
@@ -14,6 +15,7 @@ from csham.inference import Trained
 __all__ = ["MAX_UPLOAD", "check_hosts", "check_packages", "serve"]
 
 HOST = "127.0.0.1"
+_GRADIO = (6, 27)  # with words for images
 _NAMES = ("localhost", HOST)
 MAX_UPLOAD = 20 * 2**20
 """Bytes of the largest file that the page takes."""
@@ -23,10 +25,15 @@ def check_packages() -> None:
     """Refuse to begin without Gradio.
 
     Raises:
-        UserError: It is not installed.
+        UserError: It is not installed, or too old.
     """
     if find_spec("gradio") is None:
         raise UserError('csham app needs gradio. Install it: pip install "csham[app]".')
+    if tuple(map(int, re.findall(r"\d+", version("gradio"))[:2])) < _GRADIO:
+        raise UserError(
+            f"csham app needs gradio {'.'.join(map(str, _GRADIO))} or later, {version('gradio')} is installed. "
+            "Install a newer one: pip install -U gradio."
+        )
 
 
 def check_hosts(names: Sequence[str]) -> None:
@@ -46,12 +53,12 @@ def check_hosts(names: Sequence[str]) -> None:
 @contextmanager
 def serve(
     trained: Trained,
-    other: Trained | None = None,
-    *,
+    *others: Trained,
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
+    examples: bool = True,
 ) -> Iterator[str]:
-    """Serve the page of one network, or of two side by side, while the ``with`` block lasts.
+    """Serve the page of one network, or of several side by side, while the ``with`` block lasts.
 
     Only programs on this machine reach it: it listens on 127.0.0.1, and nothing that it shows comes from elsewhere or
     goes there. A browser has to ask for it under a name of this machine: a page from elsewhere could have its own name
@@ -60,16 +67,17 @@ def serve(
 
     Args:
         trained: The network.
-        other: A second one, shown beside it.
+        others: More, shown beside it.
         port: Port to listen on; None takes the first free one from 7860 on.
         allow_hosts: Names and addresses, beside localhost and 127.0.0.1, under which it is asked for where something
             forwards to it; ``*.example`` stands for all names below.
+        examples: True to open with a few test images of the runs' data.
 
     Yields:
         The address of the page.
 
     Raises:
-        UserError: The port is taken, a name is none, or Gradio is not installed.
+        UserError: The port is taken, a name is none, or Gradio is not installed or too old.
     """
     check_packages()
     check_hosts(allow_hosts)
@@ -79,7 +87,7 @@ def serve(
 
     from csham.app.page import LOOKS, build_page  # noqa: PLC0415  Gradio takes seconds to import
 
-    page = build_page(trained, other)
+    page = build_page([trained, *others], examples=examples)
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=[*_NAMES, *allow_hosts], www_redirect=False)
     try:
         _, address, _ = page.launch(

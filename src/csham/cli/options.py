@@ -25,6 +25,7 @@ __all__ = [
     "IMAGES_HELP",
     "MACHINE",
     "OUTPUT",
+    "TRAINED_HELP",
     "WEIGHTS_HELP",
     "CodeOption",
     "DebugOption",
@@ -279,9 +280,5 @@ WeightsOption = Annotated[
         show_default=f"{DEFAULT}, or what a file or a shared folder holds",
     ),
 ]
-TrainedArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name.", show_default=False
-    ),
-]
+TRAINED_HELP = "A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name."
+TrainedArgument = Annotated[Path, typer.Argument(help=TRAINED_HELP, show_default=False)]

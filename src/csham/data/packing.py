@@ -21,7 +21,7 @@ from csham.data.sources.base import chunk_images
 from csham.errors import UserError
 from csham.files import cache_root, new_folder
 
-__all__ = ["prepare"]
+__all__ = ["open_packed", "prepare"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -64,11 +64,38 @@ def prepare(
     if dataset is None:
         dataset = _build_alone(source, size, path, root, max_bad, progress or _silent, thorough=thorough)
     _check_bad(dataset.bad_files, max_bad, source)
+    _name_files(dataset, source)
+    return dataset
+
+
+def open_packed(data: str | Path | Source, *, image_size: int, cache_dir: Path | None = None) -> PackedDataset | None:
+    """Open a dataset that is packed already; nothing is packed or downloaded.
+
+    Args:
+        data: See :func:`prepare`.
+        image_size: Side in pixels of what the network sees.
+        cache_dir: See :func:`prepare`.
+
+    Returns:
+        The dataset; None where no whole and fresh cache of it exists.
+
+    Raises:
+        UserError: ``data`` names nothing that is there.
+    """
+    source = open_source(data)
+    path = cache.entry_path(cache_root(cache_dir), source.name, source.location, image_size)
+    dataset, _ = _try_open(path, source.fingerprint, thorough=False)
+    if dataset is not None:
+        _name_files(dataset, source)
+    return dataset
+
+
+def _name_files(dataset: PackedDataset, source: Source) -> None:
+    """Note the files of a dataset that has some."""
     if source.listing is not None:
         bad = {file.path for file in dataset.bad_files}
         pairs = zip(source.listing.files, source.listing.names(), strict=True)
         dataset.files = [file for file, name in pairs if name not in bad]
-    return dataset
 
 
 @dataclass

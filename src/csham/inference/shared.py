@@ -2,7 +2,7 @@
 
 ``config.json`` says which network it is and how images are prepared for it, ``model.safetensors`` has its weights,
 ``README.md`` is the model card, which people edit. ``csham.sha256`` has the sums of the first two; a folder without it
-is from before there were any. Nothing else in the folder is ever opened.
+is from before there were any. Nothing else in the folder is ever opened, but pictures in ``examples`` by ``csham app``.
 """
 
 from __future__ import annotations
