@@ -67,7 +67,7 @@ def test_the_backbones_pages_python_does_what_it_says(capsys):
 @pytest.mark.long
 def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_commands("docs/training.md", 5, capsys)
+    run_commands("docs/training.md", 6, capsys)
     assert "finished" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["drawable", "families", "legible"]
+__all__ = ["drawable", "families", "fitted", "legible"]
 
 OWN = "DejaVu Sans"  # comes with matplotlib
 
@@ -37,6 +38,37 @@ def drawable(text: str) -> str:
     Warns once of each script of such letters, with what to install.
     """
     return "".join(map(_drawn, text))
+
+
+def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *, keep: str = "start") -> str:
+    """Shorten a text to a width, with an ellipsis in place of what is cut.
+
+    Args:
+        text: Anything; line breaks become spaces, letters that no font has become codes.
+        width: In inches.
+        size: Of the font, in points.
+        weight: Of the font.
+        keep: Of which end something is left: ``"start"`` or ``"end"``, whole folders of a path where they fit.
+    """
+    from matplotlib.font_manager import FontProperties  # noqa: PLC0415
+    from matplotlib.textpath import TextToPath  # noqa: PLC0415
+
+    text = " ".join(text.encode("utf-8", "replace").decode().split())  # file names may hold bytes of no encoding
+    text = drawable(text)
+    font, measure = FontProperties(family=families(text), size=size, weight=weight), TextToPath()
+
+    def fits(candidate: str) -> bool:
+        return bool(measure.get_text_width_height_descent(candidate, font, ismath=False)[0] <= 72 * width)
+
+    if fits(text):
+        return text
+    letters = range(len(text))
+    if keep == "start":
+        # The first that is too long, by bisection: each further letter makes a text wider.
+        return text[: max(bisect_left(letters, True, key=lambda count: not fits(text[:count] + "…")) - 1, 0)] + "…"
+    folders = (text[place + 1 :] for place, letter in enumerate(text) if letter in "/\\")
+    whole = next(filter(fits, folders), None)
+    return whole or "…" + text[bisect_left(letters, True, key=lambda start: fits("…" + text[start:])) :]
 
 
 @contextmanager
@@ -59,7 +91,7 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
             text.set_fontfamily(families(words))
             text.set_text(drawable(words) if codes else words)
         for one in formatters if codes else ():  # drawing writes the labels of ticks anew
-            one.format_ticks = partial(_formatted, one.format_ticks)
+            vars(one)["format_ticks"] = partial(_formatted, one.format_ticks)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             yield

@@ -32,6 +32,7 @@ __all__ = [
     "JsonOption",
     "QuietOption",
     "TrainedArgument",
+    "TtaOption",
     "WeightsOption",
     "names_in",
     "option",
@@ -262,6 +263,14 @@ WeightsOption = Annotated[
     typer.Option(
         help=WEIGHTS_HELP,
         show_default=f"{DEFAULT}, or what a file or a shared folder holds",
+    ),
+]
+TtaOption = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Average the answers to several views of each image: mirrored where training mirrors, and above 64 px the "
+        "corners beside the centre.",
     ),
 ]
 TrainedArgument = Annotated[

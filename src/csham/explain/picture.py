@@ -7,7 +7,6 @@ belong to them below. Nothing here touches pyplot or matplotlib's settings, so t
 from __future__ import annotations
 
 import io
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
 from csham.explain.folder import FORMATS
-from csham.fonts import drawable, families, legible
+from csham.fonts import families, fitted, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -324,34 +323,3 @@ def _limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
-
-
-def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *, keep: str = "start") -> str:
-    """Shorten a text to a width, with an ellipsis in place of what is cut.
-
-    Args:
-        text: Anything; line breaks become spaces, letters that no font has become codes.
-        width: In inches.
-        size: Of the font, in points.
-        weight: Of the font.
-        keep: Of which end something is left: ``"start"`` or ``"end"``, whole folders of a path where they fit.
-    """
-    from matplotlib.font_manager import FontProperties  # noqa: PLC0415
-    from matplotlib.textpath import TextToPath  # noqa: PLC0415
-
-    text = " ".join(text.encode("utf-8", "replace").decode().split())  # file names may hold bytes of no encoding
-    text = drawable(text)
-    font, measure = FontProperties(family=families(text), size=size, weight=weight), TextToPath()
-
-    def fits(candidate: str) -> bool:
-        return bool(measure.get_text_width_height_descent(candidate, font, ismath=False)[0] <= 72 * width)
-
-    if fits(text):
-        return text
-    letters = range(len(text))
-    if keep == "start":
-        # The first that is too long, by bisection: each further letter makes a text wider.
-        return text[: max(bisect_left(letters, True, key=lambda count: not fits(text[:count] + "…")) - 1, 0)] + "…"
-    folders = (text[place + 1 :] for place, letter in enumerate(text) if letter in "/\\")
-    whole = next(filter(fits, folders), None)
-    return whole or "…" + text[bisect_left(letters, True, key=lambda start: fits("…" + text[start:])) :]
