@@ -128,7 +128,7 @@ def test_views_are_averaged_and_said(csham, finished, photos):
     assert predicted(out) != one
     code, out, err = csham("predict", finished / "model.safetensors", photos / "0.png", "--tta")
     assert (code, out) == (2, "")
-    assert "not known of weights without their run" in err
+    assert "only where the run folder says that training mirrors" in err
 
 
 def test_weights_alone_or_shared_suffice(csham, finished, photos, tmp_path):

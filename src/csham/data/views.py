@@ -36,8 +36,8 @@ class Views:
         if len(self) == 1:
             raise UserError(
                 f"test-time augmentation has nothing to average here: up to 64 px (here {self.image_size}) the network "
-                "sees all that is kept of an image, and a mirrored one is of another class, or whether it is, is not "
-                "known of weights without their run."
+                "sees all that is kept of an image, and mirror images are asked about only where the run folder says "
+                "that training mirrors."
             )
 
     @property

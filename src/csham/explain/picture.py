@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
 from csham.explain.folder import FORMATS
+from csham.explain.methods import METHODS, OWN
 from csham.fonts import families, fitted, legible
 
 if TYPE_CHECKING:
@@ -220,10 +221,11 @@ class _Block:
 
     def _draw_gradcam(self, page: _Page, left: float, top: float) -> None:
         explanation = self.explanation
+        method = METHODS[explanation.method]
         size = " x ".join(map(str, explanation.gradcam.shape))
-        page.title(
-            left, top, f"Grad-CAM: {explanation.classes[explanation.target]}", f"{explanation.gradcam_layer}, {size}"
-        )
+        where = explanation.gradcam_layer + (f", {size}" if explanation.method == OWN else "")  # others are upsampled
+        of = explanation.classes[explanation.target] if method.of_class else "of no class"
+        page.title(left, top, f"{method.title}: {of}", where)
         page.panel(left, top + _TITLE, overlay(explanation.pixels, explanation.gradcam, (0.0, 1.0), side=_PIXELS))
         bar = page.axes(left + 0.12, top + _TITLE + _PANEL + 0.07, _PANEL - 0.24, 0.06)
         bar.imshow(_ramp()[None], aspect="auto")
