@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from csham import fonts
-from csham.fonts import drawable, families, legible
+from csham.fonts import drawable, families, fitted, legible
 
 CAT = "\u732b"
 
@@ -91,7 +91,9 @@ def test_a_font_of_this_machine_is_found_for_what_it_lacks(machine, tmp_path):
 
 
 def test_letters_that_no_font_has_become_codes_with_one_warning_for_their_script():
-    with pytest.warns(UserWarning, match="such as Noto Sans CJK") as caught:
+    with pytest.warns(
+        UserWarning, match=r"such as Noto Sans CJK \(on Debian and Ubuntu the package fonts-noto-cjk"
+    ) as caught:
         assert drawable(f"{CAT}\u72ac \u3042") == r"\u732b\u72ac \u3042"
     with pytest.warns(UserWarning, match="such as Noto Sans Devanagari"):
         assert drawable("\u0939") == r"\u0939"
@@ -128,3 +130,13 @@ def test_a_picture_that_holds_text_keeps_it_for_whoever_has_the_font():
         content, figure = picture(CAT, codes=False)
     assert content.decode().count(f">{CAT}<") == 2
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [CAT]
+
+
+def test_a_family_without_a_bold_font_is_taken_as_it_is_without_a_word(machine, tmp_path, caplog):
+    machine(write_font(tmp_path / "cat.ttf", CAT))
+    assert fitted(CAT * 50, 1, weight="bold").endswith("…")
+    figure = Figure(figsize=(2, 1))
+    figure.text(0, 0, CAT, weight="bold")
+    with legible(figure):
+        figure.savefig(io.BytesIO(), format="png")
+    assert not caplog.records

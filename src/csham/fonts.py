@@ -6,6 +6,7 @@ Latin, Greek, Cyrillic, Arabic, Hebrew and a few more, and falls back on further
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 import warnings
@@ -58,7 +59,8 @@ def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *
     font, measure = FontProperties(family=families(text), size=size, weight=weight), TextToPath()
 
     def fits(candidate: str) -> bool:
-        return bool(measure.get_text_width_height_descent(candidate, font, ismath=False)[0] <= 72 * width)
+        with _without_notes_on_weights():
+            return bool(measure.get_text_width_height_descent(candidate, font, ismath=False)[0] <= 72 * width)
 
     if fits(text):
         return text
@@ -92,7 +94,7 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
             text.set_text(drawable(words) if codes else words)
         for one in formatters if codes else ():  # drawing writes the labels of ticks anew
             vars(one)["format_ticks"] = partial(_formatted, one.format_ticks)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_notes_on_weights():
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             yield
     finally:
@@ -101,6 +103,18 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
             text.set_fontfamily(family)
         for one in formatters:
             vars(one).pop("format_ticks", None)
+
+
+@contextmanager
+def _without_notes_on_weights() -> Iterator[None]:
+    """Keep matplotlib from logging that a family has no bold font, and which it takes instead."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _formatted(format_ticks: Callable[[Any], list[str]], places: Any) -> list[str]:
@@ -138,15 +152,19 @@ def _script(letter: str) -> str:
     return first.capitalize() if unicodedata.category(letter)[0] in "LM" else "Symbols"
 
 
+# Fonts for scripts whose names are not those of fonts, and Debian's packages.
+_TO_INSTALL = {"CJK": ("Noto Sans CJK", "fonts-noto-cjk"), "Symbols": ("Symbola", "fonts-symbola")}
+
+
 def _warn(script: str, letter: str) -> None:
     if script in _warned:
         return
     _warned.add(script)
-    font = {"CJK": "Noto Sans CJK", "Symbols": "Noto Emoji or Symbola"}.get(script, f"Noto Sans {script}".strip())
+    font, package = _TO_INSTALL.get(script, (f"Noto Sans {script}", "fonts-noto-core"))
     warnings.warn(
         f"no font of this machine has {letter!a} ({_name(letter).lower() or 'a letter of private use'}) and others of "
         f"its kind: pictures show their codes instead. Install a font that has them, such as {font} (on Debian and "
-        "Ubuntu fonts-noto-cjk, fonts-noto-core or fonts-symbola).",
+        f"Ubuntu the package {package}).",
         stacklevel=2,
     )
 

@@ -92,9 +92,8 @@ def test_the_errors_are_told_in_words_with_the_images_that_the_network_saw():
     words = texts(figure)
     assert words[0] == f"{SHOWN_ERRORS} most confident of {len(found.errors())} errors in 60 images"
     first = found.errors()[0]
-    assert words[1].startswith("given: ")
-    assert words[1].endswith(f", {first['probability']:.0%}")
-    assert words[2].startswith("true: ")
+    assert words[1].startswith(f"given, {first['probability']:.0%}: ")
+    assert words[2].startswith(f"true, {first['probability_of_true']:.0%}: ")
     assert not any("w" * 60 in line for line in words)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), found.dataset.images[first["row"]][1:9, 1:9])
     assert len(figure.axes) == SHOWN_ERRORS

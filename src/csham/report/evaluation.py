@@ -142,7 +142,8 @@ def draw_errors(found: Evaluation) -> Figure:
         for line, (word, share, colour) in enumerate(
             (("given", "probability", _GAP), ("true", "probability_of_true", INK))
         ):
-            words = f"{word}: {fitted(error[word], _PANEL - 0.75)}, {error[share]:.0%}"
+            # The name last: written from right to left, it would take what follows to its other side.
+            words = f"{word}, {error[share]:.0%}: {fitted(error[word], _PANEL - 0.8)}"
             below = 1 - (top + _PANEL + 0.05 + 0.15 * line) / height
             look: dict[str, Any] = {"fontsize": 7.5, "color": colour, "parse_math": False}  # names may have $ in them
             figure.text(left / width, below, words, va="top", family=families(words), **look)
