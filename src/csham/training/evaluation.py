@@ -127,7 +127,7 @@ def evaluate(
     indices = _part(dataset, config, part)
     views = Views(info.image_size, dataset.flip) if tta else None
     config = on_this_machine(config, device)
-    network = network.to(config.device)
+    network = network.to(config.device).eval()
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     batches = Batches(
@@ -218,9 +218,8 @@ def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, 
 def averaged(network: nn.Module, views: Views) -> Callable[[Tensor], Tensor]:
     """Return the function from stored squares to the logarithms of the mean probabilities of their views.
 
-    These are logits: their softmax is the mean.
+    These are logits: their softmax is the mean. The network is in evaluation mode, or will be.
     """
-    network.eval()
 
     def answer(squares: Tensor) -> Tensor:
         logs = [
