@@ -111,6 +111,13 @@ def test_attached_attention_kernels_compiled_networks_and_inference_mode(method,
     torch.testing.assert_close(LibraryCam(GradCam(compiled, (3, 10, 10)), method)(images, targets), expected)
 
 
+def test_a_network_in_bfloat16():
+    model = Blocks().bfloat16()
+    maps = LibraryCam(GradCam(model, (3, 8, 8)), "layercam")(torch.randn(2, 3, 8, 8).bfloat16(), torch.tensor([1, 2]))
+    assert maps.dtype == torch.float32
+    assert maps.max() > 0.9
+
+
 def test_a_layer_that_runs_twice_is_told():
     class Twice(Blocks):
         def forward(self, x):

@@ -140,10 +140,10 @@ class _AtLayer(nn.Module):
             calls += 1
             if calls > 1:
                 raise UserError(f"{self._layer} runs several times. Name another layer, or take --method gradcam.")
-            # The graph begins here. Contiguous, since the library makes views; a copy goes on, since the next layer may
-            # write into it.
-            passed: Tensor = self.at(output.detach().contiguous().requires_grad_())
-            return passed.clone()
+            # The graph begins here. Contiguous and float32, since the library makes views and numpy's arrays; a copy
+            # goes on, since the next layer may write into it.
+            passed: Tensor = self.at(output.detach().float().contiguous().requires_grad_())
+            return passed.to(output.dtype, copy=True)
 
         network = self._network[0]
         handle = network.get_submodule(self._layer).register_forward_hook(pass_through)
