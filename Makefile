@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo test-libraries sanitize docs dist lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo test-libraries test-cam sanitize docs dist lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -32,7 +32,7 @@ test-exports: $(READY)
 	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/export/test_every_network.py -k "$(EXPORTS)"
 
 # What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
-test-long: $(READY) test-yolo test-libraries
+test-long: $(READY) test-yolo test-libraries test-cam
 	CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 # Ultralytics is under the AGPL, so it is no dependency, not even of the tests: an environment of its own, on top of .venv.
@@ -52,6 +52,14 @@ test-libraries: $(READY)
 	$(BIN)/uv pip install --quiet --python build/libraries/bin/python --no-deps \
 		segmentation-models-pytorch transformers tokenizers regex monai
 	CSHAM_LONG_TESTS=1 build/libraries/bin/python -m pytest tests/attach/test_libraries.py
+
+# pytorch-grad-cam brings OpenCV, which nothing else needs: an environment of its own too.
+test-cam: $(READY)
+	test -x build/cam/bin/python || $(BIN)/python -m venv build/cam
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python*/site-packages)')" \
+		> $$(echo build/cam/lib/python*/site-packages)/csham.pth
+	$(BIN)/uv pip install --quiet --python build/cam/bin/python --no-deps grad-cam ttach tqdm opencv-python-headless
+	build/cam/bin/python -m pytest tests/explain/test_cams.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

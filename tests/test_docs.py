@@ -69,7 +69,7 @@ def test_the_backbones_pages_python_does_what_it_says(capsys):
 @pytest.mark.long
 def test_every_command_of_the_training_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_commands("docs/training.md", 8, capsys)
+    run_commands("docs/training.md", 9, capsys)
     assert "finished" in capsys.readouterr().err
 
 
@@ -87,7 +87,7 @@ def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeyp
     Path("runs").mkdir()
     Path("runs/first").symlink_to(finished)
     Path("photos").symlink_to(images / "bee")
-    run_commands("docs/predict.md", 3, capsys)
+    run_commands("docs/predict.md", 4, capsys)
     assert len(Path("answers.csv").read_text(encoding="utf-8").splitlines()) == 21
     names = run_python("docs/predict.md")
     assert "photos/2.png bee" in capsys.readouterr().out

@@ -101,6 +101,7 @@ def test_rooms_are_attributes_of_the_package():
 def test_the_table_of_extras_is_pyproject():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     imported = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+    imported["grad-cam"] = "pytorch_grad_cam"
     for extra, packages in EXTRAS.items():
         names = {re.split(r"[>=<\[]", line)[0] for line in declared[extra]}
         names = {imported.get(name, name) for name in names if name != "csham"}

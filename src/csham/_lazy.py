@@ -26,6 +26,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "app": ("gradio",),
     "share": ("huggingface_hub",),
+    "cam": ("pytorch_grad_cam",),
     "keras": ("h5py",),
     "tracking": ("mlflow", "wandb"),
     "parquet": ("pyarrow",),

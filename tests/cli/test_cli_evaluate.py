@@ -56,3 +56,30 @@ def test_another_part_and_other_data(csham, finished, tmp_path, write_images):
     data = write_images(tmp_path / "more", count=10, seed=2)
     found = json.loads(csham("evaluate", finished, data, "--part", "all", "--json")[1])
     assert (found["data"], found["images"]) == (str(data), 30)
+
+
+def test_output_is_a_folder_of_numbers_and_pictures(csham, finished, images, tmp_path):
+    folder = tmp_path / "a" / "b"
+    code, out, err = csham("evaluate", finished, images, "--part", "all", "--output", folder, "--quiet")
+    assert code == 0, err
+    assert f"files in {folder}: evaluation.json" in out
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert written == json.loads(csham("evaluate", finished, images, "--part", "all", "--json", "--quiet")[1])
+    assert "the most confident errors" in out or not written["errors"]
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, _, err = csham("evaluate", finished, "--output", bad)
+        assert code == 2
+        assert "Name another" in err
+
+
+def test_several_views_and_what_has_no_value_are_said(csham, finished, tmp_path, write_images):
+    root = write_images(tmp_path / "more", classes=("ant",), count=10)
+    write_images(root, classes=("bee", "cow"), count=1)
+    code, out, err = csham("evaluate", finished, root, "--tta")
+    assert code == 0, err
+    assert "ROC AUC, macro has no value here: all images are of one class" in out
+    assert "test-time augmentation: mean probabilities of 2 views: the image and its mirror image" in out
+    found = json.loads(csham("evaluate", finished, root, "--json")[1])
+    assert found["undefined"] == {"auc": "all images are of one class"}
+    assert "auc" not in found

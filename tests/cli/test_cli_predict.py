@@ -90,6 +90,47 @@ def test_csv_says_the_same(csham, finished, photos):
     assert list(rows[5].values()) == [f"{photos}/text.png", *[""] * 6, "not an image that Pillow can read"]
 
 
+def test_images_below_the_threshold_get_no_answer_in_any_form(csham, finished, photos):
+    found = [json.loads(line) for line in csham("predict", finished, photos, "--json")[1].splitlines()]
+    first = {line["path"]: line["predictions"][0]["probability"] for line in found if "predictions" in line}
+    threshold = sorted(first.values())[2]
+    words = ["predict", finished, photos, "--threshold", threshold, "--top-k", 2]
+    code, out, err = csham(*words, "--json")
+    assert code == 0
+    assert f"not sure of 2 of them: no class has a probability of {threshold:g} or more" in err
+    unsure = [path for path in first if first[path] < threshold]
+    for line in map(json.loads, out.splitlines()):
+        if line["path"] in unsure:
+            assert line == {"path": line["path"], "predictions": [], "not_sure": pytest.approx(first[line["path"]])}
+        else:
+            assert "not_sure" not in line
+    for row in csv.DictReader(io.StringIO(csham(*words, "--csv")[1])):
+        assert (row["class_1"] == "") == (row["path"] in unsure or row["error"] != "")
+        assert (row["probability_2"] == "") == (row["class_1"] == "")
+        if row["path"] in unsure:
+            assert float(row["probability_1"]) == pytest.approx(first[row["path"]])
+            assert row["error"] == ""
+    table = csham(*words)[1].splitlines()
+    assert sorted(line.split()[-1] for line in table if line.startswith("not sure ")) == sorted(unsure)
+    assert len(table) == 1 + 2 * 3 + 2 + 1
+    # An answer to none is an answer: the exit code is about files that were read.
+    code, out, err = csham("predict", finished, photos / "0.png", "--threshold", 1, "--json")
+    assert code == 0
+    assert json.loads(out)["predictions"] == []
+    assert "not sure of 1 of them" in err
+
+
+def test_views_are_averaged_and_said(csham, finished, photos):
+    code, out, err = csham("predict", finished, photos / "0.png", "--tta", "--json")
+    assert code == 0
+    assert "test-time augmentation: mean probabilities of 2 views: the image and its mirror image" in err
+    one = predicted(csham("predict", finished, photos / "0.png", "--json")[1])
+    assert predicted(out) != one
+    code, out, err = csham("predict", finished / "model.safetensors", photos / "0.png", "--tta")
+    assert (code, out) == (2, "")
+    assert "only where the run folder says that training mirrors" in err
+
+
 def test_weights_alone_or_shared_suffice(csham, finished, photos, tmp_path):
     def answer(source, *words):
         code, out, err = csham("predict", source, photos / "0.png", "--json", "--device", "cpu", *words)
@@ -201,6 +242,7 @@ def test_long_lists_of_bad_files_are_counted(csham, finished, photos, monkeypatc
         (["{photos}", "--output", "/dev/null"], "is not a file"),
         (["{photos}", "--output", "{photos}/no/x.csv"], "there is no folder"),
         (["{photos}", "--device", "cuda:77"], "cuda"),
+        (["{photos}", "--threshold", "60"], "the threshold is a probability, above 0 and at most 1, got 60. For 60%"),
     ],
 )
 def test_what_cannot_work_is_said(csham, finished, photos, words, message):

@@ -58,7 +58,6 @@ def texts(figure):
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_reaches_into_another_or_off_the_page(case):
     figure = draw([CASES[case], CASES["no attention"]])
@@ -75,7 +74,6 @@ def test_no_text_reaches_into_another_or_off_the_page(case):
             assert width < 1 or height < 1, (text, other)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 def test_what_is_shown_is_said():
     shown = words("usual")
     for word in ("resnet20 + csham (transfer)", "Grad-CAM", "layer3.2, 4 x 4", "layer1.1.bn2", "8 x 8, 0.", "50.0%"):

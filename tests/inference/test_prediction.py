@@ -13,9 +13,11 @@ from PIL import Image
 
 import csham
 from csham.data import BadFile
+from csham.data.dataset import stored_side
 from csham.data.sources.folder import scan
+from csham.data.views import Views
 from csham.errors import UserError
-from csham.inference import Prediction, predict
+from csham.inference import NotSure, Prediction, predict
 from csham.training import evaluate
 from csham.training.network import NetworkInfo, write_weights
 
@@ -224,6 +226,76 @@ def test_too_little_memory_names_a_batch_size(finished, files, monkeypatch):
     monkeypatch.setattr(loaded.network, "forward", overflow)
     with pytest.raises(UserError, match=r"batches of 6 images. Choose a batch size of 3. \(CUDA out of memory"):
         list(predict(loaded, files[:6]))
+
+
+def test_views_of_the_run_are_averaged(trained, files):
+    assert str(trained.views) == "mean probabilities of 2 views: the image and its mirror image"
+    pixels = torch.from_numpy(np.stack([trained.transform.pixels(path) for path in files[:5]]))
+    with torch.no_grad():
+        shares = [trained.network(trained.transform.normalise(one)).softmax(1) for one in (pixels, pixels.flip(2))]
+    expected = torch.stack(shares).mean(0)
+    torch.testing.assert_close(trained.probabilities(files[:5], tta=True), expected, rtol=1e-4, atol=1e-6)
+    for row, result in zip(expected, predict(trained, files[:5], batch_size=2, tta=True), strict=True):
+        assert result.probabilities == pytest.approx(row.sort(descending=True).values.tolist(), rel=1e-4)
+        assert result.classes == [trained.classes[index] for index in row.argsort(descending=True)]
+
+
+def weights_of(image_size, path):
+    info = NetworkInfo(
+        backbone="lenet5", attention="none", strategy="sequential", position="auto", gated=False, num_classes=3,
+        image_size=image_size, classes=["ant", "bee", "cow"], mean=[0.5] * 3, std=[0.2] * 3,
+    )  # fmt: skip
+    write_weights(path, info.build().state_dict(), info)
+    return csham.load(path)
+
+
+def test_above_64_pixels_the_corners_are_views_too(tmp_path):
+    trained = weights_of(72, tmp_path / "model.safetensors")
+    assert str(trained.views) == "mean probabilities of 5 views: the centre and the four corners"
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    square = trained.transform.square(image)
+    assert square.shape == (82, 82, 3)
+    np.testing.assert_array_equal(square[5:77, 5:77], trained.transform.pixels(image))
+    crops = [square[y : y + 72, x : x + 72] for y, x in ((5, 5), (0, 0), (0, 10), (10, 0), (10, 10))]
+    expected = trained.probabilities(crops_as_images(trained, crops)).mean(0)
+    torch.testing.assert_close(trained.probabilities([image], tta=True)[0], expected, rtol=1e-4, atol=1e-6)
+    ten = Views(72, mirrored=True)
+    assert len(ten) == len(list(ten.cut(torch.zeros(1, 3, 82, 82)))) == 10
+    assert str(ten).endswith("10 views: the centre and the four corners, each also mirrored")
+
+
+def crops_as_images(trained, crops):
+    """Images of which the network sees just these pixels."""
+    side = stored_side(trained.info.image_size)
+    edge = (side - len(crops[0])) // 2
+    return [np.pad(crop, ((edge, edge), (edge, edge), (0, 0))) for crop in crops]
+
+
+def test_views_cannot_be_averaged_where_there_is_one(tmp_path, files):
+    trained = weights_of(28, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="nothing to average here"):
+        predict(trained, files, tta=True)
+    with pytest.raises(UserError, match="nothing to average here"):
+        trained.probabilities(files[:1], tta=True)
+
+
+def test_below_a_threshold_an_image_has_no_answer(trained, files):
+    plain = list(predict(trained, files))
+    threshold = sorted(result.probabilities[0] for result in plain)[len(files) // 2]
+    for result, before in zip(predict(trained, files, threshold=threshold), plain, strict=True):
+        assert result.sure == (before.probabilities[0] >= threshold)
+        assert isinstance(result, NotSure) != result.sure
+        assert result == before  # all that is known is still there
+    assert {result.sure for result in predict(trained, files, threshold=threshold)} == {True, False}
+    assert all(result.sure for result in plain)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "words"), [(0, "got 0."), (-0.1, "above 0"), (60, "For 60% write 0.6"), (float("nan"), "nan")]
+)
+def test_a_threshold_is_a_probability(trained, threshold, words):
+    with pytest.raises(UserError, match=words):
+        predict(trained, ["a.png"], threshold=threshold)
 
 
 MEASURED = """

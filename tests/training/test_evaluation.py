@@ -1,6 +1,10 @@
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors
 import safetensors.torch
@@ -8,6 +12,7 @@ import torch
 
 import csham
 from csham.backbones import CifarResNet
+from csham.data.views import Views
 from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.evaluation import evaluate, find_weights, load_network
@@ -146,3 +151,49 @@ def test_answers_that_are_no_numbers_are_not_measured(finished, monkeypatch):
     monkeypatch.setattr(CifarResNet, "forward", lambda self, x: forward(self, x) * float("inf"))
     with pytest.raises(UserError, match=r"answers with numbers that are not finite, in \w+\. Either its last weights"):
         evaluate(finished)
+
+
+def test_classes_in_another_order_are_measured_alike(finished, images, tmp_path):
+    names = ["cow", "ant", "bee"]
+    files = [(path, number) for number, name in enumerate(names) for path in sorted((images / name).iterdir())]
+    encoded = [{"bytes": path.read_bytes(), "path": path.name} for path, _ in files]
+    table = pa.table({"image": encoded, "label": [number for _, number in files]})
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    said = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(said), tmp_path / "all.parquet")
+    found, expected = (evaluate(finished, str(data), part="all") for data in (tmp_path / "all.parquet", images))
+    assert found.dataset.classes != expected.dataset.classes
+    assert found.summary["loss"] == pytest.approx(expected.summary["loss"], rel=1e-4)
+    assert found.summary["auc"] == pytest.approx(expected.summary["auc"])
+    assert found.confusion.tolist() == expected.confusion.tolist()
+
+
+def test_errors_are_named_with_their_files_the_most_confident_first(finished, images):
+    found = evaluate(finished, str(images), part="all", weights="last", device="cpu")
+    errors = found.errors()
+    assert len(errors) == round(60 * (1 - found.summary["top1"] / 100))
+    assert [one["probability"] for one in errors] == sorted((one["probability"] for one in errors), reverse=True)
+    trained = csham.load(finished)
+    for one in errors:
+        path = Path(one["image"])
+        assert path.parent == images / one["true"]
+        shares = trained.probabilities([path])[0]
+        assert trained.classes[shares.argmax()] == one["given"] != one["true"]
+        assert one["probability"] == pytest.approx(shares.max().item(), abs=0.03)  # in bf16
+        assert one["probability_of_true"] == pytest.approx(shares[trained.classes.index(one["true"])].item(), abs=0.03)
+
+
+def test_several_views_are_averaged_and_said(finished):
+    found = evaluate(finished, device="cpu", tta=True)
+    assert found.summary["tta"] == "mean probabilities of 2 views: the image and its mirror image"
+    trained = csham.load(finished)
+    rows, S = found.predictions.indices, trained.info.image_size
+    pixels = torch.from_numpy(found.dataset.images[rows])
+    with torch.no_grad():
+        shares = [trained.network(trained.transform.normalise(one)).softmax(1) for one in (pixels, pixels.flip(2))]
+    expected = torch.stack(shares).mean(0)
+    assert pixels.shape[1] == S
+    np.testing.assert_allclose(found.predictions.probabilities, expected, atol=0.03)  # in bf16
+    assert found.summary["loss"] != evaluate(finished, device="cpu").summary["loss"]
+    with pytest.raises(UserError, match="nothing to average"):
+        Views(28, mirrored=False)

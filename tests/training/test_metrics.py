@@ -3,14 +3,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score
+import torch
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
+from csham.data.batches import Batch
+from csham.training.evaluation import predict
 from csham.training.metrics import Predictions, in_tables, of_study
 
 
 def make(labels, top):
     n = len(labels)
-    return Predictions(np.arange(n), np.array(labels), np.array(top), np.full(n, 0.5, np.float32))
+    half = np.full(n, 0.5, np.float32)
+    return Predictions(np.arange(n), np.array(labels), np.array(top), half, half, half)
+
+
+def answered(logits, labels):
+    """Predictions as a network with these logits makes them."""
+    batch = Batch(torch.as_tensor(logits), torch.as_tensor(labels), len(labels), np.arange(len(labels)))
+    return predict(lambda images: images, [batch], keep=True)
 
 
 def test_against_numbers_worked_out_by_hand():
@@ -99,3 +109,74 @@ def test_the_pages_table_is_the_declaration():
 def test_always_giving_the_only_class_is_no_agreement_beyond_chance():
     assert make([1, 1], [[1], [1]]).summary(["a", "b"])["kappa"] == 0
     assert make([1, 1], [[0], [0]]).summary(["a", "b"])["kappa"] == 0
+
+
+def test_auc_is_scikit_learns_one_against_the_rest():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 4, 60), rng.standard_normal((60, 4), np.float32)
+    found = answered(logits, labels)
+    expected = roc_auc_score(labels, torch.tensor(logits).softmax(1), multi_class="ovr")
+    assert found.summary(list("abcd"))["auc"] == pytest.approx(expected)
+    two = answered(logits[:, :2], labels % 2)
+    expected = roc_auc_score(labels % 2, torch.tensor(logits[:, :2]).softmax(1)[:, 1])
+    assert two.summary(list("ab"))["auc"] == pytest.approx(expected)
+
+
+def test_auc_leaves_out_the_classes_without_images_as_every_mean_over_classes():
+    # Class 1 has none. Of the three pairs of one of class 0 and one of class 2, the probabilities order two.
+    logits = np.array([[2, 0, 0], [0, 0, 0.5], [0, 5, 1], [1, 0, 1]], np.float32)
+    found = answered(logits, [0, 2, 2, 2]).summary(list("abc"))
+    assert found["auc"] == pytest.approx((1 + 2 / 3) / 2)
+    assert "undefined" not in found
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_of_images_of_one_class_auc_says_that_it_has_no_value(classes):
+    found = answered(np.eye(classes, dtype=np.float32)[[0, classes - 1]], [0, 0]).summary(list("abcde")[:classes])
+    assert "auc" not in found
+    assert found["undefined"] == {"auc": "all images are of one class"}
+    assert 0 <= found["ece"] <= 100
+
+
+def test_without_all_probabilities_the_rest_is_measured():
+    found = make([0, 1], [[0], [1]]).summary(["a", "b"])
+    assert found["top1"] == 100
+    assert "not kept" in found["undefined"]["auc"]
+
+
+def test_the_brier_score_is_scikit_learns():
+    rng = np.random.default_rng(1)
+    labels, logits = rng.integers(0, 3, 50), rng.standard_normal((50, 3), np.float32)
+    shares = torch.tensor(logits).softmax(1).numpy()
+    truth = np.eye(3)[labels]
+    found = answered(logits, labels).summary(list("abc"))["brier"]
+    assert found == pytest.approx(((shares - truth) ** 2).sum(1).mean(), rel=1e-5)
+    binary = torch.tensor(logits[:, :2]).softmax(1).numpy()
+    found = answered(logits[:, :2], labels % 2).summary(list("ab"))["brier"]
+    assert found == pytest.approx(brier_score_loss(labels % 2, binary[:, 1]), rel=1e-5)
+
+
+def test_the_calibration_error_is_that_of_a_loop_over_bins():
+    rng = np.random.default_rng(2)
+    labels, logits = rng.integers(0, 3, 200), rng.standard_normal((200, 3), np.float32) * 3
+    found = answered(logits, labels)
+    expected, counted = 0, 0
+    for number in range(15):
+        inside = (found.confidences > number / 15) & (found.confidences <= (number + 1) / 15)
+        if inside.any():
+            gap = abs(found.hits[inside, 0].mean() - found.confidences[inside].mean(dtype=np.float64))
+            expected += inside.sum() / 200 * gap
+            counted += 1
+    assert found.summary(list("abc"))["ece"] == pytest.approx(100 * expected, abs=1e-3)
+    assert len(found.reliability()) == counted
+    assert sum(one["images"] for one in found.reliability()) == 200
+
+
+def test_a_network_that_is_right_as_often_as_it_says_is_calibrated():
+    # Nine of ten right at 90%, and always sure and right.
+    nine = np.log(np.array([[0.9, 0.1]], np.float32)).repeat(10, 0)
+    assert answered(nine, [0] * 9 + [1]).summary(["a", "b"])["ece"] == pytest.approx(0, abs=1e-3)
+    assert answered(nine, [0] * 10).summary(["a", "b"])["ece"] == pytest.approx(10, abs=1e-3)
+    sure = np.array([[200, 0], [0, 200]], np.float32)
+    assert answered(sure, [0, 1]).summary(["a", "b"])["ece"] == 0
+    assert answered(sure, [1, 0]).summary(["a", "b"])["ece"] == 100

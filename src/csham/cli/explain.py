@@ -25,6 +25,7 @@ from csham.cli.options import (
 )
 from csham.errors import UserError, any_of
 from csham.explain.folder import FORMATS, PictureFolder
+from csham.explain.methods import METHODS, OWN, check_library, find_method
 from csham.report.tables import write_csv
 from csham.training.progress import QuietProgress, create_progress
 from csham.words import say
@@ -52,12 +53,19 @@ def explain(
     layer: Annotated[
         str | None, typer.Option(help="Module whose output Grad-CAM looks at.", show_default="the last feature map")
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help=f"Map of what speaks for a class: {any_of([*METHODS])}; all but the first need csham[cam]."),
+    ] = OWN,
     top_k: Annotated[int, typer.Option(help="Predictions shown.")] = 3,
     weights: WeightsOption = None,
     samples: Annotated[
         int | None,
         typer.Option(help="Measure how faithful each map is on this many test images.", show_default="none"),
     ] = None,
+    road: Annotated[
+        bool, typer.Option("--road", help="Measure ROAD too, with --samples; seconds for each map. Needs csham[cam].")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Chooses the test images.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 16,
     device: DeviceOption = None,
@@ -84,6 +92,7 @@ def explain(
     check_counts(top_k=top_k, batch_size=batch_size, samples=samples)
     if not images and samples is None:
         raise UserError("there is nothing to explain. Name images or folders, or --samples N for a table of scores.")
+    _check_method(method, samples, road=road)
     folder = PictureFolder(output or Path("explanations"), picture_format, npz=npz)
     paths = folder.images(images or [])
     for one in filter(None, (run, compare)):
@@ -110,11 +119,15 @@ def explain(
                 top=top_k,
                 target=target,
                 layer=layer,
+                method=method,
                 batch_size=batch_size,
                 on_error=lambda image, err: unreadable.append((str(image), str(err))),
             )
             drawn = _draw(folder, together, len(paths), unreadable, progress, tell=not as_json)
-        scores = _measure(networks, samples, layer, seed, batch_size, progress) if samples is not None else []
+        scores = []
+        if samples is not None:
+            how = {"layer": layer, "method": method, "road": road, "seed": seed}
+            scores = _measure(networks, samples, batch_size, progress, how)
     finally:
         progress.close()
     if table is not None:
@@ -133,6 +146,15 @@ def explain(
         _print_scores(faithfulness)
     if table is not None:
         say(f"scores in {table}")
+
+
+def _check_method(method: str, samples: int | None, *, road: bool) -> None:
+    """Refuse what could not be computed."""
+    find_method(method)
+    if road:
+        check_library("--road")
+        if samples is None:
+            raise UserError("--road is a score of test images. Give --samples N, how many of them.")
 
 
 def _draw(
@@ -186,14 +208,13 @@ def _tell(drawn: Mapping[str, Any]) -> None:
 def _measure(
     networks: Sequence[Trained],
     samples: int,
-    layer: str | None,
-    seed: int,
     batch_size: int,
     progress: QuietProgress,
+    how: Mapping[str, Any],
 ) -> list[Faithfulness]:
     from csham.explain import measure_faithfulness, sample_test_images  # noqa: PLC0415  torch takes seconds
 
-    images = sample_test_images(networks[0], samples, seed=seed, progress=progress.preparing)
+    images = sample_test_images(networks[0], samples, seed=how["seed"], progress=progress.preparing)
     progress.close()
     if len(images) < samples:
         progress.note(f"the test part has {len(images)} images; all of them are measured")
@@ -204,33 +225,33 @@ def _measure(
         progress.step(f"{done} of {len(images)} test images", done, None, done / (time.monotonic() - start))
 
     # Many small changes to one image: larger batches than those of different images, and no maps to keep.
-    return measure_faithfulness(networks, images, layer=layer, batch_size=4 * batch_size, seed=seed, on_image=tell)
+    return measure_faithfulness(networks, images, batch_size=4 * batch_size, on_image=tell, **how)
 
 
 def _print_scores(found: Faithfulness) -> None:
-    header = ["map", "deletion", "95%", "insertion", "95%", "deletion - random", "insertion - random", "verdict"]
+    scores = found.maps[0].scores
+    header = ["map", *(name for score in scores for name in (score, "95%")), *(f"{score} - random" for score in scores)]
     rows = []
     for row in found.rows():
-        rows.append(
-            [
-                row["map"],
-                row["deletion"],
-                _interval(row["deletion_interval"]),
-                row["insertion"],
-                _interval(row["insertion_interval"]),
-                _difference(row, "deletion_minus_random"),
-                _difference(row, "insertion_minus_random"),
-                row["verdict"],
-            ]
-        )
+        means = [cell for score in scores for cell in (row[score], _interval(row[f"{score}_interval"]))]
+        rows.append([row["map"], *means, *(_difference(row, f"{score}_minus_random") for score in scores)])
+        rows[-1].append(row["verdict"])
+    header.append("verdict")
     print_table(f"{found.network}: how faithful each map is, {found.images} test images", header, rows)
     say(
         "deletion: mean probability of the given class while pixels become the mean colour, first those with the "
         "largest weights; lower is more faithful",
         "insertion: the same while pixels replace a blurred image; higher is more faithful",
+        *(["ROAD: " + _ROAD] if "road" in scores else []),
         "intervals of the mean, Student t; differences are paired by image",
         "",
     )
+
+
+_ROAD = (
+    "half of how much more the last pixels of an order may be replaced by their neighbours' mean than the first, in "
+    "probability of the given class, mean over four shares; higher is more faithful; no part of the verdict"
+)
 
 
 def _difference(row: dict[str, Any], key: str) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "JsonOption",
     "QuietOption",
     "TrainedArgument",
+    "TtaOption",
     "WeightsOption",
     "names_in",
     "option",
@@ -278,6 +279,14 @@ WeightsOption = Annotated[
     typer.Option(
         help=WEIGHTS_HELP,
         show_default=f"{DEFAULT}, or what a file or a shared folder holds",
+    ),
+]
+TtaOption = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Average the answers to several views of each image: mirrored where training mirrors, and above 64 px the "
+        "corners beside the centre.",
     ),
 ]
 TRAINED_HELP = "A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name."

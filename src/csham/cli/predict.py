@@ -26,6 +26,7 @@ from csham.cli.options import (
     DeviceOption,
     QuietOption,
     TrainedArgument,
+    TtaOption,
     WeightsOption,
     setting_option,
 )
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["csv_lines", "json_lines", "predict", "table_lines"]
 
 _WIDEST_NAME = 40
+_NOT_SURE = "not sure"
 _BAD_FILES_LISTED = 1000  # and the rest counted, so that memory stays constant
 _SECONDS_BETWEEN_STEPS = 0.1
 
@@ -57,6 +59,14 @@ def predict(
     *,
     top_k: Annotated[int, typer.Option(help="Classes for each image.")] = 5,
     weights: WeightsOption = None,
+    tta: TtaOption = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help='Least probability, 0 to 1, of an answer; an image whose first class has less gets none: "not sure".',
+            show_default="every image gets its first",
+        ),
+    ] = None,
     null: Annotated[
         bool, typer.Option("--null", help="Paths on standard input end with NUL, as find -print0 writes them.")
     ] = False,
@@ -87,6 +97,10 @@ def predict(
     use_named_code(code)
     files = ImageFiles(images, null=null)
     files.check()
+    if threshold is not None:
+        from csham.inference.prediction import check_threshold  # noqa: PLC0415  torch takes seconds
+
+        check_threshold(threshold)
 
     progress = create_progress(quiet=quiet)
     above_bar = isinstance(progress, BarProgress) and sys.stdout.isatty()  # asked before the bar stands in for it
@@ -95,28 +109,38 @@ def predict(
         retain_memory()
         trained = csham.load(run, weights=weights, device=device)
         progress.note(trained.described)
-        results = csham.inference.predict(trained, files, top_k=top_k, batch_size=batch_size, precision=precision)
+        results = csham.inference.predict(
+            trained,
+            files,
+            top_k=top_k,
+            batch_size=batch_size,
+            precision=precision,
+            tta=tta,
+            threshold=threshold,
+        )
+        if tta:
+            progress.note(f"test-time augmentation: {trained.views}")
         if as_json:
             lines = json_lines()
         else:
             lines = csv_lines(min(top_k, len(trained.classes))) if as_csv else table_lines(trained.classes)
-        told = _told(results, progress, None if quiet else files.count())
+        told = _told(results, progress, None if quiet else files.count(), threshold)
         _write(told, lines, output, progress if above_bar else None)
     finally:
         progress.close()
 
 
 def _told(
-    results: Iterable[Prediction | BadFile], progress: QuietProgress, total: int | None
+    results: Iterable[Prediction | BadFile], progress: QuietProgress, total: int | None, threshold: float | None
 ) -> Iterator[Prediction | BadFile]:
-    """Pass results through and tell of them; at the end, list what could not be read.
+    """Pass results through and tell of them; at the end, list what could not be read and count who is not sure.
 
     Raises:
         UserError: None could.
     """
     start = time.monotonic()
     progress.start(0, total or 0)
-    last_step, done, bad_count = start, 0, 0
+    last_step, done, bad_count, unsure = start, 0, 0, 0
     bad: list[BadFile] = []
     of_all = f" of {total:,}" if total else ""
     for done, result in enumerate(results, 1):
@@ -124,6 +148,8 @@ def _told(
         if isinstance(result, BadFile):
             bad_count += 1
             bad += [result] if len(bad) < _BAD_FILES_LISTED else []
+        else:
+            unsure += not result.sure
         if (now := time.monotonic()) - last_step >= _SECONDS_BETWEEN_STEPS:
             progress.step(f"{done:,}{of_all} images", done, None, done / (now - start))
             last_step = now
@@ -133,6 +159,8 @@ def _told(
         raise UserError("none of the images could be read." if done else "standard input named no images.")
     seconds = time.monotonic() - start
     progress.note(f"{_images(done - bad_count)} in {seconds:.1f} s, {speed(done / seconds)}")
+    if threshold is not None:
+        progress.note(f"not sure of {unsure:,} of them: no class has a probability of {threshold:g} or more")
 
 
 def _list_bad(bad: list[BadFile], count: int, of: int) -> None:
@@ -197,6 +225,9 @@ def json_lines() -> Lines:
     def write(result: Prediction | BadFile) -> str:
         if isinstance(result, BadFile):
             return json.dumps({"path": result.path, "error": result.reason}) + "\n"
+        if not result.sure:
+            largest = float(_digits(result.probabilities[0]))
+            return json.dumps({"path": result.path, "predictions": [], "not_sure": largest}) + "\n"
         pairs = zip(result.classes, result.probabilities, strict=True)
         answers = [{"class": name, "probability": float(_digits(value))} for name, value in pairs]
         return json.dumps({"path": result.path, "predictions": answers}) + "\n"
@@ -210,6 +241,8 @@ def csv_lines(top_k: int) -> Lines:
     def write(result: Prediction | BadFile) -> str:
         if isinstance(result, BadFile):
             return _csv_row([result.path, *[""] * (2 * top_k), result.reason])
+        if not result.sure:
+            return _csv_row([result.path, "", _digits(result.probabilities[0]), *[""] * (2 * top_k - 2), ""])
         pairs = zip(result.classes, map(_digits, result.probabilities), strict=True)
         return _csv_row([result.path, *(cell for pair in pairs for cell in pair), ""])
 
@@ -219,7 +252,7 @@ def csv_lines(top_k: int) -> Lines:
 
 def table_lines(classes: Sequence[str]) -> Lines:
     """A row for each class of an image, whose path stands in its first; last, since paths may be of any length."""
-    width = min(max(cell_len(printable(name)) for name in ["class", *classes]), _WIDEST_NAME)
+    width = min(max(cell_len(printable(name)) for name in ["class", _NOT_SURE, *classes]), _WIDEST_NAME)
 
     def row(name: str, probability: str, path: str) -> str:
         return f"{name}{' ' * (width - cell_len(name))}  {probability:>11}  {path}".rstrip() + "\n"
@@ -228,6 +261,8 @@ def table_lines(classes: Sequence[str]) -> Lines:
         path = printable(result.path)
         if isinstance(result, BadFile):
             return row("-", "", f"{path}: {result.reason}")
+        if not result.sure:
+            return row(_NOT_SURE, f"{result.probabilities[0]:.2%}", path)
         pairs = zip(result.classes, result.probabilities, strict=True)
         rows = (row(printable(name), f"{value:.2%}", "" if rank else path) for rank, (name, value) in enumerate(pairs))
         return "".join(rows)

@@ -166,17 +166,21 @@ class Batches:
         batch = self._finish(pixels, rows, len(rows))
         return self._mixed(batch, generator(self.seed, epoch, index, _MIX_SALT)) if self._mixes else batch
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, whole: bool = False) -> Iterator[Batch]:
         """Evaluation batches: every image once, in the order given, centre squares.
 
         The last batch is filled up by repeating images, so that shapes never change; ``count`` says how many
         are real, over the ranks together every image once.
+
+        Args:
+            whole: Give the whole stored squares, P x P pixels, to cut views from.
         """
         for start in range(0, len(self.indices), self.batch_size):
             real = self.indices[start : start + self.batch_size]
             rows = np.resize(real, self.batch_size)[self._local]
             count = min(max(len(real) - self._local.start, 0), len(rows))
-            yield self._finish(self._centre(self._gather(rows)), rows, count)
+            pixels = self._gather(rows)
+            yield self._finish(pixels if whole else self._centre(pixels), rows, count)
 
     def _check_enough(self) -> None:
         if len(self.indices) < self.batch_size:
@@ -227,8 +231,9 @@ class Batches:
         return pixels[:, edge : edge + S, edge : edge + S]
 
     def _finish(self, pixels: Tensor, rows: np.ndarray, count: int) -> Batch:
-        S = self.image_size
-        normalised = pixels.reshape(-1, S * 3).to(torch.float32).mul_(self._scale).add_(self._shift)
+        S = pixels.shape[1]
+        scale, shift = self._scale[:3].repeat(S), self._shift[:3].repeat(S)  # S may be the stored squares'
+        normalised = pixels.reshape(-1, S * 3).to(torch.float32).mul_(scale).add_(shift)
         images = normalised.view(-1, S, S, 3).permute(0, 3, 1, 2)  # channels_last
         return Batch(images, self._send(self.dataset.labels[rows]), count, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,11 @@ class PackedDataset:
         if self.files is not None:
             return self.files[row]
         return f"{self.classes[self.labels[row]]} (number {row})"
+
+    def path_of(self, row: int) -> str:
+        """Return the file of an image, with its folder, or what it is called where it is none on a disk."""
+        name = self.name_of(row)
+        return os.path.join(self.source, name) if os.path.isdir(self.source) and self.files is not None else name  # noqa: PTH112, PTH118
 
     def normalisation(self, indices: np.ndarray | Sequence[int]) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over these images, in 0..1.

@@ -1,6 +1,7 @@
 """Pictures and numbers of where and what a trained network attends to.
 
-``gradcam`` finds the layer and computes Grad-CAM, ``explanation`` puts it together with what every attention weighs,
+``gradcam`` finds the layer and computes Grad-CAM, ``cams`` gets other maps from pytorch-grad-cam (``methods`` names
+them), ``explanation`` puts it together with what every attention weighs,
 ``picture`` shows it, ``folder`` keeps pictures of many images, ``faithfulness`` measures on test images how much of it
 is true. Imports ``inference`` and what lies below. Start with :func:`explain`, which calling this package does too.
 """

@@ -18,7 +18,9 @@ from csham.attach.graph.points import common_path
 from csham.attach.install import attached_modules
 from csham.attach.maps import attention_maps
 from csham.errors import UserError, any_of, unknown_name
+from csham.explain.cams import LibraryCam
 from csham.explain.gradcam import GradCam
+from csham.explain.methods import OWN, find_method
 from csham.files import write_atomically
 from csham.inference.modules import ModuleFacts
 from csham.inference.trained import Trained, as_trained
@@ -84,6 +86,8 @@ class Explanation:
         gradcam: (h, w) float32, from 0 to 1, in the size of the layer's output.
         gradcam_layer: Name of the layer whose output that is.
         attention: Name of the attention, or ``"none"``.
+        method: Kind of map that ``gradcam`` is, a name of :data:`csham.explain.methods.METHODS`; those other than
+            Grad-CAM have the image's size.
     """
 
     name: str
@@ -97,6 +101,7 @@ class Explanation:
     gradcam: np.ndarray
     gradcam_layer: str
     attention: str
+    method: str = OWN
 
     @property
     def predictions(self) -> list[tuple[str, float]]:
@@ -115,6 +120,7 @@ class Explanation:
             "network": self.network,
             "predictions": [{"class": name, "probability": value} for name, value in self.predictions],
             "target": self.classes[self.target],
+            "method": self.method,
             "gradcam_layer": self.gradcam_layer,
             "stages": [stage.label for stage in self.stages.values()],
             "no_maps": self.no_maps,
@@ -157,6 +163,7 @@ def explain(
     top: int = 3,
     target: str | int | None = None,
     layer: str | None = None,
+    method: str = OWN,
     batch_size: int = 16,
     on_error: OnError | None = None,
     **module: Unpack[ModuleFacts],
@@ -169,6 +176,7 @@ def explain(
         top: Predictions to show.
         target: Class that Grad-CAM is for, by its name or index; by default the one that each image is given.
         layer: Module at whose output Grad-CAM looks; see :class:`csham.explain.GradCam`.
+        method: Another kind of map in place of Grad-CAM, a name of :data:`csham.explain.methods.METHODS`.
         batch_size: Images at a time.
         on_error: Told of each image that cannot be read, which is then left out; by default that is an error.
         **module: Of a module, what it does not say itself: ``image_size``, ``classes``, ``mean`` and ``std``; see
@@ -188,6 +196,7 @@ def explain(
         top=top,
         target=target,
         layer=layer,
+        method=method,
         batch_size=batch_size,
         on_error=on_error,
     )
@@ -201,6 +210,7 @@ def explain_together(
     top: int = 3,
     target: str | int | None = None,
     layer: str | None = None,
+    method: str = OWN,
     batch_size: int = 16,
     on_error: OnError | None = None,
 ) -> Iterator[tuple[Explanation, ...]]:
@@ -215,8 +225,9 @@ def explain_together(
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top and the batch size must be at least 1, got {top} and {batch_size}.")
+    find_method(method)
     explainers = [
-        _Explainer(trained, top, target, None if number else layer) for number, trained in enumerate(networks)
+        _Explainer(trained, top, target, None if number else layer, method) for number, trained in enumerate(networks)
     ]
     return _stream(explainers, images, batch_size, on_error)
 
@@ -252,12 +263,14 @@ def _read(
 class _Explainer:
     """One network, asked batch by batch."""
 
-    def __init__(self, trained: Trained, top: int, target: str | int | None, layer: str | None) -> None:
+    def __init__(self, trained: Trained, top: int, target: str | int | None, layer: str | None, method: str) -> None:
         self.trained = trained
         self.top = top
         self.target = None if target is None else _class_index(trained, target)
         size = trained.info.image_size
         self.gradcam = GradCam(trained.network, (3, size, size), layer)
+        self.method = method
+        self.other = None if method == OWN else LibraryCam(self.gradcam, method)
         self.attended = bool(attached_modules(self.gradcam.model))
 
     def __call__(self, names: Sequence[str], pixels: np.ndarray) -> list[Explanation]:
@@ -275,6 +288,8 @@ class _Explainer:
                 f"{self.trained.origin} answers with numbers that are not finite; its {self.trained.weights} weights "
                 "are damaged."
             )
+        if self.other is not None:
+            gradcam = self.other(images, logits.argmax(1) if targets is None else targets)
         probabilities = logits.softmax(1).cpu().numpy()
         gradcams = gradcam.cpu().numpy()
         return [
@@ -290,6 +305,7 @@ class _Explainer:
                 gradcam=gradcams[row],
                 gradcam_layer=self.gradcam.layer,
                 attention=self.trained.info.attention,
+                method=self.method,
             )
             for row, name in enumerate(names)
         ]

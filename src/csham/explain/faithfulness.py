@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from csham.data import prepare
 from csham.errors import UserError
+from csham.explain import cams
 from csham.explain.explanation import Explanation, explain_together
+from csham.explain.methods import METHODS, OWN, check_library
 from csham.explain.picture import upsampled
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
@@ -49,6 +51,9 @@ __all__ = [
 
 RANDOM, CENTRE = "random order", "centre first"
 
+# What a verdict is of, and the sign of a better difference.
+_JUDGED = {"deletion": -1, "insertion": 1}
+
 Interval = tuple[float, float]
 
 
@@ -57,14 +62,21 @@ class MapScores:
     """The scores of one map, or of an order that knows nothing of the image, for each image.
 
     Attributes:
-        name: A stage's label, ``"Grad-CAM"``, or :data:`RANDOM` or :data:`CENTRE`.
+        name: A stage's label, that of the kind of map, such as ``"Grad-CAM"``, or :data:`RANDOM` or :data:`CENTRE`.
         deletion: (N,), 0 to 1; lower is more faithful.
         insertion: (N,), 0 to 1; higher is more faithful.
+        road: (N,), -0.5 to 0.5; higher is more faithful. None if it was not measured.
     """
 
     name: str
     deletion: np.ndarray
     insertion: np.ndarray
+    road: np.ndarray | None = None
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of what was measured."""
+        return ("deletion", "insertion") if self.road is None else ("deletion", "insertion", "road")
 
 
 @dataclass(frozen=True)
@@ -92,18 +104,19 @@ class Faithfulness:
 
     def _row(self, one: MapScores, baselines: Mapping[str, MapScores]) -> dict[str, Any]:
         row: dict[str, Any] = {"map": one.name}
-        for score in ("deletion", "insertion"):
+        for score in one.scores:
             values = getattr(one, score)
             row[score], row[f"{score}_interval"] = float(values.mean()), _interval(values)
         better: dict[str, list[bool | None]] = {}
         for name, baseline in baselines.items() if one.name not in baselines else ():
             key = name.partition(" ")[0]
-            for score, sign in (("deletion", -1), ("insertion", 1)):
+            for score in one.scores:
                 differences = getattr(one, score) - getattr(baseline, score)
                 interval = _interval(differences)
                 row[f"{score}_minus_{key}"] = float(differences.mean())
                 row[f"{score}_minus_{key}_interval"] = interval
-                better.setdefault(name, []).append(_is_better(interval, sign))
+                if score in _JUDGED:
+                    better.setdefault(name, []).append(_is_better(interval, _JUDGED[score]))
         row["verdict"] = _verdict(better)
         return row
 
@@ -130,6 +143,8 @@ def measure_faithfulness(
     images: Iterable[ImageLike],
     *,
     layer: str | None = None,
+    method: str = OWN,
+    road: bool = False,
     steps: int = 32,
     batch_size: int = 64,
     seed: int = 0,
@@ -141,6 +156,8 @@ def measure_faithfulness(
         networks: Each judged by the class that it gives an image itself.
         images: At least one.
         layer: Of the first network's Grad-CAM; see :class:`csham.explain.GradCam`.
+        method: Another kind of map in place of Grad-CAM; see :func:`csham.explain.explain`.
+        road: Measure :func:`csham.explain.cams.road` too, which takes seconds for each map of an image.
         steps: Exchanges of equally many pixels between the first point of a curve and the last.
         batch_size: Images at a time; each map of an image takes ``2 * (steps - 1)``.
         seed: Of the random orders, which are the same for all networks.
@@ -151,15 +168,17 @@ def measure_faithfulness(
     """
     if steps < 2 or batch_size < 1:
         raise UserError(f"steps must be at least 2 and the batch size at least 1, got {steps} and {batch_size}.")
-    scores_of: list[dict[str, list[tuple[float, float]]]] = [{} for _ in networks]
-    together = explain_together(networks, images, layer=layer, batch_size=min(batch_size, 16))
+    if road:
+        check_library("ROAD")
+    scores_of: list[dict[str, list[Sequence[float]]]] = [{} for _ in networks]
+    together = explain_together(networks, images, layer=layer, method=method, batch_size=min(batch_size, 16))
     count = 0
     for count, explanations in enumerate(together, 1):
         for trained, explanation, scores in zip(networks, explanations, scores_of, strict=True):
             ranks = _orders(explanation, np.random.default_rng([seed, count]))
-            areas_found = _areas_of(trained, explanation, list(ranks.values()), steps, batch_size)
-            for name, pair in zip(ranks, areas_found.tolist(), strict=True):
-                scores.setdefault(name, []).append(tuple(pair))
+            found = _scores_of(trained, explanation, list(ranks.values()), steps, batch_size, road=road)
+            for name, values in zip(ranks, found.tolist(), strict=True):
+                scores.setdefault(name, []).append(values)
         if on_image is not None:
             on_image(count)
     if not count:
@@ -267,20 +286,30 @@ def _orders(explanation: Explanation, rng: np.random.Generator) -> dict[str, np.
     # First, so that they are the same whatever maps a network has.
     fixed = {name: pixel_ranks(values, rng) for name, values in baselines.items()}
     maps = {stage.label: stage.spatial[1] for stage in explanation.stages.values() if stage.spatial is not None}
-    maps["Grad-CAM"] = explanation.gradcam
+    maps[METHODS[explanation.method].title] = explanation.gradcam
     return {name: pixel_ranks(upsampled(values, (S, S)), rng) for name, values in maps.items()} | fixed
 
 
-def _areas_of(
-    trained: Trained, explanation: Explanation, ranks: Sequence[np.ndarray], steps: int, batch_size: int
+def _scores_of(
+    trained: Trained,
+    explanation: Explanation,
+    ranks: Sequence[np.ndarray],
+    steps: int,
+    batch_size: int,
+    *,
+    road: bool,
 ) -> np.ndarray:
+    """Return deletion, insertion and perhaps ROAD of each order, (len(ranks), 2 or 3)."""
     pixels = explanation.pixels
     blur = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(len(pixels) / 8))
     both = torch.from_numpy(np.stack([pixels, np.asarray(blur)])).to(trained.device)
     image, blurred = trained.transform.normalise(both).to(trained.dtype)
     network = uncompiled(trained.network)
     with evaluating(network), eagerly():
-        return areas(network, image, blurred, explanation.predicted, ranks, steps=steps, batch_size=batch_size)
+        found = areas(network, image, blurred, explanation.predicted, ranks, steps=steps, batch_size=batch_size)
+        if road:
+            found = np.column_stack([found, cams.road(network, image, explanation.predicted, ranks)])
+    return found
 
 
 def _probabilities(network: nn.Module, images: Sequence[Tensor], target: int) -> np.ndarray:

@@ -7,12 +7,8 @@ belong to them below. Nothing here touches pyplot or matplotlib's settings, so t
 from __future__ import annotations
 
 import io
-import warnings
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +18,8 @@ import torch.nn.functional as F
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
 from csham.explain.folder import FORMATS
+from csham.explain.methods import METHODS, OWN
+from csham.fonts import families, fitted, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +58,11 @@ def draw(explanations: Explanation | Sequence[Explanation]) -> Figure:
     height = sum(block.height for block in blocks)
     page = _Page(Figure(figsize=(width, height), facecolor="white"), width, height)
     top = 0.0
-    with _any_script():
-        for number, block in enumerate(blocks):
-            if number:
-                page.line(top)
-            block.draw(page, top)
-            top += block.height
+    for number, block in enumerate(blocks):
+        if number:
+            page.line(top)
+        block.draw(page, top)
+        top += block.height
     return page.figure
 
 
@@ -79,7 +76,7 @@ def picture_bytes(figure: Figure, format: str = "png") -> bytes:
         raise unknown_name("format", format, FORMATS)
     metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
     content = io.BytesIO()
-    with _any_script():
+    with legible(figure):
         figure.savefig(content, format=format, dpi=200, metadata=metadata)
     return content.getvalue()
 
@@ -147,12 +144,13 @@ class _Page:
     def text(self, left: float, top: float, text: str, width: float, *, keep: str = "start", **look: Any) -> None:
         """Write one line that begins at a place, shortened to a width; ``keep`` says of which end something is left."""
         look = {"fontsize": 7.5, "fontweight": "normal", **look}
+        text = fitted(text, width, look["fontsize"], look["fontweight"], keep=keep)
         self.figure.text(
             left / self.width,
             1 - top / self.height,
-            fitted(text, width, look["fontsize"], look["fontweight"], keep=keep),
+            text,
             va="top",
-            family=_fonts(),
+            family=families(text),
             parse_math=False,  # names are third-party text, and may have $ in them
             **{"color": _INK, **look},
         )
@@ -223,10 +221,11 @@ class _Block:
 
     def _draw_gradcam(self, page: _Page, left: float, top: float) -> None:
         explanation = self.explanation
+        method = METHODS[explanation.method]
         size = " x ".join(map(str, explanation.gradcam.shape))
-        page.title(
-            left, top, f"Grad-CAM: {explanation.classes[explanation.target]}", f"{explanation.gradcam_layer}, {size}"
-        )
+        where = explanation.gradcam_layer + (f", {size}" if explanation.method == OWN else "")  # others are upsampled
+        of = explanation.classes[explanation.target] if method.of_class else "of no class"
+        page.title(left, top, f"{method.title}: {of}", where)
         page.panel(left, top + _TITLE, overlay(explanation.pixels, explanation.gradcam, (0.0, 1.0), side=_PIXELS))
         bar = page.axes(left + 0.12, top + _TITLE + _PANEL + 0.07, _PANEL - 0.24, 0.06)
         bar.imshow(_ramp()[None], aspect="auto")
@@ -263,7 +262,7 @@ def _draw_answers(page: _Page, left: float, top: float, width: float, explanatio
     for place, (name, probability) in enumerate(answers):
         weight = "bold" if name == explanation.classes[explanation.target] else "normal"
         text = fitted(name, width - 0.55, size, weight)
-        axes.text(0.012, place, text, family=_fonts(), parse_math=False, fontweight=weight, **look)
+        axes.text(0.012, place, text, family=families(text), parse_math=False, fontweight=weight, **look)
         axes.text(0.995, place, f"{probability:.1%}", ha="right", **look)
     axes.set(xlim=(0, 1), ylim=(len(answers) - 0.5, -0.5), xticks=[], yticks=[])
     for side in ("left", "bottom"):
@@ -326,50 +325,3 @@ def _limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
-
-
-def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *, keep: str = "start") -> str:
-    """Shorten a text to a width, with an ellipsis in place of what is cut.
-
-    Args:
-        text: Anything; line breaks become spaces.
-        width: In inches.
-        size: Of the font, in points.
-        weight: Of the font.
-        keep: Of which end something is left: ``"start"`` or ``"end"``, whole folders of a path where they fit.
-    """
-    from matplotlib.font_manager import FontProperties  # noqa: PLC0415
-    from matplotlib.textpath import TextToPath  # noqa: PLC0415
-
-    font, measure = FontProperties(family=_fonts(), size=size, weight=weight), TextToPath()
-
-    def fits(candidate: str) -> bool:
-        return bool(measure.get_text_width_height_descent(candidate, font, ismath=False)[0] <= 72 * width)
-
-    text = " ".join(text.encode("utf-8", "replace").decode().split())  # file names may hold bytes of no encoding
-    if fits(text):
-        return text
-    letters = range(len(text))
-    if keep == "start":
-        # The first that is too long, by bisection: each further letter makes a text wider.
-        return text[: max(bisect_left(letters, True, key=lambda count: not fits(text[:count] + "…")) - 1, 0)] + "…"
-    folders = (text[place + 1 :] for place, letter in enumerate(text) if letter in "/\\")
-    whole = next(filter(fits, folders), None)
-    return whole or "…" + text[bisect_left(letters, True, key=lambda start: fits("…" + text[start:])) :]
-
-
-@contextmanager
-def _any_script() -> Iterator[None]:
-    """Draw letters that no font here has as boxes, without a warning for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
-
-
-@cache
-def _fonts() -> list[str]:
-    """Name fonts for any script, as far as there are some."""
-    from matplotlib.font_manager import get_font_names  # noqa: PLC0415
-
-    scripts = ("CJK", "WenQuanYi", "Unifont", "Arial Unicode", "Hiragino", "Yu Gothic", "Noto Sans Arabic")
-    return ["DejaVu Sans", *sorted(name for name in get_font_names() if any(word in name for word in scripts))]

@@ -13,17 +13,27 @@ from csham._lazy import lazy_names
 
 if TYPE_CHECKING:
     from csham.inference.image_files import ImageFiles
-    from csham.inference.prediction import Prediction, predict
+    from csham.inference.prediction import NotSure, Prediction, predict
     from csham.inference.trained import Trained, load
     from csham.inference.transform import ImageTransform, UnreadableImageError
 
-__all__ = ["ImageFiles", "ImageTransform", "Prediction", "Trained", "UnreadableImageError", "load", "predict"]
+__all__ = [
+    "ImageFiles",
+    "ImageTransform",
+    "NotSure",
+    "Prediction",
+    "Trained",
+    "UnreadableImageError",
+    "load",
+    "predict",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "ImageFiles": "csham.inference.image_files",
         "ImageTransform": "csham.inference.transform",
+        "NotSure": "csham.inference.prediction",
         "Prediction": "csham.inference.prediction",
         "Trained": "csham.inference.trained",
         "UnreadableImageError": "csham.inference.transform",

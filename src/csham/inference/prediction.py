@@ -6,7 +6,7 @@ import os
 import queue
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -19,13 +19,13 @@ from csham.data.decode import BadFile, image_formats, reason
 from csham.errors import UserError, unknown_name
 from csham.inference.modules import ModuleFacts
 from csham.inference.trained import Trained, as_trained
-from csham.inference.transform import ImageTransform, UnreadableImageError
+from csham.inference.transform import UnreadableImageError
 from csham.probing import evaluating
-from csham.training.evaluation import autocast, on_this_machine
+from csham.training.evaluation import autocast, averaged, on_this_machine
 from csham.training.machine import choose_precision
 from csham.training.run_folder import RunFolder
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["NotSure", "Prediction", "check_threshold", "predict"]
 
 # A source of paths that is silent for so long gets its answers without the batch being full.
 _PAUSE_SECONDS = 0.1
@@ -45,6 +45,22 @@ class Prediction(NamedTuple):
     classes: list[str]
     probabilities: list[float]
 
+    @property
+    def sure(self) -> bool:
+        """True unless a threshold was given that the most probable class does not reach."""
+        return True
+
+
+class NotSure(Prediction):
+    """Classes of an image none of which is probable enough to be its answer."""
+
+    __slots__ = ()
+
+    @property
+    def sure(self) -> bool:
+        """False."""
+        return False
+
 
 def predict(
     trained: Trained | nn.Module,
@@ -53,6 +69,8 @@ def predict(
     top_k: int = 5,
     batch_size: int = 64,
     precision: str | None = None,
+    tta: bool = False,
+    threshold: float | None = None,
     **module: Unpack[ModuleFacts],
 ) -> Iterator[Prediction | BadFile]:
     """Ask a trained network about any number of image files, in constant memory.
@@ -69,6 +87,8 @@ def predict(
         precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``, what the device is fastest in. By default that of
             the run, as :func:`csham.training.evaluate` takes it, and ``"fp32"`` for weights without a run: a module
             computes in its own type then.
+        tta: Average the probabilities of several views of each image (:attr:`csham.inference.Trained.views`).
+        threshold: Least probability of the first class; an image that does not reach it gives a :class:`NotSure`.
         **module: Of a module, what it does not say itself: ``image_size``, ``classes``, ``mean`` and ``std``; see
             :meth:`csham.Trained.of`.
 
@@ -87,20 +107,52 @@ def predict(
     for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+    if threshold is not None:
+        check_threshold(threshold)
     trained = as_trained(trained, module)
     precision = _precision(trained, precision)
+    network = trained.network
     if trained.path is not None and trained.device.type in ("cpu", "cuda"):
-        trained.network.to(memory_format=torch.channels_last)
-    return _predict(trained, paths, min(top_k, len(trained.classes)), batch_size, precision)
+        network.to(memory_format=torch.channels_last)
+    ask = averaged(network, trained.views) if tta else network
+    decode = trained.transform.square if tta else trained.transform.pixels
+    question = _Question(trained, ask, min(top_k, len(trained.classes)), precision, threshold or 0.0)
+    return _predict(question, _Reader(paths, decode, batch_size))
 
 
-def _predict(
-    trained: Trained, paths: Iterable[str | Path], top_k: int, batch_size: int, precision: str
-) -> Iterator[Prediction | BadFile]:
-    reader = _Reader(paths, trained.transform, batch_size)
+def check_threshold(threshold: float) -> None:
+    """Refuse what is no probability.
+
+    Raises:
+        UserError: It is not above 0 and at most 1.
+    """
+    if not 0 < threshold <= 1:
+        percent = f" For {threshold:g}% write {threshold / 100:g}." if 1 < threshold <= 100 else ""
+        raise UserError(f"the threshold is a probability, above 0 and at most 1, got {threshold:g}.{percent}")
+
+
+class _Question(NamedTuple):
+    """What is asked of every image.
+
+    Attributes:
+        trained: The network, with its classes.
+        ask: From images, normalised, to logits.
+        top_k: Classes for each image.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        threshold: Least probability of a first class.
+    """
+
+    trained: Trained
+    ask: Callable[[Tensor], Tensor]
+    top_k: int
+    precision: str
+    threshold: float
+
+
+def _predict(question: _Question, reader: _Reader) -> Iterator[Prediction | BadFile]:
     try:
         for batch in reader.batches():
-            yield from _answers(trained, batch, top_k, precision)
+            yield from _answers(question, batch)
     finally:
         reader.close()
 
@@ -118,34 +170,34 @@ def _precision(trained: Trained, asked: str | None) -> str:
 
 
 class _Read(NamedTuple):
-    """A file that was read: its pixels, (S, S, 3) uint8, or why there are none."""
+    """A file that was read: the pixels of what is asked about, (S, S, 3) uint8, or why there are none."""
 
     path: str
     pixels: np.ndarray | None
     bad: BadFile | None
 
 
-def _answers(trained: Trained, batch: list[_Read], top_k: int, precision: str) -> list[Prediction | BadFile]:
+def _answers(question: _Question, batch: list[_Read]) -> list[Prediction | BadFile]:
     """Answer a batch: one result for each file, in order."""
     pixels = [read.pixels for read in batch if read.pixels is not None]
-    answers = iter(_most_probable(trained, pixels, top_k, precision) if pixels else ())
-    names = trained.classes
+    answers = iter(_most_probable(question, pixels) if pixels else ())
+    names = question.trained.classes
     results: list[Prediction | BadFile] = []
     for path, _, bad in batch:
         if bad is not None:
             results.append(bad)
         else:
             indices, probabilities = next(answers)
-            results.append(Prediction(path, [names[index] for index in indices], probabilities))
+            kind = Prediction if probabilities[0] >= question.threshold else NotSure
+            results.append(kind(path, [names[index] for index in indices], probabilities))
     return results
 
 
-def _most_probable(
-    trained: Trained, pixels: list[np.ndarray], top_k: int, precision: str
-) -> list[tuple[list[int], list[float]]]:
+def _most_probable(question: _Question, pixels: list[np.ndarray]) -> list[tuple[list[int], list[float]]]:
     """Return class numbers and probabilities for each of B images, the most probable class first."""
+    trained = question.trained
     try:
-        logits = _logits(trained, pixels, precision)
+        logits = _logits(question, pixels)
     except torch.OutOfMemoryError as err:
         cause = str(err).splitlines()[0]
         raise UserError(
@@ -154,19 +206,20 @@ def _most_probable(
         ) from err
     if not logits.isfinite().all():
         raise UserError(
-            f"{trained.origin} answers with numbers that are not finite, in {precision}. Either its {trained.weights} "
-            "weights are damaged or the precision does not suffice: try fp32."
+            f"{trained.origin} answers with numbers that are not finite, in {question.precision}. Either its "
+            f"{trained.weights} weights are damaged or the precision does not suffice: try fp32."
         )
-    indices = logits.topk(top_k, dim=1).indices  # of the logits, which differ where probabilities are both 0
+    indices = logits.topk(question.top_k, dim=1).indices  # of the logits, which differ where probabilities are both 0
     return list(zip(indices.tolist(), logits.softmax(1).gather(1, indices).tolist(), strict=True))
 
 
 @torch.no_grad()
-def _logits(trained: Trained, pixels: list[np.ndarray], precision: str) -> Tensor:
+def _logits(question: _Question, pixels: list[np.ndarray]) -> Tensor:
     """Ask the network about B images: (B, classes) float32, on the CPU."""
+    trained = question.trained
     images = trained.transform.normalise(torch.from_numpy(np.stack(pixels)).to(trained.device)).to(trained.dtype)
-    with autocast(str(trained.device), precision), evaluating(trained.network):
-        logits = trained.network(images)
+    with autocast(str(trained.device), question.precision), evaluating(trained.network):
+        logits = question.ask(images)
     return logits.float().cpu()
 
 
@@ -182,9 +235,9 @@ class _Reader:
     Threads suffice: Pillow releases the interpreter while it decodes and resizes.
     """
 
-    def __init__(self, paths: Iterable[str | Path], transform: ImageTransform, batch_size: int) -> None:
+    def __init__(self, paths: Iterable[str | Path], decode: Callable[[str], np.ndarray], batch_size: int) -> None:
         image_formats()  # loads Pillow's plugins here, not in several threads at a time
-        self._transform, self._batch_size = transform, batch_size
+        self._decode, self._batch_size = decode, batch_size
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="csham-decode")
         self._files: queue.Queue[Future[_Read] | _End] = queue.Queue(max(batch_size, 2 * threads))
@@ -236,7 +289,7 @@ class _Reader:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - Path is slow
                 return _Read(path, None, BadFile(path, _irregular(path)))
-            return _Read(path, self._transform.pixels(path), None)
+            return _Read(path, self._decode(path), None)
         except UnreadableImageError as err:
             return _Read(path, None, err.file)
         except Exception as err:  # a path that cannot be: too long, or with a NUL in it

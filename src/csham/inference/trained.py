@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csham.data.sources.named import NOT_MIRRORED
+from csham.data.views import Views
 from csham.errors import UserError
 from csham.inference.modules import ModuleFacts, info_of
 from csham.inference.shared import download, is_on_hub, is_shared, read_shared
 from csham.inference.transform import ImageLike, ImageTransform
 from csham.probing import evaluating, likeness, uncompiled
-from csham.training.evaluation import find_weights, load_network
+from csham.training.evaluation import averaged, find_weights, load_network
 from csham.training.machine import choose_device
 from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.run_folder import RunFolder, RunWeights, check_choice
@@ -115,11 +117,38 @@ class Trained:
         pixels = np.stack([self.transform.pixels(image) for image in images])
         return self.transform.normalise(torch.from_numpy(pixels).to(self.device)).to(self.dtype)
 
-    def probabilities(self, images: Iterable[ImageLike]) -> Tensor:
-        """Return the probability of each class for each image, (B, classes) float32, on the CPU."""
+    def probabilities(self, images: Iterable[ImageLike], *, tta: bool = False) -> Tensor:
+        """Return the probability of each class for each image, (B, classes) float32, on the CPU.
+
+        Args:
+            images: Files, images of Pillow, or arrays, (H, W, 3) uint8.
+            tta: Take the mean over several views of each image (:attr:`views`).
+
+        Raises:
+            UserError: With ``tta``, if there is but one view.
+        """
+        ask, cut = (
+            (averaged(self.network, self.views), self.transform.square)
+            if tta
+            else (self.network, self.transform.pixels)
+        )
+        pixels = torch.from_numpy(np.stack([cut(image) for image in images]))
         with evaluating(self.network):
-            logits: Tensor = self.network(self.batch(images))
+            logits: Tensor = ask(self.transform.normalise(pixels.to(self.device)).to(self.dtype))
         return logits.float().softmax(1).cpu()
+
+    @property
+    def views(self) -> Views:
+        """Views of an image for test-time augmentation, as this run's images are prepared.
+
+        Mirrored are those of a run whose training mirrors; weights without their run do not say whether it did.
+
+        Raises:
+            UserError: There is but one.
+        """
+        run = None if self.path is None else RunFolder(self.path)
+        mirrored = run is not None and run.config_file.is_file() and run.read_config().data not in NOT_MIRRORED
+        return Views(self.info.image_size, mirrored)
 
 
 def as_trained(network: Trained | nn.Module, facts: ModuleFacts) -> Trained:

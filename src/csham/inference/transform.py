@@ -73,17 +73,26 @@ class ImageTransform:
             UnreadableImageError: The file cannot be decoded.
             UserError: The array is no image.
         """
-        side = stored_side(self.image_size)
-        square = _decode(image, side) if isinstance(image, str | Path) else square_pixels(_as_image(image), side)
-        edge, S = (side - self.image_size) // 2, self.image_size
+        square = self.square(image)
+        edge, S = (len(square) - self.image_size) // 2, self.image_size
         # A copy: what Pillow lends cannot be written to, which torch warns of.
         return np.array(square[edge : edge + S, edge : edge + S], order="C")
+
+    def square(self, image: ImageLike) -> np.ndarray:
+        """Return the whole square of which :meth:`pixels` is the centre, (P, P, 3) uint8: P is S up to 64 px.
+
+        Args:
+            image: See :meth:`pixels`, and for what is raised.
+        """
+        side = stored_side(self.image_size)
+        square = _decode(image, side) if isinstance(image, str | Path) else square_pixels(_as_image(image), side)
+        return np.asarray(square)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return the values that the network takes of bytes.
 
         Args:
-            pixels: (..., S, S, 3) uint8.
+            pixels: (..., S, S, 3) uint8, of any size S.
 
         Returns:
             (..., 3, S, S) float32, channels innermost in memory.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from csham.cost.result import Cost
 from csham.files import write_atomically
+from csham.fonts import legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +86,8 @@ def write_cost_figure(path: Path, costs: Sequence[Cost], title: str) -> None:
         axes_row[0].set_ylim(-0.7, len(row) - 0.3)
         axes_row[0].set_ylabel(way, fontsize=9)
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
+    with legible(figure):
+        figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
     write_atomically(path, lambda file: file.write(content.getvalue()))
 
 

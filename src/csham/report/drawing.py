@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csham.fonts import legible
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -156,14 +158,16 @@ def drawing() -> Iterator[None]:
 def svg_bytes(figure: Figure, *, transparent: bool = False) -> bytes:
     """Return a figure as an SVG file, without the date."""
     content = io.BytesIO()
-    figure.savefig(content, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
+    with legible(figure, codes=False):
+        figure.savefig(content, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
     return content.getvalue()
 
 
 def png_bytes(figure: Figure) -> bytes:
     """Return a figure as a PNG file at 200 dots per inch."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
+    with legible(figure):
+        figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
     return content.getvalue()
 
 

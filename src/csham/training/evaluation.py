@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from csham.data import PackedDataset, prepare
 from csham.data.batches import Batch, Batches
+from csham.data.views import Views
 from csham.errors import UserError, unknown_name
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
@@ -24,10 +26,21 @@ from csham.training.progress import QuietProgress
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import check_unchanged
 
-__all__ = ["Evaluation", "autocast", "evaluate", "find_weights", "load_network", "on_this_machine", "predict"]
+__all__ = [
+    "Evaluation",
+    "autocast",
+    "averaged",
+    "evaluate",
+    "find_weights",
+    "keeps_probabilities",
+    "load_network",
+    "on_this_machine",
+    "predict",
+]
 
 _PARTS = ("test", "validation", "train", "all")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_PROBABILITIES = 2**28
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Evaluation:
         per_class: Precision, recall, F1 and images of each class.
         confusion: Rows are true classes, columns the classes given.
         predictions: The answer for each image.
+        dataset: Holder of the images, by ``predictions.indices``.
     """
 
     summary: dict[str, Any]
@@ -48,6 +62,28 @@ class Evaluation:
     per_class: list[dict[str, Any]]
     confusion: np.ndarray
     predictions: Predictions
+    dataset: PackedDataset
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Return the images that were named wrong, the most confident answer first.
+
+        Each has its ``row`` in the dataset, ``image``, its file or what it is called, its ``true`` and its ``given``
+        class, and the probabilities of both.
+        """
+        found = self.predictions
+        wrong = np.flatnonzero(~found.hits[:, 0])
+        order = wrong[np.lexsort((found.indices[wrong], -found.confidences[wrong]))]
+        return [
+            {
+                "row": int(found.indices[place]),
+                "image": self.dataset.path_of(int(found.indices[place])),
+                "true": self.classes[found.labels[place]],
+                "given": self.classes[found.top[place, 0]],
+                "probability": float(found.confidences[place]),
+                "probability_of_true": float(np.exp(-found.losses[place])),
+            }
+            for place in order
+        ]
 
 
 def evaluate(
@@ -58,6 +94,7 @@ def evaluate(
     part: str = "test",
     device: str | None = None,
     batch_size: int | None = None,
+    tta: bool = False,
     progress: QuietProgress | None = None,
 ) -> Evaluation:
     """Measure a run's network.
@@ -70,6 +107,7 @@ def evaluate(
         part: ``"test"``, ``"validation"``, ``"train"`` or ``"all"``; split as the run split its data.
         device: None takes what this machine has.
         batch_size: None takes the run's.
+        tta: Average the probabilities of several views of each image (:class:`csham.data.views.Views`).
         progress: Told about the reading of the dataset.
 
     Raises:
@@ -87,8 +125,9 @@ def evaluate(
     )
     order = _match_classes(dataset, info)
     indices = _part(dataset, config, part)
+    views = Views(info.image_size, dataset.flip) if tta else None
     config = on_this_machine(config, device)
-    network = network.to(config.device)
+    network = network.to(config.device).eval()
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     batches = Batches(
@@ -102,18 +141,22 @@ def evaluate(
         device=config.device,
     )
     with autocast(config.device, config.precision):
-        predictions = predict(network, batches.in_order())
+        predictions = predict(
+            network if views is None else averaged(network, views),
+            _with_labels(order, batches.in_order(whole=tta)),
+            keep=keeps_probabilities(len(indices), info.num_classes),
+        )
     if not np.isfinite(predictions.losses).all():
         raise UserError(
             f"{folder.path} answers with numbers that are not finite, in {config.precision}. Either its {held.name} "
             "weights are damaged or the precision does not suffice."
         )
-    predictions = Predictions(predictions.indices, order[predictions.labels], predictions.top, predictions.losses)
     summary = {
         "run": str(folder.path),
         "data": dataset.source if data is None else data,
         "part": part,
         **held.to_dict(),
+        **({"tta": str(views)} if views is not None else {}),
         **predictions.summary(info.classes),
     }
     return Evaluation(
@@ -122,6 +165,7 @@ def evaluate(
         predictions.per_class(info.classes),
         predictions.confusion(info.classes),
         predictions,
+        dataset,
     )
 
 
@@ -171,6 +215,27 @@ def load_network(folder: RunFolder, weights: str = DEFAULT) -> tuple[nn.Module, 
     return network, info
 
 
+def averaged(network: nn.Module, views: Views) -> Callable[[Tensor], Tensor]:
+    """Return the function from stored squares to the logarithms of the mean probabilities of their views.
+
+    These are logits: their softmax is the mean. The network is in evaluation mode, or will be.
+    """
+
+    def answer(squares: Tensor) -> Tensor:
+        logs = [
+            network(view.contiguous(memory_format=torch.channels_last)).float().log_softmax(1)
+            for view in views.cut(squares)
+        ]
+        return torch.stack(logs).logsumexp(0) - math.log(len(views))
+
+    return answer
+
+
+def keeps_probabilities(images: int, classes: int) -> bool:
+    """Return True if all probabilities of so many images take no more than a gigabyte."""
+    return images * classes <= _MOST_PROBABILITIES
+
+
 @torch.no_grad()
 def predict(
     network: Callable[[Tensor], Tensor],
@@ -178,6 +243,7 @@ def predict(
     *,
     gather: Callable[[Tensor], Tensor] | None = None,
     after_batch: Callable[[], None] | None = None,
+    keep: bool = False,
 ) -> Predictions:
     """Run a network over batches and keep its first five answers.
 
@@ -186,20 +252,21 @@ def predict(
         batches: Images, labels and which images they are; only the first ``count`` of each batch are real.
         gather: Collects the rows of all processes; rows with a negative index are dropped.
         after_batch: Called after each batch.
+        keep: Keep the probabilities of all classes too.
     """
     if isinstance(network, nn.Module):
         network.eval()
     parts = []
     for batch in batches:
-        parts.append(_answers(network(batch.images).float(), batch))
+        parts.append(_answers(network(batch.images).float(), batch, keep=keep))
         if after_batch is not None:
             after_batch()
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     if gather is not None:
         columns = [gather(column) for column in columns]
-    indices, labels, top, losses = (column.cpu().numpy() for column in columns)
+    indices, *others = (column.cpu().numpy() for column in columns)
     real = indices >= 0
-    return Predictions(indices[real], labels[real], top[real], losses[real])
+    return Predictions(indices[real], *(column[real] for column in others))
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
@@ -220,11 +287,15 @@ def on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
     return replace(chosen, precision=config.precision) if same_kind else chosen
 
 
-def _answers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count = batch.count
+def _answers(logits: Tensor, batch: Batch, *, keep: bool) -> list[Tensor]:
+    """Return the columns of :class:`Predictions`, of the real images."""
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-    return torch.from_numpy(batch.indices)[:count], batch.labels[:count], top[:count], losses[:count]
+    probabilities = logits.softmax(1)
+    confidences, true = (probabilities.gather(1, one)[:, 0] for one in (top[:, :1], batch.labels[:, None]))
+    distances = probabilities.square().sum(1) - 2 * true + 1
+    columns = [torch.from_numpy(batch.indices), batch.labels, top, losses, confidences, distances]
+    return [column[: batch.count] for column in (*columns, *([probabilities] if keep else []))]
 
 
 def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
@@ -238,6 +309,12 @@ def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
             "Classes are matched by name."
         )
     return np.array([info.classes.index(name) for name in dataset.classes])
+
+
+def _with_labels(order: np.ndarray, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Give batches the network's numbers of their classes."""
+    for batch in batches:
+        yield batch._replace(labels=torch.from_numpy(order).to(batch.labels.device)[batch.labels])
 
 
 def _some(names: list[str]) -> str:

@@ -23,26 +23,26 @@ from csham.training.session import Session, State
 __all__ = ["finish"]
 
 
-def finish(session: Session, state: State, predict: Callable[[str], Predictions]) -> dict[str, Any]:
+def finish(session: Session, state: State, predict: Callable[[str, bool], Predictions]) -> dict[str, Any]:
     """Measure the last and the chosen weights, and complete the run folder.
 
     Args:
         session: Session that the run worked with.
         state: After the last epoch.
-        predict: Lets the network answer a part of the data.
+        predict: Lets the network answer a part of the data, and keeps all probabilities where asked to.
 
     Returns:
         Contents of summary.json.
     """
     classes, folder = session.info.classes, session.folder
-    last = predict("test")
+    last = predict("test", True)
     if session.is_main:
         weights = session.answering_network.state_dict()
         write_weights(folder.weights, weights, session.info, RunWeights("last", state.epoch))
     chosen = last
     if state.best["epoch"] != state.epoch:
         _load_best(session)
-        chosen = predict("test")
+        chosen = predict("test", True)
     summary = _summary(session, state, last.summary(classes), chosen.summary(classes))
     if session.is_main:
         folder.write_confusion(classes, last.confusion(classes).tolist())

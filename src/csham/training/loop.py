@@ -27,7 +27,7 @@ from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
 from csham.training.course import is_over, patience_note, stopped_early, with_more_epochs, words_on_course
-from csham.training.evaluation import predict
+from csham.training.evaluation import keeps_probabilities, predict
 from csham.training.finish import finish
 from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.metrics import Predictions, accuracy_names
@@ -355,12 +355,16 @@ class Loop:
             return dict.fromkeys(f"{prefix}_{name}" for name in accuracy_names(classes))
         return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies(classes).items()}
 
-    def _predict(self, part: str) -> Predictions:
-        """Let the network answer a part of the data, on all processes."""
+    def _predict(self, part: str, keep: bool = False) -> Predictions:
+        """Let the network answer a part of the data, on all processes, and keep all probabilities if they are few."""
         session = self.session
         batches = session.evaluation_batches(part)
         predictions = predict(
-            session.answering, batches.in_order(), gather=_gather(session), after_batch=self._stop_while_measuring
+            session.answering,
+            batches.in_order(),
+            gather=_gather(session),
+            after_batch=self._stop_while_measuring,
+            keep=keep and keeps_probabilities(len(batches.indices), session.info.num_classes),
         )
         if not np.isfinite(predictions.losses).all():
             raise self._diverged(f"the {part} loss became {_nan_or_inf(torch.from_numpy(predictions.losses).sum())}")

@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["METRICS", "TOP", "Metric", "Predictions", "StudyColumn", "accuracy_names", "in_tables", "of_study"]
+__all__ = [
+    "BINS",
+    "METRICS",
+    "TOP",
+    "Metric",
+    "Predictions",
+    "StudyColumn",
+    "UndefinedError",
+    "accuracy_names",
+    "in_tables",
+    "of_study",
+]
 
 TOP = 5
 """Number of answers kept; top-5 accuracy says something where there are more classes."""
+
+BINS = 15
+"""Bins of calibration, of equal width, as in Guo et al., arXiv:1706.04599."""
+
+
+class UndefinedError(ValueError):
+    """A metric has no value for these predictions; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,8 @@ class Metric:
         title: Head of its column on a terminal.
         label: Its name where nothing around explains it, without the unit.
         summary: Meaning in a few words.
-        compute: The number, from predictions and the number of classes; a share of one where the unit is ``"%"``.
+        compute: The number, from predictions and the number of classes; a share of one where the unit is ``"%"``. It
+            may raise :class:`UndefinedError`.
         unit: ``"%"`` or another; empty for a plain number.
         better: Direction of better values; None for what is neither good nor bad.
         above: It says something where there are more classes than this.
@@ -104,12 +124,19 @@ class Predictions:
         labels: Their classes, (N,).
         top: The classes it named, most likely first, (N, 5) or fewer columns with fewer classes.
         losses: Cross-entropy of each image, (N,).
+        confidences: Probability of the class named first, (N,).
+        distances: Squared distance of each image's probabilities to the truth, 1 for its class and 0 for the others,
+            (N,).
+        probabilities: Of every class, (N, classes) float32; None where they were not kept.
     """
 
     indices: np.ndarray
     labels: np.ndarray
     top: np.ndarray
     losses: np.ndarray
+    confidences: np.ndarray
+    distances: np.ndarray
+    probabilities: np.ndarray | None = None
 
     @cached_property
     def hits(self) -> np.ndarray:
@@ -128,9 +155,40 @@ class Predictions:
         return {name: METRICS[name].measure(self, classes) for name in accuracy_names(classes)}
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return all metrics by name, and how many of the classes have no images here, ``absent_classes``."""
-        numbers = {metric.name: metric.measure(self, len(classes)) for metric in _measured(len(classes))}
-        return numbers | {"absent_classes": len(classes) - len(np.unique(self.labels))}
+        """Return all metrics by name, and how many of the classes have no images here, ``absent_classes``.
+
+        Where a metric has no value, ``undefined`` says why, by its name.
+        """
+        numbers: dict[str, Any] = {}
+        undefined: dict[str, str] = {}
+        for metric in _measured(len(classes)):
+            try:
+                numbers[metric.name] = metric.measure(self, len(classes))
+            except UndefinedError as err:
+                undefined[metric.name] = str(err)
+        numbers["absent_classes"] = len(classes) - len(np.unique(self.labels))
+        return numbers | ({"undefined": undefined} if undefined else {})
+
+    def reliability(self) -> list[dict[str, Any]]:
+        """Return how confident the network was and how often right, of the images in each bin of confidence.
+
+        The bins are :data:`BINS`, each without its lower edge; those without images are left out.
+        """
+        confidences, right = self.confidences.astype(np.float64), self.hits[:, 0].astype(int)
+        accuracy, confidence = _sklearn("calibration").calibration_curve(right, confidences, n_bins=BINS)
+        edges = np.linspace(0, 1, BINS + 1)
+        counts = np.bincount(np.searchsorted(edges[1:-1], confidences), minlength=BINS)  # as scikit-learn divides them
+        columns = zip(np.flatnonzero(counts).tolist(), accuracy.tolist(), confidence.tolist(), strict=True)
+        return [
+            {
+                "above": float(edges[bin]),
+                "up_to": float(edges[bin + 1]),
+                "images": int(counts[bin]),
+                "confidence": _percent(mean),
+                "accuracy": _percent(share),
+            }
+            for bin, share, mean in columns
+        ]
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 in percent and the number of images, of each class.
@@ -157,11 +215,9 @@ class Predictions:
 
 
 @cache
-def _sklearn() -> Any:
+def _sklearn(part: str = "metrics") -> Any:
     # Imported when it is used: it takes seconds, which the first step need not wait for.
-    import sklearn.metrics  # noqa: PLC0415
-
-    return sklearn.metrics
+    return import_module(f"sklearn.{part}")
 
 
 def _measured(classes: int) -> Iterable[Metric]:
@@ -177,6 +233,30 @@ def _kappa(predictions: Predictions, classes: int) -> float:
     if len(np.unique([labels, first])) == 1:  # 0 / 0: always giving the only class there is says nothing
         return 0.0
     return _sklearn().cohen_kappa_score(labels, first, labels=range(classes))
+
+
+def _auc(predictions: Predictions, classes: int) -> float:
+    if predictions.probabilities is None:
+        raise UndefinedError("the probabilities of so many images and classes are not kept")
+    there = np.unique(predictions.labels)
+    if len(there) == 1:
+        raise UndefinedError("all images are of one class")
+    # One against the rest, class by class: scikit-learn's own loop refuses a class that has no images.
+    areas = [
+        _sklearn().roc_auc_score(predictions.labels == label, predictions.probabilities[:, label]) for label in there
+    ]
+    return float(np.mean(areas))
+
+
+def _ece(predictions: Predictions, classes: int) -> float:
+    bins = predictions.reliability()
+    gaps = [one["images"] * abs(one["accuracy"] - one["confidence"]) / 100 for one in bins]
+    return sum(gaps) / len(predictions.labels)
+
+
+def _brier(predictions: Predictions, classes: int) -> float:
+    score = predictions.distances.mean(dtype=np.float64)
+    return score / 2 if classes == 2 else score
 
 
 _ENTRIES = (
@@ -265,6 +345,34 @@ _ENTRIES = (
         summary="Agreement with the true classes beyond chance: 0 for guessing, 1 for no error.",
         compute=_kappa,
         better="higher",
+    ),
+    Metric(
+        name="auc",
+        title="AUC",
+        label="ROC AUC, macro",
+        summary="Area under the ROC curve of one class against the rest: how often an image of the class gets more "
+        "probability of it than one of another; mean over classes.",
+        compute=_auc,
+        better="higher",
+    ),
+    Metric(
+        name="brier",
+        title="Brier",
+        label="Brier score",
+        summary="Squared distance of the probabilities to the truth, summed over classes (of two, one counts); mean "
+        "over images: 0 is best.",
+        compute=_brier,
+        better="lower",
+    ),
+    Metric(
+        name="ece",
+        title="ECE",
+        label="expected calibration error",
+        summary="How far the probability of the class named first is from the share that is named right, mean over "
+        "images, in 15 bins of equal width.",
+        compute=_ece,
+        unit="%",
+        better="lower",
     ),
     Metric(
         name="images",

@@ -13,7 +13,7 @@ from csham.data.downloads import Archive, downloading
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of
 from csham.data.split import TEST, TRAIN, held_out
 
-__all__ = ["DATASETS", "IMAGE_SIZES", "NamedSource"]
+__all__ = ["DATASETS", "IMAGE_SIZES", "NOT_MIRRORED", "NamedSource"]
 
 # What `csham list datasets` shows: name, and what it is and where it comes from.
 DATASETS: dict[str, str] = {
@@ -28,6 +28,9 @@ DATASETS: dict[str, str] = {
 # What a network sees by default. Caltech-101's images are mostly 300 px long: nine in ten then fill the 146 px that are
 # stored for 128 with their shorter side, and one in four the 256 px that are stored for 224.
 IMAGE_SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32, "caltech101": 128, "caltech101-background": 128}
+
+# In these a mirrored image is of another class, or of none.
+NOT_MIRRORED = ("digits",)
 
 
 class NamedSource(Source):
@@ -70,7 +73,7 @@ def _digits() -> Images:
     labels = digits.target.astype(np.int64)
     parts = np.full(len(labels), TRAIN, np.uint8)
     parts[held_out(labels, 0.2, np.random.default_rng(0))] = TEST
-    return _in_memory(images, labels, parts, tuple("0123456789"), flip=False)
+    return _in_memory(images, labels, parts, tuple("0123456789"), flip="digits" not in NOT_MIRRORED)
 
 
 def _cifar(name: str, downloads: Path, say: Callable[[str], None]) -> Images:
