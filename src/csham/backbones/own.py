@@ -93,7 +93,7 @@ def register_backbone(
     Raises:
         UserError: The name is taken or cannot be one, or the factory is none.
 
-    Example:
+    Examples:
         >>> csham.register_backbone("edge_net", make_net, source="Doe et al., 2025")
         >>> csham.create_model("edge_net", attention="csham", num_classes=10)
     """

@@ -67,7 +67,7 @@ class Trained:
         Raises:
             UserError: It cannot be run, returns no logits, or what is said of it cannot be.
 
-        Example:
+        Examples:
             >>> weights = torchvision.models.ResNet18_Weights.DEFAULT
             >>> model = torchvision.models.resnet18(weights=weights)
             >>> trained = csham.Trained.of(model, image_size=224, classes=weights.meta["categories"])
