@@ -158,3 +158,26 @@ def test_a_network_of_a_few_layers_has_one_point_without_a_word(recwarn):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     assert len(csham.attach(model, "se", dry_run=True)) == 1
     assert not recwarn.list
+
+
+def test_a_module_that_gives_its_parameter_alone_is_no_map_and_no_hindrance():
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.zeros(1, 16, 1, 1))
+
+        def forward(self):
+            return self.value
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.offset = small(), Offset()
+
+        def forward(self, x):
+            network = self.network
+            x = network.layer1(network.conv1(x) + self.offset())
+            return network.fc(network.layer3(network.layer2(x)).mean((2, 3)))
+
+    points = csham.attach(Shifted(), dry_run=True)
+    assert [point.name for point in points] == [f"network.{name}" for name in found()]
