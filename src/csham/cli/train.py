@@ -94,7 +94,7 @@ def _what_is_there(folder: RunFolder, best: RunWeights) -> list[str]:
 
 def _what_is_next(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
     """Say by which commands a finished run is used."""
-    run, code = shlex.quote(str(folder.path)), code_words([summary["attention"]])
+    run, code = shlex.quote(str(folder.path)), code_words([folder.read_config()])
     lines = _aligned(
         ("measure", f"csham evaluate {run}{code}"),
         ("ask", f"csham predict {run} IMAGES...{code}"),
