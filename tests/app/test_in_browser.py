@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import threading
+import time
 
 import pytest
 
@@ -11,6 +13,8 @@ from csham.app.serve import MAX_UPLOAD, serve
 from csham.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# That what is shown is the answer to an image of which the class is not known.
+UPLOADED = "/^It says (?!.*which is)/.test(document.querySelector('#network-0 .said').innerText)"
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
@@ -114,9 +118,30 @@ def test_an_image_can_be_pasted(page):
     settled(page)
     page.evaluate(WRITE)
     page.get_by_role("button", name="Paste from clipboard").click()
-    page.wait_for_function("document.querySelector('#network-0 .said').innerText.match(/^It says (?!.*which is)/)")
+    page.wait_for_function(UPLOADED)
     assert "clipboard" in page.locator("#image img").get_attribute("src")
     assert not page.locator(".toast-body").count()
+
+
+def test_an_image_that_comes_while_the_first_example_is_answered_stays(page, networks, images):
+    begun = threading.Event()
+
+    def slowly(*_):
+        begun.set()
+        time.sleep(4)
+
+    with ops.use_kernels("reference"), serve(*networks) as fresh:
+        with networks[1].network.register_forward_pre_hook(slowly):
+            page.goto(fresh)
+            page.locator("#examples button").first.wait_for()
+            assert begun.wait(30)
+            drop(page, images / "cow" / "3.png")
+            page.wait_for_function(UPLOADED)
+        settled(page)
+        page.wait_for_timeout(1000)
+        assert page.evaluate(UPLOADED)
+        assert page.locator("#image img").get_attribute("src").endswith("3.png")
+        assert not page.locator("#examples .selected").count()
 
 
 def test_by_keyboard_alone(page):
@@ -182,7 +207,7 @@ def test_what_cannot_be_read_is_said_and_the_page_goes_on(page, images, tmp_path
     page.get_by_text("exceed").first.wait_for()
     page.reload()
     drop(page, images / "ant" / "3.png")
-    page.wait_for_function("document.querySelector('#network-0 .said').innerText.match(/^It says (?!.*which is)/)")
+    page.wait_for_function(UPLOADED)
 
 
 def own_address():

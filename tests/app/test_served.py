@@ -58,7 +58,7 @@ class Server:
         assert status == 200, answer
         [path] = json.loads(answer)
         file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        return self.call("answer_upload", [file, "Grad-CAM", None])
+        return self.call("answer", [file, "Grad-CAM"])
 
     def call(self, function, data, session=None, **more):
         """Call what the page calls, as when it has an image."""
@@ -72,10 +72,14 @@ class Server:
         [end] = [event for event in told if event["msg"] == "process_completed"]
         return end
 
-    def choose(self, index, session=None):
+    def choose(self, index):
         """Choose an example."""
-        data = {"index": index, "value": None}
-        return self.call("answer_example", ["Most to see"], session, event_data=data)
+        return self.call("choose", [], event_data={"index": index, "value": None})
+
+    def chosen(self, index):
+        """Choose an example; return what the page then shows."""
+        [picture] = self.choose(index)["output"]["data"]
+        return self.call("answer", [picture, "Most to see"])["output"]["data"]
 
     @cached_property
     def functions(self):
@@ -156,7 +160,7 @@ def test_a_file_that_is_too_large_is_refused(server):
 
 def test_a_path_that_was_not_uploaded_is_refused(server, images):
     for path in (str(images / "bee" / "3.png"), "/etc/hostname", "no/such"):
-        end = server.call("answer_upload", [{"path": path, "meta": {"_type": "gradio.FileData"}}, "Grad-CAM", None])
+        end = server.call("answer", [{"path": path, "meta": {"_type": "gradio.FileData"}}, "Grad-CAM"])
         assert not end["success"]
 
 
@@ -174,43 +178,28 @@ def test_it_opens_with_images_of_the_test_part_and_an_answer(server):
     for _, path in examples:
         assert server.ask("GET", f"/gradio_api/file={path}")[0] == 200
         assert server.ask("GET", f"/gradio_api/file={path}", host="evil.example")[0] == 400
-    end = server.call("answer_first", ["Most to see", None])
-    said = end["output"]["data"]
+    [picture] = server.call("first", [None])["output"]["data"]
+    said = server.call("answer", [picture, "Most to see"])["output"]["data"]
     assert said[2].startswith("It says **")
     assert said[-1]["selected_index"] == 0
-    chosen = server.choose(0)["output"]["data"]
-    assert chosen[2:4] == said[2:4]
+    assert server.chosen(0)[2:4] == said[2:4]
+    assert server.call("first", [picture])["output"]["data"] == [{"__type__": "update"}]  # somebody was faster
 
 
 def test_an_example_is_answered_with_what_it_is(server):
     for index, (answer, _) in enumerate(pictures(server)):
-        _, _, words, answers, picture, *_ = server.choose(index)["output"]["data"]
+        _, _, words, answers, picture, *_, gallery = server.chosen(index)
+        assert gallery["selected_index"] == index
         right = answers["label"] == answer
         assert (", which is right; " if right else f", which is wrong: it is **{answer}**; ") in words
         assert words.endswith("; no attention attached.")
         assert picture["alt_text"].startswith(f"Grad-CAM of {answers['label']} over the image")
 
 
-def test_who_is_faster_than_the_page_is_not_disturbed(server, images):
-    session = uuid.uuid4().hex[:10]
-    server.choose(1, session)
-    end = server.call("answer_first", ["Most to see", None], session)
-    assert all(one == {"__type__": "update"} for one in end["output"]["data"][1:])
-
-
-def test_the_image_that_an_example_is_shown_as_is_that_example(server):
-    pictures(server)
-    session = uuid.uuid4().hex[:10]
-    chosen = server.choose(2, session)["output"]["data"]
-    shown = [chosen[-1], "Most to see", None]
-    again = server.call("answer_upload", shown, session)["output"]["data"]
-    assert all(one == {"__type__": "update"} for one in again[1:])
-    elsewhere = server.call("answer_upload", shown)["output"]["data"]
-    assert elsewhere[2:4] == chosen[2:4]
-    assert elsewhere[-1]["selected_index"] == 2
-    assert server.call("answer_upload", [None, "Most to see", None], session)["output"]["data"][2].startswith(
-        "Drop an image"
-    )
+def test_an_image_that_is_taken_away_leaves_nothing(server):
+    _, together, words, answers, *_, gallery = server.call("answer", [None, "Most to see"])["output"]["data"]
+    assert (together, words, answers) == ("", "Drop an image, or paste one.", {})
+    assert gallery["selected_index"] is None
 
 
 @pytest.mark.parametrize("index", [6, -1, 10**30, "0", None, [0, 1], 0.5, True, {"a": 1}])
@@ -253,7 +242,7 @@ def test_no_examples_where_they_are_not_wanted(finished):
     server = Server(finished, "--no-examples", "--quiet")
     gallery, note = server.call("open", [])["output"]["data"]
     assert (gallery["value"], gallery["visible"], note) == ([], False, "")
-    assert all(one == {"__type__": "update"} for one in server.call("answer_first", ["", None])["output"]["data"][1:])
+    assert server.call("first", [None])["output"]["data"] == [{"__type__": "update"}]
     assert not server.choose(0)["success"]
     assert not server.stop()
 

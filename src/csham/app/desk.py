@@ -1,7 +1,8 @@
 """What answers the page: networks, examples, and the answers to these; each event of the page is one method.
 
-Each method returns values of the page's components in the order in which ``page`` names them: what is said of all, then
-sentence and first answers of each network, then what :meth:`Desk.draw` returns.
+What is answered is always the image that the page shows, an example or not: whatever comes last stays. Values are in
+the order in which ``page`` names its components: what is said of all, then sentence and first answers of each network,
+then what :meth:`Desk.draw` returns.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -25,7 +26,7 @@ from csham.inference import Trained
 from csham.inference.transform import ImageLike, UnreadableImageError
 from csham.words import printable
 
-__all__ = ["EMPTY", "TOP", "Asked", "Desk", "unopened"]
+__all__ = ["EMPTY", "TOP", "Desk", "unopened"]
 
 TOP = 5
 """Answers of each network."""
@@ -33,18 +34,6 @@ EMPTY = "Drop an image, or paste one."
 """Said in the place of an answer where there is none."""
 
 _UNUSABLE = "This image cannot be used"
-
-
-class Asked(NamedTuple):
-    """What a page shows the answers to.
-
-    Attributes:
-        explanations: Of each network.
-        example: Number of the example; None for an image that somebody brought.
-    """
-
-    explanations: Sequence[Explanation]
-    example: int | None = None
 
 
 class Desk:
@@ -55,7 +44,7 @@ class Desk:
         self._with_examples = with_examples
         self.names = short_names(networks)
         self._looked = Lock()
-        self._answered: dict[int, Asked] = {}
+        self._answered: dict[int, Sequence[Explanation]] = {}
         self._shown: dict[str, int] = {}
 
     @cached_property
@@ -70,53 +59,51 @@ class Desk:
         pictures = [(example.picture, example.answer or example.name) for example in examples.images]
         return [gr.Gallery(pictures, visible=bool(pictures)), examples.note]
 
-    def show_example(self, show: Callable[[Any], Any], number: int | None) -> Any:
-        """Show an example as the image; the page tells of it as of one that somebody brought."""
+    def first(self, upload: tuple[str, str] | None) -> Any:
+        """Choose the first example, unless somebody was faster than the page and brought an image."""
+        return 0 if upload is None and self.examples.images else gr.skip()
+
+    def choose(self, event: gr.SelectData) -> int:
+        """Choose an example."""
+        number = event.index
+        if type(number) is not int or not 0 <= number < len(self.examples.images):
+            raise gr.Error("There is no such example.", print_exception=False)
+        return number
+
+    def show(self, show: Callable[[Any], Any], number: int | None) -> Any:
+        """Show an example as the image; the page then asks for its answer as for an image that somebody brought."""
         shown = show(None if number is None else self.examples.images[number].picture)
         if number is not None:
             self._shown[shown.path] = number
         return shown
 
-    def answer_first(self, choice: str | None, asked: Asked | None) -> Any:
-        """Answer the first example, unless somebody was faster than the page and asked something."""
-        if asked is not None or not self.examples.images:
-            return gr.skip()
-        return [*self._said(choice, self._example(0)), 0, gr.Gallery(selected_index=0)]
-
-    def answer_example(self, choice: str | None, event: gr.SelectData) -> list[Any]:
-        """Answer the example that somebody chose, and show it as the image."""
-        number = event.index
-        if type(number) is not int or not 0 <= number < len(self.examples.images):
-            raise gr.Error("There is no such example.", print_exception=False)
-        return [*self._said(choice, self._example(number)), number]
-
-    def answer_upload(self, upload: tuple[str, str] | None, choice: str | None, asked: Asked | None) -> Any:
-        """Answer an image that somebody brought; none is marked among the examples then."""
+    def answer(self, upload: tuple[str, str] | None, choice: str | None) -> list[Any]:
+        """Answer the image, and mark it among the examples if it is one."""
         if upload is None:
             return [*self._said(choice, None), gr.Gallery(selected_index=None)]
         path, name = upload
         number = self._shown.get(path)
         if number is None:
-            return [*self._said(choice, Asked(self._explain(path, name))), gr.Gallery(selected_index=None)]
-        if asked is not None and asked.example == number:
-            return gr.skip()
-        return [*self._said(choice, self._example(number)), gr.Gallery(selected_index=number)]
+            said = self._said(choice, self._explain(path, name))
+        else:
+            said = self._said(choice, self._example(number), self.examples.images[number].answer)
+        return [*said, gr.Gallery(selected_index=number)]
 
-    def draw(self, choice: str | None, asked: Asked | None) -> list[Any]:
+    def draw(self, choice: str | None, explanations: Sequence[Explanation] | None) -> list[Any]:
         """Return picture, caption and plot of each network."""
-        if asked is None:
+        if explanations is None:
             return [None, "", gr.Image(None, visible=False)] * len(self.networks)
         shown: list[Any] = []
-        for view in views(asked.explanations, choice or MOST_TO_SEE):
+        for view in views(explanations, choice or MOST_TO_SEE):
             shown += [gr.Image(view.picture, alt_text=view.alt), view.caption, gr.Image(None, visible=False)]
             if view.channels is not None:
                 shown[-1] = gr.Image(view.channels.picture, alt_text=view.channels.alt, visible=True)
         return shown
 
-    def _example(self, number: int) -> Asked:
+    def _example(self, number: int) -> Sequence[Explanation]:
         if number not in self._answered:
             example = self.examples.images[number]
-            self._answered[number] = Asked(self._explain(example.image, example.name), number)
+            self._answered[number] = self._explain(example.image, example.name)
         return self._answered[number]
 
     def _explain(self, image: ImageLike, name: str) -> Sequence[Explanation]:
@@ -127,16 +114,17 @@ class Desk:
             raise gr.Error(html.escape(words, quote=False), title=_UNUSABLE, print_exception=False) from err
         return explanations
 
-    def _said(self, choice: str | None, asked: Asked | None) -> list[Any]:
-        """Return all that a page shows of an image, or of none."""
-        if asked is None:
+    def _said(
+        self, choice: str | None, explanations: Sequence[Explanation] | None, answer: str | None = None
+    ) -> list[Any]:
+        """Return all that a page shows of an image, or of none; ``answer`` is its class if that is known."""
+        if explanations is None:
             return [None, "", *[EMPTY, None] * len(self.networks), *self.draw(choice, None)]
-        answer = None if asked.example is None else self.examples.images[asked.example].answer
         said: list[Any] = []
-        for explanation, stage in zip(asked.explanations, most_to_see(asked.explanations), strict=True):
+        for explanation, stage in zip(explanations, most_to_see(explanations), strict=True):
             said += [in_words(explanation, stage, answer), dict(explanation.predictions)]
-        together = agreement(self.names, asked.explanations) if len(self.networks) > 1 else ""
-        return [asked, together, *said, *self.draw(choice, asked)]
+        together = agreement(self.names, explanations) if len(self.networks) > 1 else ""
+        return [explanations, together, *said, *self.draw(choice, explanations)]
 
 
 def unopened(payload: Any) -> tuple[str, str] | None:

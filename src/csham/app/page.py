@@ -69,19 +69,20 @@ def build_page(networks: Sequence[Trained], *, examples: bool = True) -> gr.Bloc
         asked = gr.State(time_to_live=_HOUR)
         drawn = [part for side in sides for part in side[2:]]
         said = [asked, together, *(part for side in sides for part in side[:2]), *drawn]
-        # Their outputs take turns at the networks: hooks are not for many threads.
-        turns: dict[str, Any] = {
-            "concurrency_id": "networks",
-            "concurrency_limit": 1,
-            "api_visibility": "private",
-            "show_progress_on": [part for side in sides for part in (side[0], side[2])],
-        }
-        # Of an image that is pasted the other events are told before it is there.
-        image.change(desk.answer_upload, [image, choice, asked], [*said, gallery], **turns)
-        gallery.select(desk.answer_example, [choice], [*said, image], **turns)
-        choice.change(desk.draw, [choice, asked], drawn, show_progress="hidden", api_visibility="private")
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # One at a time, since hooks are not for many threads. Of an image that is pasted other events come too early.
+        image.change(
+            desk.answer,
+            [image, choice],
+            [*said, gallery],
+            concurrency_limit=1,
+            show_progress_on=[part for side in sides for part in (side[0], side[2])],
+            api_visibility="private",
+        )
+        choice.change(desk.draw, [choice, asked], drawn, **hidden)
+        gallery.select(desk.choose, None, image, **hidden)
         opened = page.load(desk.open, None, [gallery, note], api_visibility="private")
-        opened.then(desk.answer_first, [choice, asked], [*said, image, gallery], **turns)
+        opened.then(desk.first, image, image, **hidden)
         opened.then(None, js=_ALOUD, api_visibility="private")
     return page
 
@@ -98,7 +99,7 @@ def _image(desk: Desk) -> gr.Image:
     )
     # Gradio would open it, and show what Pillow says. Of a class it would write stubs beside this file.
     image.preprocess = unopened
-    image.postprocess = partial(desk.show_example, image.postprocess)
+    image.postprocess = partial(desk.show, image.postprocess)
     return image
 
 
