@@ -203,9 +203,11 @@ def test_what_cannot_be_read_is_said_and_the_page_goes_on(page, images, tmp_path
     page.get_by_text("truncated").first.wait_for()
     large.write_bytes(bytes(MAX_UPLOAD + 1))
     page.reload()
+    answered(page)
     drop(page, large)
     page.get_by_text("exceed").first.wait_for()
     page.reload()
+    answered(page)
     drop(page, images / "ant" / "3.png")
     page.wait_for_function(UPLOADED)
 

@@ -238,13 +238,18 @@ def test_several_runs_answer_the_same_image(several, images, attended, finished)
     assert len({picture["value"]["path"] for picture in pictures}) == 2  # the shared one is the same
 
 
-def test_no_examples_where_they_are_not_wanted(finished):
+@pytest.fixture
+def bare(finished):
     server = Server(finished, "--no-examples", "--quiet")
-    gallery, note = server.call("open", [])["output"]["data"]
-    assert (gallery["value"], gallery["visible"], note) == ([], False, "")
-    assert server.call("first", [None])["output"]["data"] == [{"__type__": "update"}]
-    assert not server.choose(0)["success"]
+    yield server
     assert not server.stop()
+
+
+def test_no_examples_where_they_are_not_wanted(bare):
+    gallery, note = bare.call("open", [])["output"]["data"]
+    assert (gallery["value"], gallery["visible"], note) == ([], False, "")
+    assert bare.call("first", [None])["output"]["data"] == [{"__type__": "update"}]
+    assert not bare.choose(0)["success"]
 
 
 def test_the_examples_of_several_runs(several):
