@@ -7,7 +7,8 @@ WORKERS ?= auto
 # Where this is set every process compiles PyTorch and timm anew: 19 seconds for an import that takes 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The lowest versions of everything that pyproject.toml allows, for test-lowest.
+# The lowest versions of everything that pyproject.toml allows, for test-lowest; without the app, whose Gradio needs a newer
+# huggingface-hub than share does.
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
@@ -114,7 +115,7 @@ $(READY): pyproject.toml constraints.txt
 $(LOWEST_READY): pyproject.toml constraints-lowest.txt $(READY)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--constraint constraints-lowest.txt --editable ".[dev]"
+		--constraint constraints-lowest.txt --editable ".[train,report,ray,export,share,parquet,keras,test]"
 	touch $@
 
 clean:

@@ -13,8 +13,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def lower_bounds():
-    """The lower bound of every package that is asked for, by name."""
-    asked = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    """The lower bound of every package that is asked for, by name; the app is not in the lowest environment."""
+    extras = {name: asked for name, asked in PROJECT["optional-dependencies"].items() if name != "app"}
+    asked = chain(PROJECT["dependencies"], *extras.values())
     requirements = [Requirement(words) for words in asked]
     return {
         requirement.name: Version(specifier.version)
