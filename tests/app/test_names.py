@@ -1,7 +1,6 @@
 """Networks on one page have names that are short, and tell them apart."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from csham.app.names import short_names
 @dataclass
 class Network:
     label: str
-    path: Path
+    origin: str
 
 
 HUB = "cache/hub/models--{}--{}/snapshots/0123abcd"
@@ -31,4 +30,4 @@ HUB = "cache/hub/models--{}--{}/snapshots/0123abcd"
     ],
 )
 def test_names(networks, names):
-    assert short_names([Network(label, Path(path)) for label, path in networks]) == names
+    assert short_names([Network(label, path) for label, path in networks]) == names
