@@ -26,7 +26,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "app": ("gradio",),
     "share": ("huggingface_hub",),
-    "keras": ("h5py",),
+    "keras": ("h5py", "keras"),
     "parquet": ("pyarrow",),
 }
 """The packages of each extra, as they are imported; of those in several the smallest extra that has them."""

@@ -1,9 +1,9 @@
 """CSHAM for Keras 3, on the TensorFlow, JAX and PyTorch backends, and weights from there and back.
 
-``layers`` has the layers, which mirror those of :mod:`csham.layers`; ``functional`` puts them into functional models,
-``exchange`` copies weights between them and PyTorch's, ``reading`` takes those of the authors' layers out of HDF5 files,
-without Keras. Nothing here imports Keras before one of its names is used, and what needs Keras alone does not import
-torch. Start with :class:`CSHAM`, or :func:`attach_keras`.
+``layers`` has the layers, which mirror those of :mod:`csham.layers`; ``functional`` puts them into functional models;
+``exchange`` copies weights between them and PyTorch's; ``reading`` takes those of the authors' layers out of HDF5
+files, without Keras; ``slots`` is what both know of PyTorch's. Keras is imported when a name that needs it is used, and
+``layers`` and ``functional`` do not import torch. Start with :class:`CSHAM`, or :func:`attach_keras`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ except ModuleNotFoundError as err:
     if err.name not in ("tensorflow", "jax"):
         raise
     raise ModuleNotFoundError(
-        f"Keras was told to run on {err.name}, its default being tensorflow, which is not installed. Install it, or set "
-        "KERAS_BACKEND to torch, jax or tensorflow before Keras is imported.",
+        f"Keras runs on {err.name}, its default or what it was told, which is not installed. Install it, or set "
+        "the environment's KERAS_BACKEND to tensorflow, jax or torch before Keras is imported.",
         name=err.name,
     ) from err
 

@@ -1,4 +1,4 @@
-"""Channel attention, spatial attention and both, as Keras 3 layers: what :mod:`csham.layers` computes, in ``keras.ops``.
+"""Channel attention, spatial attention and both, as Keras 3 layers: what :mod:`csham.layers` computes by ``keras.ops``.
 
 All of them are registered with Keras once one is imported, so that a saved model finds them.
 """
@@ -87,8 +87,8 @@ class ChannelAttention(_Attention):
     """Scale each channel by a weight computed from its average, its maximum and those of its neighbours.
 
     ``y = w ⊙ x`` with ``w = σ(act(join([act(avg(mean_hw x)) ; act(max(max_hw x))])))``, as
-    :class:`csham.ChannelAttention` computes it. ``4 * kernel_size + 3`` parameters, whatever the number of channels: the
-    kernels and biases of ``avg``, ``max`` and ``join``, which start positive where ReLU follows, as in PyTorch.
+    :class:`csham.ChannelAttention` computes it. ``4 * kernel_size + 3`` parameters, whatever the number of channels:
+    the kernels and biases of ``avg``, ``max`` and ``join``, which start positive where ReLU follows, as in PyTorch.
 
     Args:
         kernel_size: Length of the filters along the channels; odd.
@@ -168,10 +168,10 @@ class ChannelAttention(_Attention):
 class SpatialAttention(_Attention):
     """Scale each position by a weight computed from its own statistics and from a coarser view of its surroundings.
 
-    ``y = s ⊙ x`` with ``s = σ(act(main_bn(main([mean_c x ; max_c x]))) + upsample(neighbor_bn(neighbor(pool(x)))))``, as
-    :class:`csham.SpatialAttention` computes it: a 7x7 convolution, and a 3x3 one of stride 2 of the map pooled by 2.
+    ``y = s ⊙ x`` with ``s = σ(act(main_bn(main([mean_c x ; max_c x]))) + upsample(neighbor_bn(neighbor(pool x))))``,
+    as :class:`csham.SpatialAttention` computes it: a 7x7 convolution, and a 3x3 one of stride 2 of the map pooled by 2.
     ``9 * C + 102`` parameters. The batch norms are Keras' own with its epsilon (1e-3) and momentum (0.99), as the
-    authors'; the PyTorch layer's forget their start sooner, so that after few steps of training moving statistics differ.
+    authors'. Those of the PyTorch layer forget their start sooner, so that early in training moving statistics differ.
 
     Args:
         act: ``"relu"`` as in the authors' layer class or None as in their functional version.
@@ -182,8 +182,8 @@ class SpatialAttention(_Attention):
         **kwargs: Keras' own: ``name``, ``dtype``, ``trainable``.
 
     Shape:
-        A feature map to the same, any H, W >= 1, known or not; the number of channels has to be known. Where a side is 1
-        the surroundings are left out. With ``channel_weights``, (B, C), a call applies these first and computes
+        A feature map to the same, any H, W >= 1, known or not; the number of channels has to be known. Where a side is
+        1 the surroundings are left out. With ``channel_weights``, (B, C), a call applies these first and computes
         ``s(w ⊙ x) ⊙ w ⊙ x``; with ``return_weights=True`` it returns the spatial weights too, (B, H, W).
 
     Raises:
@@ -269,13 +269,16 @@ class SpatialAttention(_Attention):
         )
 
     def _norm(self, name: str) -> Any:
-        return keras.layers.BatchNormalization(
-            axis=-1, momentum=0.99, epsilon=1e-3, dtype=self.dtype_policy, name=name
-        )
+        return keras.layers.BatchNormalization(axis=-1, momentum=0.99, epsilon=1e-3, dtype=self.dtype_policy, name=name)
 
     def _build_parts(self, input_shape: tuple[int | None, ...]) -> None:
         maps = self._spatial_shape(input_shape)
-        for part, channels in ((self.main, 2), (self.main_bn, 1), (self.neighbor, self.channels), (self.neighbor_bn, 1)):
+        for part, channels in (
+            (self.main, 2),
+            (self.main_bn, 1),
+            (self.neighbor, self.channels),
+            (self.neighbor_bn, 1),
+        ):
             part.build((*maps, channels))
 
     def _weights_shapes(self, shape: Any) -> list[tuple[int | None, ...]]:
@@ -369,7 +372,7 @@ class Gated(keras.layers.Wrapper):
         **kwargs: Keras' own: ``name``, ``dtype``, ``trainable``.
 
     Shape:
-        That of ``layer``. Further arguments of a call are its own; of several values that it returns the first is gated.
+        That of ``layer``. Further arguments of a call are its own; of several values it returns the first is gated.
 
     Examples:
         >>> x = csham.keras.Gated(csham.keras.CSHAM())(x)
