@@ -204,8 +204,11 @@ def _rebuild(model: Any, attached: dict[Any, tuple[Step, Any]]) -> Any:
         return clone
 
     def rebuilt(part: Any) -> Any:
-        calls = {} if isinstance(part, keras.Sequential) else {"call_function": called}
-        return keras.models.clone_model(part, clone_function=cloned, **calls)
+        if isinstance(part, keras.Sequential):
+            return keras.models.clone_model(part, clone_function=cloned)
+        # Clones of its own would be called after tensors, not after the layers of the given model.
+        inputs = keras.tree.map_structure(_input_like, part.input)
+        return keras.models.clone_model(part, inputs, clone_function=cloned, call_function=called)
 
     def called(clone: Any, *args: Any, **kwargs: Any) -> Any:
         y = clone(*args, **kwargs)
@@ -223,3 +226,8 @@ def _rebuild(model: Any, attached: dict[Any, tuple[Step, Any]]) -> Any:
         if not isinstance(clone, keras.Model) and getattr(original, "weights", None):
             clone.set_weights(original.get_weights())
     return new
+
+
+def _input_like(tensor: Any) -> Any:
+    layer = tensor._keras_history.operation
+    return layer.__class__.from_config(layer.get_config()).output
