@@ -1,4 +1,4 @@
-"""csham.keras on each backend of Keras, which is chosen when Keras is imported: a process each, for the tests and the page."""
+"""csham.keras on each backend, which is chosen when Keras is imported: a process each, for the checks and the page."""
 
 import os
 import re
@@ -14,7 +14,6 @@ from csham import keras as csham_keras
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs/keras.md"
 slow = pytest.mark.slow
-BACKENDS = ["torch", pytest.param("jax", marks=slow), pytest.param("tensorflow", marks=slow)]
 
 
 def run(backend, *arguments, cwd=None):
@@ -30,9 +29,19 @@ def run(backend, *arguments, cwd=None):
 
 
 @pytest.mark.timeout(1300)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_layers(backend):
-    out = run(backend, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "keras_checks.py"), cwd=TESTS.parent)
+@pytest.mark.parametrize(
+    ("backend", "which"),
+    [
+        ("torch", "not slow"),
+        *(
+            pytest.param(backend, which, marks=slow)
+            for backend, which in [("torch", "slow"), ("jax", ""), ("tensorflow", "")]
+        ),
+    ],
+)
+def test_the_layers(backend, which):
+    pytest_ = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which]
+    out = run(backend, *pytest_, str(TESTS / "keras_checks.py"), cwd=TESTS.parent)
     assert re.search(r"\d+ passed", out)
     assert "failed" not in out
 

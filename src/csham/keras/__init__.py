@@ -40,3 +40,7 @@ __getattr__ = lazy_names(
         "load_keras_weights": "csham.keras.reading",
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -252,9 +252,11 @@ class SpatialAttention(_Attention):
         def none() -> Any:
             return ops.zeros((sizes[0], height, width), dtype=self.compute_dtype)
 
-        if isinstance(height, int) and isinstance(width, int):
-            return pooled() if min(height, width) > 1 else none()
-        return ops.cond(ops.minimum(height, width) > 1, pooled, none)
+        known = [size for size in (height, width) if isinstance(size, int)]
+        if min(known, default=2) < 2:
+            return none()
+        # Only TensorFlow has sizes that are not known before it runs.
+        return pooled() if len(known) == 2 else ops.cond(ops.minimum(height, width) > 1, pooled, none)
 
     def _conv(self, kernel_size: int, strides: int, name: str) -> Any:
         return keras.layers.Conv2D(
