@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo test-libraries test-cam sanitize docs dist lint bench bench-kernels setup clean
+.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo test-libraries test-cam test-keras sanitize docs dist lint bench bench-kernels setup clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -61,6 +61,14 @@ test-cam: $(READY)
 		> $$(echo build/cam/lib/python*/site-packages)/csham.pth
 	$(BIN)/uv pip install --quiet --python build/cam/bin/python --no-deps grad-cam ttach tqdm opencv-python-headless
 	build/cam/bin/python -m pytest tests/explain/test_cams.py
+
+# TensorFlow and JAX are the user's choice, so they are no dependencies: an environment of its own, on top of .venv.
+test-keras: $(READY)
+	test -x build/keras/bin/python || $(BIN)/python -m venv build/keras
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python*/site-packages)')" \
+		> $$(echo build/keras/lib/python*/site-packages)/csham.pth
+	$(BIN)/uv pip install --quiet --python build/keras/bin/python keras tensorflow-cpu jax
+	build/keras/bin/python -m pytest tests/test_keras_backends.py tests/test_keras.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -4,8 +4,8 @@ The layers (:class:`CSHAM`, :class:`ChannelAttention`, :class:`SpatialAttention`
 network (:func:`attach`), networks by name (:func:`create_model`) and what a network costs (:func:`cost`). Rooms, from
 the mathematics outwards: ``ops``, ``layers``, ``attach``, ``backbones``, ``data`` and ``cost``, ``training``,
 ``inference``, ``study``, then ``explain``, ``export``, ``share`` and ``report``, ``app``, ``cli``; each imports only
-those named before it. ``keras`` reads the authors' weights. Start with :func:`attach`. The names below are imported
-when they are first used.
+those named before it. ``keras`` has the layers for Keras 3, and reads the authors' weights. Start with :func:`attach`.
+The names below are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ EXTRAS = {
     "app": ("gradio",),
     "share": ("huggingface_hub",),
     "cam": ("pytorch_grad_cam",),
-    "keras": ("h5py",),
+    "keras": ("h5py", "keras"),
     "tracking": ("mlflow", "wandb"),
     "parquet": ("pyarrow",),
 }

@@ -1,14 +1,17 @@
-"""Strategies: which step stands at which point, and which point lends its channel weights to which."""
+"""Strategies: which step stands at which point, and which point lends its channel weights to which. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from csham.attach.graph.points import Point
 from csham.attach.names import STRATEGIES
 from csham.errors import UserError
+
+if TYPE_CHECKING:
+    from csham.attach.graph.points import Point
 
 __all__ = ["Step", "plan"]
 

@@ -1,12 +1,27 @@
-"""Settings and input of attention layers: what is refused, and what is made of the rest."""
+"""Settings and input of attention layers: what is refused, and what is made of the rest.
+
+Without torch until an activation is built: layers of Keras check theirs here too.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from csham.errors import UserError
 
-__all__ = ["check_channels", "check_count", "check_input", "check_odd", "create_activation", "largest_divisor"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "check_act",
+    "check_channels",
+    "check_count",
+    "check_dropout",
+    "check_input",
+    "check_odd",
+    "create_activation",
+    "largest_divisor",
+]
 
 
 def check_channels(layer: str, channels: int) -> None:
@@ -26,6 +41,18 @@ def check_odd(layer: str, setting: str, value: int) -> None:
         raise UserError(f"{layer}: {setting} must be an odd whole number, got {value!r}.")
 
 
+def check_dropout(layer: str, dropout: float) -> None:
+    """Refuse a probability of dropout that is below 0 or leaves nothing."""
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"{layer}: dropout must be at least 0 and below 1, got {dropout!r}.")
+
+
+def check_act(act: str | None) -> None:
+    """Refuse an activation that is neither ``"relu"`` nor None."""
+    if act not in (None, "relu"):
+        raise UserError(f"act must be 'relu' or None (linear, the authors' functional version), got {act!r}.")
+
+
 def check_input(layer: str, x: Tensor, channels: int) -> None:
     """Refuse an input that is not a (B, channels, H, W) map of floating-point numbers."""
     if x.dim() != 4 or x.shape[1] != channels:
@@ -38,11 +65,10 @@ def check_input(layer: str, x: Tensor, channels: int) -> None:
 
 def create_activation(act: str | None) -> nn.Module:
     """Build the activation ``"relu"`` (the authors' layer class) or None (their functional version: linear)."""
-    if act is None:
-        return nn.Identity()
-    if act == "relu":
-        return nn.ReLU()
-    raise UserError(f"act must be 'relu' or None (linear, the authors' functional version), got {act!r}.")
+    from torch import nn  # noqa: PLC0415  what is built needs torch, what is checked does not
+
+    check_act(act)
+    return nn.Identity() if act is None else nn.ReLU()
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from csham import ops
-from csham.errors import UserError
 from csham.layers.attention import SpatialStep
-from csham.layers.checks import check_channels, check_input, create_activation
+from csham.layers.checks import check_channels, check_dropout, check_input, create_activation
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque
 
@@ -49,8 +48,7 @@ class SpatialAttention(Opaque, SpatialStep, nn.Module):
     ) -> None:
         super().__init__()
         check_channels("SpatialAttention", channels)
-        if not 0.0 <= dropout < 1.0:
-            raise UserError(f"SpatialAttention: dropout must be at least 0 and below 1, got {dropout!r}.")
+        check_dropout("SpatialAttention", dropout)
         self.channels = channels
         self.main = nn.Conv2d(2, 1, 7, padding=3, bias=False, device=device, dtype=dtype)
         # TensorFlow's epsilon and momentum.

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from csham.errors import UserError
-from csham.layers.channel import ChannelAttention
-from csham.layers.norm import BatchNorm2d
-from csham.layers.spatial import SpatialAttention
+from csham.keras.slots import Slot, in_torch_order, list_slots, store
 
 __all__ = ["load_keras_weights"]
 
@@ -44,21 +42,6 @@ class _Variable:
     path: str
     shape: tuple[int, ...]
     data: Any
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A layer of ours that takes the weights of one of theirs.
-
-    Attributes:
-        name: Of the layer, as ``named_modules`` spells it.
-        kind: One of ``_WORDS``.
-        tensors: Tensors that it takes, and the shape that Keras has for each.
-    """
-
-    name: str
-    kind: str
-    tensors: tuple[tuple[str, Tensor, tuple[int, ...]], ...]
 
 
 _WORDS = {
@@ -110,7 +93,7 @@ def load_keras_weights(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
-    slots = _slots(module)
+    slots = list_slots(module)
     try:
         with h5py.File(path, "r", locking=False) as file:
             layers = _layers(_variables(file, h5py, path))
@@ -121,50 +104,13 @@ def load_keras_weights(
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as err:
         problem = shorten(str(err) or type(err).__name__, 200, placeholder=" ...")
         raise UserError(f"{path} is damaged or not an HDF5 file of Keras: {problem}") from err
-    with torch.no_grad():
-        for tensor, value in values:
-            tensor.copy_(value)
-        loaded = {id(tensor) for tensor, _ in values}
-        for part in module.modules():
-            if isinstance(part, BatchNorm2d) and id(part.running_mean) in loaded:
-                part.settle()
+    store(module, values)
     return {ours: variable.path for ours, _, variable in chosen}
-
-
-def _slots(module: nn.Module) -> list[_Slot]:
-    """List the layers that take weights, in the order of the module."""
-    slots = []
-    for name, part in module.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(part, ChannelAttention):
-            slots += [_slot(f"{prefix}{n}", "join" if n == "join" else "pool", getattr(part, n)) for n in _CHANNEL]
-        elif isinstance(part, SpatialAttention):
-            slots += [_slot(f"{prefix}{n}", n.partition("_")[0], getattr(part, n)) for n in ("main", "neighbor")]
-            slots += [_slot(f"{prefix}{n}", "norm", getattr(part, n)) for n in ("main_bn", "neighbor_bn")]
-        elif isinstance(gate := getattr(part, "gate", None), nn.Parameter) and gate.ndim == 0:
-            slots.append(_Slot(f"{prefix}gate", "gate", ((f"{prefix}gate", gate, ()),)))
-    if all(slot.kind == "gate" for slot in slots):
-        raise UserError(f"{type(module).__name__} has no ChannelAttention or SpatialAttention to load weights into.")
-    return slots
-
-
-_CHANNEL = ("avg", "max", "join")
-
-
-def _slot(name: str, kind: str, layer: Any) -> _Slot:
-    parts = ("weight", "bias", "running_mean", "running_var") if kind == "norm" else ("weight", "bias")
-    tensors = [(f"{name}.{part}", getattr(layer, part)) for part in parts if getattr(layer, part) is not None]
-    return _Slot(name, kind, tuple((own, tensor, _keras_shape(tensor)) for own, tensor in tensors))
-
-
-def _keras_shape(tensor: Tensor) -> tuple[int, ...]:
-    out, *rest = tensor.shape
-    return (*rest[1:], rest[0], out) if rest else (out,)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer of the file: its variables, kernel before bias, and for a norm in the order of :func:`_slot`."""
+    """A layer of the file: its variables, kernel before bias, and for a norm in the order of a slot of a norm."""
 
     path: str
     kind: str
@@ -235,7 +181,7 @@ def _under(layers: list[_Layer], name: str | None, path: Path) -> list[_Layer]:
 
 
 def _assign(
-    slots: list[_Slot], layers: list[_Layer], names: dict[str, str], every: list[_Layer], path: Path
+    slots: list[Slot], layers: list[_Layer], names: dict[str, str], every: list[_Layer], path: Path
 ) -> list[tuple[str, Tensor, _Variable]]:
     """Decide which layer of the file goes into which of ours."""
     chosen: dict[str, _Layer] = {}
@@ -270,11 +216,11 @@ def _assign(
     return [pair for slot in slots if slot.name in chosen for pair in _pairs(slot, chosen[slot.name], path)]
 
 
-def _as_their_convolutions(norms: list[_Slot], chosen: Mapping[str, _Layer], layers: list[_Layer]) -> list[_Slot]:
+def _as_their_convolutions(norms: list[Slot], chosen: Mapping[str, _Layer], layers: list[_Layer]) -> list[Slot]:
     """Put the two norms of each step in the order in which the file has their convolutions."""
     order = {layer.path: number for number, layer in enumerate(layers)}
 
-    def place(slot: _Slot) -> tuple[int, int]:
+    def place(slot: Slot) -> tuple[int, int]:
         step = slot.name.rpartition(".")[0]
         ours = [chosen[f"{step}.{n}".removeprefix(".")] for n in ("main", "neighbor")]
         own = chosen[slot.name.removesuffix("_bn")]
@@ -283,7 +229,7 @@ def _as_their_convolutions(norms: list[_Slot], chosen: Mapping[str, _Layer], lay
     return sorted(norms, key=place)
 
 
-def _pairs(slot: _Slot, layer: _Layer, path: Path) -> list[tuple[str, Tensor, _Variable]]:
+def _pairs(slot: Slot, layer: _Layer, path: Path) -> list[tuple[str, Tensor, _Variable]]:
     there = [variable.shape for variable in layer.variables]
     wanted = [shape for *_, shape in slot.tensors]
     if there != wanted and not (slot.kind == "gate" and there in ([()], [(1,)])):
@@ -307,9 +253,7 @@ def _value(variable: _Variable, ours: str, tensor: Tensor, path: Path) -> Tensor
         raise UserError(f"{path}: {variable.path} holds NaN, infinity or numbers too large for float32.")
     if ours.endswith("running_var") and (value < 0).any():
         raise UserError(f"{path}: {variable.path} holds variances below 0.")
-    if value.ndim > 2:
-        value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
-    return value.reshape(tensor.shape)
+    return in_torch_order(value).reshape(tensor.shape)
 
 
 def _variables(file: Any, h5py: Any, path: Path) -> list[_Variable]:
