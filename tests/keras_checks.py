@@ -372,6 +372,22 @@ def test_strategies_are_those_of_attach(strategy, gated):
     np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
 
 
+def test_a_network_with_gates_goes_to_pytorch_through_a_file_too(tmp_path):
+    network, model = same_networks()
+    csham.attach(network, "csham", strategy="transfer", gated=True, input_size=(3, 12, 12))
+    attended = attach_keras(model, strategy="transfer", gated=True, dropout=0.2)
+    rng = np.random.default_rng(0)
+    for layer in attended.layers:
+        if isinstance(layer, Gated):
+            layer.set_weights([rng.uniform(0.1, 1, value.shape) for value in layer.get_weights()])
+    attended.save_weights(tmp_path / "x.weights.h5")
+    loaded = csham.load_keras_weights(network, tmp_path / "x.weights.h5")
+    from_file = {name: value.clone() for name, value in network.state_dict().items()}
+    assert copy_weights(attended, network).keys() == loaded.keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, from_file[name]), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "channel", "spatial"), [("ResNet50", 9, 7), ("MobileNetV2", 6, 4)])
 def test_networks_of_keras_keep_their_weights_and_outputs_and_learn(name, channel, spatial, tmp_path):

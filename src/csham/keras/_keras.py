@@ -5,12 +5,13 @@ from __future__ import annotations
 try:
     import keras
 except ModuleNotFoundError as err:
-    if err.name not in ("tensorflow", "jax"):
+    backend = (err.name or "").partition(".")[0]
+    if backend not in ("tensorflow", "jax"):
         raise
     raise ModuleNotFoundError(
-        f"Keras runs on {err.name}, its default or what it was told, which is not installed. Install it, or set "
+        f"Keras runs on {backend}, its default or what it was told, which is not installed. Install it, or set "
         "the environment's KERAS_BACKEND to tensorflow, jax or torch before Keras is imported.",
-        name=err.name,
+        name=backend,
     ) from err
 
 __all__ = ["keras"]
