@@ -1,5 +1,5 @@
 # csham on the CPU, with its commands and a compiler for its kernels:
-#   docker build -t csham . && docker run --rm -v "$PWD:/work" csham train /work/images
+#   docker build -t csham . && docker run --rm -v "$PWD:/data" -w /data csham train images
 FROM python:3.12-slim
 
 # g++ builds the kernels, git says which commit a run was made with.
@@ -19,6 +19,6 @@ RUN pip install --no-cache-dir "uv>=0.8" \
 USER 1000
 # Built once here, for every instruction set that PyTorch may choose.
 RUN csham doctor --build
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["csham"]
 CMD ["--help"]
