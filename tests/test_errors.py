@@ -25,7 +25,12 @@ from csham.training import RECIPES
             STRATEGIES,
             "unknown strategy 'transfr'. Did you mean 'transfer'? csham list strategies shows all.",
         ),
-        ("recipe", "papr", RECIPES, "unknown recipe 'papr'. Did you mean 'paper'? Known: quick, fast, paper."),
+        (
+            "recipe",
+            "papr",
+            RECIPES,
+            "unknown recipe 'papr'. Did you mean 'paper'? Known: quick, fast, paper, finetune.",
+        ),
         ("setting", "epoch", [*"abcdefg", "epochs"], "unknown setting 'epoch'. Did you mean 'epochs'?"),
         ("setting", "xyz", [*"abcdef"], "unknown setting 'xyz'. Known: a, b, c, d, e, f."),
     ],

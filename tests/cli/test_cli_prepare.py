@@ -23,6 +23,9 @@ def test_an_archive_trains_and_is_evaluated_as_its_folder(csham, images, tmp_pat
     words = "--backbone resnet14 --image-size 16 --epochs 1 --batch-size 8 --no-compile --quiet --device cpu"
     assert csham("train", archive, *words.split(), "--run", tmp_path / "run")[0] == 0
     found = [json.loads(csham("evaluate", tmp_path / "run", data, "--json")[1]) for data in (archive, images)]
+    for of_archive, of_folder in zip(*(one.pop("errors") for one in found), strict=True):
+        assert of_folder.pop("image").endswith(of_archive.pop("image"))  # a file, and a member of the archive
+        assert of_archive == of_folder
     assert {**found[0], "data": None} == {**found[1], "data": None}
 
 

@@ -311,9 +311,9 @@ def test_one_seed_gives_every_network_the_same_backbone_batches_and_crops(make_s
             if len(seen[cell.network, cell.seed][1]) == 3:
                 raise RuntimeError("enough")
 
-    def record_batch(self, batch, forward_backward=Loop._forward_backward):
+    def record_batch(self, batch, *rest, forward_backward=Loop._forward_backward):
         seen[cell.network, cell.seed][1].append((batch.images.clone(), batch.labels.clone()))
-        return forward_backward(self, batch)
+        return forward_backward(self, batch, *rest)
 
     monkeypatch.setattr(Loop, "_forward_backward", record_batch)
     runner = CellRunner(store, MACHINE, FirstSteps())

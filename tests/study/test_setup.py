@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from csham.backbones import create_model
 from csham.errors import UserError
 from csham.study.grid import Network
 from csham.study.setup import Request, check_records, set_up
@@ -45,7 +47,7 @@ def dead():
 def test_a_recipe_attaches_what_is_named_its_way(go, tmp_path):
     """By gates for fine-tuning, also where the study is extended; not where something else is said."""
     weights = tmp_path / "w.pt"
-    weights.touch()
+    torch.save(create_model("lenet5", num_classes=10, image_size=32).state_dict(), weights)
     tuned = {**SETTINGS, "recipe": "finetune", "weights_file": str(weights)}
     named = {"networks": (), "backbones": ("lenet5",), "settings": tuned}
     study = go(**named, attentions=("none", "se"), folder=tmp_path / "open", attached={"gated": False}).study

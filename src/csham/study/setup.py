@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from csham.backbones.spec import CONNECTION_FIELDS
+from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
 from csham.data.dataset import describe_data
 from csham.data.duplicates import check_leaks
@@ -467,7 +467,7 @@ def _in_plural(content: Mapping[str, Any]) -> dict[str, Any]:
     for one, several in _PLURAL.items():
         if one in content and several in content:
             raise UserError(f"{one} and {several} are the same key. Write one of them.")
-    rest = {key: value for key, value in content.items() if key != "attention_sha256"}  # it is of the code as it is now
+    rest = {key: value for key, value in content.items() if key not in CODE_FIELDS}  # of the code as it is now
     return {_PLURAL.get(key, key): [value] if key in _PLURAL else value for key, value in rest.items()}
 
 
