@@ -2,12 +2,22 @@
 
 import pytest
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 import csham
 from csham.training.config import resolve
 from csham.training.optimizer import create_optimizer, describe_groups, set_rate
+
+
+@pytest.fixture
+def timm_optim():
+    """timm.optim, whose import would leave the compiler a limit of a million recompilations."""
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=config.recompile_limit):
+        from timm import optim
+
+        yield optim
 
 
 def config_of(**given):
@@ -62,10 +72,10 @@ def test_gates_have_the_rate_of_attention():
     assert {decay for name, (_, decay) in found.items() if name.endswith(".gate")} == {0.0}
 
 
-def test_adamw_leaves_biases_and_norms_undecayed_and_sgd_does_not():
+def test_adamw_leaves_biases_and_norms_undecayed_and_sgd_does_not(timm_optim):
     """As timm's rule for AdamW's recipes has it, gates and what a network names included."""
     model = gated()
-    expected = param_groups_weight_decay(model, 0.01)
+    expected = timm_optim.param_groups_weight_decay(model, 0.01)
     undecayed = {id(p) for group in expected if group["weight_decay"] == 0 for p in group["params"]}
     for name, (_, decay) in groups_of(model, optimizer="adamw").items():
         assert decay == (0.0 if id(model.get_parameter(name)) in undecayed else 0.01), name
@@ -88,12 +98,12 @@ def test_adamws_betas_are_torchs():
 @pytest.mark.parametrize(
     "backbone", ["resnet18", "mobilenetv2_100", "densenet121", "convnext_atto", "resnet20", "wrn16_8"]
 )
-def test_layers_decay_as_in_timm(backbone):
+def test_layers_decay_as_in_timm(backbone, timm_optim):
     """Of csham's own networks too, which say their layers as timm's do. Attention is new everywhere: undecayed."""
     plain = csham.create_model(backbone, num_classes=5, image_size=64)
     expected = {}
     names = {id(parameter): name for name, parameter in plain.named_parameters()}
-    for group in param_groups_layer_decay(plain, 0.01, layer_decay=0.7):
+    for group in timm_optim.param_groups_layer_decay(plain, 0.01, layer_decay=0.7):
         expected |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
     assert len(set(expected.values())) > 4
     model = csham.create_model(backbone, attention="se", gated=True, num_classes=5, image_size=64)
