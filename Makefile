@@ -33,7 +33,7 @@ test-exports: $(READY)
 	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/export/test_every_network.py -k "$(EXPORTS)"
 
 # What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
-test-long: $(READY) test-yolo test-libraries test-cam
+test-long: $(READY) test-yolo test-libraries test-cam test-keras
 	CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 # Ultralytics is under the AGPL, so it is no dependency, not even of the tests: an environment of its own, on top of .venv.
@@ -68,7 +68,7 @@ test-keras: $(READY)
 	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python*/site-packages)')" \
 		> $$(echo build/keras/lib/python*/site-packages)/csham.pth
 	$(BIN)/uv pip install --quiet --python build/keras/bin/python keras tensorflow-cpu jax
-	build/keras/bin/python -m pytest tests/test_keras_backends.py tests/test_keras.py
+	CSHAM_LONG_TESTS=1 build/keras/bin/python -m pytest tests/test_keras_backends.py tests/test_keras.py
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

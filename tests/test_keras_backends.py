@@ -34,7 +34,7 @@ def run(backend, *arguments, cwd=None):
     [
         ("torch", "not slow"),
         *(
-            pytest.param(backend, which, marks=slow)
+            pytest.param(backend, which, marks=[slow, pytest.mark.long])
             for backend, which in [("torch", "slow"), ("jax", ""), ("tensorflow", "")]
         ),
     ],
@@ -47,6 +47,7 @@ def test_the_layers(backend, which):
 
 
 @slow
+@pytest.mark.long
 @pytest.mark.timeout(1300)
 @pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
 def test_the_pages_python_does_what_it_says(backend, tmp_path):

@@ -8,6 +8,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["quickstart", "your_own_attention"])
 def test_a_notebook_runs(name, tmp_path):
     nbformat = pytest.importorskip("nbformat")
