@@ -62,7 +62,9 @@ def _folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "count"), [(0, 16), (4, 16)], ids=["Faster R-CNN", "DeepLabV3"])
+@pytest.mark.parametrize(
+    ("first", "count"), [pytest.param(0, 16, marks=pytest.mark.long), (4, 16)], ids=["Faster R-CNN", "DeepLabV3"]
+)
 def test_torchvision(first, count):
     walk(blocks("torchvision")[first : first + 4], {"torch": torch, "csham": csham}, count)
 

@@ -293,6 +293,8 @@ def net_here(made_net, tmp_path, monkeypatch):
     return tmp_path / "own"
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_remembers_where_its_backbone_came_from(made_net):
     folder = RunFolder(made_net / "runs/one")
     environment = folder.read_json("environment.json")
@@ -310,6 +312,8 @@ def test_a_run_remembers_where_its_backbone_came_from(made_net):
     assert "The backbone `own_net:Net` (A net of two blocks, no paper)" in card
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("words", [*(line for line in READING if "study" not in line), "compare --study study"])
 def test_a_file_that_names_a_backbone_does_not_run_it(words, net_here, csham, images):
     shutil.copy(next(images.rglob("*.png")), "image.png")
@@ -323,6 +327,8 @@ def test_a_file_that_names_a_backbone_does_not_run_it(words, net_here, csham, im
     assert "own_net" not in sys.modules
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_backbone_that_is_named_is_run_and_agrees(net_here, csham, images):
     both = ["--code", NAME, "--code", BACKBONE]
     code, out, err = csham("evaluate", "runs/one", *both, "--json")
@@ -338,6 +344,8 @@ def test_a_backbone_that_is_named_is_run_and_agrees(net_here, csham, images):
     assert "own_net:Net" in out
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_an_edited_backbone_is_noticed(net_here, csham):
     Path("own_net.py").write_text(NET + "\n# another\n")
     both = ["--code", NAME, "--code", BACKBONE]
@@ -358,6 +366,8 @@ def test_an_edited_backbone_is_noticed(net_here, csham):
     assert "without attention is added" in err
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_of_an_own_backbone_is_extended_by_another(net_here, csham):
     words = ["compare", "--study", "study", "--backbones", "lenet5", "--code", BACKBONE, "--dry-run", "--json"]
     code, out, err = csham(*words)
@@ -367,6 +377,8 @@ def test_a_study_of_an_own_backbone_is_extended_by_another(net_here, csham):
     assert len(cells) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
     words = ["--num-classes", 10, "--rounds", 1, "--no-training", "--quiet", "--json", "--attention", "se"]
     code, out, err = csham("profile", "--backbone", BACKBONE, *words)
@@ -376,6 +388,8 @@ def test_profile_measures_an_own_backbone_at_its_own_size(net_here, csham):
     assert {(row["height"], row["width"]) for row in rows} == {(24, 24)}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -54,7 +54,11 @@ def stopped(given, run, after):
     return load_checkpoint(RunFolder(run).last)
 
 
-@pytest.mark.parametrize("given", [*EACH.values(), TOGETHER], ids=[*EACH, "together"])
+@pytest.mark.parametrize(
+    "given",
+    [*(pytest.param(given, marks=[pytest.mark.slow, pytest.mark.long]) for given in EACH.values()), TOGETHER],
+    ids=[*EACH, "together"],
+)
 @pytest.mark.parametrize("epoch", [0, 1], ids=["first", "second"])
 def test_a_stopped_run_goes_on_to_the_same_bits(tuning, tmp_path, given, epoch):
     given = {**tuning, **given}
