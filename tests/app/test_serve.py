@@ -14,6 +14,7 @@ def test_without_gradio_it_says_how_to_get_it(monkeypatch):
 
 @pytest.mark.parametrize(("there", "enough"), [("5.49.1", False), ("6.9.0", False), ("6.27.0", True), ("7.0b1", True)])
 def test_a_gradio_that_is_too_old_is_named(monkeypatch, there, enough):
+    monkeypatch.setattr(serving, "find_spec", lambda name: object())
     monkeypatch.setattr(serving, "version", lambda name: there)
     if enough:
         serving.check_packages()

@@ -77,6 +77,8 @@ class Told(QuietProgress):
 @pytest.fixture
 def server(monkeypatch):
     """A tracker named wandb that is there without W&B."""
+    if not hasattr(GeneralTracker, "start"):
+        pytest.skip("an older Accelerate starts trackers where it makes them")
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Server)
     monkeypatch.setattr(config_module, "find_spec", lambda name: name)
     monkeypatch.setattr(Server, "runs", {})
