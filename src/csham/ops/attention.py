@@ -336,7 +336,7 @@ def _spatial_weights(
     chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: SpatialParameters
 ) -> Tensor:
     main, norm, _, neighbor_norm, act, dropout = parameters
-    if chosen != "cpu" or dropout is not None or not (_is_plain(norm) and _is_plain(neighbor_norm)):
+    if dropout is not None or not (_is_plain(norm) and _is_plain(neighbor_norm)):
         # Norms that see more than this process, dropout and the like: torch's own.
         dtype = main.dtype
         given = (mean.to(dtype), maximum.to(dtype), None if neighbors is None else neighbors.to(dtype))

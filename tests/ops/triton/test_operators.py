@@ -6,9 +6,13 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import csham
+from csham import ops
 from csham.errors import UserError
-from csham.ops import library
+from csham.ops import functions, library
 from csham.ops.triton import maps
 
 triton_ops = torch.ops.csham_triton
@@ -89,6 +93,90 @@ def test_a_batch_of_none(make_map, device):
     grad_x, grad_neighbor = torch.autograd.grad((y, neighbors), (x, neighbor), (y.clone(), neighbors.clone()))
     assert grad_x.shape == x.shape
     assert not grad_neighbor.any()
+
+
+def gate_in_float64(mean, maximum, neighbors, main, norm, neighbor_norm, training, relu):
+    """Spatial weights by plain formulas; norms as weight, bias, mean, var, their eps 1e-3."""
+
+    def normalised(x, values, in_training):
+        weight, bias, *running = values
+        return F.batch_norm(x, *((None, None) if in_training else running), weight, bias, in_training, eps=1e-3)
+
+    logits = normalised(F.conv2d(torch.cat([mean, maximum], 1), main, padding="same"), norm, training[0])
+    logits = logits.relu() if relu else logits
+    if neighbors is not None:
+        around = normalised(neighbors, neighbor_norm, training[1])
+        logits = logits + F.interpolate(around, logits.shape[2:], mode="nearest-exact")
+    return logits.sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("size", "k", "training", "affine", "term", "relu"),
+    [
+        ((2, 20, 21), 7, (True, True), True, True, True),  # several programs of each kind
+        ((1, 5, 3), 7, (True, False), True, True, True),  # one value for five rows
+        ((3, 13, 9), 3, (False, True), True, True, False),
+        ((2, 6, 7), 1, (False, False), False, True, True),
+        ((2, 1, 9), 5, (True, False), True, False, True),
+    ],
+)
+def test_spatial_gate(assert_close, device, size, k, training, affine, term, relu):
+    B, H, W = size
+    position = (B, 1, H, W)
+    shapes = {"mean": position, "maximum": position, "neighbors": library.neighbor_shape(torch.empty(position))}
+    shapes |= {"main": (1, 2, k, k)} | dict.fromkeys(("weight", "bias", "neighbor_weight", "neighbor_bias"), (1,))
+    leaves = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
+    leaves["mean"] += 3
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items() if term or "neighbor" not in name}
+    if not affine:
+        leaves = {name: leaf for name, leaf in leaves.items() if "weight" not in name and "bias" not in name}
+    running = (torch.full((1,), 0.3, device=device), torch.full((1,), 40.0, device=device))
+    exact = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
+
+    def gate(values, function, dtype):
+        now = [value.to(dtype) for value in running]
+        norm = (values.get("weight"), values.get("bias"), *now)
+        around = (values.get("neighbor_weight"), values.get("neighbor_bias"), *now)
+        return function(values["mean"], values["maximum"], values.get("neighbors"), values["main"], norm, around)
+
+    def kernels(mean, maximum, neighbors, main, norm, around):
+        settings = (*training, 1e-3, 1e-3, relu)
+        return functions.spatial_gate("triton", mean, maximum, neighbors, main, *norm, *around, *settings).s
+
+    got = gate(leaves, kernels, torch.float32)
+    want = gate(exact, lambda *given: gate_in_float64(*given, training, relu), torch.float64)
+    grad = torch.randn_like(got)
+    grads = torch.autograd.grad(got, list(leaves.values()), grad)
+    wants = torch.autograd.grad(want, list(exact.values()), grad.double())
+    again = torch.autograd.grad(gate(leaves, kernels, torch.float32), list(leaves.values()), grad)
+    assert all(map(torch.equal, grads, again))
+    got, want = ({"s": s} | dict(zip(leaves, found, strict=True)) for s, found in ((got, grads), (want, wants)))
+    assert_close(got, want)
+
+
+def test_spatial_gate_says_what_the_batch_was(device):
+    mean, maximum = (torch.randn(3, 1, 17, 18, device=device) for _ in range(2))
+    neighbors, main = torch.randn(3, 1, 4, 5, device=device) * 2 + 30, torch.randn(1, 2, 7, 7, device=device)
+    given = (mean, maximum, neighbors, main, *(None,) * 8, True, True, 1e-3, 1e-3, True)
+    _, position, *statistics = triton_ops.spatial_gate(*given)
+    for values, average, variance in ((position, *statistics[:2]), (neighbors, *statistics[2:])):
+        assert torch.allclose(average, values.mean(), rtol=1e-5)
+        assert torch.allclose(variance, values.var(correction=0), rtol=1e-5)
+
+
+def test_a_layer_takes_its_spatial_weights_from_the_kernels(make_map, device):
+    layer = csham.SpatialAttention(5).to(device)
+    called = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with ops.use_kernels("triton"), Watch():
+        layer(make_map((2, 5, 6, 7)).requires_grad_()).sum().backward()
+    assert not [name for name in called if "convolution" in name or "batch_norm" in name or "upsample" in name]
+    assert {"csham_triton.spatial_gate.default", "csham_triton.spatial_gate_backward.default"} <= set(called)
 
 
 @pytest.mark.slow

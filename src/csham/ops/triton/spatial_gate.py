@@ -5,59 +5,77 @@ backward   dlogits = ds s (1 - s);  the activation, the norm and the convolution
            sum over the positions that each value was repeated to
 saved      s, position and the means and variances that were used
 
-One-channel maps, 1 / C of what x is: torch's own operators, as few as they come.
+Maps of one channel, 1 / C of what x is, so that what counts is the number of launches: 2 forward, 3 backward. Sums over
+the batch are left in parts, one a program, and each program of the next kernel adds them up in the same order.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from csham.ops.triton.maps import OPTIONS, small
 
 __all__ = ["spatial_gate", "spatial_gate_backward"]
 
+# Positions whose part in the filter's gradient is held at a time, beside each tap.
+_STRIP = 32
+
 
 class _Norm(NamedTuple):
-    """One batch norm of a single channel; ``mean`` and ``var`` are not read in training."""
+    """One batch norm of a single channel; ``mean`` and ``var`` are not read by a forward pass in training."""
 
     weight: Tensor | None
     bias: Tensor | None
     mean: Tensor | None
     var: Tensor | None
-    training: bool
-    eps: float
 
-    def apply(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalised map and the mean and biased variance of the batch (zeros where not in training)."""
-        if self.training and x.numel() > 0:
-            var, mean = torch.var_mean(x, (0, 1, 2, 3), correction=0)
-            mean, var = mean.view(1), var.view(1)
-            return self._affine(x, mean, var), mean, var
-        zero = x.new_zeros(2)
-        mean, var = zero[:1].clone(), zero[1:].clone()
-        return self._affine(x, *(mean, var) if self.training else (self.mean, self.var)), mean, var
 
-    def _affine(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-        assert mean is not None
-        assert var is not None
-        x = (x - mean) * (var + self.eps).rsqrt()
-        if self.weight is not None:
-            x = x * self.weight
-        return x if self.bias is None else x + self.bias
+class _Cut(NamedTuple):
+    """The positions of a batch of maps and the values of the neighbour term, in blocks: one a program."""
 
-    def backward(self, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of the map, the weight and the bias; ``mean`` and ``var`` are those that were used."""
-        assert self.mean is not None
-        assert self.var is not None
-        rstd = (self.var + self.eps).rsqrt()
-        normal = (x - self.mean) * rstd
-        grad_weight, grad_bias = (grad * normal).sum().view(1), grad.sum().view(1)
-        grad_x = grad
-        if self.training and x.numel() > 0:
-            grad_x = grad - (grad_bias + normal * grad_weight) / x.numel()
-        scale = rstd if self.weight is None else rstd * self.weight
-        return grad_x * scale, grad_weight, grad_bias
+    B: int
+    H: int
+    W: int
+    coarse_h: int
+    coarse_w: int
+    block: int
+
+    @classmethod
+    def of(cls, mean: Tensor, neighbors: Tensor | None) -> _Cut:
+        B, _, H, W = mean.shape
+        coarse = (0, 0) if neighbors is None else tuple(neighbors.shape[2:])
+        # Enough programs for a large GPU, and not so many that adding up their parts counts.
+        return cls(B, H, W, *coarse, min(max(triton.next_power_of_2(triton.cdiv(B * H * W, 1024)), 128), 1024))
+
+    @property
+    def count(self) -> int:
+        """Positions."""
+        return self.B * self.H * self.W
+
+    @property
+    def coarse_count(self) -> int:
+        """Values of the neighbour term."""
+        return self.B * self.coarse_h * self.coarse_w
+
+    @property
+    def blocks(self) -> int:
+        """Programs over the positions."""
+        return triton.cdiv(self.count, self.block)
+
+    @property
+    def coarse_blocks(self) -> int:
+        """Programs over the neighbour term."""
+        return triton.cdiv(self.coarse_count, self.block)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Arguments of every kernel."""
+        return self.count, self.H, self.W, self.coarse_count, self.coarse_h, self.coarse_w
 
 
 def spatial_gate(
@@ -80,28 +98,32 @@ def spatial_gate(
     relu: bool,
 ) -> tuple[Tensor, ...]:
     """Implement the operator ``spatial_gate``."""
-    position = torch.conv2d(torch.cat([mean, max], 1), weight, padding=weight.shape[-1] // 2).contiguous()
-    norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var, training, eps)
-    logits, *statistics = norm.apply(position)
-    if relu:
-        logits = logits.relu()
-    if neighbors is None:
-        statistics += [torch.zeros_like(statistics[0]), torch.zeros_like(statistics[0])]
-    else:
-        norm = _Norm(
-            neighbor_norm_weight,
-            neighbor_norm_bias,
-            neighbor_norm_mean,
-            neighbor_norm_var,
-            neighbor_training,
-            neighbor_eps,
-        )
-        normal, *neighbor_statistics = norm.apply(neighbors)
-        statistics += neighbor_statistics
-        if neighbors.numel() > 0:
-            rows, columns = _sources(position, neighbors)
-            logits = logits + normal[:, :, rows[:, None], columns]
-    return logits.sigmoid(), position, *statistics
+    cut = _Cut.of(mean, neighbors)
+    s, position = torch.empty_like(mean), torch.empty_like(mean)
+    if cut.count == 0:
+        return s, position, *mean.new_zeros(4).split(1)
+    norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var)
+    neighbor_norm = _Norm(neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean, neighbor_norm_var)
+    statistics = tuple(mean.new_empty(1) for _ in range(4))
+    parts = mean.new_empty((2, cut.blocks + cut.coarse_blocks))
+    maps = _checked(mean, max, neighbors, weight, cut)
+    position_kernel[(cut.blocks + (cut.coarse_blocks if neighbor_training else 0),)](
+        *maps, position, parts, *cut.sizes, K=weight.shape[-1], TRAINING=training, BLOCK=cut.block, **OPTIONS
+    )
+    spatial_gate_kernel[(cut.blocks,)](
+        position,
+        neighbors,
+        parts,
+        *norm,
+        *neighbor_norm,
+        s,
+        *statistics,
+        *cut.sizes,
+        eps,
+        neighbor_eps,
+        **_settings(training, neighbor_training, relu, cut),
+    )
+    return s, position, *statistics
 
 
 def spatial_gate_backward(
@@ -127,47 +149,426 @@ def spatial_gate_backward(
     relu: bool,
 ) -> tuple[Tensor, ...]:
     """Implement the operator ``spatial_gate_backward``."""
-    grad_logits = grad_s * s * (1 - s)
-    norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var, training, eps)
-    grad_norm = grad_logits
-    if relu:
-        grad_norm = torch.where(norm._replace(training=False).apply(position)[0] <= 0, 0.0, grad_logits)
-    grad_position, *grad_norms = norm.backward(grad_norm, position)
-    grad_statistics, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_position, torch.cat([mean, max], 1), weight, None, [1, 1], [weight.shape[-1] // 2] * 2, [1, 1], False,
-        [0, 0], 1, [True, True, False],
-    )  # fmt: skip
-    grad_mean, grad_max = (part.clone(memory_format=torch.contiguous_format) for part in grad_statistics.split(1, 1))
-    if neighbors is None or neighbors.numel() == 0:
-        grad_neighbors = mean.new_empty(0) if neighbors is None else torch.zeros_like(neighbors)
-        grad_norms += [mean.new_zeros(1), mean.new_zeros(1)]
+    cut, K = _Cut.of(mean, neighbors), weight.shape[-1]
+    grad_mean, grad_max = torch.empty_like(mean), torch.empty_like(max)
+    grad_neighbors = mean.new_empty(0) if neighbors is None else torch.empty_like(neighbors)
+    if cut.count == 0:
+        return grad_mean, grad_max, grad_neighbors, torch.zeros_like(weight), mean.new_zeros(4)
+    norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var)
+    neighbor_norm = _Norm(neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean, neighbor_norm_var)
+    maps = _checked(mean, max, neighbors, weight, cut)
+    given = (small(grad_s, cut.count), small(s, cut.count), small(position, cut.count), *maps)
+    settings = _settings(training, neighbor_training, relu, cut)
+    sums = mean.new_empty((2, cut.blocks + cut.coarse_blocks))
+    gathered, grad_norms = torch.empty_like(grad_neighbors), mean.new_empty(4)
+    norms = (*norm, *neighbor_norm)
+    grid = (cut.blocks + cut.coarse_blocks,)
+    gate_sums_kernel[grid](*given, *norms, gathered, sums, *cut.sizes, eps, neighbor_eps, **settings)
+    strips = min(cut.blocks, 256)  # programs of the filter's gradient
+    grad_weight = mean.new_empty((strips, *weight.shape))
+    gate_gradient_kernel[(strips + cut.blocks + cut.coarse_blocks,)](
+        *given,
+        *norms,
+        gathered,
+        sums,
+        grad_mean,
+        grad_max,
+        grad_neighbors,
+        grad_weight,
+        grad_norms,
+        *cut.sizes,
+        strips,
+        triton.cdiv(triton.cdiv(cut.count, strips), _STRIP) * _STRIP,
+        eps,
+        neighbor_eps,
+        K=K,
+        TAPS=triton.next_power_of_2(K * K),
+        STRIP=_STRIP,
+        **settings,
+    )
+    return grad_mean, grad_max, grad_neighbors, grad_weight.sum(0), grad_norms
+
+
+def _checked(mean: Tensor, max: Tensor, neighbors: Tensor | None, weight: Tensor, cut: _Cut) -> tuple[Any, ...]:
+    k = weight.shape[-1]
+    return small(mean, cut.count), small(max, cut.count), small(neighbors, cut.coarse_count), small(weight, 2 * k * k)
+
+
+def _settings(training: bool, neighbor_training: bool, relu: bool, cut: _Cut) -> dict[str, Any]:
+    return {
+        "TRAINING": training,
+        "NEIGHBOR_TRAINING": neighbor_training,
+        "RELU": relu,
+        "REPEATS_H": triton.cdiv(cut.H, cut.coarse_h) if cut.coarse_h else 0,
+        "REPEATS_W": triton.cdiv(cut.W, cut.coarse_w) if cut.coarse_w else 0,
+        "BLOCK": cut.block,
+        **OPTIONS,
+    }
+
+
+@triton.jit
+def _block(pid, count, BLOCK: tl.constexpr):
+    """Numbers of a program's values, in integers as wide as ``count`` needs."""
+    return (pid + 0 * count) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _store_moments(parts_ptr, pid, programs, values, mask, inside):
+    """Store the mean of ``inside`` values and the sum of the squares of what they differ from it."""
+    mean = tl.sum(tl.where(mask, values, 0.0), 0) / inside
+    away = tl.where(mask, values - mean, 0.0)
+    tl.store(parts_ptr + pid, mean)
+    tl.store(parts_ptr + programs + pid, tl.sum(away * away, 0))
+
+
+@triton.jit
+def _combined_moments(parts_ptr, first, parts, programs, count, BLOCK: tl.constexpr):
+    """Mean and biased variance of ``count`` values from those of their blocks (Chan, Golub and LeVeque, 1979)."""
+    total = tl.zeros([256], tl.float32)
+    for start in range(0, parts, 256):
+        offs = start + tl.arange(0, 256)
+        inside = tl.minimum(count - (offs + 0 * count) * BLOCK, BLOCK).to(tl.float32)
+        total += inside * tl.load(parts_ptr + first + offs, mask=offs < parts, other=0.0)
+    mean = tl.sum(total, 0) / count
+    squares = tl.zeros([256], tl.float32)
+    for start in range(0, parts, 256):
+        offs = start + tl.arange(0, 256)
+        kept = offs < parts
+        inside = tl.minimum(count - (offs + 0 * count) * BLOCK, BLOCK).to(tl.float32)
+        away = tl.load(parts_ptr + first + offs, mask=kept, other=0.0) - mean
+        within = tl.load(parts_ptr + programs + first + offs, mask=kept, other=0.0)
+        squares += tl.where(kept, within + inside * away * away, 0.0)
+    return mean, tl.sum(squares, 0) / count
+
+
+@triton.jit
+def _collected(parts_ptr, first, parts):
+    """Add up parts, in the same order in every program."""
+    total = tl.zeros([256], tl.float32)
+    for start in range(0, parts, 256):
+        offs = start + tl.arange(0, 256)
+        total += tl.load(parts_ptr + first + offs, mask=offs < parts, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _or(ptr, default):
+    """The value there, or what stands for it."""
+    return default if ptr is None else tl.load(ptr)
+
+
+@triton.jit
+def _activated(position, mean, rstd, weight_ptr, bias_ptr):
+    return (position - mean) * rstd * _or(weight_ptr, 1.0) + _or(bias_ptr, 0.0)
+
+
+@triton.jit
+def position_kernel(
+    mean_ptr,
+    max_ptr,
+    neighbors_ptr,
+    weight_ptr,
+    position_ptr,
+    parts_ptr,
+    count,
+    H,
+    W,
+    coarse_count,
+    coarse_h,
+    coarse_w,
+    K: tl.constexpr,
+    TRAINING: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(count, BLOCK)
+    programs = blocks + tl.cdiv(coarse_count, BLOCK)
+    if pid < blocks:
+        offs = _block(pid, count, BLOCK)
+        mask = offs < count
+        row, col = offs // W % H, offs % W
+        position = tl.zeros([BLOCK], tl.float32)
+        for u in range(K):
+            for v in tl.static_range(K):
+                down, right = u - K // 2, v - K // 2
+                inside = mask & (row + down >= 0) & (row + down < H) & (col + right >= 0) & (col + right < W)
+                source = offs + (down * W + right)
+                position += tl.load(weight_ptr + u * K + v) * tl.load(mean_ptr + source, mask=inside, other=0.0)
+                tap = tl.load(weight_ptr + (K + u) * K + v)
+                position += tap * tl.load(max_ptr + source, mask=inside, other=0.0)
+        tl.store(position_ptr + offs, position, mask=mask)
+        if TRAINING:
+            _store_moments(parts_ptr, pid, programs, position, mask, tl.minimum(count - pid * BLOCK, BLOCK))
+    elif neighbors_ptr is not None:
+        block = pid - blocks
+        offs = _block(block, coarse_count, BLOCK)
+        mask = offs < coarse_count
+        values = tl.load(neighbors_ptr + offs, mask=mask, other=0.0)
+        _store_moments(parts_ptr, pid, programs, values, mask, tl.minimum(coarse_count - block * BLOCK, BLOCK))
+
+
+@triton.jit
+def spatial_gate_kernel(
+    position_ptr,
+    neighbors_ptr,
+    parts_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    var_ptr,
+    neighbor_weight_ptr,
+    neighbor_bias_ptr,
+    neighbor_mean_ptr,
+    neighbor_var_ptr,
+    s_ptr,
+    out_mean_ptr,
+    out_var_ptr,
+    out_neighbor_mean_ptr,
+    out_neighbor_var_ptr,
+    count,
+    H,
+    W,
+    coarse_count,
+    coarse_h,
+    coarse_w,
+    eps,
+    neighbor_eps,
+    TRAINING: tl.constexpr,
+    NEIGHBOR_TRAINING: tl.constexpr,
+    RELU: tl.constexpr,
+    REPEATS_H: tl.constexpr,
+    REPEATS_W: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    blocks, coarse_blocks = tl.cdiv(count, BLOCK), tl.cdiv(coarse_count, BLOCK)
+    offs = _block(pid, count, BLOCK)
+    mask = offs < count
+    row, col, b = offs // W % H, offs % W, offs // (H * W)
+    if TRAINING:
+        mean, var = _combined_moments(parts_ptr, 0, blocks, blocks + coarse_blocks, count, BLOCK)
+        out_mean, out_var = mean, var
     else:
-        norm = _Norm(
-            neighbor_norm_weight,
-            neighbor_norm_bias,
-            neighbor_norm_mean,
-            neighbor_norm_var,
-            neighbor_training,
-            neighbor_eps,
+        mean, var = tl.load(mean_ptr), tl.load(var_ptr)
+        out_mean, out_var = tl.zeros_like(mean), tl.zeros_like(var)
+    position = tl.load(position_ptr + offs, mask=mask, other=0.0)
+    logits = _activated(position, mean, tl.rsqrt(var + eps), weight_ptr, bias_ptr)
+    if RELU:
+        logits = tl.where(logits < 0, 0.0, logits)  # NaN stays NaN
+    out_neighbor_mean, out_neighbor_var = tl.zeros_like(mean), tl.zeros_like(var)
+    if neighbors_ptr is not None:
+        if NEIGHBOR_TRAINING:
+            neighbor_mean, neighbor_var = _combined_moments(
+                parts_ptr, blocks, coarse_blocks, blocks + coarse_blocks, coarse_count, BLOCK
+            )
+            out_neighbor_mean, out_neighbor_var = neighbor_mean, neighbor_var
+        else:
+            neighbor_mean, neighbor_var = tl.load(neighbor_mean_ptr), tl.load(neighbor_var_ptr)
+        i, j = (2 * row + 1) * coarse_h // (2 * H), (2 * col + 1) * coarse_w // (2 * W)
+        around = tl.load(neighbors_ptr + (b * coarse_h + i) * coarse_w + j, mask=mask, other=0.0)
+        rstd = tl.rsqrt(neighbor_var + neighbor_eps)
+        logits += _activated(around, neighbor_mean, rstd, neighbor_weight_ptr, neighbor_bias_ptr)
+    tl.store(s_ptr + offs, 1 / (1 + tl.exp(-logits)), mask=mask)
+    if pid == 0:
+        tl.store(out_mean_ptr, out_mean)
+        tl.store(out_var_ptr, out_var)
+        tl.store(out_neighbor_mean_ptr, out_neighbor_mean)
+        tl.store(out_neighbor_var_ptr, out_neighbor_var)
+
+
+@triton.jit
+def _norm_gradient(ds_ptr, s_ptr, position_ptr, offs, mask, mean, rstd, weight_ptr, bias_ptr, RELU: tl.constexpr):
+    """Return the gradient of the norm's output, and its input normalised; the gradient is zero outside ``mask``."""
+    s = tl.load(s_ptr + offs, mask=mask, other=0.0)
+    grad = tl.load(ds_ptr + offs, mask=mask, other=0.0) * s * (1 - s)
+    normal = (tl.load(position_ptr + offs, mask=mask, other=0.0) - mean) * rstd
+    if RELU:
+        grad = tl.where(normal * _or(weight_ptr, 1.0) + _or(bias_ptr, 0.0) <= 0, 0.0, grad)
+    return grad, normal
+
+
+@triton.jit
+def gate_sums_kernel(
+    ds_ptr,
+    s_ptr,
+    position_ptr,
+    _mean_ptr,
+    _max_ptr,
+    neighbors_ptr,
+    _filter_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    var_ptr,
+    _neighbor_weight_ptr,
+    _neighbor_bias_ptr,
+    neighbor_mean_ptr,
+    neighbor_var_ptr,
+    gathered_ptr,
+    sums_ptr,
+    count,
+    H,
+    W,
+    coarse_count,
+    coarse_h,
+    coarse_w,
+    eps,
+    neighbor_eps,
+    TRAINING: tl.constexpr,
+    NEIGHBOR_TRAINING: tl.constexpr,
+    RELU: tl.constexpr,
+    REPEATS_H: tl.constexpr,
+    REPEATS_W: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums over the batch of both norms' gradients, alone and times what was normalised; and those of the repeats."""
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(count, BLOCK)
+    programs = blocks + tl.cdiv(coarse_count, BLOCK)
+    if pid < blocks:
+        offs = _block(pid, count, BLOCK)
+        rstd = tl.rsqrt(tl.load(var_ptr) + eps)
+        grad, normal = _norm_gradient(
+            ds_ptr, s_ptr, position_ptr, offs, offs < count, tl.load(mean_ptr), rstd, weight_ptr, bias_ptr, RELU
         )
-        grad_neighbors, *rest = norm.backward(_gathered(grad_logits, neighbors), neighbors)
-        grad_norms += rest
-    return grad_mean, grad_max, grad_neighbors, grad_weight.contiguous(), torch.cat(grad_norms)
+        tl.store(sums_ptr + pid, tl.sum(grad, 0))
+        tl.store(sums_ptr + programs + pid, tl.sum(tl.where(offs < count, grad * normal, 0.0), 0))
+    elif neighbors_ptr is not None:
+        offs = _block(pid - blocks, coarse_count, BLOCK)
+        mask = offs < coarse_count
+        j, i, b = offs % coarse_w, offs // coarse_w % coarse_h, offs // (coarse_w * coarse_h)
+        # Position t repeats value (2 t + 1) coarse // (2 length).
+        top, left = (2 * H * i + coarse_h - 1) // (2 * coarse_h), (2 * W * j + coarse_w - 1) // (2 * coarse_w)
+        bottom = (2 * H * (i + 1) + coarse_h - 1) // (2 * coarse_h)
+        end = (2 * W * (j + 1) + coarse_w - 1) // (2 * coarse_w)
+        grad = tl.zeros([BLOCK], tl.float32)
+        for down in range(REPEATS_H):
+            for right in range(REPEATS_W):
+                inside = mask & (top + down < bottom) & (left + right < end)
+                source = (b * H + top + down) * W + left + right
+                s = tl.load(s_ptr + source, mask=inside, other=0.0)
+                grad += tl.load(ds_ptr + source, mask=inside, other=0.0) * s * (1 - s)
+        tl.store(gathered_ptr + offs, grad, mask=mask)
+        rstd = tl.rsqrt(tl.load(neighbor_var_ptr) + neighbor_eps)
+        normal = (tl.load(neighbors_ptr + offs, mask=mask, other=0.0) - tl.load(neighbor_mean_ptr)) * rstd
+        tl.store(sums_ptr + pid, tl.sum(grad, 0))
+        tl.store(sums_ptr + programs + pid, tl.sum(tl.where(mask, grad * normal, 0.0), 0))
 
 
-def _sources(x: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which row and column of ``neighbors`` each of ``x`` repeats."""
-    rows, columns = (
-        (2 * torch.arange(target, device=x.device) + 1) * source // (2 * target)
-        for source, target in zip(neighbors.shape[2:], x.shape[2:], strict=True)
-    )
-    return rows, columns
-
-
-def _gathered(grad: Tensor, neighbors: Tensor) -> Tensor:
-    """Add up the gradients of each value's repetitions, in a fixed order: two matrix products."""
-    rows, columns = (
-        torch.nn.functional.one_hot(source, length).to(grad.dtype)
-        for source, length in zip(_sources(grad, neighbors), neighbors.shape[2:], strict=True)
-    )
-    return rows.t() @ grad @ columns
+@triton.jit
+def gate_gradient_kernel(
+    ds_ptr,
+    s_ptr,
+    position_ptr,
+    mean_map_ptr,
+    max_map_ptr,
+    neighbors_ptr,
+    filter_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    var_ptr,
+    neighbor_weight_ptr,
+    neighbor_bias_ptr,
+    neighbor_mean_ptr,
+    neighbor_var_ptr,
+    gathered_ptr,
+    sums_ptr,
+    dmean_ptr,
+    dmax_ptr,
+    dneighbors_ptr,
+    dfilter_ptr,
+    dnorms_ptr,
+    count,
+    H,
+    W,
+    coarse_count,
+    coarse_h,
+    coarse_w,
+    strips,
+    length,
+    eps,
+    neighbor_eps,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIP: tl.constexpr,
+    TRAINING: tl.constexpr,
+    NEIGHBOR_TRAINING: tl.constexpr,
+    RELU: tl.constexpr,
+    REPEATS_H: tl.constexpr,
+    REPEATS_W: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All gradients: the first programs those of the filter, in parts, the next of the statistics, the last of the
+    neighbour term.
+    """
+    pid = tl.program_id(0)
+    blocks, coarse_blocks = tl.cdiv(count, BLOCK), tl.cdiv(coarse_count, BLOCK)
+    programs = blocks + coarse_blocks
+    if pid < strips + blocks:
+        mean, rstd = tl.load(mean_ptr), tl.rsqrt(tl.load(var_ptr) + eps)
+        dbias, dweight = _collected(sums_ptr, 0, blocks), _collected(sums_ptr, programs, blocks)
+        scale = rstd * _or(weight_ptr, 1.0)
+        along, away = dbias / count, dweight / count
+        if not TRAINING:  # the statistics were constants
+            along, away = tl.zeros_like(along), tl.zeros_like(away)
+        if pid == 0:
+            tl.store(dnorms_ptr, dweight)
+            tl.store(dnorms_ptr + 1, dbias)
+            if neighbors_ptr is None:
+                tl.store(dnorms_ptr + 2, 0.0)
+                tl.store(dnorms_ptr + 3, 0.0)
+        if pid < strips:
+            tap = tl.arange(0, TAPS)
+            down, right = tap // K - K // 2, tap % K - K // 2
+            from_mean, from_max = tl.zeros([TAPS, STRIP], tl.float32), tl.zeros([TAPS, STRIP], tl.float32)
+            begin = (pid + 0 * count) * length
+            for start in range(0, length, STRIP):
+                offs = begin + start + tl.arange(0, STRIP)
+                mask = offs < count
+                grad, normal = _norm_gradient(
+                    ds_ptr, s_ptr, position_ptr, offs, mask, mean, rstd, weight_ptr, bias_ptr, RELU
+                )
+                grad = tl.where(mask, (grad - along - normal * away) * scale, 0.0)[None, :]
+                row, col = offs // W % H, offs % W
+                row, col = row[None, :] + down[:, None], col[None, :] + right[:, None]
+                inside = (mask[None, :] & (tap < K * K)[:, None]) & (row >= 0) & (row < H) & (col >= 0) & (col < W)
+                source = offs[None, :] + (down * W + right)[:, None]
+                from_mean += grad * tl.load(mean_map_ptr + source, mask=inside, other=0.0)
+                from_max += grad * tl.load(max_map_ptr + source, mask=inside, other=0.0)
+            out = dfilter_ptr + pid * (2 * K * K) + tap
+            tl.store(out, tl.sum(from_mean, 1), mask=tap < K * K)
+            tl.store(out + K * K, tl.sum(from_max, 1), mask=tap < K * K)
+        else:
+            offs = _block(pid - strips, count, BLOCK)
+            mask = offs < count
+            row, col = offs // W % H, offs % W
+            dmean, dmax = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+            for u in range(K):
+                for v in range(K):
+                    down, right = K // 2 - u, K // 2 - v
+                    inside = mask & (row + down >= 0) & (row + down < H) & (col + right >= 0) & (col + right < W)
+                    source = offs + (down * W + right)
+                    grad, normal = _norm_gradient(
+                        ds_ptr, s_ptr, position_ptr, source, inside, mean, rstd, weight_ptr, bias_ptr, RELU
+                    )
+                    grad = tl.where(inside, (grad - along - normal * away) * scale, 0.0)
+                    dmean += tl.load(filter_ptr + u * K + v) * grad
+                    dmax += tl.load(filter_ptr + (K + u) * K + v) * grad
+            tl.store(dmean_ptr + offs, dmean, mask=mask)
+            tl.store(dmax_ptr + offs, dmax, mask=mask)
+    elif neighbors_ptr is not None:
+        block = pid - strips - blocks
+        offs = _block(block, coarse_count, BLOCK)
+        mask = offs < coarse_count
+        rstd = tl.rsqrt(tl.load(neighbor_var_ptr) + neighbor_eps)
+        dbias = _collected(sums_ptr, blocks, coarse_blocks)
+        dweight = _collected(sums_ptr, programs + blocks, coarse_blocks)
+        grad = tl.load(gathered_ptr + offs, mask=mask, other=0.0)
+        if NEIGHBOR_TRAINING:
+            normal = (tl.load(neighbors_ptr + offs, mask=mask, other=0.0) - tl.load(neighbor_mean_ptr)) * rstd
+            grad -= (dbias + normal * dweight) / coarse_count
+        tl.store(dneighbors_ptr + offs, grad * rstd * _or(neighbor_weight_ptr, 1.0), mask=mask)
+        if block == 0:
+            tl.store(dnorms_ptr + 2, dweight)
+            tl.store(dnorms_ptr + 3, dbias)
