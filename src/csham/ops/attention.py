@@ -362,14 +362,21 @@ def _spatial_weights(
         _is_relu(act),
     )
     if training:
-        follow(norm, gate.norm_mean, _unbiased(gate.norm_var, mean.numel()))
+        _follow(chosen, norm, gate.norm_mean, gate.norm_var, mean.numel())
     if neighbor_training and neighbors is not None:
-        follow(neighbor_norm, gate.neighbor_mean, _unbiased(gate.neighbor_var, neighbors.numel()))
+        _follow(chosen, neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel())
     return gate.s
 
 
-def _unbiased(var: Tensor, count: int) -> Tensor:
-    return var * (count / (count - 1))
+def _follow(chosen: str, norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+    """Do what :func:`follow` does, given the biased variance of ``count`` values."""
+    unbiased = count / (count - 1)
+    if chosen != "triton" or not 0 < norm.momentum < 1:
+        follow(norm, mean, var * unbiased)
+        return
+    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    rate = (float(norm.momentum), hasattr(norm, "averaging_rate"))
+    torch.ops.csham_triton.follow(*running, mean.detach(), var.detach(), unbiased, *rate)
 
 
 def _is_plain(norm: Any) -> bool:

@@ -86,7 +86,7 @@ SCHEMAS = {
 
 
 def carry(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what ties a pooling of ``x`` to the scaling of ``x``: one zero each, seen as an array."""
+    """Return what ties a pooling of ``x`` to the scaling of ``x``: one value each, which nobody reads, as an array."""
     B, C, H, W = x.shape
     return (
         _expanded(x, (B, C, H, W), x.dtype),
@@ -102,7 +102,7 @@ def neighbor_shape(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _expanded(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return x.new_zeros((), dtype=dtype).expand(shape)
+    return x.new_empty((), dtype=dtype).expand(shape)
 
 
 def _small(x: Tensor, *shape: int) -> Tensor:

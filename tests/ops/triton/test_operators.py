@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import csham
 from csham import ops
 from csham.errors import UserError
+from csham.layers.norm import BatchNorm2d
 from csham.ops import functions, library
 from csham.ops.triton import maps
 
@@ -179,6 +180,24 @@ def test_a_layer_takes_its_spatial_weights_from_the_kernels(make_map, device):
     assert {"csham_triton.spatial_gate.default", "csham_triton.spatial_gate_backward.default"} <= set(called)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", [BatchNorm2d, torch.nn.BatchNorm2d])
+def test_running_statistics_follow_as_the_reference_has_them(make_map, device, kind, compiled):
+    layers = [csham.SpatialAttention(3).to(device) for _ in range(2)]
+    for layer in layers:
+        layer.main_bn, layer.neighbor_bn = kind(1, momentum=0.03).to(device), kind(1, momentum=0.6).to(device)
+    layers[1].load_state_dict(layers[0].state_dict())
+    by_kernels = torch.compile(layers[0], backend="aot_eager") if compiled else layers[0]
+    for _ in range(3):
+        x = make_map((2, 3, 5, 6))
+        with ops.use_kernels("triton"):
+            by_kernels(x)
+        with ops.use_kernels("reference"):
+            layers[1](x)
+    for (name, got), want in zip(layers[0].named_buffers(), layers[1].buffers(), strict=True):
+        assert torch.allclose(got, want, rtol=1e-5, atol=1e-6), name
+
+
 @pytest.mark.slow
 def test_every_operator_keeps_its_schema(make_map, device):
     B, C, H, W = shape = (1, 3, 5, 6)
@@ -205,6 +224,7 @@ def test_every_operator_keeps_its_schema(make_map, device):
         "spatial_gate_backward": (*(position,) * 5, neighbors, main, *norms[0], *norms[1]),
     }
     assert calls.keys() == library.SCHEMAS.keys()
+    calls["follow"] = (*(one.clone() for _ in range(2)), torch.tensor(3, device=device), one, one, 1.5, 0.01, True)
     for name, args in calls.items():
         torch.library.opcheck(getattr(triton_ops, name).default, args, test_utils=("test_schema", "test_faketensor"))
 

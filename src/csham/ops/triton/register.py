@@ -14,6 +14,7 @@ from csham.errors import UserError
 from csham.ops.triton.channel_pool import channel_pool, channel_pool_backward
 from csham.ops.triton.hybrid_pool import hybrid_pool, hybrid_pool_backward
 from csham.ops.triton.position_pool import position_pool, position_pool_backward
+from csham.ops.triton.running import follow
 from csham.ops.triton.scale import scale, scale_backward, scale_kernel
 from csham.ops.triton.spatial_gate import spatial_gate, spatial_gate_backward
 
@@ -30,6 +31,7 @@ _OPERATORS = (
     scale_backward,
     spatial_gate,
     spatial_gate_backward,
+    follow,
 )
 
 
