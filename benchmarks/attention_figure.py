@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/kernels.md, from the rows that attention_cost.py and network_tax.py appended.
+"""The tables and the picture of docs/kernels.md, from rows of attention_cost.py, network_tax.py and gpu_compile.py.
 
     python benchmarks/attention_figure.py --markdown    # prints the tables
     python benchmarks/attention_figure.py --write       # puts them into the page, and draws its picture
@@ -10,6 +10,7 @@ reads and writes would take at the speed of a copy; a pass that does nothing els
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ def tables() -> dict[str, str]:
         "attention cost": "\n".join(table for table in costs if table),
         "attention memory": _memory_table(),
         "network tax": _tax_tables(),
+        "gpu launches": _launch_tables(),
     }
 
 
@@ -181,6 +183,28 @@ def _tax_table(rows: Sequence[Row]) -> str:
         if ratios:
             pairs = ((ratios.get((one, "training")), ratios.get((one, "inference"))) for one in networks)
             lines.append(_line(label, [f"{_number(a)} / {_number(b)}" for a, b in pairs]))
+    return "\n".join(lines) + "\n"
+
+
+def _launch_tables() -> str:
+    """Lay out the launches of a training step on a GPU, a table for each layout, and what they move together."""
+    keys = ("layout", "number", "shape", "dtype", "architecture")
+    rows = [row for row in latest_rows("gpu_compile", keys) if row["shape"] == "64,256,56,56"]
+    layouts = dict.fromkeys(row["layout"] for row in rows)
+    return "\n".join(_launch_table([row for row in rows if row["layout"] == layout]) for layout in layouts)
+
+
+def _launch_table(rows: Sequence[Row]) -> str:
+    one = rows[0]
+    head = f"{one['shape'].replace(',', ', ')} {one['dtype']}, {one['layout']}"
+    lines = _head(head, ["pass", "programs", "MB", "registers", "bytes spilled"])
+    columns = ("part", "programs", "megabytes", "registers", "spilled_bytes")
+    lines += [_line(f"`{row['launch']}`", [row[name] or "-" for name in columns]) for row in rows]
+    map_ = math.prod(map(int, one["shape"].split(","))) * (4 if one["dtype"] == "float32" else 2) / 1e6
+    for part in ("forward", "backward"):
+        mine = [float(row["megabytes"]) for row in rows if row["part"] == part]
+        together = f"{sum(mine):.1f}, {_number(str(sum(mine) / map_ / 2))} copies"
+        lines.append(_line(f"**{len(mine)} launches**", [part, "", together, "", ""]))
     return "\n".join(lines) + "\n"
 
 

@@ -39,7 +39,7 @@ def test_its_command_runs(monkeypatch, capsys):
 
 def test_its_benchmarks_take_these_options(benchmark_script):
     commands = re.findall(r"^    python benchmarks/(\w+)\.py(.*)$", PAGE, flags=re.MULTILINE)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for name, options in commands:
         benchmark_script(name)._parser().parse_args(shlex.split(options))
 
@@ -50,6 +50,16 @@ def test_its_tables_are_made_from_the_rows(benchmark_script):
     for name, table in figure.tables().items():
         page = figure.with_table(page, name, table)
     assert page == PAGE, "run `python benchmarks/attention_figure.py --write`"
+
+
+def test_its_launches_are_those_of_today(benchmark_script):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    script = benchmark_script("gpu_compile")
+    for layout in ("contiguous", "channels_last"):
+        found = script.launches_of((64, 256, 56, 56), torch.bfloat16, layout == "channels_last")
+        [table] = re.findall(rf"^\| 64, 256, 56, 56 bfloat16, {layout} .*?\n\n", PAGE, flags=re.M | re.S)
+        names = re.findall(r"^\| `(\S+)` \| (\w+) \|", table, flags=re.MULTILINE)
+        assert names == [(launch.name, launch.part) for launch in found], "run benchmarks/gpu_compile.py"
 
 
 @pytest.mark.long

@@ -5,8 +5,9 @@ backward   dlogits = ds s (1 - s);  the activation, the norm and the convolution
            sum over the positions that each value was repeated to
 saved      s, position and the means and variances that were used
 
-Maps of one channel, 1 / C of what x is, so that what counts is the number of launches: 2 forward, 3 backward. Sums over
-the batch are left in parts, one a program, and each program of the next kernel adds them up in the same order.
+Maps of one channel, 1 / C of what x is, so that what counts is the number of launches: 2 forward, 3 backward (the last
+adds up the filter's parts). Sums over the batch are left in parts, one a program, and each program of the next kernel
+adds them up in the same order.
 """
 
 from __future__ import annotations
