@@ -61,21 +61,19 @@ RECIPES = table(
                 "warmup_epochs": 1.0,
             },
         ),
-        # By benchmarks/fine_tuning.py, one seed of a small network from weak weights: AdamW has a lower held-out loss
-        # than SGD at every rate tried, and a top-1 that one seed cannot tell apart. An epoch of the head and attention
-        # alone made no difference there; it is Kumar et al.'s way to keep what the weights know.
+        # By benchmarks/fine_tuning.py, three seeds of Caltech-101 from weak weights: SGD is ahead of AdamW by four
+        # points. A backbone at 0.1 measured the same as at 0.03, which is gentler to good weights.
         Recipe(
             "finetune",
-            "20 epochs from trained weights, AdamW, cosine, new parts at 3 times the rate, attention closed at first",
-            "Loshchilov and Hutter, arXiv:1711.05101 (AdamW) and arXiv:1608.03983 (cosine); Kumar et al., "
-            "arXiv:2202.10054 (the head first)",
+            "20 epochs from trained weights, SGD, cosine, new parts at 3 times the rate, attention closed at first",
+            "Kornblith et al., arXiv:1805.08974 (SGD with Nesterov's momentum); Loshchilov and Hutter, "
+            "arXiv:1608.03983 (cosine); Kumar et al., arXiv:2202.10054 (the head first)",
             64,
             {
                 "epochs": 20,
-                "optimizer": "adamw",
-                "lr": 3e-3,
-                "backbone_lr": 1e-3,
-                "weight_decay": 0.05,
+                "lr": 0.1,
+                "backbone_lr": 0.03,
+                "weight_decay": 1e-4,
                 "schedule": "cosine",
                 "warmup_epochs": 1.0,
                 "freeze_backbone": 1,
