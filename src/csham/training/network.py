@@ -110,8 +110,8 @@ class NetworkInfo(NetworkSpec):
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         values = super().to_dict()
-        for name in CODE_FIELDS:
-            if values[name] is None:  # as files of what is csham's own have always been
+        for name in _SELDOM:
+            if not values[name]:  # as files of what is without them have always been
                 del values[name]
         return {name: values[name] for name in sorted(values, key=_LATER.__contains__)}
 
@@ -127,7 +127,8 @@ class NetworkInfo(NetworkSpec):
 
 
 # Older files are without these, and newer ones have them last.
-_LATER = ("period", "points", "stages", *CODE_FIELDS)
+_SELDOM = ("open_gates", *CODE_FIELDS)
+_LATER = ("period", "points", "stages", *_SELDOM)
 
 
 def write_weights(
