@@ -187,7 +187,7 @@ def _pictures(table: Sequence[Row]) -> list[Picture]:
                     f"{title} by stage",
                     f"{words}.",
                     "Marker: mean over images and weights. Bar: one standard deviation of the weights of one image to "
-                    "either side. Dotted lines: 1/2, where an untrained sigmoid is, and 1, where attention changes nothing.",
+                    "either side. Dotted: 1/2, where an untrained sigmoid is, and 1, where attention changes nothing.",
                     Table(f"{kind}-numbers", f"{title} by stage.", gate_tables(rows, [])[0].columns, rows),
                 )
             )
@@ -209,7 +209,7 @@ def _draw(rows: Sequence[Row], looks: Mapping[str, Look], title: str) -> Figure:
         places = [stages.index(row["stage"]) + 0.6 * ((number + 0.5) / len(labels) - 0.5) for row in own]
         look = looks[label]
         means, within = [row["mean"] for row in own], [row["within"] for row in own]
-        style = {"color": look.colour, "marker": look.marker, "markersize": 6, "linewidth": 1}
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 6, "linewidth": 1}
         axes.errorbar(places, means, within, linestyle=look.linestyle, elinewidth=1.4, **style)
     axes.set_xticks(range(len(stages)), stages)
     axes.set_ylim(min(0.0, *(row["mean"] - row["within"] for row in rows)), None)
