@@ -131,7 +131,7 @@ def _print(table: Sequence[Mapping[str, Any]], runs: int, images: int, dead: flo
         ]
         for row in table
     ]
-    title = f"weights of attention by stage, {runs} runs, {images} test images each"
+    title = f"weights of attention by stage, {runs} run{'s' * (runs > 1)}, {images} test images each"
     print_table(title, [*(["data"] if several else []), *header, *(["θ"] if gated else [])], lines)
     print_note(
         "within: standard deviation of the weights of one image; across: of one weight over images; both means",

@@ -222,7 +222,7 @@ def measure_gates(trained: Trained, images: Iterable[ImageLike], *, batch_size: 
         raise UserError("weights vary over images, and there is but one. Give two or more.")
     if not all(math.isfinite(one.total.sum()) for one in sums.values()):
         raise UserError(f"{trained.origin}: some weights of its attention are not finite; the network is damaged.")
-    thetas = {name: None if point.gate is None else float(point.gate) for name, point in points.items()}
+    thetas = {name: None if point.gate is None else point.gate.item() for name, point in points.items()}
     return list(_by_stage(points_by_stage(shapes), sums, thetas))
 
 
