@@ -15,8 +15,8 @@ OPEN = 3.0
 """Logit at which the weights of an attention start open, 0.95 behind a sigmoid.
 
 Highway networks start their gates by a bias, so that at first they carry on what comes in (Srivastava, Greff and
-Schmidhuber, arXiv:1505.00387, section 3.1); that this is done to attention, and this value, are ours: further out a
-sigmoid has next to no gradient.
+Schmidhuber, arXiv:1505.00387); that this is done to attention, and this value, are ours: further out a sigmoid has next
+to no gradient.
 """
 
 
