@@ -79,10 +79,11 @@ def gates(
     def tell(run: RunGates) -> None:
         nonlocal found
         found += 1
-        progress.step(f"{found} of {len(paths)} runs", found, None, found / (time.monotonic() - start))
+        seen = found * samples
+        progress.step(f"{found} of {len(paths)} runs", seen, None, seen / (time.monotonic() - start))
 
     try:
-        progress.start(0, len(paths))
+        progress.start(0, len(paths) * samples)
         measured = measure_runs(
             paths,
             samples=samples,
