@@ -2,6 +2,9 @@ import csv
 import json
 
 import pytest
+import torch
+
+from csham import load
 
 pytestmark = pytest.mark.usefixtures("reference")
 
@@ -73,8 +76,13 @@ def test_open_gates_from_the_command_line(csham, small, tmp_path):
     code, out, _ = csham("gates", tmp_path / "run", "--samples", "4", "--json", "--quiet")
     assert code == 0
     assert all(row["mean"] > 0.85 for row in json.loads(out)["stages"])
-    code, _, err = csham("evaluate", tmp_path / "run", "--quiet")
-    assert code == 0, err
+    for words in (["evaluate", tmp_path / "run"], ["share", tmp_path / "run", tmp_path / "shared"]):
+        code, _, err = csham(*words)
+        assert code == 0, err
+    assert "open gates" in (tmp_path / "shared/README.md").read_text()
+    one, two = (load(tmp_path / place).network.state_dict() for place in ("run", "shared"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
     code, _, err = csham(*small, "--attention", "simam", "--open-gates", "--run", tmp_path / "other")
     assert code == 2
     assert "simam has no bias that its weights start from" in err
