@@ -22,7 +22,7 @@ HOME = "README.md"
 
 PAGES = (
     *(HOME, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-    *("benchmarks/README.md", "results/README.md", "results/claim/README.md"),
+    *("benchmarks/README.md", "results/README.md", "results/claim/README.md", "results/open-gates/README.md"),
 )
 """Pages of the site that lie outside of docs."""
 

@@ -187,7 +187,7 @@ def test_every_command_of_the_share_page_and_its_python_run(tmp_path, monkeypatc
 @pytest.mark.long
 def test_every_command_of_the_explain_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_commands("docs/explain.md", 3, capsys)
+    run_commands("docs/explain.md", 4, capsys)
     (tmp_path / "photos/more").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
     for name in ("cat.jpg", "more/dog.png"):

@@ -12,6 +12,7 @@ from torch import nn
 
 import csham
 from csham.backbones import CifarResNet
+from csham.errors import UserError
 
 
 def small_resnet(**settings):
@@ -220,3 +221,32 @@ def test_refuses_with_a_reason_and_leaves_the_network_alone(build, settings, mes
 def test_what_is_no_network_is_named():
     with pytest.raises(ValueError, match=r"expected a network, an nn\.Module, got str"):
         csham.attach("resnet18")
+
+
+def test_open_gates_start_near_the_plain_network():
+    x = images()
+    plain = small_resnet().eval()
+    outputs = {}
+    for open_gates in (False, True):
+        model = small_resnet().eval()
+        points = csham.attach(model, "se", open_gates=open_gates)
+        with csham.attention_maps(model) as maps:
+            outputs[open_gates] = model(x)
+        assert len(points) == 9
+        assert all((maps[point.name]["channel"].mean() > 0.9) == open_gates for point in points)
+    far, near = ((output - plain(x)).abs().mean() for output in (outputs[False], outputs[True]))
+    assert near < far / 2
+
+
+def test_a_dry_run_counts_the_biases_that_open_gates_need():
+    usual = csham.attach(small_resnet(), "eca", dry_run=True)
+    opened = csham.attach(small_resnet(), "eca", open_gates=True, dry_run=True)
+    assert [point.params + 1 for point in usual] == [point.params for point in opened]
+
+
+def test_open_gates_of_an_attention_without_are_refused_before_anything_changes():
+    model = small_resnet()
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(UserError, match="simam has no bias that its weights start from"):
+        csham.attach(model, "simam", open_gates=True)
+    assert [name for name, _ in model.named_modules()] == names

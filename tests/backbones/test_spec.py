@@ -12,7 +12,8 @@ from csham.training.network import NetworkInfo
 
 OTHER = {
     "backbone": "resnet32", "attention": "bam", "strategy": "transfer", "period": 3, "position": "last",
-    "points": ("layer*",), "stages": (0, -1), "gated": True, "attention_sha256": "0123456789abcdef" * 4,
+    "points": ("layer*",), "stages": (0, -1), "gated": True, "open_gates": True,
+    "attention_sha256": "0123456789abcdef" * 4,
     "backbone_sha256": "fedcba9876543210" * 4,
 }  # fmt: skip
 
@@ -23,7 +24,7 @@ def test_every_setting_of_a_network_is_in_all_that_describes_one():
     info = NetworkInfo.of(config, ["a", "b"], 32, [0.5] * 3, [0.5] * 3)
     for described in (NetworkSpec(**OTHER), Network(**OTHER), config, info):
         assert described.network_settings == OTHER
-        details = "transfer, period 3, position last, points layer*, stages 0 -1, gated, code 0123456"
+        details = "transfer, period 3, position last, points layer*, stages 0 -1, gated, open gates, code 0123456"
         assert described.label == f"resnet32 (code fedcba9) + bam ({details})"
     assert not set(NETWORK_FIELDS) & set(SHARED_FIELDS)
 
@@ -52,6 +53,7 @@ def test_a_plain_network_of_a_study_has_no_connection():
         ({"position": "last", "points": ["a"]}, "both position='last' and points= say where"),
         ({"attention": "se", "strategy": "transfer"}, "needs an attention with a channel part"),
         ({"attention": "csham", "period": 2}, "period is a setting of strategy 'transfer'"),
+        ({"attention": "bam", "open_gates": True}, "bam has no bias that its weights start from"),
         ({"stages": "0"}, "--stages must be a list or empty"),
         ({"attention_sha256": "12"}, "--attention-sha256 must be 64 hexadecimal digits"),
         ({"attention": "some_module:Gate"}, "run only where you name it. To run it, add --code some_module:Gate"),
@@ -69,7 +71,7 @@ def test_networks_that_cannot_be(settings, message):
 
 
 def test_it_builds_what_create_model_does():
-    settings = {"strategy": "transfer", "period": 2, "stages": (0, 1), "gated": True}
+    settings = {"strategy": "transfer", "period": 2, "stages": (0, 1), "gated": True, "open_gates": True}
     torch.manual_seed(0)
     ours = NetworkSpec("resnet20", "csham", **settings).build(num_classes=5, image_size=32).state_dict()
     torch.manual_seed(0)

@@ -88,7 +88,7 @@ def test_the_key_stands_for_what_changes_the_result(name):
         "backbone_lr": 0.3, "head_lr": 0.3, "attention_lr": 0.3, "layer_decay": 0.3, "freeze_backbone": 3,
         "clip_norm": 3.0, "ema": 0.3, "mixup": 0.2, "cutmix": 1.0, "augment": "rand", "class_weights": "balanced",
         "patience": 3, "continued": ("after 3 of 3 epochs: constant, lr 0.3",), "trackers": ("none",),
-        "backbone_sha256": "0" * 64,
+        "backbone_sha256": "0" * 64, "open_gates": True,
     }  # fmt: skip
     config = TrainConfig(data="digits")
     same = cell_key(replace(config, **{name: other[name]}), "f") == cell_key(config, "f")
@@ -98,6 +98,11 @@ def test_the_key_stands_for_what_changes_the_result(name):
         | {"trackers"}
         | {"recipe", "weights_file"}  # their settings and their content are in it
     )
+
+
+def test_a_study_from_before_a_setting_has_the_keys_it_had():
+    key = "bee6f786cba8fe66"
+    assert cell_key(TrainConfig(data="digits", backbone="resnet20", attention="csham", strategy="transfer"), "f") == key
 
 
 def test_the_key_goes_by_content_of_data_and_weights():

@@ -13,12 +13,15 @@ def info(**given):
     return NetworkInfo.of(config, ["a", "b", "ü"], 32, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
 
 
-def test_weights_and_description_round_trip(tmp_path):
-    described = info(attention="csham", strategy="transfer", gated=True)
+@pytest.mark.parametrize("open_gates", [{}, {"open_gates": True}])
+def test_weights_and_description_round_trip(tmp_path, open_gates):
+    described = info(attention="csham", strategy="transfer", gated=True, **open_gates)
     network = described.build().to(memory_format=torch.channels_last)
     write_weights(tmp_path / "model.safetensors", network.state_dict(), described)
     again, found = read_network(tmp_path / "model.safetensors")
     assert found == described
+    # Others have the description that they had before there was any such setting.
+    assert ("open_gates" in described.to_dict()) == bool(open_gates)
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 

@@ -27,7 +27,7 @@ from csham.attach.names import check_position, check_strategy
 from csham.attach.strategies import Step, plan
 from csham.errors import UserError
 from csham.layers.create import create_attention
-from csham.layers.names import AttentionName
+from csham.layers.names import AttentionName, check_opens
 from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
 from csham.own_code import described
@@ -72,6 +72,7 @@ def attach(
     points: PointChoice | None = None,
     stages: Iterable[int] | int | None = None,
     gated: bool = False,
+    open_gates: bool = False,
     input_size: tuple[int, int, int] | None = None,
     fuse: bool = True,
     dry_run: bool = False,
@@ -97,6 +98,8 @@ def attach(
         stages: Only points of these stages: numbers from 0, or negative ones from the last. A stage is a run of points
             with the same number of channels.
         gated: Give every point a learnable gate, so that the output is unchanged until training lets attention in.
+        open_gates: Let the weights of every attention start near 1, by their biases, where the authors' start near 1/2.
+            One that has no bias before its weights gets one.
         input_size: (C, H, W) of the network's images, where the common sizes do not fit.
         fuse: Let the attention compute the end of a block that ends with ``relu(branch + shortcut)`` in one call. The
             network computes the same without.
@@ -118,6 +121,9 @@ def attach(
     entry = find_attention(attention)
     check_strategy(entry, strategy, period)
     check_position(position, points)
+    if open_gates:
+        check_opens(entry)
+        settings = {**settings, "open_gates": True}
     _check_model(model)
     if not dry_run and likeness(model).device.type == "meta":
         warnings.warn(

@@ -47,6 +47,7 @@ def create_model(
     points: PointChoice | None = None,
     stages: Iterable[int] | int | None = None,
     gated: bool = False,
+    open_gates: bool = False,
     num_classes: int = 1000,
     image_size: int = 224,
     in_chans: int = 3,
@@ -73,6 +74,7 @@ def create_model(
         points: Modules instead of a position.
         stages: Only points of these stages.
         gated: Start every attention closed.
+        open_gates: Let the weights of every attention start near 1.
         num_classes: Width of the logits.
         image_size: Side of the images, in pixels; decides the stem.
         in_chans: Channels of the images; the first convolution of pretrained weights is converted.
@@ -112,6 +114,7 @@ def create_model(
             points=points,
             stages=stages,
             gated=gated,
+            open_gates=open_gates,
             input_size=(in_chans, side, side),
             **settings,
         )

@@ -12,7 +12,7 @@ from csham.backbones.lookup import check_backbone
 from csham.backbones.names import BACKBONES
 from csham.backbones.own import backbone_code_of
 from csham.errors import UserError
-from csham.layers.names import ATTENTIONS
+from csham.layers.names import ATTENTIONS, check_opens
 from csham.layers.own import code_of, is_own_attention
 from csham.own_code import Code, is_reference, unnamed_code
 from csham.settings import Help, InFile, Mark, Settings, Within, check_choice, count, is_name, list_of, names_of
@@ -100,6 +100,12 @@ class NetworkSpec(Settings):
     gated: Annotated[
         bool, InFile(lambda v: type(v) is bool, "true or false"), Help("Start attention as the identity.")
     ] = False
+    open_gates: Annotated[
+        bool,
+        InFile(lambda v: type(v) is bool, "true or false"),
+        Mark.LATER,
+        Help("Start attention's weights near 1, not near 1/2 as its authors do."),
+    ] = False
     attention_sha256: Annotated[
         str | None,
         Within(_may_be_sha256, "64 hexadecimal digits"),
@@ -144,6 +150,8 @@ class NetworkSpec(Settings):
         check_position(self.position, self.points)
         if named and self.attention != "none":
             check_strategy(self.attention, self.strategy, self.period)
+            if self.open_gates:
+                check_opens(ATTENTIONS[self.attention])
 
     @property
     def own_attention(self) -> bool:
@@ -200,6 +208,7 @@ class NetworkSpec(Settings):
         details += [f"points {' '.join(self.points)}"] if self.points is not None else []
         details += [f"stages {' '.join(map(str, self.stages))}"] if self.stages is not None else []
         details += ["gated"] if self.gated else []
+        details += ["open gates"] if self.open_gates else []
         details += [f"code {_shown(self.attention_sha256)}"] if self.attention_sha256 is not None else []
         return f"{self.base} + {self.attention}" + (f" ({', '.join(details)})" if details else "")
 

@@ -23,6 +23,7 @@ from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
 from csham.cli.explain import explain
 from csham.cli.export import export
+from csham.cli.gates import gates
 from csham.cli.list import list_names
 from csham.cli.predict import predict
 from csham.cli.prepare import prepare
@@ -80,6 +81,7 @@ app.command("verdict")(verdict)
 app.command("profile")(profile)
 app.command("predict")(predict)
 app.command("explain")(explain)
+app.command("gates")(gates)
 app.command("app")(app_page)
 app.command("export")(export)
 app.command("share")(share)

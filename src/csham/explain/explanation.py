@@ -27,7 +27,15 @@ from csham.inference.trained import Trained, as_trained
 from csham.inference.transform import ImageLike
 from csham.layers.own import code_of
 
-__all__ = ["Explanation", "StageMaps", "explain", "explain_together"]
+__all__ = [
+    "Explanation",
+    "StageMaps",
+    "explain",
+    "explain_together",
+    "point_shapes",
+    "points_by_stage",
+    "why_no_maps",
+]
 
 OnError = Callable[[ImageLike, UserError], None]
 
@@ -129,13 +137,9 @@ class Explanation:
     @property
     def no_maps(self) -> str | None:
         """Reason why there is nothing to show of the attention; None if there is."""
-        if not self.stages:
-            return "no attention attached"
         if any(maps for stage in self.stages.values() for maps in stage.points.values()):
             return None
-        if code_of(self.attention) is not None:
-            return f"{self.attention} has no method weights that tells them"
-        return f"{self.attention} adds to the feature map and weighs nothing"
+        return why_no_maps(self.attention, attached=bool(self.stages))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays: each map under ``"<point>/<kind>"``, the rest under the attribute's name."""
@@ -280,7 +284,7 @@ class _Explainer:
         targets = None if self.target is None else torch.full((len(pixels),), self.target)
         network = self.gradcam.model
         recording: Any = attention_maps(network) if self.attended else nullcontext({})
-        with recording as maps, _shapes(network) as shapes:
+        with recording as maps, point_shapes(network) as shapes:
             gradcam, logits = self.gradcam(images, targets)
         points = {name: _to_numpy(maps.get(name, {})) for name in shapes}
         if not logits.isfinite().all():
@@ -311,6 +315,15 @@ class _Explainer:
         ]
 
 
+def why_no_maps(attention: str, *, attached: bool) -> str:
+    """Say why a network shows no weights of attention."""
+    if not attached:
+        return "no attention attached"
+    if code_of(attention) is not None:
+        return f"{attention} has no method weights that tells them"
+    return f"{attention} adds to the feature map and weighs nothing"
+
+
 def _class_index(trained: Trained, target: str | int) -> int:
     classes = trained.classes
     if isinstance(target, str):
@@ -328,7 +341,7 @@ def _class_index(trained: Trained, target: str | int) -> int:
 
 
 @contextmanager
-def _shapes(network: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
+def point_shapes(network: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
     """Note the shape of what each attached attention is given, in the order in which they run."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -351,13 +364,18 @@ def _to_numpy(maps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def _stages(
     shapes: Mapping[str, tuple[int, ...]], points: Mapping[str, Mapping[str, np.ndarray]], row: int
 ) -> dict[str, StageMaps]:
-    """Group the points by stage, a run of points with the same number of channels."""
-    runs = [list(group) for _, group in groupby(shapes, key=lambda name: shapes[name][1])]
-    held = [common_path(names) for names in runs]
     stages = {}
-    for names, path in zip(runs, held, strict=True):
-        label = path if path and held.count(path) == 1 else names[-1]
+    for label, names in points_by_stage(shapes).items():
         # Copied, so that one kept explanation does not keep its whole batch.
         maps = {name: {kind: values[row].copy() for kind, values in points[name].items()} for name in names}
         stages[label] = StageMaps(label, shapes[names[0]][1], maps)
     return stages
+
+
+def points_by_stage(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Group points by stage, a run of points with the same number of channels, under the stages' labels."""
+    runs = [list(group) for _, group in groupby(shapes, key=lambda name: shapes[name][1])]
+    held = [common_path(names) for names in runs]
+    return {
+        path if path and held.count(path) == 1 else names[-1]: names for names, path in zip(runs, held, strict=True)
+    }

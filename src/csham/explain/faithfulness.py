@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from csham.data import prepare
+from csham.data import PackedDataset, prepare
 from csham.errors import UserError
 from csham.explain import cams
 from csham.explain.explanation import Explanation, explain_together
@@ -190,7 +190,12 @@ def measure_faithfulness(
 
 
 def sample_test_images(
-    trained: Trained, count: int, *, seed: int = 0, progress: Callable[[int, int, str], None] | None = None
+    trained: Trained,
+    count: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+    dataset: PackedDataset | None = None,
 ) -> list[np.ndarray]:
     """Draw images of the test part of a run's own data.
 
@@ -199,6 +204,7 @@ def sample_test_images(
         count: Number of images; all where there are fewer.
         seed: Decides which.
         progress: Told about the reading of the dataset.
+        dataset: The run's data, if it is open already.
 
     Returns:
         Squares, (P, P, 3) uint8, of which the network sees what it sees in evaluation.
@@ -211,7 +217,8 @@ def sample_test_images(
     if trained.path is None or not trained.path.is_dir():
         raise UserError(f"{trained.origin} does not say what it was trained on. Give the run folder for test images.")
     config = RunFolder(trained.path).read_config()
-    dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
+    if dataset is None:
+        dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
     test = dataset.split(config.seed, config.validation).test
     if not len(test):
         raise UserError(f"the test part of {dataset.source} has no images.")

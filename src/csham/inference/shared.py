@@ -16,12 +16,11 @@ from typing import Any
 from torch import nn
 
 from csham._version import __version__
-from csham.backbones.spec import CODE_FIELDS
 from csham.data.dataset import stored_side
 from csham.errors import UserError
 from csham.files import SUMS, parse_json
 from csham.settings import check_keys, names_of
-from csham.training.network import NetworkInfo, held_weights, read_network
+from csham.training.network import SELDOM, NetworkInfo, held_weights, read_network
 from csham.training.run_folder import CHOICES, RunWeights
 from csham.training.sums import check_unchanged
 
@@ -167,7 +166,7 @@ def _understood(content: Any, path: Path) -> tuple[NetworkInfo, str]:
         content, ("library_name", "csham_version", "format", "weights", "network", "preprocessing", "classes"), path
     )
     network, preprocessing = content["network"], content["preprocessing"]
-    own = {name for name in CODE_FIELDS if isinstance(network, dict) and name not in network}
+    own = {name for name in SELDOM if isinstance(network, dict) and name not in network}
     check_keys(network, set(names_of(NetworkInfo)) - {*_ELSEWHERE, *own}, f"{path}, network")
     check_keys(
         preprocessing, ("color", "resize", "interpolation", "center_crop", "mean", "std"), f"{path}, preprocessing"

@@ -8,6 +8,8 @@ Any module from (B, C, H, W) to the same is an attention, and can be attached. W
   otherwise than ``forward`` does, place either alone, and lend the weights of the first.
 - ``gate_kind`` instead of ``weights``: ``"channel"`` or ``"full"`` where the outputs of a module ``gate``, multiplied,
   are the weights, as in timm's; None where there are none, because it adds.
+- A method ``open_gates`` without arguments, which sets what the weights start from so that they start near 1: what
+  ``csham.attach(..., open_gates=True)`` calls, and refuses an attention without.
 - A base class :class:`Fused`, :class:`ChannelStep`, :class:`SpatialStep` or :class:`TwoSteps`: it computes in one call
   what :func:`apply` and :func:`apply_and_lend` otherwise put together from those above.
 """

@@ -19,6 +19,7 @@ from csham.layers.attention import ChannelStep, SpatialStep, TwoSteps, has_hooks
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque, Unscriptable
+from csham.layers.opening import open_gate
 
 __all__ = ["CBAM", "CBAMChannel", "CBAMSpatial", "CBAMSteps", "LightCBAM", "LightCBAMChannel", "LightCBAMSpatial"]
 
@@ -42,6 +43,10 @@ class CBAMChannel(Unscriptable, ChannelStep, ChannelAttn):
         weights = self._weigh(pooled)
         return pooled.scale(weights, shortcut), weights
 
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.fc2, self.fc2, gate=self.gate)  # of the average and of the maximum
+
     def _weigh(self, pooled: ops.Pooled) -> Tensor:
         average, maximum = _statistics(pooled)
         average = self.fc2(self.act(self.fc1(average[:, :, None, None])))
@@ -51,6 +56,10 @@ class CBAMChannel(Unscriptable, ChannelStep, ChannelAttn):
 
 class LightCBAMChannel(CBAMChannel, LightChannelAttn):
     """Scale the channels: ``w = σ(MLP((mean_hw x + max_hw x) / 2))``."""
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.fc2)
 
     def _weigh(self, pooled: ops.Pooled) -> Tensor:
         average, maximum = _statistics(pooled)
@@ -76,6 +85,11 @@ class _Spatial(Unscriptable, SpatialStep, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale the positions of ``x``, (B, C, H, W)."""
         return self.attend(x) if isinstance(x, Tensor) else super().forward(x)
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        block = self.conv
+        open_gate(block.conv if isinstance(block.bn, nn.Identity) else block.bn, gate=self.gate)
 
     def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
         pooled = ops.pool_positions(x, channel_weights)
@@ -127,6 +141,11 @@ class LightCBAMSpatial(_Spatial, LightSpatialAttn):
 
 class CBAMSteps(Unscriptable, TwoSteps, nn.Module):
     """A channel step, then a spatial step, in two passes over the map and one that scales it."""
+
+    def open_gates(self) -> None:
+        """Let the weights of both steps start near 1."""
+        self.channel.open_gates()
+        self.spatial.open_gates()
 
     def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W), the second with the weights of the first where it can."""

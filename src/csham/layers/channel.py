@@ -12,6 +12,7 @@ from csham import ops
 from csham.layers.attention import ChannelStep
 from csham.layers.checks import check_channels, check_input, check_odd, create_activation
 from csham.layers.opaque import Opaque
+from csham.layers.opening import open_gate
 
 __all__ = ["ChannelAttention", "in_todays_names"]
 
@@ -33,6 +34,7 @@ class ChannelAttention(Opaque, ChannelStep, nn.Module):
         channels: Channels of the feature map.
         kernel_size: Length of the filters along the channels; odd.
         act: ``"relu"`` as in the authors' layer class (weights in [0.5, 1)) or None as in their functional version.
+        open_gates: True to start the weights near 1 (ours), where the authors' start near 1/2.
         device: Device of the parameters.
         dtype: Type of the parameters.
 
@@ -51,6 +53,7 @@ class ChannelAttention(Opaque, ChannelStep, nn.Module):
         kernel_size: int = 3,
         act: str | None = "relu",
         *,
+        open_gates: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -64,6 +67,8 @@ class ChannelAttention(Opaque, ChannelStep, nn.Module):
         self.join = nn.Conv1d(2, 1, kernel_size, padding=padding, device=device, dtype=dtype)
         self.act = create_activation(act)
         self.reset_parameters()
+        if open_gates:
+            self.open_gates()
 
     def reset_parameters(self) -> None:
         """Draw new filters as torch does; positive ones where ReLU follows."""
@@ -72,6 +77,10 @@ class ChannelAttention(Opaque, ChannelStep, nn.Module):
             if isinstance(self.act, nn.ReLU):
                 for parameter in conv.parameters():
                     parameter.data.abs_()
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.join)
 
     def operands(self) -> ops.ChannelParameters:
         """Return what the functions of :mod:`csham.ops` take."""

@@ -13,34 +13,48 @@ import torch
 from torch import nn
 
 from csham.errors import UserError
+from csham.layers.names import AttentionName, check_opens
 from csham.layers.own import Attention, OwnAttention, find_attention
 from csham.own_code import described
 
 __all__ = ["create_attention"]
 
 
-def create_attention(name: Attention, channels: int, **settings: Any) -> nn.Module:
+def create_attention(name: Attention, channels: int, *, open_gates: bool = False, **settings: Any) -> nn.Module:
     """Build an attention layer.
 
     Args:
         name: One of ``csham list attentions``, a name of :func:`csham.register_attention`, or a class or function
             of a number of channels.
         channels: Channels of the feature map it will see.
+        open_gates: Let its weights start near 1, by a bias; one that has none before its weights gets one.
         **settings: What that layer takes, ``device`` and ``dtype`` among it.
 
     Returns:
         A module from (B, channels, H, W) to the same.
 
     Raises:
-        UserError: An unknown name, a setting that the layer does not take, or channels that it cannot do.
+        UserError: An unknown name, a setting that the layer does not take, channels that it cannot do, or an attention
+            whose weights cannot start near 1.
 
     Examples:
         >>> create_attention("bam", 64, reduction=8)(torch.randn(2, 64, 14, 14)).shape
         torch.Size([2, 64, 14, 14])
     """
     entry = find_attention(name)
-    if isinstance(entry, OwnAttention):
-        return _create_own(entry, channels, settings)
+    if open_gates:
+        check_opens(entry)
+    layer: Any = (
+        _create_own(entry, channels, settings)
+        if isinstance(entry, OwnAttention)
+        else _create(entry, channels, settings)
+    )
+    if open_gates:
+        layer.open_gates()
+    return layer
+
+
+def _create(entry: AttentionName, channels: int, settings: dict[str, Any]) -> nn.Module:
     build = resolve_name(entry.layer)
     _check_settings(entry.name, settings, _names_taken(build))
     return build(channels, **settings)

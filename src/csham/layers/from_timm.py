@@ -28,6 +28,7 @@ from csham.layers.accelerated import (
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.norm import BatchNorm2d, GroupNorm
 from csham.layers.opaque import Opaque
+from csham.layers.opening import open_gate
 
 __all__ = [
     "AddedGlobalContext",
@@ -104,12 +105,20 @@ class SqueezeExcite(_Scaling, AcceleratedSEModule):
     networks better without biases (``bias=False``). Source: Hu et al., arXiv:1709.01507, eq. 2 to 4.
     """
 
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.fc2, gate=self.gate)
+
 
 class EffectiveSqueezeExcite(_Scaling, AcceleratedEffectiveSEModule):
     """``w = hardsigmoid(W mean_hw x + b)``.
 
     The paper has a sigmoid (``gate_layer="sigmoid"``). Source: Lee and Park, arXiv:1911.06667.
     """
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.fc, gate=self.gate)
 
 
 class EfficientChannelAttention(_Scaling, AcceleratedEcaModule):
@@ -123,6 +132,10 @@ class EfficientChannelAttention(_Scaling, AcceleratedEcaModule):
         "rd_channels",
         "rd_divisor",
     )
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.conv if self.conv2 is None else self.conv2, gate=self.gate)
 
 
 class HiddenEfficientChannelAttention(EfficientChannelAttention):
@@ -138,6 +151,10 @@ class CircularEfficientChannelAttention(_Scaling, AcceleratedCecaModule):
     """As ECA, the channels closed to a ring. Source: timm."""
 
     _refused: ClassVar[tuple[str, ...]] = ("kernel_size", "act_layer")
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.conv, gate=self.gate)
 
 
 class GatherExcite(_FromTimm, timm_layers.GatherExcite):
@@ -189,6 +206,14 @@ class GatherExcite(_FromTimm, timm_layers.GatherExcite):
             check_count("GatherExcite", "rd_channels", rd_channels)
             self.mlp = ConvMlp(channels, rd_channels, act_layer=act_layer, device=device, dtype=dtype)
 
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        if isinstance(self.mlp, nn.Identity):
+            raise UserError(
+                "open gates need a bias before the gate, and GatherExcite without its MLP has no parameters."
+            )
+        open_gate(self.mlp.fc2, gate=self.gate)
+
 
 class GlobalContext(_FromTimm, timm_layers.GlobalContext):
     """``w = σ(W2 ReLU(LN(W1 Σ_p softmax(k x)_p x_p)))``, a gate of what the paper's block adds.
@@ -198,6 +223,10 @@ class GlobalContext(_FromTimm, timm_layers.GlobalContext):
 
     _refused: ClassVar[tuple[str, ...]] = ("fuse_add", "fuse_scale", "init_last_zero")
 
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.mlp_scale.fc2, gate=self.gate)
+
 
 class AddedGlobalContext(GlobalContext):
     """``y = x + W2 ReLU(LN(W1 Σ_p softmax(k x)_p x_p))``, with twice the paper's hidden channels.
@@ -206,6 +235,7 @@ class AddedGlobalContext(GlobalContext):
     """
 
     gate_kind = None
+    open_gates: Any = None  # there is none: it adds
     _refused: ClassVar[tuple[str, ...]] = ("fuse_add", "fuse_scale", "init_last_zero", "gate_layer")
 
     def __init__(self, channels: int, **settings: Any) -> None:
@@ -229,11 +259,20 @@ class CoordinateAttention(_FromTimm, CoordAttn):
             settings = {"rd_channels": max(8, channels // reduction), **settings}
         super().__init__(channels, **{"norm_layer": BatchNorm2d, **settings})
 
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.conv_h, gate=self.gate)
+        open_gate(self.conv_w, gate=self.gate)
+
 
 class SimpleCoordinateAttention(_FromTimm, SimpleCoordAttn):
     """As coordinate attention, without norm, the two sides added before the gate. Source: timm."""
 
     gate_kind = "full"
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.fc_h, self.fc_w, gate=self.gate)
 
 
 class EfficientLocalAttention(_FromTimm, EfficientLocalAttn):
@@ -255,8 +294,17 @@ class EfficientLocalAttention(_FromTimm, EfficientLocalAttn):
         # timm's own refuses one channel on a map with a side of one pixel.
         super().__init__(channels, **{"norm_layer": partial(GroupNorm, groups), **settings})
 
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        for norm in (self.norm_h, self.norm_w):
+            open_gate(norm, gate=nn.Sequential(self.act, self.gate))
+
 
 class StripAttention(_FromTimm, StripAttn):
     """``y = σ(a_h + a_w) ⊙ x``, from depthwise convolutions of the means of rows and columns. Source: timm."""
 
     gate_kind = "full"
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.conv_h, self.conv_w, gate=self.gate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class CSHAM(Opaque, TwoSteps, nn.Module):
         kernel_size: Length of the channel step's filters; odd.
         act: ``"relu"`` as in the authors' layer classes or None as in their functional version.
         dropout: Probability of dropout in the spatial step.
+        open_gates: True to start the weights of both near 1 (ours), where the authors' start near 1/2.
         device: Device of the parameters.
         dtype: Type of the parameters.
 
@@ -48,12 +50,19 @@ class CSHAM(Opaque, TwoSteps, nn.Module):
         act: str | None = "relu",
         *,
         dropout: float = 0.0,
+        open_gates: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channel = ChannelAttention(channels, kernel_size, act, device=device, dtype=dtype)
-        self.spatial = SpatialAttention(channels, act, dropout=dropout, device=device, dtype=dtype)
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channel = ChannelAttention(channels, kernel_size, act, open_gates=open_gates, **place)
+        self.spatial = SpatialAttention(channels, act, dropout=dropout, open_gates=open_gates, **place)
+
+    def open_gates(self) -> None:
+        """Let the weights of both steps start near 1."""
+        self.channel.open_gates()
+        self.spatial.open_gates()
 
     def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W), in one call where nothing watches them."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from csham._named import Named, table
+from csham.errors import UserError
 
-__all__ = ["ATTENTIONS", "FORMULAS", "PAPER", "AttentionName"]
+__all__ = ["ATTENTIONS", "FORMULAS", "PAPER", "AttentionName", "check_opens"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class AttentionName(Named):
         maps: Kinds of weights that :func:`csham.layers.record_weights` finds, in order: ``"channel"`` (B, C),
             ``"spatial"`` (B, 1, H, W) and ``"full"`` (B, C, H, W); none where the attention adds instead of scaling.
         two_part: True if it has a ``channel`` part and a ``spatial`` part that a strategy can place on their own.
+        opens: True if it has a method ``open_gates``, which lets its weights start near 1.
         paper: Settings that make the paper's form of it, where the default is another (``source`` says "after").
     """
 
@@ -28,6 +30,7 @@ class AttentionName(Named):
     params: int
     maps: tuple[str, ...]
     two_part: bool = False
+    opens: bool = True
     paper: str = ""
 
 
@@ -59,8 +62,9 @@ def _timm(
     params: int,
     maps: tuple[str, ...] = ("channel",),
     paper: str = "",
+    opens: bool = True,
 ) -> AttentionName:
-    return AttentionName(name, summary, f"{source} (timm)", layer, formula, params, maps, maps == _BOTH, paper)
+    return AttentionName(name, summary, f"{source} (timm)", layer, formula, params, maps, maps == _BOTH, opens, paper)
 
 
 def _paper(
@@ -72,8 +76,9 @@ def _paper(
     params: int,
     maps: tuple[str, ...] = ("full",),
     two_part: bool = False,
+    opens: bool = True,
 ) -> AttentionName:
-    return AttentionName(name, summary, f"{source} (csham)", layer, formula, params, maps, two_part)
+    return AttentionName(name, summary, f"{source} (csham)", layer, formula, params, maps, two_part, opens)
 
 
 _ECA = "Wang et al., CVPR 2020, arXiv:1910.03151"
@@ -164,6 +169,7 @@ ATTENTIONS = table(
             16_993,
             (),
             paper="rd_ratio=1 / 16",
+            opens=False,
         ),
         _timm(
             "cbam",
@@ -222,7 +228,15 @@ ATTENTIONS = table(
             1536,
             ("full",),
         ),
-        _paper("simam", "csham.layers.simam:SimAM", "how far each value stands out", "Yang et al., ICML 2021", "0", 0),
+        _paper(
+            "simam",
+            "csham.layers.simam:SimAM",
+            "how far each value stands out",
+            "Yang et al., ICML 2021",
+            "0",
+            0,
+            opens=False,
+        ),
         _paper(
             "bam",
             "csham.layers.bam:BAM",
@@ -231,6 +245,7 @@ ATTENTIONS = table(
             "3CR + 3C + 18R² + 13R + 3, R = f(C / 16)",
             17_875,
             two_part=True,
+            opens=False,
         ),
         _paper(
             "a2",
@@ -240,6 +255,7 @@ ATTENTIONS = table(
             "4CR + C + 3R, R = f(C / 4)",
             65_984,
             (),
+            opens=False,
         ),
         _paper(
             "triplet",
@@ -264,6 +280,7 @@ ATTENTIONS = table(
             "Ouyang et al., ICASSP 2023, arXiv:2305.13563",
             "10R² + 4R, R = C / d(C, 32)",
             672,
+            opens=False,
         ),
         _paper(
             "scsa",
@@ -281,6 +298,18 @@ ATTENTIONS = table(
             "2CR + 2C + R + 1, R = f(C / 2)",
             66_177,
             two_part=True,
+            opens=False,
         ),
     ]
 )
+
+
+def check_opens(attention: AttentionName) -> None:
+    """Refuse an attention whose weights cannot start near 1."""
+    if attention.opens:
+        return
+    able = [entry.name for entry in ATTENTIONS.values() if entry.opens]
+    raise UserError(
+        f"open_gates (--open-gates): {attention.name} has no bias that its weights start from, or a method open_gates. "
+        f"These have: {', '.join(able)}. gated (--gated) starts any attention as the identity."
+    )

@@ -156,6 +156,7 @@ def _own(
         params=sum(p.numel() for p in built.parameters()) if channels == _TRIED[0] else 0,
         maps=("channel", "spatial") if two_part else (),
         two_part=two_part,
+        opens=callable(getattr(built, "open_gates", None)),
         build=layer,
         code=code,
     )

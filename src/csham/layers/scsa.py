@@ -13,6 +13,7 @@ from csham.errors import UserError
 from csham.layers.attention import Gate
 from csham.layers.checks import check_count, check_odd
 from csham.layers.norm import GroupNorm
+from csham.layers.opening import open_gate
 
 __all__ = ["SCSA"]
 
@@ -74,6 +75,12 @@ class SCSA(Gate):
         self.q = nn.Conv2d(channels, channels, 1, groups=channels, bias=False, device=device, dtype=dtype)
         self.k = nn.Conv2d(channels, channels, 1, groups=channels, bias=False, device=device, dtype=dtype)
         self.v = nn.Conv2d(channels, channels, 1, groups=channels, bias=False, device=device, dtype=dtype)
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        # Attention averages what v puts out, and its bias with it.
+        for layer in (self.norm_h, self.norm_w, self.v):
+            open_gate(layer)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights of ``x``, (B, C, H, W), in (0, 1)."""

@@ -10,6 +10,7 @@ from csham.errors import UserError
 from csham.layers.attention import Gate
 from csham.layers.checks import check_count, largest_divisor
 from csham.layers.norm import GroupNorm
+from csham.layers.opening import OPEN
 
 __all__ = ["ShuffleAttention"]
 
@@ -60,6 +61,11 @@ class ShuffleAttention(Gate):
         self.sweight = nn.Parameter(torch.zeros(1, half, 1, 1, device=device, dtype=dtype))
         self.sbias = nn.Parameter(torch.ones(1, half, 1, 1, device=device, dtype=dtype))
         self.gn = GroupNorm(half, half, device=device, dtype=dtype)
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        nn.init.constant_(self.cbias, OPEN)
+        nn.init.constant_(self.sbias, OPEN)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights of ``x``, (B, C, H, W), in (0, 1), in the order of its channels."""

@@ -10,6 +10,7 @@ from csham.layers.attention import SpatialStep
 from csham.layers.checks import check_channels, check_dropout, check_input, create_activation
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque
+from csham.layers.opening import open_gate
 
 __all__ = ["SpatialAttention"]
 
@@ -24,6 +25,7 @@ class SpatialAttention(Opaque, SpatialStep, nn.Module):
         act: ``"relu"`` as in the authors' layer class or None as in their functional version.
         dropout: Probability of dropout between the 7x7 convolution and its batch norm; the authors use 0.3 on
             MobileNetV2 and none elsewhere.
+        open_gates: True to start the weights near 1 (ours), where the authors' start near 1/2.
         device: Device of the parameters.
         dtype: Type of the parameters.
 
@@ -43,6 +45,7 @@ class SpatialAttention(Opaque, SpatialStep, nn.Module):
         act: str | None = "relu",
         *,
         dropout: float = 0.0,
+        open_gates: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,6 +60,12 @@ class SpatialAttention(Opaque, SpatialStep, nn.Module):
         self.neighbor_bn = BatchNorm2d(1, eps=1e-3, momentum=0.01, device=device, dtype=dtype)
         self.act = create_activation(act)
         self.dropout = nn.Dropout(dropout) if dropout else None
+        if open_gates:
+            self.open_gates()
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        open_gate(self.main_bn)
 
     def operands(self) -> ops.SpatialParameters:
         """Return what the functions of :mod:`csham.ops` take."""

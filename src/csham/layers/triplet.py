@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from csham.layers.attention import Gate
 from csham.layers.checks import check_odd
 from csham.layers.norm import BatchNorm2d
+from csham.layers.opening import open_gate
 
 __all__ = ["TripletAttention"]
 
@@ -50,6 +51,11 @@ class TripletAttention(Gate):
         self.cw = _Side(kernel_size, device, dtype)
         self.hc = _Side(kernel_size, device, dtype)
         self.hw = _Side(kernel_size, device, dtype)
+
+    def open_gates(self) -> None:
+        """Let the weights start near 1."""
+        for side in (self.cw, self.hc, self.hw):
+            open_gate(side.conv.bn)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights of ``x``, (B, C, H, W), in (0, 1)."""

@@ -31,7 +31,16 @@ from csham.training.metrics import METRICS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "Family", "Gains", "Picture", "draw_difference_picture", "draw_families", "draw_gains"]
+__all__ = [
+    "CURVES",
+    "Family",
+    "Gains",
+    "Picture",
+    "draw_difference_picture",
+    "draw_families",
+    "draw_gains",
+    "picture_of",
+]
 
 # Columns of metrics.csv, and what a picture of them is called.
 _TOP1, _LOSS = METRICS["top1"], METRICS["loss"]
@@ -157,7 +166,7 @@ def draw_gains(
         figure = draw_differences(groups, looks, worthwhile, words.axis)
         beyond = " Intervals that reach the edge go on beyond it." if _cut(figure, compared) else ""
         over_groups = "; over groups, single groups" if pooled else ""
-        return _picture(
+        return picture_of(
             figure,
             words.name,
             words.title,
@@ -201,7 +210,7 @@ def _curve_picture(
     name: str, family: str, title: str, curves: Sequence[Curve], looks: Mapping[str, Look], *, logarithmic: bool = False
 ) -> Picture:
     words = [f"{one.label} {_range(one.mean[-1], one.low[-1], one.high[-1])}" for one in curves]
-    return _picture(
+    return picture_of(
         draw_curves(curves, looks, title, logarithmic=logarithmic),
         name,
         f"{title} of {family} over epochs",
@@ -227,7 +236,7 @@ def _point_pictures(
         front = pareto_front(points)
         words = [f"{point.label} {_number(point.cost)} {unit}, {fixed(point.top1)}%" for point in points]
         shown = [point.label for point in points]
-        yield _picture(
+        yield picture_of(
             draw_points(points, looks, title, unit),
             f"top1-{name}-{stem}",
             f"Test top-1 of {family} against {title}",
@@ -254,7 +263,7 @@ def _costs(material: Material, rows: Sequence[NetworkRow]) -> dict[str, tuple[st
     return costs
 
 
-def _picture(
+def picture_of(
     figure: Figure,
     name: str,
     title: str,
@@ -263,6 +272,17 @@ def _picture(
     table: Table,
     finish: Callable[[Figure], None] | None = None,
 ) -> Picture:
+    """Make what a page and files need of a figure.
+
+    Args:
+        figure: Drawn within :func:`csham.report.drawing.drawing`.
+        name: Stem of its files and of its ids in the page.
+        title: Name of the picture.
+        description: Text on what it shows, with the numbers.
+        caption: Explanation of how to read it.
+        table: Its numbers.
+        finish: Adds to the files what the page says beside.
+    """
     inline = inline_svg(figure, name, title, description)
     if finish is not None:
         finish(figure)

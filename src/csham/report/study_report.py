@@ -117,7 +117,7 @@ def report_files(tables: Sequence[Table], pictures: Iterable[Picture], sheet: st
         if table.shown:
             files[f"tables/{table.name}.md"] = markdown_bytes(table)
             files[f"tables/{table.name}.tex"] = latex_bytes(table)
-    return files | ({} if find_spec("openpyxl") is None else {sheet: xlsx_bytes(filled)})
+    return files | ({} if not filled or find_spec("openpyxl") is None else {sheet: xlsx_bytes(filled)})
 
 
 def listing(files: Mapping[str, bytes]) -> list[dict[str, Any]]:

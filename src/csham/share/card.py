@@ -135,7 +135,7 @@ def _introduction(
         network = (
             f"The backbone {backbone} with the attention `{config.attention}` ({_text(attention.source)}: "
             f"{_text(attention.summary)}), strategy `{config.strategy}`, position `{config.position}`"
-            f"{', gated' if config.gated else ''}."
+            f"{', gated' if config.gated else ''}{', open gates' if config.open_gates else ''}."
         )
     terms = (
         "Whoever shared it has not said under which licence its weights may be used."

@@ -36,6 +36,7 @@ BEFORE: dict[str, Any] = {
     "crop": "pad",
     "last_batch": "drop",
     **dict.fromkeys(CODE_FIELDS),
+    "open_gates": False,
     "mixup": 0.0,
     "cutmix": 0.0,
     "augment": "none",
@@ -359,6 +360,7 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
             parts += ["points"] if self.points else []
             parts += [f"stages{'+'.join(map(str, self.stages))}"] if self.stages else []
             parts += ["gated"] if self.gated else []
+            parts += ["open"] if self.open_gates else []
         parts += [Path(self.weights_file).stem] if self.weights_file else ["pretrained"] if self.pretrained else []
         parts += [self.recipe, f"{self.epochs}epochs", f"seed{self.seed}"]
         return "-".join(parts)

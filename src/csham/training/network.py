@@ -33,7 +33,7 @@ from csham.training.config import TrainConfig
 from csham.training.run_folder import RunWeights
 from csham.training.sums import check_seal, write_listed
 
-__all__ = ["NetworkInfo", "build_for", "held_weights", "read_network", "write_weights"]
+__all__ = ["SELDOM", "NetworkInfo", "build_for", "held_weights", "read_network", "write_weights"]
 
 
 def _is_fraction(value: object) -> bool:
@@ -110,8 +110,8 @@ class NetworkInfo(NetworkSpec):
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""
         values = super().to_dict()
-        for name in CODE_FIELDS:
-            if values[name] is None:  # as files of what is csham's own have always been
+        for name in SELDOM:
+            if not values[name]:
                 del values[name]
         return {name: values[name] for name in sorted(values, key=_LATER.__contains__)}
 
@@ -126,8 +126,11 @@ class NetworkInfo(NetworkSpec):
         return self.without_code().build()
 
 
+SELDOM = ("open_gates", *CODE_FIELDS)
+"""Fields that a description is without where they say nothing, as all were before there was any of them."""
+
 # Older files are without these, and newer ones have them last.
-_LATER = ("period", "points", "stages", *CODE_FIELDS)
+_LATER = ("period", "points", "stages", *SELDOM)
 
 
 def write_weights(
