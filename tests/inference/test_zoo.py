@@ -1,6 +1,5 @@
 """Networks that come with the package: by name, whole, and right on images they were measured on."""
 
-import json
 import os
 import shutil
 import zipfile
@@ -112,12 +111,3 @@ def test_without_a_test_part_of_its_own_nothing_is_taken_for_one(tmp_path, write
     with pytest.raises(UserError, match=r"has no test part of its own.*--part all"):
         evaluate_shared(trained, str(data), device="cpu")
     assert evaluate_shared(trained, str(data), part="all", device="cpu").summary["images"] == 15
-
-
-def test_the_table_is_the_commands(capsys):
-    from csham.cli import main
-
-    root = Path(__file__).parents[2] / "results"
-    assert main(["list", "results", "--json", "--folder", str(root)]) == 0
-    made = capsys.readouterr().out
-    assert json.loads(made) == json.loads(zoo.TABLE.read_text(encoding="utf-8"))
