@@ -223,3 +223,13 @@ def test_the_architecture_names_every_room_and_no_other():
     assert named == {room for room in rooms if not room.startswith("_")}
     parts = set(re.findall(r"`(\w+)/`", table))
     assert parts == {path.parent.name for path in package.glob("*/*/__init__.py")}
+
+
+@pytest.mark.slow
+def test_every_command_of_the_zoo_page_and_its_python_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "cat.jpg")
+    run_commands("docs/zoo.md", 4, capsys)
+    assert run_python("docs/zoo.md")["trained"].label == "resnet14 + csham (transfer)"

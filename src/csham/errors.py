@@ -17,6 +17,7 @@ _LISTED = {
     "dataset": "datasets",
     "position": "positions",
     "recipe": "recipes",
+    "network of the zoo": "zoo",
     "strategy": "strategies",
 }
 

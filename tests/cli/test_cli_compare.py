@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from csham.report.study_report import Report
 from csham.study.results import assess
 from csham.study.store import Store
 from csham.study.study_file import read_study
+from csham.training.interrupt import STOP_SIGNALS, TimeLimit
 
 
 def results_alone(path):
@@ -406,8 +406,8 @@ def test_a_plan_is_written_trained_on_two_machines_and_put_together(compare, tmp
     assert compare("--study", "plan", "--merge", "nowhere", data=None)[0] == 2
 
 
-@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_says_how_to_go_on(compare, monkeypatch, signum, expected):
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_says_how_to_go_on(compare, monkeypatch, signum):
     from csham.study.progress import PlainStudyProgress
 
     def stop(self, job, label, where, fraction, images_per_s):
@@ -416,9 +416,33 @@ def test_a_signal_says_how_to_go_on(compare, monkeypatch, signum, expected):
 
     monkeypatch.setattr(PlainStudyProgress, "cell", stop)
     code, _, err = compare(*SMALL, deeds={"1": ["sleep"]})
-    assert code == expected, err
+    assert code == 128 + signum, err
     assert f"To go on: csham compare --study {STUDY}" in err
     assert len(Store(STUDY).records()) == 2
+
+
+def test_the_end_of_the_time_says_how_to_go_on(compare, monkeypatch):
+    from csham.study.progress import PlainStudyProgress
+
+    def stop(self, job, label, where, fraction, images_per_s):
+        if fraction:  # an hour later
+            TimeLimit.left = lambda limit: -1.0
+
+    monkeypatch.setattr(TimeLimit, "left", TimeLimit.left)
+    monkeypatch.setattr(PlainStudyProgress, "cell", stop)
+    code, _, err = compare(*SMALL, "--minutes", "60", "--jobs", "2", deeds={"1": ["sleep"]})
+    assert code == 142, err
+    last = err.splitlines()[-1]
+    assert last.startswith("stopped for time (--minutes 60), and saved. To go on: csham compare --study")
+    assert last.endswith(" --jobs 2 --minutes 60 --no-costs")
+    assert Store(STUDY).study.settings.keys().isdisjoint({"minutes"})
+
+
+def test_what_is_no_time_is_refused(compare):
+    code, _, err = compare(*SMALL, "--minutes", "-3")
+    assert code == 2
+    assert "--minutes must be a number above 0, got -3" in err
+    assert not STUDY.exists()
 
 
 def test_a_study_edited_by_hand_no_longer_fits_its_records(compare):

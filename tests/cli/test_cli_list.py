@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-KINDS = ["backbones", "attentions", "strategies", "positions", "datasets", "recipes"]
+KINDS = ["backbones", "attentions", "strategies", "positions", "datasets", "recipes", "zoo"]
 
 
 def test_everything(csham):
@@ -89,3 +89,38 @@ def test_a_row_is_a_line_where_lines_may_be_long(csham, monkeypatch):
     lines = csham("list", "attentions")[1].splitlines()
     for row in json.loads(csham("list", "attentions", "--json")[1]):
         assert [line for line in lines if row["name"] in line.split() and row["source"] in line], row
+
+
+def test_the_zoo_is_what_can_be_loaded(csham):
+    from csham.inference.zoo import zoo_names
+
+    assert [row["name"] for row in json.loads(csham("list", "zoo", "--json")[1])] == [f"zoo:{n}" for n in zoo_names()]
+
+
+def test_results_come_with_the_package(csham):
+    code, out, err = csham("list", "results")
+    assert (code, err) == (0, "")
+    for word in ("cifar100-resnet20", "25.19 (23.47 to 26.90)", "-0.15 (-3.34 to +3.04)", "1.14", "cannot tell yet"):
+        assert word in out
+    assert "csham compare data/cifar100 --backbones resnet20" in out
+    markdown = csham("list", "results", "--markdown")[1]
+    assert len([line for line in markdown.splitlines() if line.startswith("| ")]) == 2 + len(
+        json.loads(csham("list", "results", "--json")[1])
+    )
+
+
+def test_results_of_a_folder_of_ones_own(csham, finished, tmp_path):
+    rows = json.loads(csham("list", "results", "--folder", finished.parent, "--json")[1])
+    (row,) = (row for row in rows if row["result"] == finished.name)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (row["top1"], row["seeds"], row["top1_interval"]) == (summary["top1"], 1, None)
+    assert str(finished.parent) not in row["command"]
+    code, _, err = csham("list", "results", "--folder", tmp_path)
+    assert code == 2
+    assert "holds no finished run" in err
+    code, _, err = csham("list", "results", "--folder", tmp_path / "nowhere")
+    assert code == 2
+    assert "there is no folder" in err
+    code, _, err = csham("list", "backbones", "--folder", tmp_path)
+    assert code == 2
+    assert "--folder is of csham list results alone" in err

@@ -11,6 +11,8 @@ import time
 import pytest
 import yaml
 
+from csham.training.interrupt import STOP_SIGNALS, TimeLimit
+
 
 def test_json_is_the_summary_and_progress_goes_to_standard_error(csham, small, tmp_path):
     words = [word for word in small if word != "--quiet"]
@@ -49,8 +51,8 @@ def test_the_command_line_wins_over_the_file_wins_over_the_recipe(csham, finishe
     assert found == {**expected, "lr": 0.01}
 
 
-@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_resumable_run_and_says_how(csham, small, tmp_path, signum, expected):
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_leaves_a_resumable_run_and_says_how(csham, small, tmp_path, signum):
     run = tmp_path / "run"
     words = [*small, "--epochs", "200", "--run", str(run)]
 
@@ -63,9 +65,50 @@ def test_a_signal_leaves_a_resumable_run_and_says_how(csham, small, tmp_path, si
     thread.start()
     code, out, err = csham(*words)
     thread.join()
-    assert (code, out) == (expected, "")
-    assert f"csham train --resume {run}" in err
+    assert (code, out) == (128 + signum, "")
+    assert f"stopped, and saved. To go on: csham train --resume {run}" in err
     assert not (run / "summary.json").exists()
+
+
+def test_the_end_of_the_time_leaves_a_resumable_run_and_says_how(csham, small, tmp_path, monkeypatch):
+    run, steps = tmp_path / "run", []
+
+    def step(self, *_):
+        steps.append(1)
+        if len(steps) == 3:  # an hour later
+            TimeLimit.left = lambda limit: -1.0
+
+    monkeypatch.setattr(TimeLimit, "left", TimeLimit.left)
+    monkeypatch.setattr("csham.training.progress.QuietProgress.step", step)
+    code, out, err = csham(*small, "--run", run, "--minutes", "60")
+    assert (code, out) == (142, "")
+    assert err.splitlines()[-1] == (
+        f"stopped for time (--minutes 60), and saved. To go on: csham train --resume {run} --minutes 60"
+    )
+    monkeypatch.undo()
+    assert csham("train", "--resume", run, "--minutes", "60", "--quiet")[0] == 0
+    assert (run / "summary.json").is_file()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no alarms")
+@pytest.mark.parametrize(
+    "minutes", ["0.0001", "0.2"]
+)  # before anything is there; somewhere, on a fast machine training
+def test_a_process_of_its_own_ends_in_its_time(small, tmp_path, minutes):
+    words = [sys.executable, "-m", "csham", *small, "--epochs", "1000000", "--run", "run", "--minutes", minutes]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (142, ""), done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"stopped for time (--minutes {minutes})")
+    assert ("To go on" in last) == (tmp_path / "run").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_time_is_refused_at_once(csham, small, tmp_path):
+    code, _, err = csham(*small, "--run", tmp_path / "run", "--minutes", "0")
+    assert code == 2
+    assert "--minutes must be a number above 0, got 0" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from csham.study.engines.local import run_local
 from csham.study.grid import Data, Network
 from csham.study.progress import StudyProgress
 from csham.study.store import Store
+from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, TimeLimit
 
 
 class Told(StudyProgress):
@@ -119,7 +120,7 @@ def test_a_worker_that_cannot_start_is_told_with_its_words(stand_in):
         stand_in(deeds={"0": "no start"})
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_stops_workers_and_records_nothing(stand_in, signum):
     told = Told()
     told.on_cell = lambda: os.kill(os.getpid(), signum)
@@ -128,6 +129,49 @@ def test_a_signal_stops_workers_and_records_nothing(stand_in, signum):
     assert stand_in.diary()[-1] == ["stopped"]
     assert "once more stops at once" in told.notes[0]
     assert not stand_in.store.is_claimed(stand_in.store.study.cells()[0].key)
+
+
+def limited(told, minutes=10.0):
+    """A limit whose clock ``told`` moves, 10 minutes from now."""
+    told.now = 0.0
+    return TimeLimit(minutes, started=0.0, clock=lambda: told.now)
+
+
+def test_workers_stop_when_the_time_is_over(stand_in):
+    told = Told()
+    limit = limited(told)
+    told.on_cell = lambda: setattr(told, "now", 600.0)
+    assert stand_in(told, deeds={"0": ["sleep"]}, limit=limit).signum == TIME_IS_OVER
+    assert stand_in.store.records() == []
+    assert stand_in.diary()[-1] == ["stopped"]
+    assert states(stand_in.store) == [None] * 3
+    assert stand_in(limit=limited(Told())).signum is None
+    assert states(stand_in.store) == [("done", 1)] * 3
+
+
+def test_so_much_time_is_kept_as_workers_need_to_save(stand_in):
+    told = Told()
+    limit = limited(told)
+    told.on_cell = lambda: setattr(told, "now", 400.0)  # of 600
+    assert stand_in(told, deeds={"0": ["need 300"]}, limit=limit).signum == TIME_IS_OVER
+    assert limit.reserve == 300
+
+
+def test_no_cell_begins_in_less_time_than_one_takes_to_begin(stand_in, monkeypatch):
+    class Slow(Told):
+        def ended(self, job, record):
+            super().ended(job, record)
+            self.now += 590.0  # less is left than a worker takes to its first step
+
+    told = Slow()
+    monkeypatch.setattr("csham.study.engines.local._Engine._note_begin", lambda engine, worker: begin(engine))
+
+    def begin(engine):
+        engine._seconds_to_begin = 20.0
+
+    outcome = stand_in(told, deeds={"0": ["step"]}, limit=limited(told))
+    assert outcome.signum == TIME_IS_OVER
+    assert states(stand_in.store) == [("done", 1), None, None]
 
 
 def test_cells_under_way_elsewhere_are_waited_for(stand_in):

@@ -15,6 +15,7 @@ from csham.study.grid import Network
 from csham.study.progress import StudyProgress
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint
+from csham.training.interrupt import TIME_IS_OVER, TimeLimit
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -141,6 +142,18 @@ def test_a_study_that_is_stopped_and_whose_processes_are_killed(connected, store
         assert (store.path / "runs" / name / "environment.json").read_text() == beginning
     assert plan_tasks(store.study, store.by_key()) == []
     assert capfd.readouterr().out == ""
+
+
+def test_a_study_whose_time_is_over_has_saved(connected, store):
+    told = Told()
+    told.now = 0.0
+    limit = TimeLimit(60, started=0.0, clock=lambda: told.now)
+    told.on_cell = lambda: setattr(told, "now", 3600.0)
+    tasks = plan_tasks(store.study, store.by_key())
+    outcome = run_ray(store, tasks, MACHINE, told, address="ignored: connected", limit=limit)
+    assert outcome.signum == TIME_IS_OVER
+    assert limit.reserve > 0  # as the cells told
+    assert under_way(store)
 
 
 def test_a_node_that_does_not_see_the_study_hands_its_run_over(store, tmp_path):

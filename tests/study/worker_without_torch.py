@@ -44,7 +44,11 @@ for line in sys.stdin:
         if deed == "fatal":
             say("fatal", message="the disk is full")
             sys.exit(2)
-        if deed == "sleep":
+        if deed == "step":
+            say("step", where="epoch 1/1", fraction=0.0, images_per_s=1.0)
+        if deed.startswith("need"):
+            say("need", seconds=float(deed.split()[1]))
+        if deed == "sleep" or deed.startswith("need"):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             try:
                 say("step", where="epoch 1/1", fraction=0.5, images_per_s=1.0)

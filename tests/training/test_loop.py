@@ -19,7 +19,7 @@ from csham.files import SUMS
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.evaluation import evaluate
-from csham.training.interrupt import InterruptedRunError
+from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, InterruptedRunError, TimeLimit
 from csham.training.loop import DivergedError, resume, train
 from csham.training.network import read_network
 from csham.training.progress import QuietProgress
@@ -104,7 +104,7 @@ def test_the_resolved_config_runs_again_to_the_same_bits(finished, tmp_path):
     same_results(tmp_path / "again", finished)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, signum):
     run = tmp_path / "run"
     with pytest.raises(InterruptedRunError) as caught:
@@ -114,6 +114,33 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
     assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
+
+
+class Ticking(QuietProgress):
+    """A clock that a step moves, and what the run says it needs."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.needed = seconds, 0.0, []
+
+    def step(self, where, done, loss, images_per_s):
+        self.now += self.seconds
+
+    def need(self, seconds):
+        self.needed.append(seconds)
+
+
+def test_a_run_whose_time_is_over_has_saved_and_goes_on_to_the_same_bits(settings, finished, tmp_path):
+    run, ticking = tmp_path / "run", Ticking(600.0)
+    limit = TimeLimit(75, started=0.0, clock=lambda: ticking.now)  # seven steps and a half
+    with pytest.raises(InterruptedRunError) as caught:
+        train(resolve({**settings, "track_test": True}), run=run, progress=ticking, limit=limit)
+    assert caught.value.signum == TIME_IS_OVER
+    content = load_checkpoint(RunFolder(run).last)
+    assert (content["epoch"], content["step"]) == (1, 2)
+    assert limit.reserve == max(ticking.needed) > 0
+    resume(run, limit=TimeLimit(75, started=0.0, clock=lambda: 0.0))
+    same_results(run, finished)
+    assert "minutes" not in (run / "config.yaml").read_text()
 
 
 @pytest.fixture

@@ -53,7 +53,8 @@ def runs(images, tmp_path_factory):
     assert main(["train", "--resume", str(folder / "one-patient"), "--epochs", "3", "--quiet"]) == 0
     lines.append([*patient, "--run", str(folder / "two-patient")])
     lines.append(["train", "--resume", str(folder / "two-patient"), "--epochs", "3", "--quiet"])
-    words = {"to the end": lines, "stopped": [*plain, "--run", str(folder / "two-stopped")]}
+    words = {"to the end": lines}
+    words |= {name: [*plain, "--run", str(folder / f"two-{name}")] for name in ("stopped", "out of time")}
     (folder / "words.json").write_text(json.dumps(words))
     torch.save(trained(network := small_network(), network, *batch()), folder / "one.pt")
     launch(folder)
@@ -143,11 +144,12 @@ def test_two_processes_go_on_with_what_one_began(runs):
     same_numbers(runs / "two-resumed", runs / "one-plain", 1e-5)
 
 
-def test_both_stop_where_one_is_told_to_and_can_go_on(runs):
+@pytest.mark.parametrize("run", ["two-stopped", "two-out of time"])
+def test_both_stop_where_one_is_told_to_and_can_go_on(runs, run):
     # The signal comes after the first of six steps of the second epoch, and the two agree after every third.
-    content = last(runs / "two-stopped")
+    content = last(runs / run)
     assert (content["epoch"], content["step"]) == (1, 3)
-    assert not RunFolder(runs / "two-stopped").finished
+    assert not RunFolder(runs / run).finished
 
 
 def test_two_processes_stop_early_and_go_on_together(runs):

@@ -11,6 +11,7 @@ from torch import nn
 
 from csham.backbones import create_model
 from csham.cli import main
+from csham.training.interrupt import TimeLimit
 from csham.training.progress import QuietProgress
 from csham.training.shared_norm import share_batch_norms
 
@@ -47,6 +48,18 @@ def stopped(words, steps):
     return main(words)
 
 
+def stopped_for_time(words, steps):
+    """Run until the clock of the first process, which alone is told of steps, says that the time is over."""
+
+    def step(self, *_):
+        self.told = getattr(self, "told", 0) + 1
+        if self.told == steps:
+            TimeLimit.left = lambda limit: -1.0
+
+    QuietProgress.step = step
+    return main([*words, "--minutes", "60"])
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     words = json.loads((folder / "words.json").read_text())
@@ -55,6 +68,7 @@ if __name__ == "__main__":
     assert codes == [0] * len(codes), codes
     rank = torch.distributed.get_rank()
     assert stopped(words["stopped"], steps=7) == 130
+    assert stopped_for_time(words["out of time"], steps=7) == 142
     images, labels = batch()
     network = small_network()
     assert share_batch_norms(network, torch.device("cpu")) == []

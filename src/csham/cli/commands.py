@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from csham._lazy import how_to_install
 from csham._version import __version__
 from csham.cli.app import app_page
+from csham.cli.common import COMMAND_STARTED
 from csham.cli.compare import compare
 from csham.cli.doctor import doctor
 from csham.cli.evaluate import evaluate
@@ -33,6 +35,7 @@ from csham.cli.share import share
 from csham.cli.train import train
 from csham.cli.verdict import verdict
 from csham.errors import UserError
+from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, TimeIsOverError
 from csham.words import printable, say
 
 __all__ = ["app", "main"]
@@ -108,11 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         say(__version__)
         return 0
+    if argv is not None:
+        COMMAND_STARTED.set(time.monotonic())
     try:
-        with _cleaning_up_on_sigterm(), _warnings_as_notes(debug="--debug" in words):
+        with _cleaning_up_on_signals(), _warnings_as_notes(debug="--debug" in words):
             app(args=words, prog_name="csham", obj=words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except TimeIsOverError:
+        return 128 + TIME_IS_OVER
     except KeyboardInterrupt:
         return 130
     except Exception as err:
@@ -148,16 +155,18 @@ def _warnings_as_notes(*, debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _cleaning_up_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that half-written files go; by itself it ends a process at once."""
+def _cleaning_up_on_signals() -> Iterator[None]:
+    """Let others end a command as Ctrl-C does, so that half-written files go; by themselves they end it at once."""
     if threading.current_thread() is not threading.main_thread():  # Python sets handlers nowhere else
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    others = [signum for signum in STOP_SIGNALS if signum != signal.SIGINT]
+    before = {signum: signal.signal(signum, lambda signum, _: sys.exit(128 + signum)) for signum in others}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _explain(err: Exception, *, debug: bool) -> int:

@@ -6,7 +6,9 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from csham.backbones.names import BACKBONES
 from csham.backbones.own import use_code
 from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError
+from csham.inference.zoo import is_in_zoo, zoo_folder
 from csham.layers.names import ATTENTIONS
 from csham.layers.own import is_own_attention
 from csham.own_code import is_reference
+from csham.training.interrupt import TimeLimit
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder, check_choice
 from csham.words import printable, say
 
 __all__ = [
+    "COMMAND_STARTED",
     "check_counts",
     "check_folder",
     "check_output",
@@ -38,8 +43,19 @@ __all__ = [
     "print_markdown",
     "print_note",
     "print_table",
+    "time_limit",
     "use_named_code",
 ]
+
+
+COMMAND_STARTED: ContextVar[float] = ContextVar("command started")
+COMMAND_STARTED.set(time.monotonic())
+"""Time at which the command began: of a process that is one command, when this was imported."""
+
+
+def time_limit(minutes: float | None) -> TimeLimit | None:
+    """Return the limit of ``--minutes``, which counts from the command's start."""
+    return None if minutes is None else TimeLimit(minutes, COMMAND_STARTED.get())
 
 
 def check_counts(**counts: int | None) -> None:
@@ -81,7 +97,9 @@ def check_trained(path: Path, weights: str | None) -> None:
         UserError: Nothing is there, or there are no such weights.
     """
     check_choice(weights)
-    if not str(path).startswith("hf:") and not path.exists():
+    if is_in_zoo(path):
+        zoo_folder(path)
+    elif not str(path).startswith("hf:") and not path.exists():
         RunFolder(path).check_run()
 
 

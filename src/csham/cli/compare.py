@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csham.backbones.spec import CONNECTION_FIELDS, NetworkSpec
-from csham.cli.common import check_report_packages, code_words, print_json, print_table, use_named_code
+from csham.cli.common import check_report_packages, code_words, print_json, print_table, time_limit, use_named_code
 from csham.cli.options import (
     DATA_HELP,
     MACHINE,
     CodeOption,
     DebugOption,
     JsonOption,
+    MinutesOption,
     QuietOption,
     option,
     split_numbers,
@@ -32,6 +35,7 @@ from csham.study.run import Finished, choose_engine, dry_run
 from csham.study.run import compare as run_study
 from csham.study.setup import Request, merged, read_request_file
 from csham.training.config import DataSettings, MachineSettings, TrainingSettings
+from csham.training.interrupt import TIME_IS_OVER, TimeIsOverError, TimeLimit, why_stopped
 from csham.training.metrics import METRICS
 from csham.words import say
 
@@ -127,6 +131,7 @@ def compare(
     shard: Annotated[
         str | None, option("Only part i of n of the cells, for a batch system: 1/4.", MACHINE, "all cells")
     ] = None,
+    minutes: MinutesOption = None,
     code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -151,9 +156,22 @@ def compare(
     )
     if config is not None:
         request = merged(read_request_file(config), request)
-    part = _shard(shard)
-    run = choose_engine(engine, jobs=jobs, address=address, cpus_per_cell=cpus_per_cell, wait=part == (1, 1))
-    try:
+    part, limit = _shard(shard), time_limit(minutes)
+    run = choose_engine(
+        engine, jobs=jobs, address=address, cpus_per_cell=cpus_per_cell, wait=part == (1, 1), limit=limit
+    )
+    given = {
+        "--engine": engine if engine != "local" else None,
+        "--jobs": jobs if jobs != 1 else None,
+        "--address": address,
+        "--cpus-per-cell": cpus_per_cell,
+        "--shard": shard,
+        "--minutes": None if minutes is None else f"{minutes:g}",
+    }
+    # Words of the next call, beside the study.
+    how = "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in given.items() if value is not None)
+    how += "" if costs else " --no-costs"
+    with _stoppable(limit):
         if plan_only:
             plan = dry_run(request, jobs=jobs, shard=part, budget_control=budget_control, quiet=quiet)
             print_json(plan.to_dict()) if as_json else _print_plan(plan)
@@ -169,11 +187,22 @@ def compare(
             budget_control=budget_control,
             costs=costs,
             quiet=quiet,
+            limit=limit,
         )
-    except KeyboardInterrupt:
-        say("stopped at once; what was trained since the last checkpoints is lost.", error=True)
-        raise typer.Exit(130) from None
-    _conclude(finished, as_json=as_json, training=training)
+        _conclude(finished, how, limit, as_json=as_json, training=training)
+
+
+@contextmanager
+def _stoppable(limit: TimeLimit | None) -> Iterator[None]:
+    """Turn a study's being stopped at once into a sentence and an exit code."""
+    try:
+        with nullcontext() if limit is None else limit.enforced():
+            yield
+    except KeyboardInterrupt as err:
+        signum = TIME_IS_OVER if isinstance(err, TimeIsOverError) else signal.SIGINT
+        why = f"{why_stopped(signum, limit)} at once; what was trained since the last checkpoints is lost."
+        say(why if limit is None else f"{why} The same command goes on.", error=True)
+        raise typer.Exit(128 + signum) from None
 
 
 def _seeds(several: str | None, one: str | None) -> tuple[int, ...]:
@@ -225,7 +254,7 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours"
 
 
-def _conclude(finished: Finished, *, as_json: bool, training: bool) -> None:
+def _conclude(finished: Finished, how: str, limit: TimeLimit | None, *, as_json: bool, training: bool) -> None:
     """Write the report, and say what came out.
 
     Raises:
@@ -237,7 +266,7 @@ def _conclude(finished: Finished, *, as_json: bool, training: bool) -> None:
     again = f"csham compare --study {shlex.quote(str(path))}"
     again += code_words(cell.network for cell in finished.cells)
     if finished.signum is not None:
-        say(f"stopped, and saved. To go on: {again}", error=True)
+        say(f"{why_stopped(finished.signum, limit)}, and saved. To go on: {again}{how}", error=True)
         raise typer.Exit(128 + finished.signum)
     with finished.store.concluding():
         report = write_report(path)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import csham.training
-from csham.cli.common import check_counts, check_folder, metrics_table, print_json, print_table, use_named_code
+from csham.cli.common import (
+    check_counts,
+    check_folder,
+    check_trained,
+    metrics_table,
+    print_json,
+    print_table,
+    use_named_code,
+)
 from csham.cli.options import (
     MACHINE,
     OUTPUT,
@@ -17,13 +25,14 @@ from csham.cli.options import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    TrainedArgument,
     TtaOption,
     WeightsOption,
 )
 from csham.report.evaluation import evaluation_json, write_evaluation
 from csham.training.metrics import METRICS
 from csham.training.progress import create_progress
-from csham.training.run_folder import RunFolder, RunWeights, check_choice
+from csham.training.run_folder import RunFolder, RunWeights
 from csham.words import say
 
 if TYPE_CHECKING:
@@ -38,10 +47,13 @@ _PAIRS_SHOWN = 10
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: TrainedArgument,
     data: Annotated[
         str | None,
-        typer.Argument(help="A dataset or images with the same classes.", show_default="the run's"),
+        typer.Argument(
+            help="A dataset or images with the same classes; what is not a run folder needs it.",
+            show_default="the run's",
+        ),
     ] = None,
     *,
     weights: WeightsOption = None,
@@ -66,15 +78,16 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     """All metrics of a run's network, with its most confident errors, a table per class and the confusion matrix."""
-    check_choice(weights)
+    check_trained(run, weights)
     check_counts(batch_size=batch_size)
     check_folder("--output", output)
     use_named_code(code)
-    RunFolder(run).read_config()
+    if RunFolder(run).config_file.exists():
+        RunFolder(run).read_config()
     progress = create_progress(quiet=quiet)
     try:
-        found = csham.training.evaluate(
-            run, data, weights=weights, part=part, device=device, batch_size=batch_size, tta=tta, progress=progress
+        found = _evaluate(
+            run, data, weights, part=part, device=device, batch_size=batch_size, tta=tta, progress=progress
         )
     finally:
         progress.close()
@@ -85,6 +98,15 @@ def evaluate(
     _print(run, found)
     if files:
         say(f"{len(files)} files in {output}: {', '.join(path.name for path in files)}")
+
+
+def _evaluate(run: Path, data: str | None, weights: str | None, **how: Any) -> Evaluation:
+    if RunFolder(run).config_file.exists():
+        return csham.training.evaluate(run, data, weights=weights, **how)
+    from csham.inference.evaluation import evaluate_shared  # noqa: PLC0415  torch takes seconds
+    from csham.inference.trained import load  # noqa: PLC0415
+
+    return evaluate_shared(load(run, weights=weights), data, **how)
 
 
 def _print(run: Path, found: Evaluation) -> None:

@@ -73,7 +73,8 @@ def export(
     """One file for deployment, its answers checked against the network's on real images."""
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     _check_options(samples, tolerance, calibration_images, quantize, file_format, images)
-    path = output or (run if run.is_dir() else run.parent) / "export" / f"model{FORMATS[file_format].ending}"
+    place = run if run.is_dir() else run.parent if run.exists() else Path()  # hf:user/name and zoo:name are no places
+    path = output or place / "export" / f"model{FORMATS[file_format].ending}"
     small = path.with_name(f"{path.stem}-int8{path.suffix}")
     for target in [path, small] if quantize else [path]:
         check_free(target, force)

@@ -31,6 +31,7 @@ __all__ = [
     "DebugOption",
     "DeviceOption",
     "JsonOption",
+    "MinutesOption",
     "QuietOption",
     "TrainedArgument",
     "TtaOption",
@@ -273,6 +274,15 @@ CodeOption = Annotated[
         rich_help_panel="Own code",
     ),
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Time that the command may take. Before it is over, what runs stops and saves, and the command says how "
+        "to go on.",
+        show_default="as long as it takes",
+        rich_help_panel=MACHINE,
+    ),
+]
 WEIGHTS_HELP = "last: of the last epoch; best: chosen by the validation part."
 WeightsOption = Annotated[
     str | None,
@@ -289,5 +299,5 @@ TtaOption = Annotated[
         "corners beside the centre.",
     ),
 ]
-TRAINED_HELP = "A run folder, one that csham share wrote, a file model.safetensors, or hf:user/name."
+TRAINED_HELP = "A run folder, one that csham share wrote, a file model.safetensors, hf:user/name, or zoo:name."
 TrainedArgument = Annotated[Path, typer.Argument(help=TRAINED_HELP, show_default=False)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +14,17 @@ import typer
 import csham.data
 import csham.training
 from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS, NetworkSpec
-from csham.cli.common import code_words, metrics_table, print_json, use_named_code
-from csham.cli.options import DATA_HELP, CodeOption, DebugOption, JsonOption, QuietOption, option, takes_settings
+from csham.cli.common import code_words, metrics_table, print_json, time_limit, use_named_code
+from csham.cli.options import (
+    DATA_HELP,
+    CodeOption,
+    DebugOption,
+    JsonOption,
+    MinutesOption,
+    QuietOption,
+    option,
+    takes_settings,
+)
 from csham.errors import UserError
 from csham.settings import names_of
 from csham.training.config import (
@@ -26,7 +37,7 @@ from csham.training.config import (
     resolve,
 )
 from csham.training.course import with_more_epochs
-from csham.training.interrupt import InterruptedRunError
+from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, TimeIsOverError, TimeLimit, why_stopped
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.sums import is_main_process
@@ -48,6 +59,7 @@ def train(
     runs_dir: Annotated[Path | None, option("Where run folders go.", _RUN, "runs")] = None,
     config: Annotated[Path | None, option("Settings from a file, such as a run's config.yaml.", _RUN, "none")] = None,
     resume: Annotated[Path | None, option("Go on with this run folder.", _RUN, "none")] = None,
+    minutes: MinutesOption = None,
     code: CodeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -56,13 +68,13 @@ def train(
     """Train one network into one run folder."""
     given = settings if data is None else {"data": data, **settings}
     use_named_code(code, [str(given.get("attention", ""))], [str(given.get("backbone", ""))])
-    progress = create_progress(quiet=quiet)
+    progress, limit = create_progress(quiet=quiet), time_limit(minutes)
     if resume is not None:
         places = {"run": run, "runs_dir": runs_dir, "config": config}
         given |= {name: value for name, value in places.items() if value is not None}
-        folder, summary = RunFolder(resume), _resume(resume, given, progress)
+        folder, summary = RunFolder(resume), _resume(resume, given, progress, limit)
     else:
-        folder, summary = _start(given, run, runs_dir or Path("runs"), config, progress)
+        folder, summary = _start(given, run, runs_dir or Path("runs"), config, progress, limit)
     if not is_main_process():
         return
     if as_json:
@@ -114,7 +126,12 @@ def _aligned(*pairs: tuple[str, str]) -> list[str]:
 
 
 def _start(
-    given: dict[str, Any], run: Path | None, runs_dir: Path, file: Path | None, progress: QuietProgress
+    given: dict[str, Any],
+    run: Path | None,
+    runs_dir: Path,
+    file: Path | None,
+    progress: QuietProgress,
+    limit: TimeLimit | None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Check everything that can be checked at once, then train."""
     read = read_settings(file) if file is not None else {}
@@ -131,9 +148,9 @@ def _start(
         )
     folder = RunFolder(run if run is not None else runs_dir / settings.default_name())
     folder.check_free()
-    dataset = _open(settings, progress)
-    with _Stoppable(folder, settings):
-        return folder, csham.training.train(settings, run=folder.path, dataset=dataset, progress=progress)
+    with _stoppable(folder, settings, limit):
+        dataset = _open(settings, progress)
+        return folder, csham.training.train(settings, run=folder.path, dataset=dataset, progress=progress, limit=limit)
 
 
 def _open(settings: TrainConfig, progress: QuietProgress) -> Any:
@@ -148,7 +165,7 @@ def _open(settings: TrainConfig, progress: QuietProgress) -> Any:
         progress.close()
 
 
-def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[str, Any]:
+def _resume(run: Path, given: dict[str, Any], progress: QuietProgress, limit: TimeLimit | None) -> dict[str, Any]:
     free = _ON_RESUME + (_OF_MORE_EPOCHS if "epochs" in given else ())
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in free]
     if fixed:
@@ -162,25 +179,27 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress) -> dict[s
         with_more_epochs(folder, config, **added)  # before PyTorch is imported
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
-    with _Stoppable(folder, config):
-        return csham.training.resume(run, progress=progress, **given)
+    with _stoppable(folder, config, limit):
+        return csham.training.resume(run, progress=progress, limit=limit, **given)
 
 
-class _Stoppable:
-    """Turns a run's being stopped into a sentence and an exit code."""
-
-    def __init__(self, folder: RunFolder, config: TrainConfig) -> None:
-        self._folder, self._code = folder, code_words([config])
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, InterruptedRunError):
-            say(f"stopped, and saved. To go on: csham train --resume {error.run}{self._code}", error=True)
-            raise typer.Exit(128 + error.signum) from None
-        if isinstance(error, KeyboardInterrupt):
-            if self._folder.last.is_file():
-                how = f"csham train --resume {self._folder.path}{self._code}"
-                say(f"stopped at once. To go on from the last checkpoint: {how}", error=True)
-            raise typer.Exit(130) from None
+@contextmanager
+def _stoppable(folder: RunFolder, config: TrainConfig, limit: TimeLimit | None) -> Iterator[None]:
+    """Turn a run's being stopped into a sentence and an exit code."""
+    again = f"csham train --resume {shlex.quote(str(folder.path))}{code_words([config])}"
+    if limit is not None:
+        again += f" --minutes {limit.minutes:g}"
+    try:
+        with nullcontext() if limit is None else limit.enforced():
+            yield
+    except InterruptedRunError as err:
+        say(f"{why_stopped(err.signum, limit)}, and saved. To go on: {again}", error=True)
+        raise typer.Exit(128 + err.signum) from None
+    except KeyboardInterrupt as err:
+        signum = TIME_IS_OVER if isinstance(err, TimeIsOverError) else signal.SIGINT
+        why = why_stopped(signum, limit)
+        if folder.last.is_file():
+            say(f"{why} at once. To go on from the last checkpoint: {again}", error=True)
+        elif signum == TIME_IS_OVER:
+            say(f"{why} before the run began. Give it more, by the same command.", error=True)
+        raise typer.Exit(128 + signum) from None

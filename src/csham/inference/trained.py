@@ -17,6 +17,7 @@ from csham.errors import UserError
 from csham.inference.modules import ModuleFacts, info_of
 from csham.inference.shared import download, is_on_hub, is_shared, read_shared
 from csham.inference.transform import ImageLike, ImageTransform
+from csham.inference.zoo import is_in_zoo, zoo_folder
 from csham.probing import evaluating, likeness, uncompiled
 from csham.training.evaluation import averaged, find_weights, load_network
 from csham.training.machine import choose_device
@@ -173,7 +174,8 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
 
     Args:
         path: A run folder; a folder that ``csham share`` wrote; such a folder on the Hugging Face Hub,
-            ``"hf:user/name"`` or ``"hf:user/name@revision"``; or a file ``model.safetensors`` of one.
+            ``"hf:user/name"`` or ``"hf:user/name@revision"``; one that comes with the package, ``"zoo:name"``; or a
+            file ``model.safetensors`` of one.
         weights: ``"last"``, those of the last epoch, or ``"best"``, those that the validation part chose. A shared
             folder and a file have one of both. None takes a run's last, and else what is there;
             :attr:`Trained.weights` says which.
@@ -188,7 +190,7 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
         >>> names = [trained.classes[index] for index in logits.argmax(1)]
     """
     check_choice(weights)
-    path = download(str(path)) if is_on_hub(path) else Path(path)
+    path = _place(path)
     if path.is_file():
         check_unchanged(path, "Take it anew from where it came from.", by_itself=True)
         (network, info), held = read_network(path), held_weights(path)
@@ -201,3 +203,10 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
         raise UserError(f"{path} holds the {held.name} weights of its run, no others. The run folder has both.")
     transform = ImageTransform(info.image_size, tuple(info.mean), tuple(info.std))
     return Trained(network.eval().to(choose_device(device or "auto")), info, transform, path, held.name, held.epoch)
+
+
+def _place(path: Path | str) -> Path:
+    """Return where the files are, which come from the Hub first if they have to."""
+    if is_in_zoo(path):
+        return zoo_folder(path)
+    return download(str(path)) if is_on_hub(path) else Path(path)

@@ -22,7 +22,7 @@ from csham.study.results import assess
 from csham.study.store import Store
 from csham.study.verdict import TableVerdict, verdict
 
-__all__ = ["CostRow", "Overview", "StudyShare", "see_together"]
+__all__ = ["CostRow", "Overview", "StudyPart", "StudyShare", "see_together"]
 
 BASELINE = "none"
 """Name of the plain network among the variants."""
@@ -124,7 +124,7 @@ def see_together(studies: Iterable[Path | str]) -> Overview:
     Raises:
         UserError: One is no study, two have the same name, or a file cannot be understood.
     """
-    parts = [_Part.read(Path(path)) for path in studies]
+    parts = [StudyPart.read(Path(path)) for path in studies]
     if len({part.name for part in parts}) < len(parts):
         raise UserError(
             "two of the studies have folders of the same name. Rename one: their rows are told apart by it."
@@ -158,8 +158,16 @@ def see_together(studies: Iterable[Path | str]) -> Overview:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One study as it is read."""
+class StudyPart:
+    """One study as it is read.
+
+    Attributes:
+        name: Of its folder.
+        study: Its plan.
+        results: Its table.
+        measured: Contents of its ``costs.json``; empty where there is none.
+        notes: What a reader should know before relying on it.
+    """
 
     name: str
     study: Study
@@ -168,7 +176,12 @@ class _Part:
     notes: Sequence[str]
 
     @classmethod
-    def read(cls, path: Path) -> _Part:
+    def read(cls, path: Path) -> StudyPart:
+        """Read a study's folder.
+
+        Raises:
+            UserError: It is no study, or a file cannot be understood.
+        """
         notes: list[str] = []
         store = Store(path, note=notes.append)
         study = store.study
@@ -207,6 +220,7 @@ class _Part:
         }
 
     def share(self) -> StudyShare:
+        """Return how much of it is done."""
         study, results = self.study, self.results
         return StudyShare(
             self.name,
@@ -232,10 +246,13 @@ class _Part:
                     rows.append(CostRow(group, variant, machine, times[label] / times[plain[group]], measured))
         return rows
 
-    def _times(self) -> Iterable[tuple[str, Mapping[str, float], bool]]:
+    def measured_times(self) -> dict[str, float]:
+        """Return the time of a training step, in ms, of each label that was measured side by side with the others."""
         rows = self.measured.get("costs", [])
-        times = {row["network"]: float(row["train_step_ms"]) for row in rows if is_number(row.get("train_step_ms"))}
-        if times:
+        return {row["network"]: float(row["train_step_ms"]) for row in rows if is_number(row.get("train_step_ms"))}
+
+    def _times(self) -> Iterable[tuple[str, Mapping[str, float], bool]]:
+        if times := self.measured_times():
             machine = self.measured.get("machine", {})
             parts = (machine.get("gpu") or machine.get("processor"), machine.get("cpu_capability"))
             yield ", ".join(map(str, filter(None, parts))) or "one machine", times, True

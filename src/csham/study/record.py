@@ -39,6 +39,7 @@ __all__ = [
     "now",
     "read_line",
     "without_places",
+    "words_without_places",
     "written_line",
 ]
 
@@ -192,7 +193,7 @@ def _whose(values: Mapping[str, Any]) -> str:
     return f"({label[:200]}, seed {seed}) " if isinstance(label, str) and isinstance(seed, int) else ""
 
 
-def _words_without_places(command: str) -> str:
+def words_without_places(command: str) -> str:
     """Return a command line with the last parts of its absolute paths."""
     try:
         return shlex.join(map(without_places, shlex.split(command)))
@@ -241,7 +242,7 @@ def _head(study: Study, cell: Cell, status: str) -> dict[str, Any]:
 
 
 def _environment(values: dict[str, Any]) -> dict[str, Any]:
-    values = values | {"command": _words_without_places(str(values.get("command", "")))}
+    values = values | {"command": words_without_places(str(values.get("command", "")))}
     code = values.get("attention")
     if isinstance(code, dict) and code.get("file"):
         values["attention"] = code | {"file": without_places(str(code["file"]))}

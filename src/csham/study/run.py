@@ -23,6 +23,7 @@ from csham.study.plan import Plan, make_plan, part_of
 from csham.study.progress import StudyProgress, create_study_progress
 from csham.study.setup import Request, Setup, check_records, set_up
 from csham.study.store import Store
+from csham.training.interrupt import TimeLimit
 from csham.training.progress import create_progress
 
 __all__ = ["ENGINES", "Finished", "choose_engine", "compare", "dry_run"]
@@ -91,6 +92,7 @@ def compare(
     budget_control: bool = False,
     costs: bool = True,
     quiet: bool = False,
+    limit: TimeLimit | None = None,
 ) -> Finished:
     """Train every network with every seed, and measure what each costs; the same call again goes on.
 
@@ -109,6 +111,7 @@ def compare(
         budget_control: Extend the study by plain networks, wider and deeper, of the same training time.
         costs: Measure all networks side by side, once every cell of the study is done or has failed.
         quiet: Show no progress.
+        limit: Time by which it is to have ended, as the engine has it too; costs are measured if enough is left.
 
     Raises:
         UserError: Something asked for cannot be, or differs from what the study began with.
@@ -130,7 +133,7 @@ def compare(
         progress.close()
     study, records = store.study, store.by_key()
     if costs and outcome.signum is None and all(cell.key in records for cell in study.cells()):
-        _measure_costs(store, records, request.machine.get("device", "auto"), quiet=quiet)
+        _measure_costs(store, records, request.machine.get("device", "auto"), limit, quiet=quiet)
     return Finished(store, part_of(study, shard), records, outcome.signum)
 
 
@@ -161,6 +164,7 @@ def choose_engine(
     address: str | None = None,
     cpus_per_cell: int | None = None,
     wait: bool = True,
+    limit: TimeLimit | None = None,
 ) -> Engine:
     """Return what runs the cells.
 
@@ -170,6 +174,7 @@ def choose_engine(
         address: Of the Ray cluster, or ``"auto"``; None begins one on this machine.
         cpus_per_cell: Of ray: cores that a cell gets; None shares this machine's among the jobs.
         wait: Wait for cells that other processes work on.
+        limit: Time by which all that runs has stopped and saved.
     """
     check_choice("engine", name, ENGINES)
     if jobs < 1:
@@ -178,14 +183,14 @@ def choose_engine(
         for flag, value in (("--address", address), ("--cpus-per-cell", cpus_per_cell)):
             if value is not None:
                 raise UserError(f"{flag} is an option of --engine ray. Leave it out, or name that engine.")
-        return partial(run_local, jobs=jobs, wait=wait)
+        return partial(run_local, jobs=jobs, wait=wait, limit=limit)
     # Imported here: only this needs Ray.
     from csham.study.engines.ray import run_ray  # noqa: PLC0415
 
     cpus = max(1, available_cores() // jobs) if cpus_per_cell is None else cpus_per_cell
     if cpus < 1:
         raise UserError(f"--cpus-per-cell must be at least 1, got {cpus}.")
-    return partial(run_ray, address=address, num_cpus=cpus, wait=wait)
+    return partial(run_ray, address=address, num_cpus=cpus, wait=wait, limit=limit)
 
 
 def _check_budget_control(request: Request, budget_control: bool) -> None:
@@ -252,17 +257,25 @@ def _train(
     return engine(store, tasks, machine, progress) if tasks else Outcome()
 
 
-def _measure_costs(store: Store, records: Mapping[str, Mapping[str, Any]], device: str, *, quiet: bool) -> None:
-    """Measure for a tenth of the time that training took, within bounds."""
+def _measure_costs(
+    store: Store, records: Mapping[str, Mapping[str, Any]], device: str, limit: TimeLimit | None, *, quiet: bool
+) -> None:
+    """Measure for a tenth of the time that training took, within bounds; the report comes after it."""
     trained = sum(float(record.get("result", {}).get("seconds") or 0.0) for record in records.values())
+    seconds = min(max(trained / 10, _LEAST_SECONDS), _MOST_SECONDS)
     progress = create_progress(quiet=quiet)
+    if limit is not None and limit.left() < 2 * seconds:
+        progress.note(
+            f"costs are not measured: that takes {seconds:.0f} s and the time is nearly over. The next call does it"
+        )
+        return
     try:
         with store.concluding():
             measure_costs(
                 store.study,
                 store.path,
                 device=device,
-                seconds=min(max(trained / 10, _LEAST_SECONDS), _MOST_SECONDS),
+                seconds=seconds,
                 progress=progress,
             )
     finally:

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from csham.backbones.own import unpack_code
 from csham.errors import UserError
 from csham.study.store import Store
-from csham.training.interrupt import InterruptedRunError
+from csham.training.interrupt import STOP_SIGNALS, InterruptedRunError
 from csham.training.progress import QuietProgress
 from csham.words import say
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     answers = _Answers(_own_stdout())
     tasks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOP_SIGNALS:
         signal.signal(signum, answers.handle_signal)
     try:
         unpack_code(json.loads(options.code))
@@ -108,6 +108,7 @@ class _Answers(QuietProgress):
         self._stream = stream
         self._total = 1
         self._last_step = 0.0
+        self._needed = 0.0
 
     def send(self, event: str, **content: Any) -> None:
         try:
@@ -134,6 +135,11 @@ class _Answers(QuietProgress):
         if time.monotonic() - self._last_step >= _SECONDS_BETWEEN_STEPS:
             self._last_step = time.monotonic()
             self.send("step", where=where, fraction=done / self._total, images_per_s=images_per_s)
+
+    def need(self, seconds: float) -> None:
+        if seconds > self._needed:
+            self._needed = seconds
+            self.send("need", seconds=seconds)
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         say(json.dumps(dict(row)), error=True)  # the log

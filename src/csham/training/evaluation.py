@@ -28,12 +28,15 @@ from csham.training.sums import check_unchanged
 
 __all__ = [
     "Evaluation",
+    "Measured",
     "autocast",
     "averaged",
+    "check_part",
     "evaluate",
     "find_weights",
     "keeps_probabilities",
     "load_network",
+    "measure",
     "on_this_machine",
     "predict",
 ]
@@ -113,27 +116,81 @@ def evaluate(
     Raises:
         UserError: The run, its weights or the data cannot be used.
     """
-    if part not in _PARTS:
-        raise unknown_name("part", part, _PARTS)
-    progress = progress or QuietProgress()
+    check_part(part)
     folder = RunFolder(Path(run))
     config = folder.read_config()
     held = find_weights(folder, weights)
     network, info = load_network(folder, held.name)
+    return measure(
+        Measured(str(folder.path), network, info, held),
+        config,
+        data,
+        lambda dataset: _part(dataset, config, part),
+        part=part,
+        device=device,
+        batch_size=batch_size or config.images_per_step,
+        tta=tta,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Network that is measured.
+
+    Attributes:
+        name: Name of its run or folder.
+        network: On the CPU.
+        info: Description of it.
+        weights: Weights of its run that it has.
+    """
+
+    name: str
+    network: nn.Module
+    info: NetworkInfo
+    weights: RunWeights
+
+
+def measure(
+    subject: Measured,
+    config: TrainConfig,
+    data: str | None,
+    choose_images: Callable[[PackedDataset], np.ndarray],
+    *,
+    part: str,
+    device: str | None,
+    batch_size: int,
+    tta: bool,
+    progress: QuietProgress | None,
+) -> Evaluation:
+    """Measure a network, wherever it is from.
+
+    Args:
+        subject: The network.
+        config: Settings of how images are read, and of the machine.
+        data: A dataset with the same classes; None takes the one of ``config``.
+        choose_images: Chooses the images, by their row numbers.
+        part: Name of the images chosen.
+        device: As in :func:`evaluate`.
+        batch_size: Images at a time.
+        tta: As in :func:`evaluate`.
+        progress: As in :func:`evaluate`.
+    """
+    progress, info = progress or QuietProgress(), subject.info
     dataset = prepare(
         data or config.data, image_size=info.image_size, max_bad=config.max_bad, progress=progress.preparing
     )
     order = _match_classes(dataset, info)
-    indices = _part(dataset, config, part)
+    indices = choose_images(dataset)
     views = Views(info.image_size, dataset.flip) if tta else None
     config = on_this_machine(config, device)
-    network = network.to(config.device).eval()
+    network = subject.network.to(config.device).eval()
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     batches = Batches(
         dataset,
         indices,
-        batch_size=min(batch_size or config.images_per_step, len(indices)),
+        batch_size=min(batch_size, len(indices)),
         seed=config.seed,
         mean=info.mean,
         std=info.std,
@@ -148,14 +205,14 @@ def evaluate(
         )
     if not np.isfinite(predictions.losses).all():
         raise UserError(
-            f"{folder.path} answers with numbers that are not finite, in {config.precision}. Either its {held.name} "
-            "weights are damaged or the precision does not suffice."
+            f"{subject.name} answers with numbers that are not finite, in {config.precision}. Either its "
+            f"{subject.weights.name} weights are damaged or the precision does not suffice."
         )
     summary = {
-        "run": str(folder.path),
+        "run": subject.name,
         "data": dataset.source if data is None else data,
         "part": part,
-        **held.to_dict(),
+        **subject.weights.to_dict(),
         **({"tta": str(views)} if views is not None else {}),
         **predictions.summary(info.classes),
     }
@@ -167,6 +224,12 @@ def evaluate(
         predictions,
         dataset,
     )
+
+
+def check_part(part: str) -> None:
+    """Refuse what is no part of a dataset."""
+    if part not in _PARTS:
+        raise unknown_name("part", part, _PARTS)
 
 
 def find_weights(folder: RunFolder, name: str | None) -> RunWeights:

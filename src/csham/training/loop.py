@@ -7,6 +7,7 @@ every step. On the CPU, a run that goes on from a checkpoint ends with the bits 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
 from csham.training.course import is_over, patience_note, stopped_early, with_more_epochs, words_on_course
 from csham.training.evaluation import keeps_probabilities, predict
 from csham.training.finish import finish
-from csham.training.interrupt import InterruptedRunError, StopRequest
+from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.metrics import Predictions, accuracy_names
 from csham.training.optimizer import set_rate
 from csham.training.progress import QuietProgress
@@ -55,6 +56,7 @@ def train(
     run: Path | str | None = None,
     dataset: PackedDataset | None = None,
     progress: QuietProgress | None = None,
+    limit: TimeLimit | None = None,
 ) -> dict[str, Any]:
     """Train one network and leave a run folder behind.
 
@@ -63,13 +65,14 @@ def train(
         run: The run folder, which must not exist; None names it after the settings, under ``runs``.
         dataset: Dataset that ``config.data`` names, if it is open already.
         progress: Told what happens.
+        limit: Time by which it stops and saves by itself; None takes as long as it takes.
 
     Returns:
         Contents of summary.json.
 
     Raises:
         UserError: Something given cannot work.
-        InterruptedRunError: A signal stopped the run; :func:`resume` goes on with it.
+        InterruptedRunError: A signal or ``limit`` stopped the run; :func:`resume` goes on with it.
     """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
@@ -86,10 +89,12 @@ def train(
         session.note(note)
     state = session.new_state()
     start = session.checkpoint(state)
+    begun = time.monotonic()
     if session.is_main:
         folder.create(session.config, environment(session), lambda path: save_checkpoint(path, start))
     session.accelerator.wait_for_everyone()
-    return _run(session, state)
+    _tell_need(session, limit, time.monotonic() - begun)
+    return _run(session, state, limit)
 
 
 def resume(
@@ -101,6 +106,7 @@ def resume(
     patience: int | None = None,
     dataset: PackedDataset | None = None,
     progress: QuietProgress | None = None,
+    limit: TimeLimit | None = None,
     **machine_settings: Any,
 ) -> dict[str, Any]:
     """Go on with a run where its last checkpoint was written, or with a finished one for more epochs.
@@ -113,6 +119,7 @@ def resume(
         patience: Added epochs without a better validation top-1 after which the run stops; None trains all of them.
         dataset: The run's images, if they are open already; they may lie elsewhere than when it began.
         progress: Told what happens.
+        limit: As in :func:`train`.
         **machine_settings: Settings that change where and when things happen, not what is computed, such as
             ``device``.
 
@@ -121,7 +128,7 @@ def resume(
 
     Raises:
         UserError: The folder is no run, its checkpoint is damaged, or its settings or data have changed.
-        InterruptedRunError: A signal stopped the run again.
+        InterruptedRunError: A signal or ``limit`` stopped the run again.
     """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
@@ -146,7 +153,7 @@ def resume(
     if config is not before:
         for note in [words_on_course(config, config.epochs), *patience_note(config)]:
             session.note(note)
-    return _run(session, state, reopen=config is not before)
+    return _run(session, state, limit, reopen=config is not before)
 
 
 _CHECKPOINT_KEYS = (
@@ -179,10 +186,10 @@ def newest_checkpoint(
             raise err from err.__cause__
 
 
-def _run(session: Session, state: State, *, reopen: bool = False) -> dict[str, Any]:
+def _run(session: Session, state: State, limit: TimeLimit | None, *, reopen: bool = False) -> dict[str, Any]:
     """Train from ``state`` to the end, alone in the run folder, to which ``reopen`` adds epochs."""
     lock = filelock.FileLock(session.folder.path / "checkpoints" / ".lock", timeout=0)
-    stop = StopRequest(lambda: session.note("stopping after this step; once more stops at once"))
+    stop = StopRequest(lambda: session.note("stopping after this step; once more stops at once"), limit)
     try:
         with lock if session.is_main else nullcontext(), stop:
             if reopen and session.is_main:
@@ -211,6 +218,8 @@ class Loop:
         self._stop = stop
         self._saved_at = time.monotonic()
         self._started_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._longest_step = self._longest_save = 0.0  # in seconds, between two looks at what to stop for
 
     def run(self) -> dict[str, Any]:
         """Train every epoch that is left, then measure and write the results."""
@@ -229,6 +238,7 @@ class Loop:
             if state.history:
                 session.folder.write_metrics(state.history)
             session.progress.start(self._images_done(), session.config.epochs * self._images_per_epoch())
+        self._looked_at = time.monotonic()
         while not self._is_over():
             self._train_epoch()
             self._end_epoch()
@@ -303,12 +313,12 @@ class Loop:
         planned = every is not None and _passed(state.step, steps, every)
         if session.accelerator.num_processes > 1 and not (look or planned):
             return
-        stop, due = self._agree(
-            self._stop.signum is not None, time.monotonic() - self._saved_at >= session.config.checkpoint_seconds
-        )
-        if stop:
+        signum = self._look()
+        late = time.monotonic() - self._saved_at >= session.config.checkpoint_seconds
+        timed, asked, due = self._agree(signum == TIME_IS_OVER, signum is not None, late)
+        if asked:
             self._save(session.folder.last)
-            raise InterruptedRunError(session.folder.path, self._stop.signum or 2)
+            raise InterruptedRunError(session.folder.path, signum or (TIME_IS_OVER if timed else signal.SIGINT))
         if due or planned:
             self._save(session.folder.last)
 
@@ -324,12 +334,14 @@ class Loop:
             state.best = {"epoch": row["epoch"], "value": value}
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.sums.zero_()
+        begun = time.monotonic()
         write = self._checkpoint()
         if session.is_main:
             # The best first: a process killed in between repeats the epoch and writes it again, the same.
             paths = [session.folder.best] * chosen + [session.folder.last]
             session.folder.write_metrics(state.history, dict.fromkeys(paths, write))
             session.progress.epoch(row, session.config.epochs)
+        self._longest_save = max(self._longest_save, time.monotonic() - begun)
         self._trackers.write(row)
 
     def _row(self) -> dict[str, Any]:
@@ -372,10 +384,22 @@ class Loop:
 
     def _stop_while_measuring(self) -> None:
         # Other processes would wait forever for this one's answers; they stop at the next step instead.
-        if self._stop.signum is not None and self.session.accelerator.num_processes == 1:
+        if self.session.accelerator.num_processes > 1:
+            return
+        signum = self._look()
+        if signum is not None:
             if self.state.step:  # after the last epoch all is saved, and the network may hold the best weights
                 self._save(self.session.folder.last)
-            raise InterruptedRunError(self.session.folder.path, self._stop.signum)
+            raise InterruptedRunError(self.session.folder.path, signum)
+
+    def _look(self) -> int | None:
+        """Return what the run is to stop for, after telling how long a stop would take."""
+        now = time.monotonic()
+        self._longest_step = max(self._longest_step, now - self._looked_at)
+        self._looked_at = now
+        # The next look may be a step away, and a checkpoint comes after it.
+        _tell_need(self.session, self._stop.limit, self._longest_step + self._longest_save)
+        return self._stop.signum
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Return which flags are up in any process: what follows is done by all of them or by none."""
@@ -390,9 +414,11 @@ class Loop:
             raise self._diverged(f"the loss became {_nan_or_inf(state.sums[0])}")
 
     def _save(self, path: Path) -> None:
+        begun = time.monotonic()
         write = self._checkpoint()
         if self.session.is_main:
             write_listed({path: write})
+        self._longest_save = max(self._longest_save, time.monotonic() - begun)
 
     def _checkpoint(self) -> Callable[[IO[bytes]], None]:
         """Return what writes a checkpoint, unless the weights are not worth keeping; every process calls it."""
@@ -465,6 +491,13 @@ class Loop:
         session.answering.eval()
         with torch.no_grad():
             session.answering(next(iter(session.evaluation_batches("test").in_order())).images)
+
+
+def _tell_need(session: Session, limit: TimeLimit | None, seconds: float) -> None:
+    """Tell whoever limits the time how long stopping and saving would take."""
+    if limit is not None:
+        limit.need(seconds)
+    session.progress.need(seconds)
 
 
 def _passed(step: int, steps: int, every: int) -> bool:

@@ -35,6 +35,9 @@ class QuietProgress:
     def preparing(self, done: int, total: int, what: str) -> None:
         """Tell how far the reading of a dataset is."""
 
+    def need(self, seconds: float) -> None:
+        """Tell how long the run would take to stop and save."""
+
     def close(self) -> None:
         """Take the bar off the screen."""
 

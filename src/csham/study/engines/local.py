@@ -27,7 +27,7 @@ from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import is_over, now
 from csham.study.store import Store
-from csham.training.interrupt import StopRequest
+from csham.training.interrupt import TIME_IS_OVER, StopRequest, TimeLimit
 
 __all__ = ["available_cores", "run_local"]
 
@@ -46,6 +46,7 @@ def run_local(
     *,
     jobs: int = 1,
     wait: bool = True,
+    limit: TimeLimit | None = None,
 ) -> Outcome:
     """Run cells in processes of this machine.
 
@@ -56,6 +57,7 @@ def run_local(
         progress: Told what happens.
         jobs: Processes that train at the same time.
         wait: True to wait for cells that processes elsewhere have claimed.
+        limit: Time by which all that runs has stopped and saved.
 
     Returns:
         Signal that stopped it, if any did.
@@ -63,8 +65,8 @@ def run_local(
     Raises:
         UserError: Nothing in this study can be trained here, or workers cannot even start.
     """
-    engine = _Engine(store, tasks, machine, progress, jobs, wait)
-    with StopRequest(lambda: progress.note("stopping after this step; once more stops at once")) as stop:
+    engine = _Engine(store, tasks, machine, progress, jobs, wait, limit)
+    with StopRequest(lambda: progress.note("stopping after this step; once more stops at once"), limit) as stop:
         try:
             outcome = engine.run(stop)
         except KeyboardInterrupt:
@@ -86,6 +88,7 @@ class _Worker:
         process: The process.
         log: Output of the process so far.
         task: Task that it works on.
+        given_at: Time at which it got that, until the first step of it.
         answered: True if it ever said anything.
     """
 
@@ -94,6 +97,7 @@ class _Worker:
     log: Path
     task: Task | None = None
     started: str = field(default_factory=now)
+    given_at: float | None = None
     answered: bool = False
 
     def send(self, content: Any) -> None:
@@ -112,7 +116,10 @@ class _Engine:
         progress: StudyProgress,
         jobs: int,
         wait: bool,
+        limit: TimeLimit | None,
     ) -> None:
+        self._limit = limit
+        self._seconds_to_begin = 0.0  # the fewest that a cell took to its first step
         self._store, self._machine, self._progress = store, machine, progress
         self._jobs, self._wait = jobs, wait
         self._pending = list(tasks)
@@ -127,9 +134,14 @@ class _Engine:
     def run(self, stop: StopRequest) -> Outcome:
         """Give tasks out until none is left or a stop is wanted."""
         while stop.signum is None:
-            self._give_out()
-            if not any(worker.task for worker in self._workers.values()) and not self._pending:
-                return Outcome()
+            may_begin = self._limit is None or self._limit.left() > self._seconds_to_begin
+            if may_begin:
+                self._give_out()
+            if not any(worker.task for worker in self._workers.values()):
+                if not self._pending:
+                    return Outcome()
+                if not may_begin:
+                    return Outcome(TIME_IS_OVER)
             self._handle_events(0.2)
         for worker in self._workers.values():
             worker.process.terminate()
@@ -161,7 +173,7 @@ class _Engine:
                 return
             if worker is None:
                 worker = self._workers[job] = self._start(job)
-            worker.task, worker.started = task, now()
+            worker.task, worker.started, worker.given_at = task, now(), time.monotonic()
             self._progress.cell(job, task.cell.label, "starting", 0.0, 0.0)
             worker.send({"key": task.cell.key, "attempts": task.attempts})
 
@@ -248,7 +260,11 @@ class _Engine:
             self._progress.note(event["text"])
         elif kind == "preparing":
             self._progress.preparing(**event)
+        elif kind == "need":
+            if self._limit is not None:
+                self._limit.need(event["seconds"])
         elif kind == "step" and task is not None:
+            self._note_begin(worker)
             self._progress.cell(worker.job, task.cell.label, **event)
         elif kind == "fatal":
             worker.task = None
@@ -263,6 +279,12 @@ class _Engine:
             else:
                 worker.task = None
                 self._progress.ended(worker.job, self._store.by_key()[task.cell.key])
+
+    def _note_begin(self, worker: _Worker) -> None:
+        if worker.given_at is not None:
+            seconds = time.monotonic() - worker.given_at
+            self._seconds_to_begin = min(self._seconds_to_begin or seconds, seconds)
+            worker.given_at = None
 
     def _take_back(self, worker: _Worker) -> None:
         """Put a worker's task in front of the others."""

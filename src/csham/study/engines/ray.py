@@ -31,7 +31,7 @@ from csham.study.progress import StudyProgress
 from csham.study.record import DamagedRunError, is_over, now
 from csham.study.store import Store
 from csham.study.study_file import FILE
-from csham.training.interrupt import InterruptedRunError, StopRequest
+from csham.training.interrupt import InterruptedRunError, StopRequest, TimeLimit
 from csham.training.progress import QuietProgress
 
 __all__ = ["run_ray"]
@@ -58,6 +58,7 @@ def run_ray(
     num_cpus: int = 1,
     num_gpus: float | None = None,
     wait: bool = True,
+    limit: TimeLimit | None = None,
 ) -> Outcome:
     """Run cells as tasks of a Ray cluster.
 
@@ -72,6 +73,7 @@ def run_ray(
         num_gpus: GPUs for each cell, or a part of one; None gives one where the cluster has any and ``machine`` names
             no other device.
         wait: True to wait for cells that processes elsewhere have claimed.
+        limit: Time by which all that runs has stopped and saved.
 
     Returns:
         Signal that stopped it, if any did.
@@ -81,12 +83,13 @@ def run_ray(
             be trained there.
     """
     ray = _import_ray()
-    stopping = StopRequest(lambda: progress.note(_STOPPING))
+    stopping = StopRequest(lambda: progress.note(_STOPPING), limit)
     # Ray prints what befalls its processes, and standard output is for results.
     with contextlib.redirect_stdout(sys.stderr), _connected(ray, address), stopping as stop:
         gpus = _gpus(ray, machine) if num_gpus is None else num_gpus
         _check_room(ray, num_cpus, gpus)
-        engine = _Engine(ray, store, tasks, dict(machine), progress, {"num_cpus": num_cpus, "num_gpus": gpus}, wait)
+        resources = {"num_cpus": num_cpus, "num_gpus": gpus}
+        engine = _Engine(ray, store, tasks, dict(machine), progress, resources, wait, limit)
         try:
             return engine.run(stop)
         finally:
@@ -160,7 +163,9 @@ class _Engine:
         progress: StudyProgress,
         resources: Mapping[str, Any],
         wait: bool,
+        limit: TimeLimit | None,
     ) -> None:
+        self._limit = limit
         self._ray, self._store, self._machine, self._progress, self._wait = ray, store, machine, progress, wait
         self._started = now()
         self._pending = list(tasks)
@@ -311,6 +316,8 @@ class _Engine:
         except self._ray.exceptions.RayError:
             return  # the board was on a node that is gone; the cells go on
         labels = {task.cell.key: task.cell.label for task in self._running.values()}
+        if self._limit is not None:
+            self._limit.need(said["need"])
         for text in said["notes"]:
             self._progress.note(text)
         for key, (where, fraction, rate) in said["cells"].items():
@@ -351,6 +358,7 @@ class _Board:
     def __init__(self) -> None:
         self._cells: dict[str, tuple[str, float, float]] = {}
         self._notes: list[str] = []
+        self._need = 0.0
 
     def cell(self, key: str, where: str, fraction: float, rate: float) -> None:
         """Tell how far a cell is."""
@@ -360,9 +368,13 @@ class _Board:
         """Say a line."""
         self._notes.append(text)
 
+    def need(self, seconds: float) -> None:
+        """Tell how long a cell would take to stop and save."""
+        self._need = max(self._need, seconds)
+
     def take(self) -> dict[str, Any]:
         """Return what was said since the last call."""
-        said = {"cells": self._cells, "notes": self._notes}
+        said = {"cells": self._cells, "notes": self._notes, "need": self._need}
         self._cells, self._notes = {}, []
         return said
 
@@ -372,13 +384,18 @@ class _BoardProgress(QuietProgress):
 
     def __init__(self, board: Any, key: str) -> None:
         self._board, self._key = board, key
-        self._total, self._last = 1, 0.0
+        self._total, self._last, self._needed = 1, 0.0, 0.0
 
     def note(self, text: str) -> None:
         self._board.note.remote(text)
 
     def start(self, done: int, total: int) -> None:
         self._total = total
+
+    def need(self, seconds: float) -> None:
+        if seconds > self._needed:
+            self._needed = seconds
+            self._board.need.remote(seconds)
 
     def step(self, where: str, done: int, loss: float | None, images_per_s: float) -> None:
         if time.monotonic() - self._last >= _SECONDS_BETWEEN_LOOKS:

@@ -1,0 +1,72 @@
+"""Trained networks that come with the package: the shared folders in ``csham/zoo``, by their names.
+
+``zoo:NAME`` stands wherever a run or a shared folder does, and is read, checked and refused as any shared folder is.
+The table of everything that was measured, ``results.json``, lies beside them. ``scripts/zoo.py`` writes both. Nothing
+here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csham.errors import unknown_name
+
+__all__ = ["PREFIX", "TABLE", "ZOO", "is_in_zoo", "zoo_folder", "zoo_names", "zoo_rows"]
+
+ZOO = Path(__file__).parent.parent / "zoo"
+"""Folder of the shared folders."""
+
+TABLE = ZOO / "results.json"
+"""File of the table, as ``csham list results --json`` prints it."""
+
+PREFIX = "zoo:"
+"""Stands before the name of a network."""
+
+
+def is_in_zoo(path: Path | str) -> bool:
+    """Return True if ``zoo:NAME`` is meant, not something on this machine."""
+    return str(path).startswith(PREFIX)
+
+
+def zoo_names() -> list[str]:
+    """Return the names of the networks, without the prefix."""
+    return sorted(file.parent.name for file in ZOO.glob("*/config.json"))
+
+
+def zoo_folder(name: Path | str) -> Path:
+    """Return the shared folder of a network.
+
+    Args:
+        name: ``zoo:NAME``.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    wanted, names = str(name).removeprefix(PREFIX), zoo_names()
+    if wanted not in names:
+        raise unknown_name("network of the zoo", wanted, names)
+    return ZOO / wanted
+
+
+def zoo_rows() -> list[dict[str, Any]]:
+    """Return what there is to know of each network before it is loaded, by its card."""
+    return [_row(name) for name in zoo_names()]
+
+
+def _row(name: str) -> dict[str, Any]:
+    config = json.loads((ZOO / name / "config.json").read_bytes())
+    header = yaml.safe_load((ZOO / name / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    (measured,) = header["model-index"]
+    (result,) = measured["results"]
+    return {
+        "name": f"{PREFIX}{name}",
+        "summary": f"{measured['name']}, {config['weights']} weights",
+        "data": f"{result['dataset']['name']}, {config['preprocessing']['center_crop']} px",
+        "top1": next(metric["value"] for metric in result["metrics"] if metric["type"] == "accuracy"),
+        "bytes": (ZOO / name / "model.safetensors").stat().st_size,
+        "license": header["license"],
+    }
