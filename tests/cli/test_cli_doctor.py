@@ -1,11 +1,16 @@
 """csham doctor says which kernels run and why, and mends what can be mended."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from csham.ops import choice, cpu
+from csham.ops.cpu.build import find_library, own_library
+from csham.ops.cpu.compiler import compile_library, find_compiler
+from csham.ops.cpu.ready import LIBRARY, describe
 
 BROKEN = "echo 'kernels.cpp:3: error: broken' >&2; exit 1"
 
@@ -43,6 +48,26 @@ def test_build_and_clear(doctor, no_kernels_yet):
     assert cache["folder"] == str(no_kernels_yet / "kernels")
     assert cache["bytes"] > 1000
     assert doctor("--clear")["cache"]["versions"] == 0
+
+
+def test_what_came_with_the_wheel_until_something_is_built(doctor, monkeypatch, no_kernels_yet, tmp_path):
+    sources = Path(shutil.copytree(Path(__file__).parents[1] / "ops/cpu/stand_in", tmp_path / "sources"))
+    (sources / "ready").mkdir()
+    compile_library(sources, find_compiler(), sources / "ready" / LIBRARY)
+    describe(sources / "ready", sources, find_compiler(), 1.0)
+    monkeypatch.setattr(cpu.load, "__defaults__", (sources,))
+    monkeypatch.setattr(find_library, "__defaults__", (sources,))
+    monkeypatch.setattr(own_library, "__defaults__", (sources, ""))
+    for found in (doctor(), doctor("--build")):
+        assert found["kernels"]["cpu"]["reason"].endswith(", ready, from the wheel")
+        assert (found["cache"]["state"], found["cache"]["library"]) == ("ready", str(sources / "ready"))
+    assert not no_kernels_yet.exists()
+    assert "built by stand-in 1.0" in doctor("--rebuild")["kernels"]["cpu"]["reason"]
+    assert doctor("--clear")["cache"]["state"] == "ready"
+    (sources / "more.h").touch()
+    cache = doctor()["cache"]
+    assert cache["state"] == "not built"
+    assert "those that came with csham are not used: they were built from other sources" in cache["detail"]
 
 
 def test_a_failed_build_and_another_try(doctor, compiler, monkeypatch):

@@ -29,7 +29,7 @@ _FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16
 def doctor(
     *,
     build: Annotated[
-        bool, typer.Option("--build", help="Build the CPU kernels now if they are not.", rich_help_panel=CACHE)
+        bool, typer.Option("--build", help="Build the CPU kernels now if there are none.", rich_help_panel=CACHE)
     ] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build them anew, also after a failure.", rich_help_panel=CACHE)
@@ -70,10 +70,10 @@ def doctor(
 
 def _build(*, again: bool) -> None:
     from csham.ops.cpu import Unavailable  # noqa: PLC0415
-    from csham.ops.cpu.build import build_library, find_library  # noqa: PLC0415
+    from csham.ops.cpu.build import build_library, find_library, own_library  # noqa: PLC0415
 
     try:
-        library = find_library()
+        library = own_library() if again else find_library()
         if library.compiler is None and again:
             raise UserError("doctor --rebuild: there is no C++ compiler. Install g++, or name one by CXX.")
         if again or library.state == "not built":
@@ -135,6 +135,8 @@ def _cache() -> Found:
     except Unavailable as err:
         return found | {"state": "not built", "detail": str(err), "library": None}
     detail = str(library.failure()) if library.state == "failed" else ""
+    if library.refused:
+        detail = f"{detail} (those that came with csham are not used: {library.refused})".strip()
     return found | {
         "state": library.state,
         "detail": detail,
@@ -206,7 +208,7 @@ def _rows(found: Found) -> Iterator[tuple[str, str]]:
     yield "compiler", f"{' '.join(compiler['command'])}: {compiler['version']}" if compiler else "none"
     cache = found["cache"]
     about = cache.get("about") or {}
-    took = f" in {about['seconds']} s on {about['date']}" if about else ""
+    took = f" in {about['seconds']} s on {about['date']}" if about and cache["state"] != "ready" else ""
     yield "library", f"{cache['state']}{took} {cache['library'] or ''} {cache['detail']}".strip()
     count = cache["versions"]
     yield "cache", f"{cache['folder']}: {count} version{'s' * (count != 1)}, {cache['bytes'] / 2**20:.1f} MiB"

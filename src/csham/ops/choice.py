@@ -146,12 +146,13 @@ def _automatic(device_type: str) -> Choice:
 def _cpu(device_type: str) -> Choice:
     if device_type != "cpu":
         raise cpu.Unavailable("the C++ kernels run on CPU tensors only.")
-    about = cpu.load().about()
+    library = cpu.load()
+    about = library.about()
     capability = torch.backends.cpu.get_cpu_capability()
+    built = f"built by {about.get('compiler', 'an unknown compiler')}"
+    made = "ready, from the wheel" if library.state == "ready" else built
     alone = "" if about.get("openmp") else ", on one thread: it shares no OpenMP with PyTorch"
-    return Choice(
-        "cpu", f"C++ kernels for {capability}, built by {about.get('compiler', 'an unknown compiler')}{alone}"
-    )
+    return Choice("cpu", f"C++ kernels for {capability}, {made}{alone}")
 
 
 def _triton(device_type: str) -> Choice:

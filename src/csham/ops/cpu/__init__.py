@@ -1,7 +1,8 @@
 """The C++ kernels: ``kernels.cpp`` and its headers, once for each instruction set, and ``operators.cpp``, which offers
 them to PyTorch.
 
-``build`` keeps them built, by means of ``compiler``; :func:`load` brings them into this process.
+``ready`` finds those that came with csham's wheel, ``build`` keeps others built, by means of ``compiler``; :func:`load`
+brings them into this process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from csham.ops.cpu.build import SOURCES, Library, build_library, find_library
 from csham.ops.cpu.compiler import Unavailable
+from csham.ops.cpu.ready import refuse
 
 __all__ = ["Library", "Unavailable", "load"]
 
@@ -22,7 +24,7 @@ _failed: dict[Path, str] = {}
 
 
 def load(sources: Path = SOURCES) -> Library:
-    """Load the kernels into this process, after building them if no process has.
+    """Load the kernels into this process, after building them if none came with csham and no process has.
 
     Only the first call does anything: what failed once in a process is not tried again in it.
 
@@ -49,15 +51,25 @@ def load(sources: Path = SOURCES) -> Library:
 
 def _load(sources: Path) -> Library:
     library = find_library(sources)
+    if library.state == "ready":
+        try:
+            return _opened(library)
+        except OSError as err:
+            refuse(library.folder, f"they cannot be loaded: {err.__cause__ or err}")
+        library = find_library(sources)
     if library.state == "not built":
         build_library(library)
     if library.state == "failed":
         raise library.failure()
     try:
-        torch.ops.load_library(str(library.path))
+        return _opened(library)
     except OSError as err:
         raise Unavailable(
             f"the CPU kernels were built and cannot be loaded: {err.__cause__ or err}. `csham doctor --rebuild`, or "
             f"deleting {library.folder}, builds them anew."
         ) from err
+
+
+def _opened(library: Library) -> Library:
+    torch.ops.load_library(str(library.path))
     return library

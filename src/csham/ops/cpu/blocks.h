@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -265,7 +266,7 @@ class Scratch {
   float* take(int64_t floats) {
     float* array = next_ + (-(reinterpret_cast<uintptr_t>(next_) / sizeof(float)) % kFloatsPerLine);
     next_ = array + floats;
-    TORCH_INTERNAL_ASSERT_DEBUG_ONLY(next_ <= end_);
+    assert(next_ <= end_);
     return array;
   }
 

@@ -1,8 +1,8 @@
-"""Compile the C++ kernels once for each user, and keep the library where every later process finds it.
+"""Find the library of the C++ kernels: the one that came with csham, or one compiled once for each user and kept.
 
-The library's folder below the cache is named by all that it is made of, so what is there fits or is not looked at. It
-appears whole, by a rename, or holds the log of a build that failed. One lock, which the system releases with the
-process that holds it, lets one process of a user build at a time.
+A compiled library's folder below the cache is named by all that it is made of, so what is there fits or is not looked
+at. It appears whole, by a rename, or holds the log of a build that failed. One lock, which the system releases with
+the process that holds it, lets one process of a user build at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from csham.ops.cpu.compiler import (
     find_compiler,
     own_flags,
 )
+from csham.ops.cpu.ready import LIBRARY, digest_of, find_ready
 
 __all__ = [
     "Library",
@@ -42,6 +43,7 @@ __all__ = [
     "clear",
     "find_library",
     "kernels_root",
+    "own_library",
 ]
 
 SOURCES = Path(__file__).parent
@@ -49,22 +51,24 @@ SOURCES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Library:
-    """The kernels as built, or to be built, from these sources for this PyTorch.
+    """The kernels as they came with csham, or as built, or to be built, from these sources for this PyTorch.
 
     Attributes:
         folder: Folder of the library, or of the log of the build that failed.
         sources: Folder of the headers, ``kernels.cpp`` and ``operators.cpp``.
-        compiler: Compiler that builds it; None where there is none and another machine built it.
+        compiler: Compiler that builds it; None where another machine built it.
+        refused: Reason why this is not the library that came with csham; empty if it is, or if none did.
     """
 
     folder: Path
     sources: Path
     compiler: Compiler | None
+    refused: str = ""
 
     @property
     def path(self) -> Path:
         """The shared library."""
-        return self.folder / "csham_kernels.so"
+        return self.folder / LIBRARY
 
     @property
     def log(self) -> Path:
@@ -73,7 +77,9 @@ class Library:
 
     @property
     def state(self) -> str:
-        """``built``, ``failed`` or ``not built``."""
+        """``ready`` if it came with csham; ``built``, ``failed`` or ``not built``."""
+        if self.folder.parent == self.sources:
+            return "ready"
         if self.path.is_file():
             return "built"
         return "failed" if self.log.is_file() else "not built"
@@ -100,9 +106,31 @@ def kernels_root() -> Path:
 
 
 def find_library(sources: Path = SOURCES) -> Library:
-    """Say where the library for these sources, this PyTorch and this compiler is or will be.
+    """Say where the library is or will be: one that was built here, or else the one that came with csham.
+
+    Raises:
+        Unavailable: There is neither a library nor a compiler.
+    """
+    ready, refused = find_ready(sources)
+    if ready is None or refused:
+        return own_library(sources, refused)
+    # Where nothing was ever built, the compilers need not be asked who they are.
+    if any(kernels_root().glob(f"{_made_of(sources)}-*")):
+        with contextlib.suppress(Unavailable):
+            own = own_library(sources)
+            if own.state == "built":
+                return own
+    return Library(ready, sources, None)
+
+
+def own_library(sources: Path = SOURCES, refused: str = "") -> Library:
+    """Say where the library for these sources, this PyTorch and this compiler is or will be built.
 
     Without a compiler, whichever compiler's library is there serves: the home of a cluster is built on one node.
+
+    Args:
+        sources: Folder of the sources.
+        refused: Reason why the library that came with csham is not used.
 
     Raises:
         Unavailable: There is neither a library nor a compiler.
@@ -111,15 +139,16 @@ def find_library(sources: Path = SOURCES) -> Library:
     made_of = _made_of(sources)
     if compiler is not None:
         made_by = _digest(compiler.version, *own_flags(compiler))[:8]
-        return Library(kernels_root() / f"{made_of}-{made_by}", sources, compiler)
-    found = (Library(folder, sources, None) for folder in sorted(kernels_root().glob(f"{made_of}-*")))
+        return Library(kernels_root() / f"{made_of}-{made_by}", sources, compiler, refused)
+    found = (Library(folder, sources, None, refused) for folder in sorted(kernels_root().glob(f"{made_of}-*")))
     for library in found:
         if library.state == "built":
             return library
     chosen = f"CXX={os.environ['CXX']}" if os.environ.get("CXX") else "g++, c++ or clang++"
     raise Unavailable(
-        f"the CPU kernels are built on first use by a C++ compiler, and there is no {chosen}. Install one (Debian and "
-        "Ubuntu: apt install g++; conda: conda install cxx-compiler) or name it by CXX in the environment."
+        f"{_not_used(refused)}the CPU kernels are built on first use by a C++ compiler, and there is no {chosen}. "
+        "Install one (Debian and Ubuntu: apt install g++; conda: conda install cxx-compiler) or name it by CXX in the "
+        "environment."
     )
 
 
@@ -127,7 +156,7 @@ def build_library(library: Library, *, again: bool = False) -> None:
     """Build a library, or wait for the process that does; afterwards it is built, or failed and says why.
 
     Args:
-        library: As :func:`find_library` returns it.
+        library: As :func:`own_library` returns it.
         again: True to build it also where it was built, or failed, before.
 
     Raises:
@@ -187,7 +216,7 @@ def _build(library: Library) -> None:
     temporary.mkdir()
     try:
         began = time.monotonic()
-        _say(f"building the CPU kernels (once, about {estimated_seconds()} s) ...")
+        _say(f"{_not_used(library.refused)}building the CPU kernels (once, about {estimated_seconds()} s) ...")
         failed = compile_library(library.sources, compiler, temporary / library.path.name)
         seconds = round(time.monotonic() - began, 1)
         for scratch in temporary.glob("*.o*"):
@@ -224,9 +253,7 @@ def _made_of(sources: Path) -> str:
     parts += [sys.platform, *extra_flags()]
     if any("native" in flag for flag in extra_flags()):
         parts.append(_processor_flags())
-    for source in sorted((*sources.glob("*.cpp"), *sources.glob("*.h"))):
-        parts += [source.name, source.read_text(encoding="utf-8")]
-    return _digest(*parts)[:16]
+    return _digest(*parts, digest_of(sources))[:16]
 
 
 def _processor_flags() -> str:
@@ -248,6 +275,10 @@ def _errors(log: str) -> str:
     lines = [line.strip() for line in log.splitlines()[1:] if line.strip()]
     telling = [line for line in lines if "error" in line.lower()][:2] or lines[-2:] or ["it said nothing"]
     return " | ".join(line if len(line) < 200 else f"{line[:200]}..." for line in telling)
+
+
+def _not_used(refused: str) -> str:
+    return f"the kernels that came with csham are not used: {refused}; " if refused else ""
 
 
 def _say(what: str) -> None:

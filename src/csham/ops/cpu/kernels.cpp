@@ -3,8 +3,6 @@
 // Images are shared out among the threads. Two passes over one image follow each other, so that the second finds it in
 // the cache. What is summed over images (gradients of filters) is kept apart for fixed groups of images and added up in
 // their order, so that the result does not depend on the number of threads.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -14,6 +12,7 @@
 #include "channels_last.h"
 #include "contiguous.h"
 #include "kernels.h"
+#include "parallel.h"
 #include "spatial_gate.h"
 #include "vectors.h"
 
@@ -44,7 +43,7 @@ T* at(T* batch, int64_t b, int64_t stride) {
 template <typename F>
 void for_each_image(const Map& map, const F& run) {
   const int64_t grain = std::max<int64_t>(1, kGrainValues / std::max<int64_t>(1, map.size.values()));
-  at::parallel_for(0, map.B, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, map.B, grain, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) run(b);
   });
 }
@@ -167,7 +166,7 @@ struct Batch {
     const int64_t length = p.dfilters == nullptr ? 0 : 9 * size.C;
     std::vector<float> dfilters(groups * length, 0.f), dgate(map.B * parameters);
     const bool stream = past_cache(map);
-    at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group)
         for (int64_t b = group * map.B / groups; b < (group + 1) * map.B / groups; ++b)
           image_backward(p, size, b, taps.data, length == 0 ? nullptr : dfilters.data() + group * length,

@@ -1,22 +1,16 @@
 // The operators of csham/ops/library.py on the CPU: tensors in, tensors out, the work in kernels.cpp.
 #include <ATen/Version.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
-#include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "tensors.h"
 
 namespace csham {
 namespace {
-
-using at::Tensor;
-using Optional = std::optional<Tensor>;
 
 // The instruction set is torch's choice, which the environment variable ATEN_CPU_CAPABILITY can lower.
 const Kernels& kernels() {
@@ -29,46 +23,41 @@ const Kernels& kernels() {
 }
 
 Map map_of(const Tensor& x) {
-  TORCH_CHECK(x.dim() == 4, "csham: expected a feature map (B, C, H, W), got ", x.sizes());
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
-              "csham: the CPU kernels take float32 and bfloat16, got ", x.scalar_type());
+  if (x.dim() != 4) fail("expected a feature map (B, C, H, W), got " + described(x));
+  if (!is_float(x) && !is_bfloat16(x)) fail("the CPU kernels take float32 and bfloat16, got " + described(x));
   const bool contiguous = x.is_contiguous();
-  TORCH_CHECK(contiguous || x.is_contiguous(at::MemoryFormat::ChannelsLast),
-              "csham: expected a map that is contiguous or channels_last");
-  return {x.size(0), {x.size(1), x.size(2), x.size(3)}, !contiguous, x.scalar_type() == at::kBFloat16};
+  if (!contiguous && !is_channels_last(x)) fail("expected a map that is contiguous or channels_last");
+  return {x.size(0), {x.size(1), x.size(2), x.size(3)}, !contiguous, is_bfloat16(x)};
 }
 
-// A map in the memory format of x. Eager code hands in nothing else; a compiler may lay the maps that it keeps otherwise.
-Tensor like(const Tensor& other, const Tensor& x) {
-  TORCH_CHECK(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type(),
-              "csham: expected a map of the shape and type of x, ", x.sizes(), " ", x.scalar_type(), ", got ",
-              other.sizes(), " ", other.scalar_type());
-  return other.contiguous(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast);
-}
-
-Optional like(const Optional& other, const Tensor& x) { return other ? Optional(like(*other, x)) : Optional(); }
-
-const void* data(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
-
-// Small operands as contiguous float32, kept as long as the operator runs.
+// Operands as the kernels read them, kept as long as the operator runs.
 struct Operands {
+  // Contiguous float32.
   const float* operator()(const Tensor& t, int64_t numel) {
-    TORCH_CHECK(t.scalar_type() == at::kFloat && t.numel() == numel, "csham: expected ", numel, " float32 values, got ",
-                t.sizes(), " of ", t.scalar_type());
-    kept.push_back(t.contiguous());
-    return kept.back().const_data_ptr<float>();
+    if (!is_float(t) || t.numel() != numel)
+      fail("expected " + std::to_string(numel) + " float32 values, got " + described(t));
+    return static_cast<const float*>(t.is_contiguous() ? t.data() : copied(t, dense_strides(t.sizes())));
   }
   const float* operator()(const Optional& t, int64_t numel) { return t ? (*this)(*t, numel) : nullptr; }
+
+  // A map in the memory format of x. Eager code hands in nothing else; a compiler may lay the maps that it keeps
+  // otherwise.
+  const void* like(const Tensor& x, const Tensor& other) {
+    if (!same_shape(other, x) || other.type() != x.type())
+      fail("expected a map of the shape and type of x, " + described(x) + ", got " + described(other));
+    const bool contiguous = x.is_contiguous();
+    if (contiguous ? other.is_contiguous() : is_channels_last(other)) return other.data();
+    return copied(other, contiguous ? dense_strides(x.sizes()) : dense_strides(x.sizes(), kChannelsLast));
+  }
+  const void* like(const Tensor& x, const Optional& other) { return other ? like(x, *other) : nullptr; }
+
+ private:
+  const void* copied(const Tensor& t, Shape strides) {
+    kept.push_back(copy(t, strides));
+    return kept.back().data();
+  }
   std::vector<Tensor> kept;
 };
-
-Tensor empty(const Tensor& like, at::IntArrayRef shape) {
-  return at::empty(shape, like.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
-}
-
-Tensor none(const Tensor& like) { return empty(like, {0}); }
-
-float* data(Tensor& t) { return t.numel() == 0 ? nullptr : t.mutable_data_ptr<float>(); }
 
 struct Sizes {
   explicit Sizes(const Tensor& x)
@@ -83,9 +72,9 @@ using Carry = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Carry carry(const Tensor& x) {
   const Sizes n(x);
-  auto zero = [&](at::ScalarType type) { return at::zeros({}, x.options().dtype(type)); };
-  return {zero(x.scalar_type()).expand(x.sizes()), zero(at::kFloat).expand({n.B, n.C}),
-          zero(at::kFloat).expand({n.B, 1, n.H, n.W}), zero(at::kFloat).expand({n.B, 1, n.H, n.W})};
+  const int32_t type = aoti_torch_dtype_float32();
+  return {expanded_zero({n.B, n.C, n.H, n.W}, x.type()), expanded_zero({n.B, n.C}, type),
+          expanded_zero({n.B, 1, n.H, n.W}, type), expanded_zero({n.B, 1, n.H, n.W}, type)};
 }
 
 ChannelGate channel_gate(Operands& small, const Tensor& avg_weight, const Tensor& avg_bias, const Tensor& max_weight,
@@ -98,9 +87,9 @@ ChannelGate channel_gate(Operands& small, const Tensor& avg_weight, const Tensor
 auto channel_pool(const Tensor& x, bool maximum) {
   const Sizes n(x);
   const Map map = map_of(x);
-  Tensor mean = empty(x, {n.B, n.C}), max = maximum ? empty(x, {n.B, n.C}) : none(x);
-  kernels().channel_pool(map, x.const_data_ptr(), data(mean), data(max));
-  return std::tuple_cat(std::make_tuple(mean, max), carry(x));
+  Tensor mean = empty({n.B, n.C}), max = maximum ? empty({n.B, n.C}) : none();
+  kernels().channel_pool(map, data(x), floats(mean), floats(max));
+  return std::tuple_cat(std::make_tuple(std::move(mean), std::move(max)), carry(x));
 }
 
 Tensor channel_pool_backward(const Optional& dz, const Tensor& x, const Optional& w, const Optional& s,
@@ -109,13 +98,12 @@ Tensor channel_pool_backward(const Optional& dz, const Tensor& x, const Optional
   const Sizes n(x);
   PoolBackward p{};
   const Map map = map_of(x);
-  Tensor dx = at::empty_like(x);
-  const Optional dz_like = like(dz, x);
-  p.dz = data(dz_like), p.x = x.const_data_ptr();
+  Tensor dx = empty_like(x);
+  p.dz = small.like(x, dz), p.x = data(x);
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.dchannel_mean = small(dmean, n.channels()), p.dchannel_max = small(dmax, n.channels());
   p.channel_max = small(max, n.channels());
-  p.dx = dx.mutable_data_ptr();
+  p.dx = dx.data();
   kernels().pool_backward(map, p);
   return dx;
 }
@@ -124,16 +112,16 @@ auto position_pool(const Tensor& x, const Optional& w, const Optional& neighbor_
   Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
-  Tensor mean = empty(x, {n.B, 1, n.H, n.W}), max = empty(x, {n.B, 1, n.H, n.W});
-  Tensor neighbors = neighbor_weight ? empty(x, {n.B, 1, n.h, n.w}) : none(x);
-  kernels().position_pool(map, x.const_data_ptr(), small(w, n.channels()), small(neighbor_weight, 9 * n.C), data(mean),
-                          data(max), data(neighbors));
-  return std::tuple_cat(std::make_tuple(mean, max, neighbors), carry(x));
+  Tensor mean = empty({n.B, 1, n.H, n.W}), max = empty({n.B, 1, n.H, n.W});
+  Tensor neighbors = neighbor_weight ? empty({n.B, 1, n.h, n.w}) : none();
+  kernels().position_pool(map, data(x), small(w, n.channels()), small(neighbor_weight, 9 * n.C), floats(mean),
+                          floats(max), floats(neighbors));
+  return std::tuple_cat(std::make_tuple(std::move(mean), std::move(max), std::move(neighbors)), carry(x));
 }
 
 // What both backward operators say of the statistics over the channels.
-void set_positions(Operands& small, PoolBackward& p, const Sizes& n, const Optional& dmean, const Optional& dmax, const Optional& max,
-                   const Optional& ties, const Optional& dneighbors, const Optional& neighbor_weight) {
+void set_positions(Operands& small, PoolBackward& p, const Sizes& n, const auto& dmean, const auto& dmax,
+                   const auto& max, const auto& ties, const Optional& dneighbors, const Optional& neighbor_weight) {
   p.dmean = small(dmean, n.positions()), p.dmax = small(dmax, n.positions());
   p.position_max = small(max, n.positions()), p.ties = small(ties, n.positions());
   p.dneighbors = small(dneighbors, n.neighbors()), p.filters = small(neighbor_weight, 9 * n.C);
@@ -147,15 +135,14 @@ std::tuple<Tensor, Tensor, Tensor> position_pool_backward(
   const Sizes n(x);
   PoolBackward p{};
   const Map map = map_of(x);
-  Tensor dx = at::empty_like(x), dw = position_w ? empty(x, {n.B, n.C}) : none(x);
-  Tensor dfilters = neighbor_weight ? empty(x, neighbor_weight->sizes()) : none(x);
-  const Optional dz_like = like(dz, x);
-  p.dz = data(dz_like), p.x = x.const_data_ptr();
+  Tensor dx = empty_like(x), dw = position_w ? empty({n.B, n.C}) : none();
+  Tensor dfilters = neighbor_weight ? empty(neighbor_weight->sizes()) : none();
+  p.dz = small.like(x, dz), p.x = data(x);
   p.w = small(w, n.channels()), p.s = small(s, n.positions()), p.wp = small(position_w, n.channels());
   set_positions(small, p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
-  p.dx = dx.mutable_data_ptr(), p.dwp = data(dw), p.dfilters = data(dfilters);
+  p.dx = dx.data(), p.dwp = floats(dw), p.dfilters = floats(dfilters);
   kernels().pool_backward(map, p);
-  return {dx, dw, dfilters};
+  return {std::move(dx), std::move(dw), std::move(dfilters)};
 }
 
 auto hybrid_pool(const Tensor& x, const Tensor& avg_weight, const Tensor& avg_bias, const Tensor& max_weight,
@@ -164,13 +151,16 @@ auto hybrid_pool(const Tensor& x, const Tensor& avg_weight, const Tensor& avg_bi
   Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
-  const ChannelGate gate = channel_gate(small, avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
-  Tensor w = empty(x, {n.B, n.C}), channel_mean = empty(x, {n.B, n.C}), channel_max = empty(x, {n.B, n.C});
-  Tensor mean = positions ? empty(x, {n.B, 1, n.H, n.W}) : none(x), max = at::empty_like(mean);
-  Tensor neighbors = neighbor_weight ? empty(x, {n.B, 1, n.h, n.w}) : none(x);
-  kernels().hybrid_pool(map, x.const_data_ptr(), gate, positions, weighted, small(neighbor_weight, 9 * n.C), data(w),
-                        data(channel_mean), data(channel_max), data(mean), data(max), data(neighbors));
-  return std::tuple_cat(std::make_tuple(w, channel_mean, channel_max, mean, max, neighbors), carry(x));
+  const ChannelGate gate =
+      channel_gate(small, avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
+  Tensor w = empty({n.B, n.C}), channel_mean = empty({n.B, n.C}), channel_max = empty({n.B, n.C});
+  Tensor mean = positions ? empty({n.B, 1, n.H, n.W}) : none(), max = empty_like(mean);
+  Tensor neighbors = neighbor_weight ? empty({n.B, 1, n.h, n.w}) : none();
+  kernels().hybrid_pool(map, data(x), gate, positions, weighted, small(neighbor_weight, 9 * n.C), floats(w),
+                        floats(channel_mean), floats(channel_max), floats(mean), floats(max), floats(neighbors));
+  return std::tuple_cat(std::make_tuple(std::move(w), std::move(channel_mean), std::move(channel_max), std::move(mean),
+                                        std::move(max), std::move(neighbors)),
+                        carry(x));
 }
 
 std::tuple<Tensor, Tensor, Tensor> hybrid_pool_backward(
@@ -183,19 +173,19 @@ std::tuple<Tensor, Tensor, Tensor> hybrid_pool_backward(
   const Sizes n(x);
   PoolBackward p{};
   const Map map = map_of(x);
-  const ChannelGate gate = channel_gate(small, avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
-  Tensor dx = at::empty_like(x), dgate = empty(x, {gate.parameters()});
-  Tensor dfilters = neighbor_weight ? empty(x, neighbor_weight->sizes()) : none(x);
-  const Optional dz_like = like(dz, x);
-  p.dz = data(dz_like), p.x = x.const_data_ptr();
+  const ChannelGate gate =
+      channel_gate(small, avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias, relu);
+  Tensor dx = empty_like(x), dgate = empty({gate.parameters()});
+  Tensor dfilters = neighbor_weight ? empty(neighbor_weight->sizes()) : none();
+  p.dz = small.like(x, dz), p.x = data(x);
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.wp = max && weighted ? small(channel_w, n.channels()) : nullptr;
   set_positions(small, p, n, dmean, dmax, max, ties, dneighbors, neighbor_weight);
   p.channel_max = small(channel_max, n.channels()), p.channel_mean = small(channel_mean, n.channels());
   p.gate = &gate, p.dchannel_w = small(dchannel_w, n.channels());
-  p.dx = dx.mutable_data_ptr(), p.dfilters = data(dfilters), p.dgate = data(dgate);
+  p.dx = dx.data(), p.dfilters = floats(dfilters), p.dgate = floats(dgate);
   kernels().pool_backward(map, p);
-  return {dx, dgate, dfilters};
+  return {std::move(dx), std::move(dgate), std::move(dfilters)};
 }
 
 Tensor scale(const Tensor& x, const Optional& w, const Optional& s, const Optional& shortcut, bool relu,
@@ -204,10 +194,9 @@ Tensor scale(const Tensor& x, const Optional& w, const Optional& s, const Option
   Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
-  Tensor y = at::empty_like(x);
-  const Optional shortcut_like = like(shortcut, x);
-  kernels().scale(map, x.const_data_ptr(), small(w, n.channels()), small(s, n.positions()), data(shortcut_like), relu,
-                  y.mutable_data_ptr());
+  Tensor y = empty_like(x);
+  kernels().scale(map, data(x), small(w, n.channels()), small(s, n.positions()), small.like(x, shortcut), relu,
+                  y.data());
   return y;
 }
 
@@ -217,21 +206,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scale_backward(const Tensor& dy, cons
   Operands small;
   const Sizes n(x);
   const Map map = map_of(x);
-  Tensor dz = y ? at::empty_like(x) : at::empty({0}, x.options());
-  Tensor dw = w ? empty(x, {n.B, n.C}) : none(x), ds = s ? empty(x, {n.B, 1, n.H, n.W}) : none(x);
-  Tensor ties = position_max ? empty(x, {n.B, 1, n.H, n.W}) : none(x);
-  const Tensor dy_like = like(dy, x);
-  const Optional y_like = like(y, x);
-  kernels().scale_backward(map, dy_like.const_data_ptr(), x.const_data_ptr(), small(w, n.channels()),
-                           small(s, n.positions()), small(position_w, n.channels()),
-                           small(position_max, n.positions()), data(y_like), y ? dz.mutable_data_ptr() : nullptr, data(dw), data(ds), data(ties));
-  return {dz, dw, ds, ties};
+  Tensor dz = y ? empty_like(x) : none(x.type());
+  Tensor dw = w ? empty({n.B, n.C}) : none(), ds = s ? empty({n.B, 1, n.H, n.W}) : none();
+  Tensor ties = position_max ? empty({n.B, 1, n.H, n.W}) : none();
+  kernels().scale_backward(map, small.like(x, dy), data(x), small(w, n.channels()), small(s, n.positions()),
+                           small(position_w, n.channels()), small(position_max, n.positions()), small.like(x, y),
+                           y ? dz.data() : nullptr, floats(dw), floats(ds), floats(ties));
+  return {std::move(dz), std::move(dw), std::move(ds), std::move(ties)};
 }
 
 SpatialGate gate_of(Operands& small, const Tensor& mean, const Tensor& max, const Optional& neighbors, const Tensor& weight, bool relu,
                     const Norm& norm, const Norm& neighbor_norm) {
   const Sizes n(mean);
-  const int64_t k = weight.size(-1);
+  const int64_t k = weight.size(3);
   SpatialGate gate{};
   gate.B = n.B, gate.H = n.H, gate.W = n.W, gate.kernel_size = k, gate.coarse_H = n.h, gate.coarse_W = n.w;
   gate.mean = small(mean, n.positions()), gate.max = small(max, n.positions());
@@ -254,10 +241,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate(
     const Optional& neighbor_norm_var, bool training, bool neighbor_training, double eps, double neighbor_eps,
     bool relu) {
   Operands small;
-  Tensor s = at::empty_like(mean), position = at::empty_like(mean);
+  Tensor s = empty_like(mean), position = empty_like(mean);
   // Zero where an empty batch or a missing term leaves nothing to be written.
-  Tensor batch = at::zeros({4}, mean.options());
-  Tensor m = batch.narrow(0, 0, 1).clone(), v = m.clone(), nm = m.clone(), nv = m.clone();
+  Tensor m = zeros(1), v = zeros(1), nm = zeros(1), nv = zeros(1);
   const Norm norm = training ? norm_of(small, norm_weight, norm_bias, m, v, true, eps)
                              : norm_of(small, norm_weight, norm_bias, norm_mean.value(), norm_var.value(), false, eps);
   const Norm neighbor_norm =
@@ -266,10 +252,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate(
           : norm_of(small, neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean.value(), neighbor_norm_var.value(),
                     false, neighbor_eps);
   SpatialGate gate = gate_of(small, mean, max, neighbors, weight, relu, norm, neighbor_norm);
-  gate.position = position.mutable_data_ptr<float>();
-  gate.s = s.mutable_data_ptr<float>();
+  gate.position = floats(position);
+  gate.s = floats(s);
   kernels().spatial_gate(gate);
-  return {s, position, m, v, nm, nv};
+  return {std::move(s), std::move(position), std::move(m), std::move(v), std::move(nm), std::move(nv)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
@@ -280,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
     bool training, bool neighbor_training, double eps, double neighbor_eps, bool relu) {
   Operands small;
   const Sizes n(mean);
-  const Tensor none_used = at::zeros({1}, mean.options());
+  const Tensor none_used = zeros(1);
   SpatialGate gate = gate_of(
       small, mean, max, neighbors, weight, relu,
       norm_of(small, norm_weight, norm_bias, norm_mean.value(), norm_var.value(), training, eps),
@@ -288,26 +274,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
               neighbors ? neighbor_norm_var.value() : none_used, neighbor_training, neighbor_eps));
   gate.position = const_cast<float*>(small(position, n.positions()));
   gate.s = const_cast<float*>(small(s, n.positions()));
-  Tensor dmean = at::empty_like(mean), dmax = at::empty_like(mean), dweight = empty(mean, weight.sizes());
-  Tensor dneighbors = neighbors ? empty(mean, neighbors->sizes()) : none(mean), dnorms = at::zeros({4}, mean.options());
-  float* norms = data(dnorms);
-  kernels().spatial_gate_backward(gate, {small(ds, n.positions()), data(dmean), data(dmax), data(dweight),
-                                         data(dneighbors), norms, norms + 1, norms + 2, norms + 3});
-  return {dmean, dmax, dneighbors, dweight, dnorms};
+  Tensor dmean = empty_like(mean), dmax = empty_like(mean), dweight = empty(weight.sizes());
+  Tensor dneighbors = neighbors ? empty(neighbors->sizes()) : none(), dnorms = zeros(4);
+  float* norms = floats(dnorms);
+  kernels().spatial_gate_backward(gate, {small(ds, n.positions()), floats(dmean), floats(dmax), floats(dweight),
+                                         floats(dneighbors), norms, norms + 1, norms + 2, norms + 3});
+  return {std::move(dmean), std::move(dmax), std::move(dneighbors), std::move(dweight), std::move(dnorms)};
 }
+
+// PyTorch keeps these as long as the process lives.
+const bool registered = [] {
+  TorchLibraryHandle library = nullptr;
+  aoti_torch_library_init_impl("csham_cpu", "CPU", "operators.cpp", __LINE__, &library);
+  aoti_torch_library_impl(library, "channel_pool", boxed<channel_pool>);
+  aoti_torch_library_impl(library, "channel_pool_backward", boxed<channel_pool_backward>);
+  aoti_torch_library_impl(library, "position_pool", boxed<position_pool>);
+  aoti_torch_library_impl(library, "position_pool_backward", boxed<position_pool_backward>);
+  aoti_torch_library_impl(library, "hybrid_pool", boxed<hybrid_pool>);
+  aoti_torch_library_impl(library, "hybrid_pool_backward", boxed<hybrid_pool_backward>);
+  aoti_torch_library_impl(library, "scale", boxed<scale>);
+  aoti_torch_library_impl(library, "scale_backward", boxed<scale_backward>);
+  aoti_torch_library_impl(library, "spatial_gate", boxed<spatial_gate>);
+  aoti_torch_library_impl(library, "spatial_gate_backward", boxed<spatial_gate_backward>);
+  return true;
+}();
 
 }  // namespace
 }  // namespace csham
-
-TORCH_LIBRARY_IMPL(csham_cpu, CPU, m) {
-  m.impl("channel_pool", csham::channel_pool);
-  m.impl("channel_pool_backward", csham::channel_pool_backward);
-  m.impl("position_pool", csham::position_pool);
-  m.impl("position_pool_backward", csham::position_pool_backward);
-  m.impl("hybrid_pool", csham::hybrid_pool);
-  m.impl("hybrid_pool_backward", csham::hybrid_pool_backward);
-  m.impl("scale", csham::scale);
-  m.impl("scale_backward", csham::scale_backward);
-  m.impl("spatial_gate", csham::spatial_gate);
-  m.impl("spatial_gate_backward", csham::spatial_gate_backward);
-}

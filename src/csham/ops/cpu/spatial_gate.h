@@ -15,9 +15,9 @@
 #pragma once
 
 #include "kernels.h"
+#include "parallel.h"
 #include "vectors.h"
 
-#include <ATen/Parallel.h>
 #include <c10/util/Unroll.h>
 
 #include <algorithm>
@@ -364,7 +364,7 @@ inline void spatial_gate(const SpatialGate& gate) {
   const int64_t coarse_HW = gate.coarse_positions();
   const std::vector<float> filters = filters_by_columns(gate, false);
   std::vector<Moments> moments(gate.B), neighbor_moments(gate.B);
-  at::parallel_for(0, gate.B, grain(kConvolvedPositions, HW), [&](int64_t begin, int64_t end) {
+  parallel_for(0, gate.B, grain(kConvolvedPositions, HW), [&](int64_t begin, int64_t end) {
     PaddedMap mean(H, W, k / 2), max(H, W, k / 2);
     for (int64_t b = begin; b < end; ++b) {
       mean.fill(gate.mean + b * HW);
@@ -381,7 +381,7 @@ inline void spatial_gate(const SpatialGate& gate) {
 
   const Affine norm(gate.norm);
   const Upsampling upsampling(gate);
-  at::parallel_for(0, gate.B, grain(kWeighedPositions, HW), [&](int64_t begin, int64_t end) {
+  parallel_for(0, gate.B, grain(kWeighedPositions, HW), [&](int64_t begin, int64_t end) {
     std::vector<float> coarse(coarse_HW), fine(gate.neighbors ? HW : 0);
     for (int64_t b = begin; b < end; ++b) {
       if (gate.neighbors) {
@@ -400,7 +400,7 @@ inline void weights_gradient(
   const int64_t HW = gate.positions(), coarse_HW = gate.coarse_positions();
   const Affine norm(gate.norm);
   const Upsampling upsampling(gate);
-  at::parallel_for(0, gate.B, grain(kWeighedPositions, HW), [&](int64_t begin, int64_t end) {
+  parallel_for(0, gate.B, grain(kWeighedPositions, HW), [&](int64_t begin, int64_t end) {
     std::vector<float> dlogits(gate.neighbors ? HW : 0);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t image = b * HW, coarse = b * coarse_HW;
@@ -477,7 +477,7 @@ inline void spatial_gate_backward(const SpatialGate& gate, const SpatialGateGrad
   // the work. The groups depend on B alone, as the results must not depend on the number of threads.
   const int64_t group = (B + kGroups - 1) / kGroups, groups = group ? (B + group - 1) / group : 0;
   std::vector<float> partial(groups * 2 * k * k);
-  at::parallel_for(0, groups, grain(kConvolvedPositions, group * HW), [&](int64_t begin, int64_t end) {
+  parallel_for(0, groups, grain(kConvolvedPositions, group * HW), [&](int64_t begin, int64_t end) {
     ConvolutionGradient convolution(gate, gradients, norm);
     for (int64_t i = begin; i < end; ++i) {
       std::vector<float> vectors(2 * k * k * kWidth);
