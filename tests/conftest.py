@@ -82,9 +82,12 @@ esac
 
 @pytest.fixture
 def no_kernels_yet(tmp_path, monkeypatch):
-    """A process and a cache without kernels; returns the cache folder."""
+    """A process and a cache without kernels, nor those of a wheel that is installed; returns the cache folder."""
     from csham.ops import choice, cpu
+    from csham.ops.cpu import build
 
+    find = build.find_ready
+    monkeypatch.setattr(build, "find_ready", lambda sources: (None, "") if sources == build.SOURCES else find(sources))
     for module, name in ((cpu, "_loaded"), (cpu, "_failed"), (choice, "_chosen")):
         monkeypatch.setattr(module, name, {})
     monkeypatch.delenv("CSHAM_KERNELS", raising=False)
