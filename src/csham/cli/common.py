@@ -48,9 +48,18 @@ __all__ = [
 ]
 
 
+def _age_of_process() -> float:
+    """Return the seconds since this process began, where the system says so."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
 COMMAND_STARTED: ContextVar[float] = ContextVar("command started")
-COMMAND_STARTED.set(time.monotonic())
-"""Time at which the command began: of a process that is one command, when this was imported."""
+COMMAND_STARTED.set(time.monotonic() - _age_of_process())
+"""Time at which the command began: of a process that is one command, its own beginning."""
 
 
 def time_limit(minutes: float | None) -> TimeLimit | None:

@@ -260,14 +260,14 @@ def _conclude(finished: Finished, how: str, limit: TimeLimit | None, *, as_json:
     Raises:
         typer.Exit: Something is not done that was to be.
     """
-    from csham.report.study_report import write_report  # noqa: PLC0415  scipy and what draws take seconds
-
     path, failed, missing = finished.store.path, finished.failed, finished.missing
     again = f"csham compare --study {shlex.quote(str(path))}"
     again += code_words(cell.network for cell in finished.cells)
     if finished.signum is not None:
         say(f"{why_stopped(finished.signum, limit)}, and saved. To go on: {again}{how}", error=True)
         raise typer.Exit(128 + finished.signum)
+    from csham.report.study_report import write_report  # noqa: PLC0415  scipy and what draws take seconds
+
     with finished.store.concluding():
         report = write_report(path)
     if as_json:

@@ -34,7 +34,7 @@ STOP_SIGNALS = (*_LATE, *_EARLY)
 TIME_IS_OVER = 14
 """Stands for a signal where the time is over: the number of SIGALRM, which Windows has not."""
 
-_SECONDS_TO_END = 1.0  # of a process that has saved
+_SECONDS_TO_END = 2.0  # of a process that has saved
 
 
 class InterruptedRunError(Exception):
@@ -86,7 +86,11 @@ class TimeLimit:
 
     def left(self) -> float:
         """Return the seconds in which something may be done that is kept."""
-        return self._until - self._clock() - self.reserve - _SECONDS_TO_END
+        return self.until_the_end() - self.reserve - _SECONDS_TO_END
+
+    def until_the_end(self) -> float:
+        """Return the seconds until the command is to have ended."""
+        return self._until - self._clock()
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
@@ -95,7 +99,7 @@ class TimeLimit:
         Raises:
             TimeIsOverError: The end came.
         """
-        seconds = self._until - self._clock()
+        seconds = self.until_the_end()
         if seconds <= 0:
             raise TimeIsOverError
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():

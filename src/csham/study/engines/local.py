@@ -156,7 +156,10 @@ class _Engine:
                 worker.send(None)
             elif not at_once:
                 worker.process.terminate()
-        until = time.monotonic() + (0.0 if at_once else _SECONDS_TO_END)
+        patience = _SECONDS_TO_END
+        if self._limit is not None:  # idle ones have nothing to lose
+            patience = min(patience, max(0.0, self._limit.until_the_end() / 2))
+        until = time.monotonic() + (0.0 if at_once else patience)
         for worker in self._workers.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, until - time.monotonic()))
