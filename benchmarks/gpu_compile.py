@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from csham.ops import library
-from csham.ops.triton import hybrid_pool, running, scale, spatial_gate
+from csham.ops.triton import register
 from record import append_rows
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -139,6 +139,7 @@ def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
     def small(*sides: int) -> torch.Tensor:
         return torch.empty(sides, device="meta")
 
+    operators: Any = register
     filters = (small(1, 1, 3), small(1), small(1, 1, 3), small(1), small(1, 2, 3), small(1))
     norms, settings = tuple(small(1) for _ in range(8)), (True, True, 1e-3, 1e-3, True)
     counts = [small(1).long() for _ in range(2)]
@@ -146,17 +147,17 @@ def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
     w, position, neighbors = small(B, C), small(B, 1, H, W), small(*library.neighbor_shape(x))
     part = ["forward"]
     with recording(part) as launches:
-        hybrid_pool.hybrid_pool(x, *filters, True, True, True, neighbor)
-        spatial_gate.spatial_gate(position, position, neighbors, main, *norms, *settings)
+        operators.hybrid_pool(x, *filters, True, True, True, neighbor)
+        operators.spatial_gate(position, position, neighbors, main, *norms, *settings)
         for batches in counts:
-            running.follow(*norms[:2], batches, *norms[2:4], 1.1, 0.01, True)
-        scale.scale(x, w, position, None, False, w, position)
+            operators.follow(*norms[:2], batches, *norms[2:4], 1.1, 0.01, True)
+        operators.scale(x, w, position, None, False, w, position)
         part[0] = "backward"
-        scale.scale_backward(dy, x, w, position, w, position, None)
-        spatial_gate.spatial_gate_backward(*(position,) * 5, neighbors, main, *norms, *settings)
+        operators.scale_backward(dy, x, w, position, w, position, None)
+        operators.spatial_gate_backward(*(position,) * 5, neighbors, main, *norms, *settings)
         channel = (True, True, w, w, w, w)
         statistics = (position, position, position, position, neighbors, neighbor)
-        hybrid_pool.hybrid_pool_backward(dy, x, w, position, *filters, *channel, *statistics)
+        operators.hybrid_pool_backward(dy, x, w, position, *filters, *channel, *statistics)
     return launches
 
 

@@ -49,34 +49,34 @@ class _Cut(NamedTuple):
     @classmethod
     def of(cls, mean: Tensor, neighbors: Tensor | None) -> _Cut:
         B, _, H, W = mean.shape
-        coarse = (0, 0) if neighbors is None else tuple(neighbors.shape[2:])
+        h, w = (0, 0) if neighbors is None else neighbors.shape[2:]
         # Enough programs for a large GPU, and not so many that adding up their parts counts.
-        return cls(B, H, W, *coarse, min(max(triton.next_power_of_2(triton.cdiv(B * H * W, 1024)), 128), 1024))
+        return cls(B, H, W, h, w, min(max(triton.next_power_of_2(triton.cdiv(B * H * W, 1024)), 128), 1024))
 
     @property
-    def count(self) -> int:
-        """Positions."""
+    def positions(self) -> int:
+        """Their number."""
         return self.B * self.H * self.W
 
     @property
-    def coarse_count(self) -> int:
-        """Values of the neighbour term."""
+    def coarse_positions(self) -> int:
+        """Number of values of the neighbour term."""
         return self.B * self.coarse_h * self.coarse_w
 
     @property
     def blocks(self) -> int:
         """Programs over the positions."""
-        return triton.cdiv(self.count, self.block)
+        return triton.cdiv(self.positions, self.block)
 
     @property
     def coarse_blocks(self) -> int:
         """Programs over the neighbour term."""
-        return triton.cdiv(self.coarse_count, self.block)
+        return triton.cdiv(self.coarse_positions, self.block)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Arguments of every kernel."""
-        return self.count, self.H, self.W, self.coarse_count, self.coarse_h, self.coarse_w
+        return self.positions, self.H, self.W, self.coarse_positions, self.coarse_h, self.coarse_w
 
 
 def spatial_gate(
@@ -101,7 +101,7 @@ def spatial_gate(
     """Implement the operator ``spatial_gate``."""
     cut = _Cut.of(mean, neighbors)
     s, position = torch.empty_like(mean), torch.empty_like(mean)
-    if cut.count == 0:
+    if cut.positions == 0:
         return s, position, *mean.new_zeros(4).split(1)
     norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var)
     neighbor_norm = _Norm(neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean, neighbor_norm_var)
@@ -153,12 +153,12 @@ def spatial_gate_backward(
     cut, K = _Cut.of(mean, neighbors), weight.shape[-1]
     grad_mean, grad_max = torch.empty_like(mean), torch.empty_like(max)
     grad_neighbors = mean.new_empty(0) if neighbors is None else torch.empty_like(neighbors)
-    if cut.count == 0:
+    if cut.positions == 0:
         return grad_mean, grad_max, grad_neighbors, torch.zeros_like(weight), mean.new_zeros(4)
     norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var)
     neighbor_norm = _Norm(neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean, neighbor_norm_var)
     maps = _checked(mean, max, neighbors, weight, cut)
-    given = (small(grad_s, cut.count), small(s, cut.count), small(position, cut.count), *maps)
+    given = (small(grad_s, cut.positions), small(s, cut.positions), small(position, cut.positions), *maps)
     settings = _settings(training, neighbor_training, relu, cut)
     sums = mean.new_empty((2, cut.blocks + cut.coarse_blocks))
     gathered, grad_norms = torch.empty_like(grad_neighbors), mean.new_empty(4)
@@ -179,7 +179,7 @@ def spatial_gate_backward(
         grad_norms,
         *cut.sizes,
         strips,
-        triton.cdiv(triton.cdiv(cut.count, strips), _STRIP) * _STRIP,
+        triton.cdiv(triton.cdiv(cut.positions, strips), _STRIP) * _STRIP,
         eps,
         neighbor_eps,
         K=K,
@@ -192,7 +192,12 @@ def spatial_gate_backward(
 
 def _checked(mean: Tensor, max: Tensor, neighbors: Tensor | None, weight: Tensor, cut: _Cut) -> tuple[Any, ...]:
     k = weight.shape[-1]
-    return small(mean, cut.count), small(max, cut.count), small(neighbors, cut.coarse_count), small(weight, 2 * k * k)
+    return (
+        small(mean, cut.positions),
+        small(max, cut.positions),
+        small(neighbors, cut.coarse_positions),
+        small(weight, 2 * k * k),
+    )
 
 
 def _settings(training: bool, neighbor_training: bool, relu: bool, cut: _Cut) -> dict[str, Any]:
