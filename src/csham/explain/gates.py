@@ -54,8 +54,8 @@ class StageGates:
         dead: Fraction of the weights that are dead (:data:`DEAD`).
         low: Least weight of all.
         high: Greatest.
-        theta: Mean gate of gated points, 1 where attention is shut out and 0 where there is nothing else; None of
-            points without.
+        theta: Mean gate θ of gated points, which multiply by ``w + θ (1 - w)``: 1 where attention is shut out, 0 where
+            there is nothing else, and free to leave that range; None of points without.
     """
 
     stage: str
