@@ -243,7 +243,7 @@ def test_no_memory_of_a_batch_outlives_its_backward(checkpointed):
         loss = run(torch.randn(2, 3, 16, 16)).sum()
         loss.backward()
         del loss
-    assert tensors() == before
+    assert tensors() <= before  # fewer where the compiler lets go of what a test before left
     assert not in_flight(model)
     assert lent
     assert not [ref for ref in lent if ref() is not None]
