@@ -299,7 +299,7 @@ def _install(
             if inner := norm_within(run, step.point.name):
                 accept_weights_of(host, inner)
         for stage, transfer in transfers.items():
-            _surround(model, run, [s.point.name for s in steps if s.point.stage == stage], transfer)
+            _surround(model, run, [step for step in steps if step.point.stage == stage], transfer)
         # Last, so that what the transfer's hooks open is closed when one of these raises.
         watch(model, [step.point.name for step in steps], {call.name for call in run.calls})
         sides = _check_runs(model, built, run.values[0].shape[1:])
@@ -393,14 +393,15 @@ def _check_output(attached: Any, args: Any, y: Any) -> None:
     )
 
 
-def _surround(model: nn.Module, run: Trace, names: Sequence[str], transfer: ChannelWeightTransfer) -> None:
+def _surround(model: nn.Module, run: Trace, steps: Sequence[Step], transfer: ChannelWeightTransfer) -> None:
     """Put the transfer's hooks around the stage's points: on what holds them all, and on what lies between."""
     # A container that the network never calls itself, only its children, would never open.
     called = {call.name for call in run.calls}
+    names = [step.point.name for step in steps]
     stage = common_path(names)
     while stage in names or stage not in called:
         stage = stage.rpartition(".")[0]
-    transfer.surround_stage(model.get_submodule(stage))
+    transfer.surround(model.get_submodule(stage), hands_on=False)
     paths = [name.split(".") for name in names]
     blocks = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
     inside = stage + "." if stage else ""
@@ -408,4 +409,6 @@ def _surround(model: nn.Module, run: Trace, names: Sequence[str], transfer: Chan
         module = model.get_submodule(block)
         leaf = all(isinstance(child, Attached) for child in module.children())
         if block.startswith(inside) and block != stage and not leaf:
-            transfer.surround_block(module)
+            last = max(number for number, name in enumerate(names) if f"{name}.".startswith(f"{block}."))
+            borrowed = any(step.weights_from is not None for step in steps[last + 1 :])
+            transfer.surround(module, hands_on=borrowed)

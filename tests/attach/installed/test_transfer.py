@@ -168,6 +168,17 @@ def test_checkpointing_and_compiling_together():
     assert_same(gradients(model, x, torch.compile(model, backend="aot_eager")), expected)
 
 
+@pytest.mark.slow
+def test_checkpointing_of_blocks_that_are_compiled_one_by_one():
+    torch.compiler.reset()
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = gradients(model, x)
+    for block in model.layer1:
+        block.compile(backend="aot_eager", fullgraph=True)
+    assert_same(gradients(model, x, lambda x: through_blocks(model, x, 1)), expected)
+
+
 def test_reentrant_checkpointing_of_blocks_is_refused_and_not_wrong():
     model = network().eval()
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
@@ -209,7 +220,7 @@ def test_two_forward_passes_interleaved_on_two_threads():
 def in_flight(model):
     """Weights that any transfer still holds."""
     transfers = {m.lends for m in model.modules() if getattr(m, "lends", None) is not None}
-    return [t for t in transfers if t._stack or len(t._of_tensor)]
+    return [t for t in transfers if t._slot != (0, None)]
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -232,10 +243,39 @@ def test_no_memory_of_a_batch_outlives_its_backward(checkpointed):
         loss = run(torch.randn(2, 3, 16, 16)).sum()
         loss.backward()
         del loss
-    assert tensors() == before
+    assert tensors() <= before  # fewer where the compiler lets go of what a test before left
     assert not in_flight(model)
     assert lent
     assert not [ref for ref in lent if ref() is not None]
+
+
+class TwoBranches(nn.Module):
+    """A block whose second branch is a module of its own, which is given what the first is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)) for _ in range(2))
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
+
+
+def test_no_memory_outlives_a_pass_without_a_backward():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), TwoBranches())
+    csham.attach(model, "csham", strategy="transfer", points=["1.first.1", "1.second.1"])
+    gone = []
+    model[0].register_forward_hook(lambda m, args, y: gone.append(weakref.ref(y)))
+    model(torch.randn(2, 3, 8, 8))
+    gc.collect()
+    assert gone
+    assert not [ref for ref in gone if ref() is not None]
+
+
+def test_a_stage_puts_out_nothing_but_its_map():
+    model = network()
+    stage = model.layer1
+    assert not vars(stage(torch.randn(2, 16, 8, 8)))
+    assert len(vars(stage[0](torch.randn(2, 16, 8, 8)))) == 1  # the weights for the next block
 
 
 def test_a_forward_pass_that_fails_halfway_leaves_nothing_behind():

@@ -1,9 +1,10 @@
 """Carry channel weights from the point that computed them to the points that use them again.
 
-The weights of one forward pass live on a stack that belongs to the running thread, opened and closed by hooks on the
-modules around the points of a stage, so that nothing outlives the pass and two threads never meet. Activation
-checkpointing runs a block again, alone and perhaps on another thread: for that, the tensors that enter and leave a
-block are remembered, weakly, with the weights that belonged to them.
+Within a call of a stage the weights lent last wait in one slot. The slot belongs to the running thread, so that two
+threads never meet, and is empty again when the call ends. Activation checkpointing runs a block of the stage on its
+own, once more and perhaps on another thread: for that, the weights ride on the map that goes from block to block, as an
+attribute of the tensor, and live as long as it does. torch.compile follows both, slot and attribute; in graphs of
+torch.fx the weights are values.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from csham.ops.tracing import exporting
 
 __all__ = ["ChannelWeightTransfer"]
 
 _TRACED = "_csham_lent"
+_numbers = count()
 
 
 class ChannelWeightTransfer:
@@ -29,7 +33,7 @@ class ChannelWeightTransfer:
     def __init__(self) -> None:
         # torch.compile follows threading.local; a ContextVar it would not.
         self._local = threading.local()
-        self._of_tensor = WeakTensorKeyDictionary()
+        self._attribute = f"_csham_lent_{next(_numbers)}"
 
     def __reduce__(self) -> tuple[type[ChannelWeightTransfer], tuple[()]]:
         # A copied or pickled network starts with nothing in flight, and shares nothing with the original.
@@ -37,9 +41,9 @@ class ChannelWeightTransfer:
 
     def lend(self, weights: Tensor) -> None:
         """Make ``weights``, (B, C), those that :meth:`borrow` returns until the stage ends."""
-        stack = self._stack
-        if stack:
-            self._stack = (*stack[:-1], weights)
+        depth, _ = self._slot
+        if depth:
+            self._slot = depth, weights
 
     def borrow(self, borrower: str, lender: str) -> Tensor:
         """Return the weights that were lent last, (B, C).
@@ -47,14 +51,14 @@ class ChannelWeightTransfer:
         Raises:
             RuntimeError: The lender did not run before, in this forward pass.
         """
-        stack = self._stack
-        if not stack or stack[-1] is None:
+        _, weights = self._slot
+        if weights is None:
             raise RuntimeError(
                 f"{borrower} applies the channel weights of {lender}, which are not at hand. The two must run in one "
                 "forward pass. Under activation checkpointing use use_reentrant=False and let each checkpointed part "
                 "begin at a block, or checkpoint whole stages."
             )
-        return stack[-1]
+        return weights
 
     def alone(self, run: Callable[[], Tensor], weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Call what lends or borrows as if a stage held nothing else.
@@ -66,11 +70,12 @@ class ChannelWeightTransfer:
         Returns:
             Result of ``run``, and the weights that it lent.
         """
-        self._stack = (*self._stack, weights)
+        around = self._slot
+        self._slot = 1, weights
         try:
-            return run(), self._stack[-1]
+            return run(), self._slot[1]
         finally:
-            self._stack = self._stack[:-1]
+            self._slot = around
 
     def trace(self, tracer: Any, weights: Proxy) -> None:
         """Do as :meth:`lend` where torch.fx traces: it calls the modules of a stage, but not always the stage."""
@@ -89,55 +94,79 @@ class ChannelWeightTransfer:
     @staticmethod
     def owns(hook: Any) -> bool:
         """Return True if a hook belongs to a transfer."""
-        return isinstance(hook, partial) and hook.func in (_enter, _leave_stage, _leave_block)
+        return isinstance(hook, partial) and hook.func in (_enter, _leave)
 
-    def surround_stage(self, module: nn.Module) -> None:
-        """Let the weights live, at most, as long as a call of ``module`` lasts."""
-        module.register_forward_pre_hook(partial(_enter, self))
-        module.register_forward_hook(partial(_leave_stage, self), always_call=True)
+    def surround(self, module: nn.Module, *, hands_on: bool) -> None:
+        """Let the weights live as long as a call of ``module``, the stage or a part of it, unless more is around it.
 
-    def surround_block(self, module: nn.Module) -> None:
-        """Let ``module``, a part of the stage, be run on its own, as activation checkpointing does."""
+        Args:
+            module: The stage, or a block that may be run on its own.
+            hands_on: True if what follows on the module's output borrows weights.
+        """
         module.register_forward_pre_hook(partial(_enter, self))
-        module.register_forward_hook(partial(_leave_block, self), always_call=True)
+        module.register_forward_hook(partial(_leave, self, hands_on), always_call=True)
 
     @property
-    def _stack(self) -> tuple[Tensor | None, ...]:
-        return getattr(self._local, "stack", ())
+    def _slot(self) -> tuple[int, Tensor | None]:
+        """Number of calls under way that hold the stage's points, one within the other; and the weights lent last."""
+        return getattr(self._local, "slot", (0, None))
 
-    @_stack.setter
-    def _stack(self, stack: tuple[Tensor | None, ...]) -> None:
-        self._local.stack = stack
+    @_slot.setter
+    def _slot(self, slot: tuple[int, Tensor | None]) -> None:
+        self._local.slot = slot
 
-    def _remember(self, tensors: Any, weights: Tensor | None) -> None:
-        if weights is None or torch.compiler.is_compiling():
+    def _hand_on(self, output: Any, weights: Tensor | None) -> None:
+        """Let weights ride on what a block puts out."""
+        if weights is not None and not exporting():
+            for tensor in _tensors(output):
+                setattr(tensor, self._attribute, weights)
+
+    def _note(self, args: tuple[Any, ...], weights: Tensor | None) -> None:
+        """Let the values of weights ride on what a block is given, if it may be run again for its backward pass."""
+        if weights is None or not _may_be_run_again():
             return
-        for tensor in tensors if isinstance(tensors, tuple) else (tensors,):
-            if isinstance(tensor, Tensor):
-                self._of_tensor[tensor] = weights
+        # Without their graph, which may hold that very tensor: the two would keep each other alive.
+        values = weights.detach().requires_grad_(weights.requires_grad)
+        for tensor in _tensors(args):
+            if self._riding_on(tensor) is not weights:
+                setattr(tensor, self._attribute, values)
 
-    def _recall(self, tensors: tuple[Any, ...]) -> Tensor | None:
-        if torch.compiler.is_compiling():
-            return None
-        known = (self._of_tensor.get(tensor) for tensor in tensors if isinstance(tensor, Tensor))
-        return next((weights for weights in known if weights is not None), None)
+    def _take(self, args: tuple[Any, ...]) -> Tensor | None:
+        """Return the weights that ride on what a block is given."""
+        riding = [self._riding_on(tensor) for tensor in _tensors(args)]
+        known = [weights for weights in riding if weights is not None]
+        return known[0] if known else None
+
+    def _riding_on(self, tensor: Tensor) -> Tensor | None:
+        return getattr(tensor, self._attribute, None)
 
 
 # Hooks are functions of the module level, bound by partial, so that a deep copy of the network binds its own transfer.
 
 
 def _enter(transfer: ChannelWeightTransfer, module: nn.Module, args: tuple[Any, ...]) -> None:
-    stack = transfer._stack
-    weights = stack[-1] if stack else transfer._recall(args)
-    transfer._remember(args, weights)
-    transfer._stack = (*stack, weights)
+    depth, weights = transfer._slot
+    if not depth:
+        weights = transfer._take(args)
+    else:
+        transfer._note(args, weights)
+    transfer._slot = depth + 1, weights
 
 
-def _leave_stage(transfer: ChannelWeightTransfer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    transfer._stack = transfer._stack[:-1]
+def _leave(
+    transfer: ChannelWeightTransfer, hands_on: bool, module: nn.Module, args: tuple[Any, ...], output: Any
+) -> None:
+    depth, weights = transfer._slot
+    if hands_on:
+        transfer._hand_on(output, weights)
+    transfer._slot = (depth - 1, weights) if depth > 1 else (0, None)
 
 
-def _leave_block(transfer: ChannelWeightTransfer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    outer, weights = transfer._stack[:-1], transfer._stack[-1]
-    transfer._remember(output, weights)
-    transfer._stack = (*outer[:-1], weights) if outer else ()
+def _may_be_run_again() -> bool:
+    # What is compiled together is not, and functional transforms refuse requires_grad_().
+    compiling = torch.compiler.is_compiling()
+    return torch.is_grad_enabled() and not (compiling or torch._C._are_functorch_transforms_active())
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in (values if isinstance(values, tuple) else (values,)) if isinstance(value, Tensor)]
