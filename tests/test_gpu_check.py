@@ -1,0 +1,34 @@
+"""scripts/gpu-check walks through all that it would measure on a GPU, and ends with a table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+def check(*words):
+    environment = {**os.environ, "PYTHON": sys.executable, "CSHAM_KERNELS": "reference"}
+    command = [ROOT / "scripts/gpu-check", "--device", "cpu", "--tiny", "--no-record", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_stage_leaves_figures():
+    done = check("--stages", "modules,networks,kernels,training")
+    assert done.returncode == 0, done.stderr
+    _, _, table = done.stdout.rpartition("\n\n")
+    figures = [line for line in table.splitlines() if line.startswith(("modules", "networks", "kernels", "training"))]
+    assert {line.split()[0] for line in figures} == {"modules", "networks", "kernels", "training"}
+    assert not [line for line in figures if "Error" in line]
+    assert "csham train, 2 at once" in table
+
+
+def test_what_is_cut_off_leaves_what_there_is():
+    done = check("--stages", "modules,training", "--seconds", "0")
+    assert done.returncode == 0, done.stderr
+    assert "no time left before" in done.stdout
