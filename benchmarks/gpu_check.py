@@ -4,7 +4,7 @@
 
 From a bare checkout, with PyTorch and timm alone. While the GPU tests run, all that will be timed is compiled in
 parallel processes into one cache; then it is timed in one process, in CUDA graphs (device time: no gap between
-launches counts), medians of rounds in turns, relative to a copy of the map or to the plain network. Training is timed
+launches counts), medians of rounds, relative to a copy of the map or to the plain network. Training is timed
 as images/s of ``csham train`` and of a graph of the same steps, one and several runs at once. Every figure is printed
 and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut off leaves a table, which is
 printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see that it works.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
 import os
 import subprocess
@@ -220,15 +221,20 @@ def module_steps(args: argparse.Namespace, number: int, ops: Sequence[str]) -> I
 
 
 def networks(args: argparse.Namespace) -> Iterator[str]:
-    """Time training steps of whole networks, compiled, relative to the plain one."""
+    """Time training steps of whole networks, compiled, relative to the plain one, which comes first."""
     for number, (name, size, batch) in enumerate(nets_of(args)):
-        what = f"{name}, {size} px, batch {batch}"
+        what, plain = f"{name}, {size} px, batch {batch}", None
         yield what
-        times = timed(args, "networks", what, network_steps(args, number, COMPARED))
-        for variant, milliseconds in times.items():
-            more = {"ratio": milliseconds / times["none"]} if "none" in times else {}
-            note(args, "networks", what, variant, milliseconds=milliseconds, **more)
-        torch.compiler.reset()
+        for variant in COMPARED:  # one after the other: the graphs of all would not fit into memory
+            times = timed(args, "networks", what, network_steps(args, number, [variant]))
+            if milliseconds := times.get(variant):
+                plain = milliseconds if variant == "none" else plain
+                ratio = {} if plain is None else {"ratio": milliseconds / plain}
+                note(args, "networks", what, variant, milliseconds=milliseconds, **ratio)
+            torch.compiler.reset()
+            gc.collect()
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
 
 
 def network_steps(args: argparse.Namespace, number: int, variants: Sequence[str]) -> Iterator[tuple[str, Step]]:
