@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -60,7 +61,7 @@ OPS = ("csham", "csham_borrowing", "eca", "se", "cbam")
 NETWORKS = (("resnet20", 32, 128), ("resnet18", 32, 128), ("resnet50", 224, 128), ("mobilenetv2_100", 224, 128))
 COMPARED = ("none", "sequential", "transfer", "timm_se", "timm_eca", "timm_cbam")
 RUNS = (1, 2, 4, 8)
-TINY = {"maps": (((2, 8, 8, 8), "channels_last"),), "networks": (("resnet20", 32, 4),), "runs": (1, 2)}
+TINY: dict[str, Any] = {"maps": (((2, 8, 8, 8), "channels_last"),), "networks": (("resnet20", 32, 4),), "runs": (1, 2)}
 ROUNDS, SECONDS_A_ROUND = 5, 0.05
 
 Step = Callable[[], Any]
@@ -188,8 +189,8 @@ def modules(args: argparse.Namespace) -> Iterator[str]:
         yield what
         x = map_of(args, shape, layout)
         y = torch.empty_like(x)
-        steps = [("copy", lambda x=x, y=y: y.copy_(x)), *module_steps(args, number, OPS)]
-        times = timed(args, "modules", what, steps)
+        copy = functools.partial(y.copy_, x)
+        times = timed(args, "modules", what, [("copy", copy), *module_steps(args, number, OPS)])
         for variant, milliseconds in times.items():
             note(args, "modules", what, variant, milliseconds=milliseconds, ratio=milliseconds / times["copy"])
 
@@ -203,12 +204,12 @@ def module_steps(args: argparse.Namespace, number: int, ops: Sequence[str]) -> I
         ours = one.op.startswith("csham") and one.implementation == kernels
         if not ours and not (one.implementation == "timm" and (one.compiled or args.tiny)):
             continue
-        module = torch.compile(one.module, fullgraph=True) if one.compiled else one.module
+        module: Any = torch.compile(one.module, fullgraph=True) if one.compiled else one.module
         x = map_of(args, shape, layout).requires_grad_()
         grad = torch.randn_like(x)
         leaves = [x, *module.parameters()]
 
-        def forward(module: nn.Module = module, x: torch.Tensor = x) -> torch.Tensor:
+        def forward(module: Any = module, x: torch.Tensor = x) -> torch.Tensor:
             with autocast(args):
                 y: torch.Tensor = module(x)
             return y
