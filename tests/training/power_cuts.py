@@ -200,7 +200,7 @@ _hooked = False
 
 
 def _hook(name: str, arguments: tuple[Any, ...]) -> None:
-    for recording in _recordings:
+    for recording in _recordings or ():  # None while Python ends
         recording.event(name, arguments)
 
 
