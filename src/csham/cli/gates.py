@@ -21,11 +21,11 @@ from csham.cli.common import (
 )
 from csham.cli.options import (
     MACHINE,
-    OUTPUT,
     CodeOption,
     DebugOption,
     DeviceOption,
     JsonOption,
+    PageOption,
     QuietOption,
     WeightsOption,
 )
@@ -51,14 +51,7 @@ def gates(
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=MACHINE)] = 16,
     device: DeviceOption = None,
     code: CodeOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a page with pictures and tables, replaced as a whole.",
-            rich_help_panel=OUTPUT,
-            show_default="none",
-        ),
-    ] = None,
+    output: PageOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,

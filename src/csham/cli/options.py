@@ -32,6 +32,7 @@ __all__ = [
     "DeviceOption",
     "JsonOption",
     "MinutesOption",
+    "PageOption",
     "QuietOption",
     "TrainedArgument",
     "TtaOption",
@@ -261,6 +262,15 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
+PageOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="Folder of a page with pictures and tables, replaced as a whole.",
+        rich_help_panel=OUTPUT,
+        show_default="none",
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
 DeviceOption = Annotated[str | None, setting_option(MachineSettings, "device")]
 CodeOption = Annotated[

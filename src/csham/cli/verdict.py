@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csham.cli.common import check_report_packages, print_json, print_table
-from csham.cli.options import OUTPUT, DebugOption, JsonOption
+from csham.cli.options import DebugOption, JsonOption, PageOption
 from csham.errors import UserError
 from csham.words import say
 
@@ -85,14 +85,7 @@ def verdict(
             show_default="all others",
         ),
     ] = "",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a page with pictures and tables, replaced as a whole.",
-            rich_help_panel=OUTPUT,
-            show_default="none",
-        ),
-    ] = None,
+    output: PageOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -148,7 +148,7 @@ def spatial_gate(kernels: str, mean: Tensor, maximum: Tensor, neighbors: Tensor 
     """Compute spatial weights from the statistics over the channels.
 
     Args:
-        kernels: ``"cpu"``.
+        kernels: ``"cpu"`` or ``"triton"``.
         mean: (B, 1, H, W), float32.
         maximum: (B, 1, H, W), float32.
         neighbors: The neighbour term or None.
