@@ -36,6 +36,18 @@ def test_changed_files_never_pass_in_silence_for_long(tmp_path):
     assert ", 0 findings" in said
 
 
+def test_an_interrupted_campaign_says_what_it_tried(tmp_path):
+    command = [sys.executable, str(FUZZ), "--seconds", "600", "--only", "table", "--findings", str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "under-way.json").exists():
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.terminate()
+    said = running.communicate(timeout=100)[0]
+    assert "interrupted; so far:\ntable " in said
+    assert said.splitlines()[-1].endswith(" cases, 0 findings")
+
+
 @pytest.fixture
 def fuzz(monkeypatch):
     """The campaign's modules, imported into this process."""

@@ -285,10 +285,11 @@ class Options:
 
 
 def campaign(options: Options) -> int:
-    """Try cases in this process; returns the number of findings."""
+    """Try cases in this process until all are, the time is over or it is interrupted; returns how many are findings."""
     root = Path(tempfile.mkdtemp(prefix="csham-fuzz-"))
     os.environ["CSHAM_CACHE"] = str(root / "own-cache")
     counts: dict[str, Counter[str]] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         names = list(options.only) or list(READERS)
         spent, number = dict.fromkeys(names, 0.0), dict.fromkeys(names, options.first)
@@ -306,7 +307,10 @@ def campaign(options: Options) -> int:
             counts[name][_one(benches[name], options, number[name])] += 1
             number[name] += 1
             spent[name] += time.monotonic() - started
+    except KeyboardInterrupt:
+        print("interrupted; so far:")
     finally:
+        signal.signal(signal.SIGTERM, before)
         shutil.rmtree(root, ignore_errors=True)
     return _table(counts, options)
 
