@@ -91,6 +91,7 @@ def network(choices):
 
 def as_on_a_gpu(monkeypatch, device):
     """Let tensors of a device take the way that those of a GPU take, as far as the operators of the kernels."""
+    pytest.importorskip("csham.ops.triton", reason="Triton is not installed")
     key = (choice.kernels_setting(), device)
     monkeypatch.setitem(choice._chosen, key, choice.Choice("triton", "for a test"))
 

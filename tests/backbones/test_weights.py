@@ -2,6 +2,7 @@
 
 import pathlib
 import warnings
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -141,6 +142,17 @@ def test_a_hostile_pickle_is_not_run(tmp_path):
     with pytest.raises(UserError, match="nothing in it was run"):
         csham.create_model("resnet14", weights_file=tmp_path / "weights.pth")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_an_archive_that_would_unpack_to_more_than_it_says(tmp_path):
+    """torch compresses nothing and would unpack whatever a file holds: a thousandth of it here."""
+    theirs = save(CifarResNet(14), tmp_path / "theirs.pth")
+    with zipfile.ZipFile(theirs) as archive, zipfile.ZipFile(tmp_path / "weights.pth", "w") as bomb:
+        for member in archive.infolist():
+            bomb.writestr(member, archive.read(member), zipfile.ZIP_STORED)
+        bomb.writestr("weights/version", bytes(2**20), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"weights\.pth holds compressed parts, which torch never writes"):
+        csham.create_model("resnet14", num_classes=10, image_size=32, weights_file=tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -23,8 +23,11 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # What torch, safetensors and timm raise for files that are damaged or something else.
 _UNREADABLE = (
     safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
-    pickle.UnpicklingError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
+
+
+_SAVE = "Save the network's state_dict() with torch.save or safetensors."
 
 
 class NewWeightsWarning(UserWarning):
@@ -126,13 +129,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     import timm.models  # noqa: PLC0415  takes seconds to import
 
     try:
+        _check_archive(path)
         content = timm.models.load_state_dict(str(path), weights_only=True)
+    except UserError:
+        raise
     except _UNREADABLE as err:
         # timm says so itself, or in words of its own with torch's as the cause.
         if isinstance(err, pickle.UnpicklingError) or isinstance(err.__cause__, pickle.UnpicklingError):
             raise UserError(
                 f"{path} holds something other than tensors and plain values, or is damaged. It was not loaded, and "
-                "nothing in it was run. Save the network's state_dict() with torch.save or safetensors."
+                f"nothing in it was run. {_SAVE}"
             ) from err
         raise UserError(f"{path} is truncated or not a file of weights (safetensors, or torch's .pth or .pt).") from err
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
@@ -143,6 +149,14 @@ def _read(path: Path) -> dict[str, Tensor]:
             "where it came."
         )
     return dict(content)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it takes on the disk, which is without limit."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path} holds compressed parts, which torch never writes. It was not loaded. {_SAVE}")
 
 
 def _in_timms_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,18 +185,6 @@ def _convert_channels(model: nn.Module, weights: dict[str, Tensor], in_chans: in
         and first.in_channels == in_chans != 3
     ):
         weights[f"{name}.weight"] = adapt_input_conv(in_chans, weight)
-
-
-def _classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Return the modules that make the logits."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    named = config.get("classifier")
-    if named:
-        return (named,) if isinstance(named, str) else tuple(named)
-    if hasattr(model, "fc"):
-        return ("fc",)
-    layers = (name for name, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear | nn.Conv2d))
-    return (*itertools.islice(layers, 1),)
 
 
 def _is_in(key: str, module: str) -> bool:
