@@ -135,9 +135,10 @@ def test_an_edit_is_said_once_and_counts(go, tmp_path):
     assert Store(tmp_path / "study").study == setup.study
 
 
-def test_a_name_that_nothing_has_is_told_with_the_file_that_says_it(go, tmp_path):
-    plan = go().store.path / "study.yaml"
-    replace_in(plan, "backbone: lenet5\n", "backbone: 5tenel\n")
+@pytest.mark.parametrize("attention", ["", "  attention: se\n"], ids=["the-plain-network", "one-that-lacks-its-plain"])
+def test_a_name_that_nothing_has_is_told_with_the_file_that_says_it(go, tmp_path, attention):
+    plan = go(networks=(Network("lenet5", "se"),)).store.path / "study.yaml"
+    replace_in(plan, f"backbone: lenet5\n{attention}", f"backbone: 5tenel\n{attention}")
     with pytest.raises(UserError, match=r"study\.yaml: unknown backbone '5tenel'"):
         go()
     replace_in(plan, "backbone: 5tenel\n", "backbone: lenet5\n")

@@ -258,9 +258,9 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
         study = replace(study, data=replace(study.data, source=request.data))
     more = [network.with_code() for network in _more_networks(request, study)]
     kept, code_notes = _with_todays_code(study, store)
+    _check_names(study, kept, store.path / FILE)
     networks, added = with_plain([*kept, *more])
-    for network in networks:
-        _check_names(study, network, store.path)
+    _check_names(study, networks)
     extended = study.extended(networks, request.seeds)
     extended = replace(extended, networks=tuple(networks))
     if request.worthwhile is not None:
@@ -272,14 +272,15 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
     return Setup(store, extended, dataset, (*edited, *code_notes, *_added(added), *leaks))
 
 
-def _check_names(study: Study, network: Network, where: Path) -> None:
-    """Refuse names that nothing has, with the file where that says them."""
-    try:
-        study.config(network, 0).check_names()
-    except UserError as err:
-        if network in study.networks:
-            raise UserError(f"{where / FILE}: {err}") from err
-        raise
+def _check_names(study: Study, networks: Iterable[Network], file: Path | None = None) -> None:
+    """Refuse names that nothing has, with the file that says them."""
+    for network in networks:
+        try:
+            study.config(network, 0).check_names()
+        except UserError as err:
+            if file is None:
+                raise
+            raise UserError(f"{file}: {err}") from err
 
 
 def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[str]]:
