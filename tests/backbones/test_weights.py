@@ -144,6 +144,16 @@ def test_a_hostile_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_an_archive_whose_pickle_ends_within_a_length(tmp_path):
+    theirs = save(CifarResNet(14), tmp_path / "theirs.pth")
+    with zipfile.ZipFile(theirs) as archive, zipfile.ZipFile(tmp_path / "weights.pth", "w") as cut:
+        for member in archive.infolist():
+            content = archive.read(member)
+            cut.writestr(member, content[: content.index(b"X") + 3] if member.filename.endswith(".pkl") else content)
+    with pytest.raises(UserError, match=r"weights\.pth is truncated or not a file of weights"):
+        csham.create_model("resnet14", num_classes=10, image_size=32, weights_file=tmp_path / "weights.pth")
+
+
 def test_an_archive_that_would_unpack_to_more_than_it_says(tmp_path):
     """torch compresses nothing and would unpack whatever a file holds: a thousandth of it here."""
     theirs = save(CifarResNet(14), tmp_path / "theirs.pth")

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import safetensors
 from torch import Tensor, nn
 
 from csham.errors import UserError
@@ -19,13 +18,6 @@ __all__ = ["NewWeightsWarning", "check_finite", "classifiers", "load_weights_fil
 
 # Heads for training alone that a network is built without here.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-
-# What torch, safetensors and timm raise for files that are damaged or something else.
-_UNREADABLE = (
-    safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
-    pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
-
 
 _SAVE = "Save the network's state_dict() with torch.save or safetensors."
 
@@ -133,7 +125,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = timm.models.load_state_dict(str(path), weights_only=True)
     except UserError:
         raise
-    except _UNREADABLE as err:
+    except Exception as err:  # whatever damaged files make torch, safetensors, timm and zipfile raise
         # timm says so itself, or in words of its own with torch's as the cause.
         if isinstance(err, pickle.UnpicklingError) or isinstance(err.__cause__, pickle.UnpicklingError):
             raise UserError(
