@@ -28,6 +28,7 @@ from csham.training.loop import Loop
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import Session, start_session
+from csham.training.turns import drain
 from record import append_rows
 
 CLASSES, BATCH = 100, 128
@@ -67,7 +68,7 @@ def csham_loop(loop: Loop, steps: int) -> Any:
         loop.state.step = 0
         loop.state.seconds = 0.0
         started = time.perf_counter()
-        loop._train_epoch()
+        drain(loop._train_epoch())
         return steps * BATCH / (time.perf_counter() - started)
 
     return run

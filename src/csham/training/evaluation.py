@@ -25,6 +25,7 @@ from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import check_unchanged
+from csham.training.turns import Turns, drain
 
 __all__ = [
     "Evaluation",
@@ -39,6 +40,7 @@ __all__ = [
     "measure",
     "on_this_machine",
     "predict",
+    "predict_in_turns",
 ]
 
 _PARTS = ("test", "validation", "train", "all")
@@ -299,31 +301,42 @@ def keeps_probabilities(images: int, classes: int) -> bool:
     return images * classes <= _MOST_PROBABILITIES
 
 
-@torch.no_grad()
-def predict(
-    network: Callable[[Tensor], Tensor],
-    batches: Iterable[Batch],
-    *,
-    gather: Callable[[Tensor], Tensor] | None = None,
-    after_batch: Callable[[], None] | None = None,
-    keep: bool = False,
-) -> Predictions:
+def predict(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], *, keep: bool = False) -> Predictions:
     """Run a network over batches and keep its first five answers.
 
     Args:
         network: Put into evaluation mode if it is a module.
         batches: Images, labels and which images they are; only the first ``count`` of each batch are real.
-        gather: Collects the rows of all processes; rows with a negative index are dropped.
-        after_batch: Called after each batch.
         keep: Keep the probabilities of all classes too.
+    """
+    return drain(predict_in_turns(network, batches, keep=keep))
+
+
+@torch.no_grad()  # but not while others have their turn
+def predict_in_turns(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    give_way: Callable[[int], Turns[None]] | None = None,
+    keep: bool = False,
+) -> Turns[Predictions]:
+    """Run a network over batches as :func:`predict` does, and give way after each.
+
+    Args:
+        network: As in :func:`predict`.
+        batches: Likewise.
+        gather: Collects the rows of all processes; rows with a negative index are dropped.
+        give_way: Gives way, told how many images there were; None does not.
+        keep: As in :func:`predict`.
     """
     if isinstance(network, nn.Module):
         network.eval()
     parts = []
     for batch in batches:
         parts.append(_answers(network(batch.images).float(), batch, keep=keep))
-        if after_batch is not None:
-            after_batch()
+        if give_way is not None:
+            yield from give_way(len(batch.indices))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     if gather is not None:
         columns = [gather(column) for column in columns]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from csham.training.sums import is_main_process
 
 __all__ = ["Session", "State", "environment", "start_session"]
 
+_KINDS = 8  # of compiled code for one run, torch's default
 _PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn")
 
 
@@ -271,8 +273,7 @@ def start_session(
     backbone = Backbone(network, new_modules)
     model, optimizer = accelerator.prepare(network, create_optimizer(network, config, new_modules))
     if config.compile:
-        torch.compiler.reset()
-        model = torch.compile(model, dynamic=False)
+        model = _compiled(model)
     return Session(
         config=config,
         folder=folder,
@@ -294,8 +295,33 @@ def start_session(
     )
 
 
-def environment(session: Session) -> dict[str, Any]:
-    """Return what environment.json holds: versions, machine, seed, threads, commit."""
+_under_way: WeakSet[nn.Module] = WeakSet()
+_since_reset = 0
+
+
+def _compiled(model: nn.Module) -> Any:
+    """Compile a model, without what earlier runs of this process left, but with what those under way still use."""
+    global _since_reset  # noqa: PLW0603  as torch's own caches are
+    if not len(_under_way):
+        torch.compiler.reset()
+        _since_reset = 0
+    _since_reset += 1
+    if _since_reset > 1:  # torch gives up on code of which there are too many kinds, which is here of many networks
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _KINDS * _since_reset)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _KINDS * _since_reset)
+    compiled: Any = torch.compile(model, dynamic=False)
+    _under_way.add(compiled)
+    return compiled
+
+
+def environment(session: Session, *, shares_process: bool = False) -> dict[str, Any]:
+    """Return what environment.json holds: versions, machine, seed, threads, commit.
+
+    Args:
+        session: Session of the run.
+        shares_process: True if other runs take turns with it, which then count in its seconds.
+    """
     device = session.accelerator.device
     return {
         "command": shlex.join(["csham", *sys.argv[1:]]),
@@ -307,6 +333,7 @@ def environment(session: Session) -> dict[str, Any]:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "processes": session.accelerator.num_processes,
+        **({"shares_process": True} if shares_process else {}),
         "seed": session.config.seed,
         "chosen": list(session.notes),
         "parameters": describe_groups(session.optimizer, session.config),
