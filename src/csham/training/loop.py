@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from csham.data import PackedDataset, prepare
-from csham.data.batches import Batch
 from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
@@ -32,10 +31,10 @@ from csham.training.evaluation import keeps_probabilities, predict_in_turns
 from csham.training.finish import finish
 from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.metrics import Predictions, accuracy_names
-from csham.training.optimizer import set_rate
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import Session, State, environment, start_session
+from csham.training.step import Step, Steps
 from csham.training.steps import learning_rate, steps_notes, steps_of_update, updates_in
 from csham.training.sums import is_main_process, write_listed
 from csham.training.trackers import Trackers
@@ -265,6 +264,7 @@ class Loop:
     def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
         self.session = session
         self.state = state
+        self._steps = Steps(session, state.sums)
         self._trackers = Trackers(session, state)
         self._stop = stop
         self._saved_at = time.monotonic()
@@ -307,40 +307,15 @@ class Loop:
         steps, accumulate = len(session.train_batches), session.config.accumulate
         session.begin_epoch(state.epoch)
         self._started_at = time.monotonic() - state.seconds
-        if state.step < steps:
-            for batch in session.train_batches.epoch(state.epoch, start=state.step):
-                together = steps_of_update(state.step, steps, accumulate)
-                last = state.step == together[-1]
-                with nullcontext() if last else session.accelerator.no_sync(session.model):
-                    loss, logits = self._forward_backward(batch, len(together))
-                state.sums += _measures(loss, logits, batch.labels)
-                state.step += 1
-                if last:
-                    self._update()
-                    self._after_update(len(together))
-                yield from self._give_way(len(batch.indices))
+        while state.step < steps:
+            together = steps_of_update(state.step, steps, accumulate)
+            left = range(state.step, together.stop)
+            self._steps.run(state.epoch, left, len(together))
+            state.step = left.stop
+            self._after_update(len(left))
+            yield from self._give_way(len(left) * session.config.images_per_step)
         self._check_loss()
         state.seconds = time.monotonic() - self._started_at
-
-    def _forward_backward(self, batch: Batch, steps: int = 1) -> tuple[Tensor, Tensor]:
-        """Add the gradients of one batch, of so many that are averaged for an update."""
-        session, state = self.session, self.state
-        _seed_step(session.config.seed, state.epoch, state.step, session.accelerator.process_index)
-        logits = session.model(batch.images)
-        loss = session.loss(logits, batch)
-        session.accelerator.backward(loss / steps)
-        return loss.detach(), logits.detach()
-
-    def _update(self) -> None:
-        """Change the weights by the gradients that there are."""
-        session, done = self.session, self._updates_done()
-        set_rate(session.optimizer, learning_rate(session.config, done - 1, self._updates_per_epoch()))
-        if session.config.clip_norm is not None:
-            session.accelerator.clip_grad_norm_(session.network.parameters(), session.config.clip_norm)
-        session.optimizer.step()
-        session.optimizer.zero_grad(set_to_none=True)
-        if session.average is not None:
-            session.average.update(session.network, done)
 
     def _updates_per_epoch(self) -> int:
         return updates_in(len(self.session.train_batches), self.session.config.accumulate)
@@ -543,7 +518,10 @@ class Loop:
     def _try_both_modes(self) -> None:
         session = self.session
         session.begin_epoch(self.state.epoch)
-        self._forward_backward(next(iter(session.train_batches.epoch(0))))
+        batch = session.train_batches.batch(0, 0)
+        Step(session, torch.zeros_like(self.state.sums)).add_gradients(
+            batch.images, batch.labels, batch.targets, 1, last=True
+        )
         session.answering.eval()
         with torch.no_grad():
             session.answering(next(iter(session.evaluation_batches("test").in_order())).images)
@@ -559,18 +537,6 @@ def _tell_need(session: Session, limit: TimeLimit | None, seconds: float) -> Non
 def _passed(step: int, steps: int, every: int) -> bool:
     """Return True if a multiple of ``every`` is among the last ``steps`` numbers up to ``step``."""
     return step // every > (step - steps) // every
-
-
-def _measures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a batch's summed loss, top-1 hits, top-5 hits and images, without leaving the device."""
-    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    count = torch.full_like(loss, len(labels))
-    return torch.stack([loss * count, hits[:, 0].sum().to(loss), hits.sum().to(loss), count])
-
-
-def _seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed what dropout and the like draw from, so that no generator's state needs to be kept."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0]))
 
 
 def _gather(session: Session) -> Callable[[Tensor], Tensor] | None:
