@@ -53,6 +53,7 @@ BEFORE: dict[str, Any] = {
     "ema": None,
     "clip_norm": None,
     "accumulate": 1,
+    "graph": "auto",
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -285,6 +286,9 @@ class MachineSettings(Settings):
         str, OneOf(PRECISIONS), Mark.MACHINE, Help(f"{any_of(PRECISIONS)}.", default="what the machine does fast")
     ] = "auto"
     compile: Annotated[bool | Auto, Mark.MACHINE, Help("Use torch.compile.", default="where it pays")] = "auto"
+    graph: Annotated[
+        bool | Auto, Mark.MACHINE, Help("Replay whole steps as CUDA graphs.", default="on CUDA, where it can be done")
+    ] = "auto"
     channels_last: Annotated[
         bool | Auto, Mark.MACHINE, Help("Keep channels innermost in memory.", default="on CPU and CUDA")
     ] = "auto"

@@ -27,8 +27,9 @@ from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
 from csham.training.course import is_over, patience_note, stopped_early, with_more_epochs, words_on_course
-from csham.training.evaluation import keeps_probabilities, predict_in_turns
+from csham.training.evaluation import collect_in_turns, keeps_probabilities, predict_in_turns
 from csham.training.finish import finish
+from csham.training.graphs import GraphedAnswers, GraphedSteps, Replays
 from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
@@ -264,7 +265,12 @@ class Loop:
     def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
         self.session = session
         self.state = state
-        self._steps = Steps(session, state.sums)
+        self._steps: Steps | GraphedSteps = Steps(session, state.sums)
+        self._answers: GraphedAnswers | None = None
+        if session.config.graph:
+            replays = Replays(session.accelerator.device, compiled=session.config.compile is True)
+            self._steps = GraphedSteps(session, state.sums, replays)
+            self._answers = GraphedAnswers(session, replays)
         self._trackers = Trackers(session, state)
         self._stop = stop
         self._saved_at = time.monotonic()
@@ -402,14 +408,19 @@ class Loop:
     def _predict(self, part: str, keep: bool = False) -> Turns[Predictions]:
         """Let the network answer a part of the data, on all processes, and keep all probabilities if they are few."""
         session = self.session
-        batches = session.evaluation_batches(part)
-        predictions = yield from predict_in_turns(
-            session.answering,
-            batches.in_order(),
-            gather=_gather(session),
-            give_way=self._give_way_while_measuring,
-            keep=keep and keeps_probabilities(len(batches.indices), session.info.num_classes),
-        )
+        images = getattr(session.parts, part)
+        keep = keep and keeps_probabilities(len(images), session.info.num_classes)
+        if self._answers is not None and session.config.graph and len(images):
+            answered = self._answers.of(part, keep=keep)
+            predictions = yield from collect_in_turns(answered, give_way=self._give_way_while_measuring)
+        else:
+            predictions = yield from predict_in_turns(
+                session.answering,
+                session.evaluation_batches(part).in_order(),
+                gather=_gather(session),
+                give_way=self._give_way_while_measuring,
+                keep=keep,
+            )
         if not np.isfinite(predictions.losses).all():
             raise self._diverged(f"the {part} loss became {_nan_or_inf(torch.from_numpy(predictions.losses).sum())}")
         return predictions
@@ -568,7 +579,9 @@ def _resumed(config: TrainConfig, machine_settings: dict[str, Any], added: Mappi
         raise UserError(f"{', '.join(sorted(wrong))}: a resumed run keeps its settings.")
     device = machine_settings.get("device", config.device)
     if device.partition(":")[0] != config.device.partition(":")[0]:
-        config = replace(config, precision="auto", compile="auto", channels_last="auto")
+        config = replace(config, precision="auto", compile="auto", graph="auto", channels_last="auto")
+    elif config.graph is True:
+        config = replace(config, graph="auto")  # which is not known any more; there may be several processes now
     return replace(config, **machine_settings)
 
 

@@ -92,6 +92,7 @@ class Session:
         progress: Told what happens.
         notes: Choices made for this machine, and why.
         compile_was_chosen: True if the machine chose whether to use torch.compile.
+        graph_was_chosen: True if the machine chose whether to replay steps as CUDA graphs.
     """
 
     config: TrainConfig
@@ -111,6 +112,7 @@ class Session:
     progress: QuietProgress
     notes: tuple[str, ...]
     compile_was_chosen: bool
+    graph_was_chosen: bool
 
     @property
     def is_main(self) -> bool:
@@ -154,6 +156,19 @@ class Session:
         """Go on with the network as it was before torch.compile."""
         self.model = self.model._orig_mod
         self.config = replace(self.config, compile=False)
+
+    def give_up_graphs(self, cause: str) -> None:
+        """Go on with steps that are launched one operation after the other.
+
+        Raises:
+            UserError: Graphs were asked for.
+        """
+        if not self.graph_was_chosen:
+            raise UserError(f"--graph: this run's steps cannot be replayed: {cause}. Use --no-graph.")
+        self.note(f"no CUDA graphs from here on, the steps cannot be replayed: {cause}")
+        self.config = replace(self.config, graph=False)
+        if self.is_main:
+            self.folder.write_text("config.yaml", self.config.to_yaml())
 
     def new_state(self) -> State:
         """Return the state of a run that has not begun."""
@@ -243,7 +258,7 @@ def start_session(
     """
     parts = dataset.split(config.seed, config.validation)
     check_patience(config, len(parts.validation))
-    asked_compile = config.compile
+    asked_compile, asked_graph = config.compile, config.graph
     choices = choose(fit_batch(config, len(parts.train)), len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.
     config = replace(
@@ -292,6 +307,7 @@ def start_session(
         progress=progress,
         notes=notes,
         compile_was_chosen=asked_compile == "auto",
+        graph_was_chosen=asked_graph == "auto",
     )
 
 
