@@ -1,4 +1,4 @@
-"""Steps that are replayed, on a CPU: a recording of operations stands in for a CUDA graph, with all that such a graph keeps.
+"""Steps that are replayed, on a CPU: a recording of operations stands in for a CUDA graph and keeps all that one keeps.
 
 Tensors, scalars and shapes are those of the step that was recorded. What a later step should have of its own, and does
 not read from tensors, comes out as another result than the loop's.
@@ -360,3 +360,15 @@ def test_a_gpu_goes_on_where_steps_cannot_be_replayed(session_of, monkeypatch, w
     trained(session, 4)
     assert session.config.graph is ("such" in why)
     assert bool(notes) is ("such" not in why)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("attention", ["none", "csham"])
+def test_a_gpu_goes_on_to_the_same_bits(settings, tmp_path, attention):
+    given = {**settings, "device": "cuda", "deterministic": True, "batch_size": 2, "attention": attention}
+    train(resolve(given), run=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        train(resolve(given), run=tmp_path / "stopped", progress=Stopping(1))
+    resume(tmp_path / "stopped")
+    ours, theirs = (load_checkpoint(RunFolder(tmp_path / name).last)["model"] for name in ("stopped", "whole"))
+    assert differing(ours, theirs) == []

@@ -54,6 +54,7 @@ BEFORE: dict[str, Any] = {
     "clip_norm": None,
     "accumulate": 1,
     "graph": "auto",
+    "deterministic": False,
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -289,6 +290,9 @@ class MachineSettings(Settings):
     graph: Annotated[
         bool | Auto, Mark.MACHINE, Help("Replay whole steps as CUDA graphs.", default="on CUDA, where it can be done")
     ] = "auto"
+    deterministic: Annotated[
+        bool, Mark.MACHINE, Help("Compute the same bits every time on a GPU too, which takes longer there.")
+    ] = False
     channels_last: Annotated[
         bool | Auto, Mark.MACHINE, Help("Keep channels innermost in memory.", default="on CPU and CUDA")
     ] = "auto"

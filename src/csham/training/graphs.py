@@ -93,16 +93,24 @@ class Replays:
             return
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
         """Return what replays a function, which is not run."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as a tracker's, may do what they like meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            function()
+        try:
+            # Other threads, such as a tracker's, may do what they like meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                function()
+        except Exception:
+            # The generator may go on believing that it is being captured.
+            whole = torch.Generator(self._device).graphsafe_get_state()
+            torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(whole)
+            raise
         replay: Callable[[], None] = graph.replay
         return replay
 

@@ -250,6 +250,10 @@ def _run(
         raise UserError(f"another process is training in {session.folder.path}.") from err
     except torch.OutOfMemoryError as err:
         raise _out_of_memory(session, err) from err
+    except RuntimeError as err:
+        if session.config.deterministic and "use_deterministic_algorithms" in str(err):
+            raise UserError(f"--deterministic: {str(err).partition('.')[0]}. Use --no-deterministic.") from err
+        raise
     finally:
         session.progress.close()
 

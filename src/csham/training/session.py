@@ -453,8 +453,16 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise UserError("csham train runs on one device or with DDP; configure Accelerate for one of these.")
     if accelerator.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        _choose_algorithms(deterministic=config.deterministic)
     return accelerator
+
+
+def _choose_algorithms(*, deterministic: bool) -> None:
+    """Choose how CUDA's libraries compute; a CPU gives the same bits anyway."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for then
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape, and what is fastest varies
 
 
 def _check_data(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:
