@@ -315,16 +315,19 @@ def timeless(run):
         return [row | {"seconds": 0, "images_per_s": 0} for row in csv.DictReader(file)]
 
 
-def test_answers_are_those_of_the_network(session_of, recorded):
+@pytest.mark.parametrize("replayed", [True, False])
+def test_answers_are_those_of_the_network(session_of, recorded, replayed):
     session = session_of(**FAST)
+    session.graph_was_chosen = True
+    session.folder.path.mkdir()
+    if not replayed:
+        session.network.fc = Odd(session.network.fc, REFUSED["reads a value back"])
     graphed = GraphedAnswers(session, Replays(session.accelerator.device, compiled=False))
-    for _ in range(3):
+    for _ in range(2):
         with torch.no_grad():
             for value in session.network.parameters():
                 value.mul_(1.01)
-        answered = [
-            (rows, count, [c.clone() for c in columns]) for rows, count, columns in graphed.of("train", keep=True)
-        ]
+        answered = list(graphed.of("train", keep=True))
         session.network.eval()
         for (rows, count, columns), batch in zip(answered, session.evaluation_batches("train").in_order(), strict=True):
             assert (rows == batch.indices).all()
@@ -332,7 +335,8 @@ def test_answers_are_those_of_the_network(session_of, recorded):
             assert torch.equal(columns[0], batch.labels)
             with torch.no_grad():
                 assert torch.equal(columns[-1], session.network(batch.images).softmax(1))
-    assert len(recorded) == 1
+    assert len(recorded) == replayed
+    assert session.config.graph is replayed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -257,23 +258,33 @@ class Batches:
         """Cut each image by its own draw: (B, P, P, 3) uint8 to (B, S, S, 3), uint8 or whole float32."""
         if not self.augment:
             return self._centre(pixels)
-        places, mirrored = drawn[:, 1:-1], drawn[:, -1:].bool()
         if self.crop == "resized":
-            return resampled(pixels, places, mirrored[:, 0], self.image_size)
-        return self._shifted(pixels, places, mirrored)
+            return resampled(pixels, drawn[:, 1:-1], drawn[:, -1].bool(), self.image_size)
+        return self._shifted(pixels, drawn)
 
-    def _shifted(self, pixels: Tensor, corner: Tensor, mirrored: Tensor) -> Tensor:
-        """Crop at corners, (B, 2), and flip: (B, P, P, 3) to (B, S, S, 3), uint8."""
+    def _shifted(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """Crop at corners and flip: (B, P, P, 3) to (B, S, S, 3), uint8."""
         S, pad = self.image_size, self._pad
         pixels = F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
         B, side = pixels.shape[:2]
-        along, of_image, channel = (torch.arange(n, device=pixels.device) for n in (S, B, 3))
-        y = corner[:, :1] + along + of_image[:, None] * side
-        x = corner[:, 1:] + torch.where(mirrored, S - 1 - along, along)
+        first_rows, row_bytes = self._steps_in_crops
+        y = drawn[:, 1:2] + first_rows
+        x = 3 * drawn[:, 2:3] + row_bytes.index_select(0, drawn[:, 3])
         # Rows first, as whole copies; then bytes within rows, by a short index that an image's rows share.
         taken = pixels.view(B * side, side * 3).index_select(0, y.flatten()).view(B, S, side * 3)
-        columns = (x[:, :, None] * 3 + channel).view(B, 1, S * 3).expand(B, S, S * 3)
-        return taken.gather(2, columns).view(B, S, S, 3)
+        return taken.gather(2, x.view(B, 1, S * 3).expand(B, S, S * 3)).view(B, S, S, 3)
+
+    @cached_property
+    def _steps_in_crops(self) -> tuple[Tensor, Tensor]:
+        """Rows of each image's crop, (B, S), and bytes of a row of it, plain and mirrored, (2, S * 3), from its corner.
+
+        Of a whole batch's images below each other; kept, since each small operation counts on a GPU.
+        """
+        S, side = self.image_size, self._stored + 2 * self._pad
+        along, images = np.arange(S), np.arange(len(np.arange(self.batch_size)[self._drawn]))
+        columns = np.stack([along, S - 1 - along])
+        rows, row_bytes = images[:, None] * side + along, (3 * columns[..., None] + np.arange(3)).reshape(2, S * 3)
+        return torch.from_numpy(rows).to(self.device), torch.from_numpy(row_bytes).to(self.device)
 
     def _centre(self, pixels: Tensor) -> Tensor:
         edge, S = (self._stored - self.image_size) // 2, self.image_size
@@ -285,8 +296,10 @@ class Batches:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) whole numbers to (B, 3, S, S) float32, channels_last."""
-        S = pixels.shape[1]  # may be the stored squares'
-        scale, shift = self._scale[:3].repeat(S), self._shift[:3].repeat(S)
+        S = pixels.shape[1]
+        scale, shift = self._scale, self._shift
+        if self.image_size != S:  # the stored squares
+            scale, shift = (values[:3].repeat(S) for values in (scale, shift))
         normalised = pixels.reshape(-1, S * 3).to(torch.float32).mul_(scale).add_(shift)
         return normalised.view(-1, S, S, 3).permute(0, 3, 1, 2)
 

@@ -44,7 +44,7 @@ class Step:
         with nullcontext() if last else session.accelerator.no_sync(session.model):
             logits = session.model(images)
             loss = session.loss(logits, labels, targets)
-            session.accelerator.backward(loss / steps)
+            session.accelerator.backward(loss if steps == 1 else loss / steps)
         self._sums += _measures(loss.detach(), logits.detach(), labels)
 
     def update(self, rates: Tensor) -> None:
