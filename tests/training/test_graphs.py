@@ -7,6 +7,7 @@ not read from tensors, comes out as another result than the loop's.
 import csv
 import random
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from csham.errors import UserError
 from csham.training import machine
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import resolve
+from csham.training.evaluation import evaluate
 from csham.training.graphs import GraphedAnswers, GraphedSteps, NoHostValues, Replays
 from csham.training.interrupt import InterruptedRunError
-from csham.training.loop import resume, train
+from csham.training.loop import _resumed, resume, train
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import start_session
@@ -130,6 +132,19 @@ def trained(session, updates, epoch=1, first=0):
     moments = {f"{n}.{name}": v for n, state in states.items() for name, v in state.items()}
     assert all(type(group["lr"]) is float for group in session.optimizer.param_groups)
     return {"sums": sums, **weights, **moments}
+
+
+def test_a_run_of_a_gpu_is_measured_elsewhere_and_goes_on_as_the_machine_can(finished, copy_unlisted, tmp_path):
+    run = copy_unlisted(finished, tmp_path / "run")
+    text = (run / "config.yaml").read_text().replace("graph: false", "graph: true")
+    (run / "config.yaml").write_text(text)
+    assert evaluate(run, device="cpu").summary["images"] == 12
+    config, added = RunFolder(run).read_config(), dict.fromkeys(("epochs", "schedule", "lr", "patience"))
+    assert config.graph is True
+    assert _resumed(config, {}, added).graph == "auto"  # there may be several processes now
+    assert _resumed(config, {"graph": True}, added).graph is True
+    assert _resumed(replace(config, graph=False), {}, added).graph is False
+    assert _resumed(replace(config, graph=False), {"device": "cuda"}, added).graph == "auto"
 
 
 def differing(ours, theirs):

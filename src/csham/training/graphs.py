@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class Replays:
         compiled: True if torch.compile's code is in them, which looks into no dispatch mode.
     """
 
+    _drawn: ClassVar[torch.cuda.Event | None] = None  # after the last replay that drew random numbers, of any run
+
     def __init__(self, device: torch.device, *, compiled: bool) -> None:
         self._device, self._compiled = device, compiled
         on_gpu = device.type == "cuda"
@@ -113,6 +115,21 @@ class Replays:
             raise
         replay: Callable[[], None] = graph.replay
         return replay
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let graphs that draw random numbers wait on the GPU for those of other runs of this process.
+
+        Versions of torch differ in whether each graph has a place of its own for the seed that a replay writes.
+        """
+        if self._stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self._device)
+        if Replays._drawn is not None:
+            current.wait_event(Replays._drawn)
+        yield
+        Replays._drawn = current.record_event()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -219,7 +236,7 @@ class GraphedSteps:
         self._rows = _Rows(session)
         self._made: list[list[Tensor]] = []
         self._graphs: dict[tuple[Any, ...], _Replayed] = {}
-        self._is_capturing = False
+        self._is_capturing = self._draws = False
         self._now = (0, range(0))
 
     def run(self, epoch: int, steps: range, together: int) -> None:
@@ -237,8 +254,9 @@ class GraphedSteps:
             update = partial(self._update, len(steps), together)
             self._graphs[key] = _Replayed(update, self._held, self._replays, self._checking, self._capturing)
         try:
-            seed_step(session, epoch, steps[0])
-            self._graphs[key]()
+            with self._replays.in_turn() if self._draws else nullcontext():
+                seed_step(session, epoch, steps[0])
+                self._graphs[key]()
         except CannotReplayError as err:
             session.optimizer.zero_grad(set_to_none=True)
             self._graphs.clear()
@@ -291,9 +309,10 @@ class GraphedSteps:
         after = _torch_states(device)
         seed_step(self._session, epoch, steps[-1])
         seeded = _torch_states(device)
+        self._draws = not all(map(torch.equal, after, seeded))
         if before != _host_states() or (device.type != "cpu" and not torch.equal(after[0], seeded[0])):
             raise CannotReplayError("the network draws random numbers on the host")
-        if len(steps) > 1 and not all(map(torch.equal, after, seeded)):
+        if len(steps) > 1 and self._draws:
             raise CannotReplayError(
                 "the network draws random numbers, which are seeded anew for each of the steps of an update"
             )
