@@ -114,7 +114,12 @@ def rates_of_step(session: Session, epoch: int, step: int) -> list[float]:
 def seed_step(session: Session, epoch: int, step: int) -> None:
     """Seed what dropout and the like draw from, so that no generator's state needs to be kept."""
     words = (session.config.seed, epoch, step, session.accelerator.process_index)
-    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+    # torch.manual_seed also tells devices that nobody uses, which takes longer than many a step.
+    torch.default_generator.manual_seed(seed)
+    device = session.accelerator.device
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _measures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
