@@ -45,6 +45,9 @@ for line in sys.stdin:
         if deed == "fatal":
             say("fatal", message="the disk is full")
             sys.exit(2)
+        if deed.startswith("room"):
+            say("room", runs=int(deed.split()[1]))
+            time.sleep(1)  # the engine gives more meanwhile
         if deed == "step":
             say("step", where="epoch 1/1", fraction=0.0, images_per_s=1.0)
         if deed.startswith("need"):

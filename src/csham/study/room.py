@@ -75,18 +75,21 @@ class Room:
         self._needs: dict[str, float] = {}  # bytes, by kind
         self._best = 1.0
         self._tried = ""  # the run that is measured alone
-        self._stage = 0  # of that
-        self._held = 0.0
+        self._held = 0.0  # before it began
+        self._starting: set[str] = set()
+        self._warm = False
         self._measured = _Measurement(clock())
 
     def begin(self, name: str, kind: str) -> None:
         """Tell that a run begins; those of one kind are of one network."""
         self._kinds[name] = kind
+        self._starting.add(name)
         self._begin_anew()
 
     def end(self, name: str) -> None:
         """Tell that a run is over, however it ended."""
-        self._kinds.pop(name, None)
+        self._kinds.pop(name)
+        self._starting.discard(name)
         if self._tried == name:
             self._tried = ""
         self._begin_anew()
@@ -95,8 +98,8 @@ class Room:
         """Return which of these have the next turns: all, or the one that is measured alone."""
         if not self._found and not self._tried:
             self._tried = next((name for name in names if self._kinds[name] not in self._alone), "")
-            self._stage, self._held = 0, self._device.held()
             if self._tried:
+                self._held = self._device.held()
                 self._begin_anew()
         return [self._tried] if self._tried else names
 
@@ -105,7 +108,10 @@ class Room:
         if self._found:
             return
         self._measured.add(name, work)
-        if self._tried:
+        if name in self._starting:
+            self._starting.remove(name)
+            self._begin_anew()
+        elif self._tried:
             self._measure_alone(name)
         elif len(self._kinds) == self.runs and all(kind in self._alone for kind in self._kinds.values()):
             self._measure_together()
@@ -115,30 +121,25 @@ class Room:
         self.runs, self._found, self._tried = max(1, len(self._kinds) - 1), True, ""
 
     def _measure_alone(self, name: str) -> None:
-        """Measure in the third of three stages: the first turn, in which the run begins, some to warm up, and these."""
-        if self._stage and not self._passed((_SECONDS_TO_WARM_UP, _SECONDS_ALONE)[self._stage - 1]):
-            return
-        if self._stage == 2:
-            seconds, kind = self._seconds(), self._kinds[name]
-            self._alone[kind] = self._measured.done[name] / seconds
+        if self._is_measured(_SECONDS_ALONE):
+            kind = self._kinds[name]
+            self._alone[kind] = self._measured.done[name] / self._seconds()
             self._needs[kind] = max(self._device.held() - self._held, 0.0)
             self._tried = ""
-            if len(self._kinds) == self.runs == 1:
+            if self.runs == 1:
                 self._grow()
-        self._stage += 1
-        self._begin_anew()
+            self._begin_anew()
 
     def _measure_together(self) -> None:
-        if not self._passed(_SECONDS_TOGETHER):
-            return
-        seconds = self._seconds()
-        done = sum(work / self._alone[self._kinds[name]] for name, work in self._measured.done.items()) / seconds
-        if done >= GAIN * self._best:
-            self._best = done
-            self._grow()
-        else:
-            self.runs, self._found = self.runs - 1, True  # the last one goes on to its end
-        self._begin_anew()
+        if self._is_measured(_SECONDS_TOGETHER):
+            done = sum(work / self._alone[self._kinds[name]] for name, work in self._measured.done.items())
+            done /= self._seconds()
+            if done >= GAIN * self._best:
+                self._best = done
+                self._grow()
+            else:
+                self.runs, self._found = self.runs - 1, True  # the last one goes on to its end
+            self._begin_anew()
 
     def _grow(self) -> None:
         if self._device.free() >= _MARGIN * max(self._needs.values()):
@@ -146,15 +147,22 @@ class Room:
         else:
             self._found = True
 
-    def _passed(self, seconds: float) -> bool:
-        long_enough = self._clock() - self._measured.since >= seconds
-        return long_enough and self._measured.steps >= _FEWEST_STEPS * len(self._measured.done)
+    def _is_measured(self, seconds: float) -> bool:
+        """Return True at the end of a measurement of so many seconds, which some to warm up precede."""
+        measured = self._measured
+        wanted = seconds if self._warm else _SECONDS_TO_WARM_UP
+        if self._clock() - measured.since < wanted or measured.steps < _FEWEST_STEPS * len(measured.done):
+            return False
+        self._device.synchronize()  # or what was asked for would count as done
+        if not self._warm:
+            self._begin_anew(warm=True)
+            return False
+        return True
 
     def _seconds(self) -> float:
-        self._device.synchronize()  # or what was asked for would count as done
         return self._clock() - self._measured.since
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, *, warm: bool = False) -> None:
         if not self._found:
             self._device.synchronize()
-        self._measured = _Measurement(self._clock())
+        self._measured, self._warm = _Measurement(self._clock()), warm
