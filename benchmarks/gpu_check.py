@@ -5,7 +5,8 @@
 From a bare checkout, with PyTorch and timm alone. While the GPU tests run, all that will be timed is compiled in
 parallel processes into one cache; then it is timed in one process, in CUDA graphs (device time: no gap between
 launches counts), medians of rounds, relative to a copy of the map or to the plain network. Training is timed
-as images/s of ``csham train`` and of a graph of the same steps, one and several runs at once. Every figure is printed
+as images/s of ``csham train`` and of a graph of the same steps, one and several runs at once, in a process each and in
+turns in one. Every figure is printed
 and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut off leaves a table, which is
 printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see that it works.
 """
@@ -35,6 +36,11 @@ from torch import nn
 import csham
 from contenders import contenders
 from csham.ops import choose
+from csham.study.engines import plan_tasks
+from csham.study.engines.local import run_local
+from csham.study.progress import StudyProgress
+from csham.study.run import compare
+from csham.study.setup import Request
 from network_tax import VARIANTS, build
 from record import append_rows, list_of
 from train_throughput import make_images
@@ -312,6 +318,9 @@ def training(args: argparse.Namespace) -> Iterator[str]:
                 with failing_alone(args, "training", what, f"csham train, {runs} at once"):
                     images_per_s = train(args, data, backbone, attention, runs, Path(folder))
                     note(args, "training", what, f"csham train, {runs} at once", images_per_s=images_per_s)
+                with failing_alone(args, "training", what, f"csham compare, {runs} in turns"):
+                    images_per_s = train_in_turns(args, data, backbone, attention, runs, Path(folder))
+                    note(args, "training", what, f"csham compare, {runs} in turns", images_per_s=images_per_s)
 
 
 def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path) -> float:
@@ -334,6 +343,30 @@ def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, r
     last = [(place / "metrics.csv").read_text().splitlines() for place in places]
     column = last[0][0].split(",").index("images_per_s")
     return sum(float(lines[-1].split(",")[column]) for lines in last)
+
+
+def train_in_turns(
+    args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path
+) -> float:
+    """Train several networks in turns by a study's worker; return the images/s of their last epochs together."""
+    machine = {"device": args.device, "compile": False}
+    request = Request(
+        data=str(data),
+        folder=folder / f"{backbone}-{attention}-{runs}-in-turns",
+        backbones=[backbone],
+        attentions=["csham:transfer" if attention == "csham" else attention],
+        seeds=tuple(range(runs)),
+        settings={"epochs": 2, **({"batch_size": 32} if args.tiny else {})},
+        machine=machine,
+    )
+    store = compare(request, training=False, quiet=True).store
+    tasks = [task for task in plan_tasks(store.study, {}) if task.cell.network.plain == (attention == "none")]
+    run_local(store, tasks, machine, StudyProgress(), jobs=runs, together=True)
+    failed = [record["error"]["message"] for record in store.records() if record["status"] == "failed"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {runs} runs failed: {failed[0].splitlines()[0]}")
+    # Each counts its own turns, so that all of them together took the sum of their times.
+    return runs / sum(1 / record["history"][-1]["images_per_s"] for record in store.records())
 
 
 # How it is timed.
