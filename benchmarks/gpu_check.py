@@ -5,8 +5,7 @@
 From a bare checkout, with PyTorch and timm alone. While the GPU tests run, all that will be timed is compiled in
 parallel processes into one cache; then it is timed in one process, in CUDA graphs (device time: no gap between
 launches counts), medians of rounds, relative to a copy of the map or to the plain network. Training is timed
-as images/s of ``csham train`` and of a graph of the same steps, one and several runs at once, in a process each and in
-turns in one. Every figure is printed
+as images/s of ``csham train`` and of a graph of the same steps, one and several runs at once. Every figure is printed
 and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut off leaves a table, which is
 printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see that it works.
 """
@@ -315,12 +314,12 @@ def training(args: argparse.Namespace) -> Iterator[str]:
                 seconds = median(seconds_of(args, step) for _ in range(ROUNDS))
                 note(args, "training", what, "a graph of ready batches", images_per_s=batch / seconds)
             for runs in TINY["runs"] if args.tiny else RUNS:
-                with failing_alone(args, "training", what, f"csham train, {runs} at once"):
-                    images_per_s = train(args, data, backbone, attention, runs, Path(folder))
-                    note(args, "training", what, f"csham train, {runs} at once", images_per_s=images_per_s)
                 with failing_alone(args, "training", what, f"csham compare, {runs} in turns"):
                     images_per_s = train_in_turns(args, data, backbone, attention, runs, Path(folder))
                     note(args, "training", what, f"csham compare, {runs} in turns", images_per_s=images_per_s)
+                with failing_alone(args, "training", what, f"csham train, {runs} at once"):
+                    images_per_s = train(args, data, backbone, attention, runs, Path(folder))
+                    note(args, "training", what, f"csham train, {runs} at once", images_per_s=images_per_s)
 
 
 def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path) -> float:

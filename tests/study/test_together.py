@@ -1,5 +1,6 @@
 """Cells that take turns in one process: what each leaves is what it leaves alone, whatever becomes of the others."""
 
+import contextlib
 import gc
 import itertools
 import sys
@@ -10,7 +11,7 @@ import torch
 from csham.backbones.own import use_code
 from csham.study.cell import CellRunner
 from csham.study.grid import Network
-from csham.study.together import Together
+from csham.study.together import Together, _Cell, _Device
 from csham.training.checkpoints import load_checkpoint
 from csham.training.interrupt import StopRequest
 from csham.training.progress import QuietProgress
@@ -124,6 +125,31 @@ def test_cells_in_turns_end_as_alone_and_one_that_fails_fails_alone(make_store, 
     same(store, alone, sound)
     ours, theirs = (each.by_key()[sound[0].key] for each in (store, alone))
     assert [one["environment"].get("shares_process") for one in (ours, theirs)] == [True, None]
+
+
+def test_what_torch_has_one_of_is_each_cells_own():
+    def cell(seed, exactly):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(exactly)
+        torch.backends.cudnn.benchmark = not exactly
+        for _ in range(3):
+            yield 1.0
+            seen.append((seed, float(torch.rand(())), torch.are_deterministic_algorithms_enabled()))
+            seen[-1] += (torch.backends.cudnn.benchmark,)
+
+    before, seen = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark), []
+    device = _Device("cpu")
+    cells = [_Cell(cell(seed, exactly), device) for seed, exactly in ((0, True), (1, False))]
+    for _ in range(4):
+        for one in cells:
+            with contextlib.suppress(StopIteration), one.has_turn():
+                next(one.turns)
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+    for seed, exactly in ((0, True), (1, False)):
+        torch.manual_seed(seed)
+        expected = [(seed, float(torch.rand(())), exactly, not exactly) for _ in range(3)]
+        assert [one for one in seen if one[0] == seed] == expected
 
 
 def test_cells_that_are_asked_to_stop_go_on_to_the_same_bits(make_store, same):

@@ -1,8 +1,8 @@
 """Cells of a study that take turns in one process, a step each, so that one GPU is shared without many processes.
 
 What a step does follows from the run alone (:mod:`csham.training.loop`), so that a run ends with the same bits in
-whatever company. What a process has one of is each run's own during its turn: torch's generators, and on CUDA the
-stream.
+whatever company. What a process has one of is each run's own during its turn: torch's generators, whether it computes
+deterministically, and on CUDA the stream.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,24 +123,24 @@ class _Cell:
     def __init__(self, turns: Turns[dict[str, Any] | None], device: _Device) -> None:
         self.turns = turns
         self._device = device
-        self._generators = device.generators()
+        self._left = device.state()
         self._stream = device.new_stream()
         self._begun = False
 
     @contextmanager
     def has_turn(self) -> Iterator[None]:
         """Put back what this run left when its last turn ended, and keep it when this one ends."""
-        self._device.put_back(self._generators)
+        self._device.put_back(self._left)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             yield
         if not self._begun and self._stream is not None:
             self._stream.synchronize()  # images that it put onto the GPU are the others' too
         self._begun = True
-        self._generators = self._device.generators()
+        self._left = self._device.state()
 
 
 class _Device:
-    """Device that runs share, as :class:`csham.study.room.Device` has it, and its generators."""
+    """Device that runs share, as :class:`csham.study.room.Device` has it, and what torch has one of."""
 
     def __init__(self, name: str) -> None:
         self._name, self._kind = name, name.partition(":")[0]
@@ -164,10 +164,28 @@ class _Device:
     def new_stream(self) -> torch.cuda.Stream | None:
         return torch.cuda.Stream(self._name) if self._kind == "cuda" else None
 
-    def generators(self) -> list[Tensor]:
-        return [torch.get_rng_state()] + ([] if self._module is None else [self._module.get_rng_state()])
+    def state(self) -> _State:
+        return _State(
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.get_rng_state(),
+            None if self._module is None else self._module.get_rng_state(),
+        )
 
-    def put_back(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for state in states[1:]:
-            self._module.set_rng_state(state)
+    def put_back(self, state: _State) -> None:
+        if state.deterministic != torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(state.deterministic)
+        if state.benchmark != torch.backends.cudnn.benchmark:
+            torch.backends.cudnn.benchmark = state.benchmark
+        torch.set_rng_state(state.generator)
+        if self._module is not None:
+            self._module.set_rng_state(state.on_device)
+
+
+class _State(NamedTuple):
+    """What torch has one of in a process, and runs change."""
+
+    deterministic: bool
+    benchmark: bool
+    generator: Tensor
+    on_device: Tensor | None
