@@ -35,6 +35,11 @@ from torch import nn
 import csham
 from contenders import contenders
 from csham.ops import choose
+from csham.study.engines import plan_tasks
+from csham.study.engines.local import run_local
+from csham.study.progress import StudyProgress
+from csham.study.run import compare
+from csham.study.setup import Request
 from network_tax import VARIANTS, build
 from record import append_rows, list_of
 from train_throughput import captured, make_images
@@ -312,6 +317,9 @@ def training(args: argparse.Namespace) -> Iterator[str]:
                 bare = batch / seconds
                 note(args, "training", what, "a graph of ready batches", images_per_s=bare)
             for runs in TINY["runs"] if args.tiny else RUNS:
+                with failing_alone(args, "training", what, f"csham compare, {runs} in turns"):
+                    images_per_s = train_in_turns(args, data, backbone, attention, runs, Path(folder))
+                    note(args, "training", what, f"csham compare, {runs} in turns", images_per_s=images_per_s)
                 with failing_alone(args, "training", what, f"csham train, {runs} at once"):
                     images_per_s = train(args, data, backbone, attention, runs, Path(folder))
                     ratio = {} if bare is None else {"ratio": images_per_s / bare}
@@ -338,6 +346,30 @@ def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, r
     last = [(place / "metrics.csv").read_text().splitlines() for place in places]
     column = last[0][0].split(",").index("images_per_s")
     return sum(float(lines[-1].split(",")[column]) for lines in last)
+
+
+def train_in_turns(
+    args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path
+) -> float:
+    """Train several networks in turns by a study's worker; return the images/s of their last epochs together."""
+    machine = {"device": args.device, "compile": False}
+    request = Request(
+        data=str(data),
+        folder=folder / f"{backbone}-{attention}-{runs}-in-turns",
+        backbones=[backbone],
+        attentions=["csham:transfer" if attention == "csham" else attention],
+        seeds=tuple(range(runs)),
+        settings={"epochs": 2, **({"batch_size": 32} if args.tiny else {})},
+        machine=machine,
+    )
+    store = compare(request, training=False, quiet=True).store
+    tasks = [task for task in plan_tasks(store.study, {}) if task.cell.network.plain == (attention == "none")]
+    run_local(store, tasks, machine, StudyProgress(), jobs=runs, together=True)
+    failed = [record["error"]["message"] for record in store.records() if record["status"] == "failed"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {runs} runs failed: {failed[0].splitlines()[0]}")
+    # Each counts its own turns, so that all of them together took the sum of their times.
+    return runs / sum(1 / record["history"][-1]["images_per_s"] for record in store.records())
 
 
 # How it is timed.

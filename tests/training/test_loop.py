@@ -16,11 +16,12 @@ from csham.backbones import CifarResNet
 from csham.data.batches import Batches
 from csham.errors import UserError
 from csham.files import SUMS
+from csham.training import loop
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.evaluation import evaluate
-from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, InterruptedRunError, TimeLimit
-from csham.training.loop import DivergedError, resume, train
+from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
+from csham.training.loop import DivergedError, resume, train, train_in_turns
 from csham.training.network import read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
@@ -114,6 +115,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
     assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
+
+
+def test_the_seconds_of_a_run_are_those_of_its_own_turns(settings, tmp_path, monkeypatch):
+    ahead, real = [0.0], time.monotonic
+    monkeypatch.setattr(loop.time, "monotonic", lambda: real() + ahead[0])
+    config = resolve({**settings, "epochs": 1, "checkpoint_seconds": 1e9})
+    turns = train_in_turns(config, run=tmp_path / "run", stop=StopRequest())
+    summary = None
+    while summary is None:
+        try:
+            next(turns)
+            ahead[0] += 1e6  # what others do meanwhile
+        except StopIteration as end:
+            summary = end.value
+    (row,) = epochs_of(tmp_path / "run")
+    assert ahead[0] > 5e6
+    assert float(row["seconds"]) == pytest.approx(summary["seconds"], abs=1e-3)
+    assert summary["seconds"] < 1e5
 
 
 class Ticking(QuietProgress):

@@ -86,6 +86,7 @@ def train_in_turns(
     progress: QuietProgress | None = None,
     limit: TimeLimit | None = None,
     stop: StopRequest | None = None,
+    shares_process: bool = False,
 ) -> Turns[dict[str, Any]]:
     """Train as :func:`train` does, and give way after every step.
 
@@ -95,7 +96,8 @@ def train_in_turns(
         dataset: The images.
         progress: Told what happens.
         limit: Time by which it stops, where no ``stop`` is given.
-        stop: Asks for a stop in place of signals, which are left to the caller: other runs share the process.
+        stop: Asks for a stop in place of signals, which are left to the caller.
+        shares_process: True if other runs take turns with this one, which environment.json tells.
     """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
@@ -114,7 +116,7 @@ def train_in_turns(
     start = session.checkpoint(state)
     begun = time.monotonic()
     if session.is_main:
-        known = environment(session, shares_process=stop is not None)
+        known = environment(session, shares_process=shares_process)
         folder.create(session.config, known, lambda path: save_checkpoint(path, start))
     session.accelerator.wait_for_everyone()
     _tell_need(session, limit, time.monotonic() - begun)
@@ -360,8 +362,11 @@ class Loop:
             self._save(session.folder.last)
 
     def _give_way(self, images: float) -> Turns[None]:
+        left = time.monotonic()
         yield images
-        self._looked_at = time.monotonic()  # what others did meanwhile is not this run's
+        away = time.monotonic() - left  # what others did meanwhile is not this run's
+        self._started_at += away
+        self._looked_at += away
 
     def _end_epoch(self) -> Turns[None]:
         """Measure the validation part, remember the epoch, and write everything down."""
@@ -393,13 +398,13 @@ class Loop:
         row |= {
             f"train_{name}": measured[name] for name in accuracy_names(len(session.info.classes)) if name in measured
         }
-        started = time.monotonic()
+        before = time.monotonic() - self._started_at
         row |= yield from self._measure("validation", "val")
         if session.config.track_test:
             row |= yield from self._measure("test", "test")
         row["lr"] = learning_rate(session.config, self._updates_done() - 1, self._updates_per_epoch())
         row["images_per_s"] = images / state.seconds
-        row["seconds"] = state.seconds + time.monotonic() - started
+        row["seconds"] = state.seconds + time.monotonic() - self._started_at - before
         return row
 
     def _measure(self, part: str, prefix: str) -> Turns[dict[str, float | None]]:

@@ -336,7 +336,7 @@ def environment(session: Session, *, shares_process: bool = False) -> dict[str, 
 
     Args:
         session: Session of the run.
-        shares_process: True if other runs take turns with it, which then count in its seconds.
+        shares_process: True if other runs take turns with it, so that its seconds are its share of the process's.
     """
     device = session.accelerator.device
     return {
