@@ -317,13 +317,12 @@ def training(args: argparse.Namespace) -> Iterator[str]:
                 bare = batch / seconds
                 note(args, "training", what, "a graph of ready batches", images_per_s=bare)
             for runs in TINY["runs"] if args.tiny else RUNS:
-                with failing_alone(args, "training", what, f"csham compare, {runs} in turns"):
-                    images_per_s = train_in_turns(args, data, backbone, attention, runs, Path(folder))
-                    note(args, "training", what, f"csham compare, {runs} in turns", images_per_s=images_per_s)
-                with failing_alone(args, "training", what, f"csham train, {runs} at once"):
-                    images_per_s = train(args, data, backbone, attention, runs, Path(folder))
-                    ratio = {} if bare is None else {"ratio": images_per_s / bare}
-                    note(args, "training", what, f"csham train, {runs} at once", images_per_s=images_per_s, **ratio)
+                for name, work in (("csham compare, {} in turns", train_in_turns), ("csham train, {} at once", train)):
+                    variant = name.format(runs)
+                    with failing_alone(args, "training", what, variant):
+                        images_per_s = work(args, data, backbone, attention, runs, Path(folder))
+                        ratio = {} if bare is None else {"ratio": images_per_s / bare}
+                        note(args, "training", what, variant, images_per_s=images_per_s, **ratio)
 
 
 def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path) -> float:
