@@ -506,6 +506,20 @@ def test_where_memory_runs_out_a_smaller_batch_is_named(settings, tmp_path):
         train(given, run=tmp_path / "run", progress=Filled())
 
 
+def test_an_operation_that_has_no_deterministic_algorithm_is_named(settings, tmp_path):
+    class Refusing(QuietProgress):
+        def step(self, where, done, loss, images_per_s):
+            torch.use_deterministic_algorithms(True)
+            try:
+                torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+    given = resolve({**settings, "backbone": "lenet5", "deterministic": True})
+    with pytest.raises(UserError, match=r"--deterministic: put_ does not have .* Use --no-deterministic"):
+        train(given, run=tmp_path / "run", progress=Refusing())
+
+
 def test_a_small_folder_gets_a_batch_that_fits_and_a_word_on_its_steps(settings, tmp_path):
     small = {name: value for name, value in settings.items() if name not in ("batch_size", "epochs")}
     said = Listening()

@@ -254,7 +254,8 @@ def _run(
         raise _out_of_memory(session, err) from err
     except RuntimeError as err:
         if session.config.deterministic and "use_deterministic_algorithms" in str(err):
-            raise UserError(f"--deterministic: {str(err).partition('.')[0]}. Use --no-deterministic.") from err
+            cause = str(err).partition(", but")[0]
+            raise UserError(f"--deterministic: {cause}. Use --no-deterministic.") from err
         raise
     finally:
         session.progress.close()
