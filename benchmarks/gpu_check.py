@@ -5,9 +5,9 @@
 From a bare checkout, with PyTorch and timm alone. While the GPU tests run, all that will be timed is compiled in
 parallel processes into one cache; then it is timed in one process, in CUDA graphs (device time: no gap between
 launches counts), medians of rounds, relative to a copy of the map or to the plain network. Training is timed
-as images/s of ``csham train`` and of a graph of the same steps, one and several runs at once. Every figure is printed
-and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut off leaves a table, which is
-printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see that it works.
+as images/s of ``csham train``, one and several runs at once, relative to a graph of the same steps. Every figure is
+printed and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut off leaves a table, which
+is printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see that it works.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ from torch import nn
 import csham
 from contenders import contenders
 from csham.ops import choose
+from csham.study.engines import plan_tasks
+from csham.study.engines.local import run_local
+from csham.study.progress import StudyProgress
+from csham.study.run import compare
+from csham.study.setup import Request
 from network_tax import VARIANTS, build
 from record import append_rows, list_of
-from train_throughput import make_images
+from train_throughput import captured, make_images
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tests", "modules", "networks", "kernels", "training")
@@ -48,6 +53,7 @@ TESTS = (
     "tests/cost/test_passes.py",
     "tests/cost/test_memory.py",
     "tests/training/test_machine.py",
+    "tests/training/test_graphs.py",
 )
 # Shape, layout.
 MAPS = (
@@ -298,6 +304,7 @@ def training(args: argparse.Namespace) -> Iterator[str]:
         ):
             what = f"{backbone} {attention}"
             yield what
+            bare = None
             with failing_alone(args, "training", what, "a graph of ready batches"):
                 batch = 8 if args.tiny else 128
                 network = build(backbone, "transfer" if attention == "csham" else "none", 32)
@@ -305,13 +312,17 @@ def training(args: argparse.Namespace) -> Iterator[str]:
                 images = torch.randn(batch, 3, 32, 32, device=args.device)
                 images = images.contiguous(memory_format=torch.channels_last)
                 labels = torch.randint(100, (batch,), device=args.device)
-                step = captured(args, training_step(args, network, images, labels))
+                step = captured(args.device, training_step(args, network, images, labels))
                 seconds = median(seconds_of(args, step) for _ in range(ROUNDS))
-                note(args, "training", what, "a graph of ready batches", images_per_s=batch / seconds)
+                bare = batch / seconds
+                note(args, "training", what, "a graph of ready batches", images_per_s=bare)
             for runs in TINY["runs"] if args.tiny else RUNS:
-                with failing_alone(args, "training", what, f"csham train, {runs} at once"):
-                    images_per_s = train(args, data, backbone, attention, runs, Path(folder))
-                    note(args, "training", what, f"csham train, {runs} at once", images_per_s=images_per_s)
+                for name, work in (("csham compare, {} in turns", train_in_turns), ("csham train, {} at once", train)):
+                    variant = name.format(runs)
+                    with failing_alone(args, "training", what, variant):
+                        images_per_s = work(args, data, backbone, attention, runs, Path(folder))
+                        ratio = {} if bare is None else {"ratio": images_per_s / bare}
+                        note(args, "training", what, variant, images_per_s=images_per_s, **ratio)
 
 
 def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path) -> float:
@@ -336,6 +347,30 @@ def train(args: argparse.Namespace, data: Path, backbone: str, attention: str, r
     return sum(float(lines[-1].split(",")[column]) for lines in last)
 
 
+def train_in_turns(
+    args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path
+) -> float:
+    """Train several networks in turns by a study's worker; return the images/s of their last epochs together."""
+    machine = {"device": args.device, "compile": False}
+    request = Request(
+        data=str(data),
+        folder=folder / f"{backbone}-{attention}-{runs}-in-turns",
+        backbones=[backbone],
+        attentions=["csham:transfer" if attention == "csham" else attention],
+        seeds=tuple(range(runs)),
+        settings={"epochs": 2, **({"batch_size": 32} if args.tiny else {})},
+        machine=machine,
+    )
+    store = compare(request, training=False, quiet=True).store
+    tasks = [task for task in plan_tasks(store.study, {}) if task.cell.network.plain == (attention == "none")]
+    run_local(store, tasks, machine, StudyProgress(), jobs=runs, together=True)
+    failed = [record["error"]["message"] for record in store.records() if record["status"] == "failed"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {runs} runs failed: {failed[0].splitlines()[0]}")
+    # Each counts its own turns, so that all of them together took the sum of their times.
+    return runs / sum(1 / record["history"][-1]["images_per_s"] for record in store.records())
+
+
 # How it is timed.
 
 
@@ -355,28 +390,11 @@ def timed(args: argparse.Namespace, stage: str, what: str, steps: Any) -> dict[s
     ready: dict[str, Step] = {}
     for variant, step in steps:
         with failing_alone(args, stage, what, variant):
-            ready[variant] = captured(args, step)
+            ready[variant] = captured(args.device, step)
     samples: dict[str, list[float]] = {variant: [] for variant in ready}
     for _, (variant, step) in itertools.product(range(ROUNDS), list(ready.items())):
         samples[variant].append(1000 * seconds_of(args, step))
     return {variant: median(values) for variant, values in samples.items()}
-
-
-def captured(args: argparse.Namespace, step: Step) -> Step:
-    """Warm a step up and capture it in a CUDA graph; return what replays it, or the step itself without a GPU."""
-    if args.device != "cuda":
-        step()
-        return step
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def seconds_of(args: argparse.Namespace, step: Step) -> float:

@@ -26,6 +26,7 @@ def test_every_stage_leaves_figures():
     assert {line.split()[0] for line in figures} == {"modules", "networks", "kernels", "training"}
     assert not [line for line in figures if "Error" in line]
     assert "csham train, 2 at once" in table
+    assert "csham compare, 2 in turns" in table
 
 
 def test_what_is_cut_off_leaves_what_there_is():

@@ -167,7 +167,10 @@ def compare(root, images, *more):
 
 def recorded(study):
     lines = [json.loads(line) for line in (study / "records.jsonl").read_text().splitlines()]
-    numbers = {line["label"]: [line["status"], line["result"]["top1"], line["result"]["loss"]] for line in lines}
+    numbers = {
+        f"{line['label']}, seed {line['seed']}": [line["status"], line["result"]["top1"], line["result"]["loss"]]
+        for line in lines
+    }
     assert len(lines) == len(numbers)  # each cell once
     return numbers
 
@@ -185,6 +188,63 @@ def test_compare_and_its_costs(root, images):
 
 def test_compare_by_two_jobs(root, images):
     killed(root, compare(root, images, "--jobs", "2"), lambda: studied(root), 3)
+
+
+def test_compare_by_three_cells_together(root, images):
+    killed(root, compare(root, images, "--jobs", "3", "--together", "--seeds", "2"), lambda: studied(root), 3)
+
+
+# Imported by every process; the first worker that comes to the moment kills itself there.
+WORKER = """
+import atexit, os, signal, sys
+root, moment, mark = os.environ["KILL_IN"], int(os.environ["WORKER_AT"]), os.environ["WORKER_MARK"]
+count = 0
+
+def hook(name, arguments):
+    global count
+    if name in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(arguments[0]).startswith(root):
+        count += 1
+        if count == moment and not os.path.exists(mark):
+            os.mkdir(mark)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if "csham.study.worker" in " ".join(sys.orig_argv):
+    sys.addaudithook(hook)
+    atexit.register(lambda: print(count, file=open(os.environ["WORKER_COUNT"], "w")))
+"""
+
+
+def test_the_worker_of_several_cells(root, images, tmp_path, monkeypatch):
+    """The same call starts another, in which those cells go on that were under way."""
+    (tmp_path / "sitecustomize.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("WORKER_COUNT", str(tmp_path / "count"))
+    words = [
+        *compare(root, images, "--jobs", "4", "--together", "--seeds", "2"),
+        "--no-costs",
+        "--checkpoint-steps",
+        "2",
+    ]
+
+    def result(moment):
+        mark = tmp_path / f"killed at {moment}"
+        environment = {**os.environ, "KILL_IN": str(root), "WORKER_AT": str(moment), "WORKER_MARK": str(mark)}
+        environment |= {"OMP_NUM_THREADS": "1", "CSHAM_KERNELS": "reference"}
+        command = [sys.executable, "-m", "csham", *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, (moment, done.stderr)
+        assert mark.exists() == (moment > 0)
+        return recorded(root / "study"), weights_in(root)
+
+    expected = result(0)
+    count = int((tmp_path / "count").read_text())
+    rng = random.Random(0)
+    for moment in sorted({count // 3, *(rng.randint(1, count * 9 // 10) for _ in range(5))}):
+        shutil.rmtree(root)
+        root.mkdir()
+        assert same(result(moment), expected), (moment, count)
+        left = [str(path) for path in root.rglob("*") if path.name.endswith((".tmp", ".new", ".old"))]
+        assert not left, (moment, left)
 
 
 def test_the_budget_control(root, images):

@@ -283,6 +283,7 @@ def test_what_cannot_be_leaves_nothing_behind(compare, words, message):
         ("--address auto", "--address is an option of --engine ray"),
         ("--cpus-per-cell 2", "--cpus-per-cell is an option of --engine ray"),
         ("--engine ray --cpus-per-cell 0", "--cpus-per-cell must be at least 1"),
+        ("--engine ray --together", "--together is an option of --engine local"),
         ("--backbones googlenet --budget-control", "googlenet can be neither widened nor deepened"),
     ],
 )
@@ -430,11 +431,11 @@ def test_the_end_of_the_time_says_how_to_go_on(compare, monkeypatch):
 
     monkeypatch.setattr(TimeLimit, "left", TimeLimit.left)
     monkeypatch.setattr(PlainStudyProgress, "cell", stop)
-    code, _, err = compare(*SMALL, "--minutes", "60", "--jobs", "2", deeds={"1": ["sleep"]})
+    code, _, err = compare(*SMALL, "--minutes", "60", "--jobs", "2", "--together", deeds={"1": ["sleep"]})
     assert code == 142, err
     last = err.splitlines()[-1]
     assert last.startswith("stopped for time (--minutes 60), and saved. To go on: csham compare --study")
-    assert last.endswith(" --jobs 2 --minutes 60 --no-costs")
+    assert last.endswith(" --jobs 2 --minutes 60 --together --no-costs")
     assert Store(STUDY).study.settings.keys().isdisjoint({"minutes"})
 
 

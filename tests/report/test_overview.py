@@ -65,6 +65,14 @@ def test_costs_are_ratios_to_the_plain_network(overview):
     assert not [one for one in overview.costs if one.group == "planned"]
 
 
+def test_runs_that_shared_a_process_say_nothing_of_costs(studies, tmp_path):
+    study = write_study(tmp_path / "shared", networks=[network(), network(attention="se")], epochs=1)
+    assert {one.measured for one in see_together([study]).costs} == {True, False}
+    records = (study / "records.jsonl").read_text()
+    (study / "records.jsonl").write_text(records.replace('"processes": 1', '"processes": 1, "shares_process": true'))
+    assert {one.measured for one in see_together([study]).costs} == {True}
+
+
 def test_page_tables_and_markdown(overview, tmp_path):
     page = write_overview(overview, tmp_path / "page", tmp_path / "claim.md")
     html, text = page.read_text(encoding="utf-8"), (tmp_path / "claim.md").read_text(encoding="utf-8")

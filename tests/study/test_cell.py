@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from csham.data import prepare
-from csham.data.dataset import describe_data
 from csham.errors import UserError
 from csham.files import SUMS
 from csham.study.cell import CellRunner, adopt_runs
-from csham.study.grid import Data, Network
+from csham.study.grid import Network
 from csham.study.record import read_line
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
@@ -37,26 +35,6 @@ class Notes(QuietProgress):
             signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.fixture(scope="module")
-def images_study(images, make_study):
-    """A study of 42 training images, 6 steps an epoch."""
-    found = describe_data(prepare(str(images), image_size=32))
-    study = make_study(None, [0, 1], data=str(images), epochs=2, batch_size=8, lr=0.05)
-    data = Data(str(images), 3, found["images"], 32, found["fingerprint"])
-    return replace(study, data=data, command=f"csham compare {images} --seeds 2")
-
-
-@pytest.fixture
-def make_store(images_study, tmp_path):
-    def make(name="study", **changes):
-        store = Store(tmp_path / name)
-        with store.changing_study():
-            store.write_study(replace(images_study, **changes))
-        return store
-
-    return make
-
-
 @pytest.fixture
 def store(make_store):
     return make_store()
@@ -73,13 +51,6 @@ def done(images_study, tmp_path_factory):
 
 def weights(store, cell, name="last"):
     return load_checkpoint(store.run_folder(cell.name) / "checkpoints" / f"{name}.ckpt")["model"]
-
-
-def timeless(record):
-    """A record without the clock's share."""
-    result = {k: v for k, v in record["result"].items() if k not in ("seconds", "images_per_s")}
-    history = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in record["history"]]
-    return {**record, "result": result, "history": history, "started": "", "finished": "", "environment": ""}
 
 
 def test_a_cell_that_stops_early_is_a_cell_and_its_record_says_where(images_study, make_store):
@@ -126,14 +97,14 @@ def test_records_do_not_say_where_things_lie(done, images):
 def test_a_finished_run_without_a_record_becomes_one(done, make_store, monkeypatch):
     store = make_store()
     shutil.copytree(done[0].path / "runs", store.path / "runs")
-    monkeypatch.setattr("csham.study.cell.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("csham.study.cell.train_in_turns", lambda *_, **__: pytest.fail("trained again"))
     record = CellRunner(store, MACHINE).run(store.study.cells()[0].key)
     assert record == done[1]
     assert store.records() == [json.loads(json.dumps(record))]
     assert CellRunner(store, MACHINE).run(store.study.cells()[0].key) is None
 
 
-def test_a_stopped_cell_goes_on_to_the_same_record(done, store):
+def test_a_stopped_cell_goes_on_to_the_same_record(done, store, timeless):
     cell = store.study.cells()[0]
     with pytest.raises(InterruptedRunError):
         CellRunner(store, MACHINE, Notes(stop_after=7)).run(cell.key)
@@ -152,7 +123,7 @@ def done_cell(done):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "gone"])
-def test_a_damaged_checkpoint_means_starting_again(done, store, damage):
+def test_a_damaged_checkpoint_means_starting_again(done, store, damage, timeless):
     cell = store.study.cells()[0]
     with pytest.raises(InterruptedRunError):
         CellRunner(store, MACHINE, Notes(stop_after=1)).run(cell.key)
@@ -168,7 +139,7 @@ def test_a_damaged_checkpoint_means_starting_again(done, store, damage):
 
 
 @pytest.mark.parametrize("lost", ["the last", "the optimizer too"])
-def test_with_a_damaged_last_checkpoint_a_cell_goes_on_from_the_chosen_one_if_it_can(done, store, lost):
+def test_with_a_damaged_last_checkpoint_a_cell_goes_on_from_the_chosen_one_if_it_can(done, store, lost, timeless):
     cell = store.study.cells()[0]
     with pytest.raises(InterruptedRunError):
         CellRunner(store, MACHINE, Notes(stop_after=7)).run(cell.key)
@@ -229,7 +200,7 @@ def test_a_failed_cell_is_recorded_and_can_be_tried_again(done, make_store, imag
     def out_of_order(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    monkeypatch.setattr("csham.study.cell.train", out_of_order)
+    monkeypatch.setattr("csham.study.cell.train_in_turns", out_of_order)
     assert runner.run(other.key)["error"]["type"] == "RuntimeError"
     assert runner.must_restart
 
@@ -238,7 +209,7 @@ def test_a_full_disk_is_no_cells_fault(store, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("csham.study.cell.train", full)
+    monkeypatch.setattr("csham.study.cell.train_in_turns", full)
     with pytest.raises(UserError, match="No space left"):
         CellRunner(store, MACHINE).run(store.study.cells()[0].key)
     assert store.records() == []
@@ -271,7 +242,7 @@ def test_cells_go_on_where_the_images_moved_to(make_store, images, tmp_path, ima
     assert any("at epoch 2, step 2" in note for note in progress.notes)
 
 
-def test_runs_trained_by_hand_are_adopted_by_settings_and_content(done, make_store, images, tmp_path):
+def test_runs_trained_by_hand_are_adopted_by_settings_and_content(done, make_store, images, tmp_path, timeless):
     shutil.copytree(images, tmp_path / "copy")
     by_hand = replace(done[0].study.cells()[0].config, data=str(tmp_path / "copy"), **MACHINE)
     train(by_hand, run=tmp_path / "hand" / "mine")
@@ -358,7 +329,7 @@ DAMAGES = {
 @pytest.mark.parametrize(
     ("damage", "sums"), [*((name, True) for name in DAMAGES), ("summary changed", False), ("answers changed", False)]
 )
-def test_a_finished_run_that_was_damaged_blocks_nothing_and_is_not_believed(done, make_store, damage, sums):
+def test_a_finished_run_that_was_damaged_blocks_nothing_and_is_not_believed(done, make_store, damage, sums, timeless):
     store = make_store()
     shutil.copytree(done[0].path / "runs", store.path / "runs")
     cell = store.study.cells()[0]

@@ -81,6 +81,57 @@ def test_jobs_share_the_cells_and_the_cores(stand_in, monkeypatch):
     assert {threads for _, _, threads in stand_in.diary()} == {"4"}
 
 
+def test_together_one_process_has_the_cells_and_all_cores(stand_in, monkeypatch):
+    monkeypatch.setattr("csham.study.engines.local.available_cores", lambda: 9)
+    told = Told()
+    stand_in(told, jobs=3, together=True, deeds={"0": ["step"], "1": ["step"], "2": ["step"]})
+    assert states(stand_in.store) == [("done", 1)] * 3
+    assert {threads for _, _, threads in stand_in.diary()} == {"9"}
+    assert len({pid for _, pid, _ in stand_in.diary()}) == 1
+    assert told.jobs == {0, 1, 2}
+
+
+def test_a_process_gets_as_many_cells_as_it_has_room_for(stand_in):
+    told = Told()
+    stand_in(told, together=True, deeds={"0": ["room 2"]})
+    assert states(stand_in.store) == [("done", 1)] * 3
+    assert told.jobs == {0, 1}
+
+
+def test_of_cells_whose_process_died_the_one_to_blame_fails_alone(stand_in):
+    told = Told()
+    stand_in(told, jobs=3, together=True, deeds={"1": ["die", "die", "die"]})
+    assert states(stand_in.store) == [("done", 1), ("failed", 1), ("done", 1)]
+    assert (
+        "killed (signal 9; out of memory?), 2 times"
+        in stand_in.store.by_key()[cell_key(stand_in, 1)]["error"]["message"]
+    )
+    assert len({pid for seed, pid, _ in stand_in.diary() if seed == "1"}) == 3
+
+
+def cell_key(stand_in, seed):
+    return next(cell.key for cell in stand_in.store.study.cells() if cell.seed == seed)
+
+
+def test_how_many_processes_and_cells_in_each():
+    from csham.study.engines.local import _rooms
+
+    assert _rooms({}, [], None, None) == [1]
+    assert _rooms({}, [], 3, None) == [1, 1, 1]
+    assert _rooms({}, [], 3, True) == [3]
+    assert _rooms({}, [], None, True) == [None]
+    assert _rooms({}, ["0", "1"], None, None) == [None, None]
+    assert _rooms({}, ["0", "1"], 5, None) == [3, 2]
+    assert _rooms({}, ["0", "1"], 1, None) == [1]
+    assert _rooms({}, ["0", "1"], 3, False) == [1, 1, 1]
+    assert _rooms({"device": "cuda:1"}, [], None, None) == [None]
+    assert _rooms({"device": "cpu"}, [], None, None) == [1]
+    tracked = {"trackers": ("tensorboard", "wandb")}
+    assert _rooms(tracked, ["0"], 2, None) == [1, 1]
+    with pytest.raises(UserError, match="--together: wandb tracks one run a process"):
+        _rooms(tracked, ["0"], 2, True)
+
+
 def test_threads_that_the_user_set_stay(stand_in, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     stand_in()

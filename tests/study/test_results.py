@@ -318,13 +318,18 @@ def test_a_run_from_before_a_setting_did_what_the_setting_says_since():
         assert len([w for w in warnings if w.startswith("The setting last_batch differs")]) == warned
 
 
-def test_another_processor_only_concerns_speed():
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"processor": "y"}, "The processor differs between runs: x (9 runs), y (1 run)"),
+        ({"shares_process": True}, "The sharing of a process differs between runs: no (9 runs), yes (1 run)"),
+    ],
+)
+def test_what_only_concerns_speed(change, differs):
     records = [*records_of(PLAIN, SE)[:-1], record(SE, 4, 71.0)]
-    records[-1]["environment"] = {**records[-1]["environment"], "processor": "y"}
+    records[-1]["environment"] = {**records[-1]["environment"], **change}
     (warning,) = assess(Study((PLAIN, SE)), records).warnings
-    assert warning == (
-        "The processor differs between runs: x (9 runs), y (1 run); their seconds and images/s cannot be compared."
-    )
+    assert warning == f"{differs}; their seconds and images/s cannot be compared."
 
 
 def test_seeds_and_networks_of_one_study_are_not_warned_about():

@@ -15,19 +15,20 @@ deeds = json.loads(os.environ["DEEDS"])  # by seed: what to do at the first, sec
 
 
 def say(event, **content):
-    print(json.dumps({"event": event, **content}), flush=True)
+    print(json.dumps({"event": event, "key": key, **content}), flush=True)
 
 
 if "no start" in deeds.values():
     print("no such device", file=sys.stderr)
     sys.exit(3)
-study = store.study
+study, key = store.study, ""
 cells = {cell.key: cell for cell in study.cells()}
 for line in sys.stdin:
     task = json.loads(line)
     if task is None:
         break
-    cell = cells[task["key"]]
+    key = task["key"]
+    cell = cells[key]
     claim = store.claim(cell.key, task["attempts"])
     if claim is None:
         say("ended", status=None, leaving=False)
@@ -44,6 +45,9 @@ for line in sys.stdin:
         if deed == "fatal":
             say("fatal", message="the disk is full")
             sys.exit(2)
+        if deed.startswith("room"):
+            say("room", runs=int(deed.split()[1]))
+            time.sleep(1)  # the engine gives more meanwhile
         if deed == "step":
             say("step", where="epoch 1/1", fraction=0.0, images_per_s=1.0)
         if deed.startswith("need"):

@@ -16,11 +16,12 @@ from csham.backbones import CifarResNet
 from csham.data.batches import Batches
 from csham.errors import UserError
 from csham.files import SUMS
+from csham.training import loop
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.config import read_settings, resolve
 from csham.training.evaluation import evaluate
-from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, InterruptedRunError, TimeLimit
-from csham.training.loop import DivergedError, resume, train
+from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
+from csham.training.loop import DivergedError, resume, train, train_in_turns
 from csham.training.network import read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
@@ -114,6 +115,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, finished, tmp_path, si
     assert (content["epoch"], content["step"]) == (1, 2)
     resume(run)
     same_results(run, finished)
+
+
+def test_the_seconds_of_a_run_are_those_of_its_own_turns(settings, tmp_path, monkeypatch):
+    ahead, real = [0.0], time.monotonic
+    monkeypatch.setattr(loop.time, "monotonic", lambda: real() + ahead[0])
+    config = resolve({**settings, "epochs": 1, "checkpoint_seconds": 1e9})
+    turns = train_in_turns(config, run=tmp_path / "run", stop=StopRequest())
+    summary = None
+    while summary is None:
+        try:
+            next(turns)
+            ahead[0] += 1e6  # what others do meanwhile
+        except StopIteration as end:
+            summary = end.value
+    (row,) = epochs_of(tmp_path / "run")
+    assert ahead[0] > 5e6
+    assert float(row["seconds"]) == pytest.approx(summary["seconds"], abs=1e-3)
+    assert summary["seconds"] < 1e5
 
 
 class Ticking(QuietProgress):
@@ -485,6 +504,20 @@ def test_where_memory_runs_out_a_smaller_batch_is_named(settings, tmp_path):
     given = resolve({**settings, "backbone": "lenet5"})
     with pytest.raises(UserError, match=r"with --batch-size 8. Try --batch-size 4, .*Tried to allocate 2 GiB\)$"):
         train(given, run=tmp_path / "run", progress=Filled())
+
+
+def test_an_operation_that_has_no_deterministic_algorithm_is_named(settings, tmp_path):
+    class Refusing(QuietProgress):
+        def step(self, where, done, loss, images_per_s):
+            torch.use_deterministic_algorithms(True)
+            try:
+                torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+    given = resolve({**settings, "backbone": "lenet5", "deterministic": True})
+    with pytest.raises(UserError, match=r"--deterministic: put_ does not have .* Use --no-deterministic"):
+        train(given, run=tmp_path / "run", progress=Refusing())
 
 
 def test_a_small_folder_gets_a_batch_that_fits_and_a_word_on_its_steps(settings, tmp_path):

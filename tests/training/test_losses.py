@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_of_what_its_images_weigh(mixed, smoothing, class_w
     loss, batch = loss_of(label_smoothing=smoothing, class_weights=class_weights), batch_of(LABELS, mixed)
     logits = logits_of(len(LABELS))
     weights = [10 / 18, 10 / 9, 10 / 3] if class_weights == "balanced" else [1, 1, 1]
-    found = loss(logits, batch)
+    found = loss(logits, batch.labels, batch.targets)
     assert found.item() == pytest.approx(by_hand(logits, batch, smoothing, weights), rel=1e-5)
     found.backward()
     assert logits.grad.isfinite().all()
@@ -59,14 +59,14 @@ def test_the_loss_is_the_mean_of_what_its_images_weigh(mixed, smoothing, class_w
 def test_without_weights_it_has_the_bits_of_torchs():
     logits = logits_of(10)
     expected = F.cross_entropy(logits, torch.as_tensor(LABELS), label_smoothing=0.1)
-    assert torch.equal(loss_of(label_smoothing=0.1)(logits, batch_of(LABELS)), expected)
+    assert torch.equal(loss_of(label_smoothing=0.1)(logits, batch_of(LABELS).labels), expected)
 
 
 def test_balanced_every_class_counts_alike():
     logits, batch = logits_of(10), batch_of(LABELS)
     each = F.cross_entropy(logits, batch.labels, reduction="none")
     expected = torch.stack([each[batch.labels == number].mean() for number in range(3)]).mean()
-    torch.testing.assert_close(loss_of(class_weights="balanced")(logits, batch), expected)
+    torch.testing.assert_close(loss_of(class_weights="balanced")(logits, batch.labels), expected)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -75,10 +75,10 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(mixed):
     logits, batch = logits_of(10), batch_of(LABELS, mixed)
     loss = loss_of(class_weights="balanced", label_smoothing=0.2)
     halves = [
-        loss(logits[part], batch._replace(labels=batch.labels[part], targets=batch.targets[part] if mixed else None))
+        loss(logits[part], batch.labels[part], batch.targets[part] if mixed else None)
         for part in (slice(0, 5), slice(5, 10))
     ]
-    torch.testing.assert_close(sum(halves) / 2, loss(logits, batch))
+    torch.testing.assert_close(sum(halves) / 2, loss(logits, batch.labels, batch.targets))
 
 
 def test_the_weights_are_scikit_learns():

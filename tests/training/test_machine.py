@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,12 +21,41 @@ def settings(**given):
 
 def test_no_auto_is_left():
     values = choose(settings(), 1000).config.to_dict()
-    assert "auto" not in [values[key] for key in ("device", "precision", "compile", "channels_last")]
+    assert "auto" not in [values[key] for key in ("device", "precision", "compile", "graph", "channels_last")]
 
 
 def test_what_was_asked_for_is_kept():
     config = choose(settings(precision="bf16", compile=False, channels_last=False), MANY).config
     assert (config.precision, config.compile, config.channels_last) == ("bf16", False, False)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A machine that says that it has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    return settings(device="cuda", compile=False)
+
+
+def test_graphs_are_chosen_on_cuda(cuda):
+    choices = choose(cuda, 1)
+    assert choices.config.graph is True
+    assert "CUDA graphs" in choices.reasons
+    assert choose(replace(cuda, graph=False), 1).config.graph is False
+    assert choose(replace(cuda, graph=True), 1).config.graph is True
+
+
+def test_graphs_only_where_steps_can_be_replayed(cuda, monkeypatch):
+    assert choose(settings(), 1).config.graph is False
+    with pytest.raises(UserError, match=r"--graph: only CUDA has graphs, and this run is on cpu. Use --no-graph"):
+        choose(settings(graph=True), 1)
+    half = replace(cuda, precision="fp16")
+    assert "no CUDA graphs (the scale of fp16's loss is changed on the host)" in choose(half, 1).reasons
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "no CUDA graphs (several processes wait for each other in every step)" in choose(cuda, 1).reasons
+    with pytest.raises(UserError, match="--graph: several processes"):
+        choose(replace(cuda, graph=True), 1)
 
 
 def test_compiling_only_where_it_pays(monkeypatch):

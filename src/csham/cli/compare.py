@@ -123,8 +123,19 @@ def compare(
         str | None, option("Of the Ray cluster, or auto.", MACHINE, "one on this machine for this call")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Cells to train at the same time on this machine.", rich_help_panel=MACHINE)
-    ] = 1,
+        int | None,
+        option("Cells to train at the same time on this machine.", MACHINE, "1; on a GPU as many as are worth it"),
+    ] = None,
+    together: Annotated[
+        bool | None,
+        typer.Option(
+            "--together/--apart",
+            help="Train them in turns in one process, one for each GPU, or each in a process of its own. "
+            "Default: together on a GPU.",
+            rich_help_panel=MACHINE,
+            show_default=False,
+        ),
+    ] = None,
     cpus_per_cell: Annotated[
         int | None, option("Of ray: cores that a cell gets, and its threads.", MACHINE, "this machine's / --jobs")
     ] = None,
@@ -158,11 +169,17 @@ def compare(
         request = merged(read_request_file(config), request)
     part, limit = _shard(shard), time_limit(minutes)
     run = choose_engine(
-        engine, jobs=jobs, address=address, cpus_per_cell=cpus_per_cell, wait=part == (1, 1), limit=limit
+        engine,
+        jobs=jobs,
+        together=together,
+        address=address,
+        cpus_per_cell=cpus_per_cell,
+        wait=part == (1, 1),
+        limit=limit,
     )
     given = {
         "--engine": engine if engine != "local" else None,
-        "--jobs": jobs if jobs != 1 else None,
+        "--jobs": jobs,
         "--address": address,
         "--cpus-per-cell": cpus_per_cell,
         "--shard": shard,
@@ -170,10 +187,11 @@ def compare(
     }
     # Words of the next call, beside the study.
     how = "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in given.items() if value is not None)
+    how += {None: "", True: " --together", False: " --apart"}[together]
     how += "" if costs else " --no-costs"
     with _stoppable(limit):
         if plan_only:
-            plan = dry_run(request, jobs=jobs, shard=part, budget_control=budget_control, quiet=quiet)
+            plan = dry_run(request, jobs=jobs or 1, shard=part, budget_control=budget_control, quiet=quiet)
             print_json(plan.to_dict()) if as_json else _print_plan(plan)
             return
         finished = run_study(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +120,7 @@ class Batches:
         self.image_size = dataset.image_size
         self.crop, self.crop_scale = check_crop(crop, crop_scale, self.image_size), crop_scale
         self._stored = dataset.images.shape[1]
+        self._pad = self.image_size // 8 if self._stored == self.image_size else 0
         self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._policy, self._alphas = find_policy(policy), {"mixup": mixup, "cutmix": cutmix}
         self._mixes = mixup + cutmix > 0
@@ -127,6 +129,8 @@ class Batches:
         if augment:
             self._check_enough()
         self._pixels = _resident(dataset, self.device)
+        self._resident = self._pixels.device.type == self.device.type
+        self._labels = torch.from_numpy(np.array(dataset.labels, dtype=np.int64)).to(self.device)
         # One factor and one offset per byte of a row of pixels: an inner dimension of 3 would not vectorise.
         self._scale, self._shift = map(self._per_row, scale_and_shift(mean, std))
 
@@ -150,21 +154,61 @@ class Batches:
             UserError: Fewer images than a batch.
             IndexError: The epoch has no such batch.
         """
+        drawn = self.draw(epoch, index)
+        sent = self._send(drawn)
+        pixels = self._cut(self._gather(drawn[:, 0], sent[:, 0]), sent)
+        if self.augment and self._policy is not None:
+            draws = self._policy.draw(generator(self.seed, epoch, index, _POLICY_SALT), self.batch_size)
+            pixels = augmented(pixels.to(torch.uint8), draws[self._drawn], self._policy)
+        batch = self._finish(pixels, sent[:, 0], drawn[:, 0])
+        return self._mixed(batch, generator(self.seed, epoch, index, _MIX_SALT)) if self._mixes else batch
+
+    def draw(self, epoch: int, index: int) -> np.ndarray:
+        """Return all that a training batch is cut by, of each of its images, (B, k) int64.
+
+        Its row in the dataset; with ``augment`` then top and left of its crop, height and width too where that is
+        resized, and 1 if it is mirrored.
+
+        Raises:
+            UserError: Fewer images than a batch.
+            IndexError: The epoch has no such batch.
+        """
         self._check_enough()
         if not 0 <= index < len(self):
             raise IndexError(f"an epoch has batches 0 to {len(self) - 1}, asked for {index}")
-        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size][self._drawn]
-        pixels = self._gather(rows)
+        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         if not self.augment:
-            return self._finish(self._centre(pixels), rows, len(rows))
+            return rows[self._drawn, None]
         # Drawn for the whole batch, then cut: an image's draw does not depend on the number of ranks.
-        rng = generator(self.seed, epoch, index, _CROP_SALT)
-        pixels = self._resized(pixels, rng) if self.crop == "resized" else self._shifted(pixels, rng)
-        if self._policy is not None:
-            draws = self._policy.draw(generator(self.seed, epoch, index, _POLICY_SALT), self.batch_size)
-            pixels = augmented(pixels.to(torch.uint8), draws[self._drawn], self._policy)
-        batch = self._finish(pixels, rows, len(rows))
-        return self._mixed(batch, generator(self.seed, epoch, index, _MIX_SALT)) if self._mixes else batch
+        rng, B = generator(self.seed, epoch, index, _CROP_SALT), self.batch_size
+        if self.crop == "resized":
+            places = draw_boxes(rng, B, self._stored, self.crop_scale)
+        else:
+            places = rng.integers(0, self._stored + 2 * self._pad - self.image_size + 1, (B, 2))
+        mirrored = (rng.random((B, 1)) < 0.5) & self.flip
+        return np.concatenate([rows[:, None], places, mirrored], 1)[self._drawn]
+
+    @property
+    def cut_by_draws(self) -> bool:
+        """True if :meth:`cut` makes the whole of a training batch."""
+        return self._resident and self._policy is None and not self._mixes
+
+    def cut(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels of what :meth:`draw` drew, on the device: a function of tensors alone.
+
+        Args:
+            drawn: (B, k) int64, on the device.
+        """
+        rows = drawn[:, 0]
+        return self._normalised(self._cut(self._squares(rows), drawn)), self._labels.index_select(0, rows)
+
+    def shown(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels for evaluation, on the device: a function of tensors alone.
+
+        Args:
+            rows: Row numbers, (B,) int64, on the device.
+        """
+        return self._normalised(self._centre(self._squares(rows))), self._labels.index_select(0, rows)
 
     def in_order(self, *, whole: bool = False) -> Iterator[Batch]:
         """Evaluation batches: every image once, in the order given, centre squares.
@@ -175,12 +219,17 @@ class Batches:
         Args:
             whole: Give the whole stored squares, P x P pixels, to cut views from.
         """
+        for rows, count in self.rows_in_order():
+            sent = self._send(rows)
+            pixels = self._gather(rows, sent)
+            yield self._finish(pixels if whole else self._centre(pixels), sent, rows, count)
+
+    def rows_in_order(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Row numbers of each evaluation batch, (B,) int64, and how many of them are real."""
         for start in range(0, len(self.indices), self.batch_size):
             real = self.indices[start : start + self.batch_size]
             rows = np.resize(real, self.batch_size)[self._local]
-            count = min(max(len(real) - self._local.start, 0), len(rows))
-            pixels = self._gather(rows)
-            yield self._finish(pixels if whole else self._centre(pixels), rows, count)
+            yield rows, min(max(len(real) - self._local.start, 0), len(rows))
 
     def _check_enough(self) -> None:
         if len(self.indices) < self.batch_size:
@@ -196,46 +245,63 @@ class Batches:
             self._order = epoch, np.resize(self.indices[order], len(self) * self.batch_size)
         return self._order[1]
 
-    def _gather(self, rows: np.ndarray) -> Tensor:
+    def _gather(self, rows: np.ndarray, sent: Tensor) -> Tensor:
         """Stored squares of these images, on the device: (B, P, P, 3) uint8."""
-        if self._pixels.device.type == self.device.type:
-            pixels = self._pixels.index_select(0, self._send(rows))
-        else:
-            pixels = self._send(self._pixels.index_select(0, torch.from_numpy(rows)))
-        return pixels.view(-1, self._stored, self._stored, 3)
+        if self._resident:
+            return self._squares(sent)
+        return self._send(self._pixels.index_select(0, torch.from_numpy(rows))).view(-1, self._stored, self._stored, 3)
 
-    def _resized(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        """Resample and flip a box of each image by its own draw: (B, P, P, 3) uint8 to (B, S, S, 3) float32."""
-        boxes = draw_boxes(rng, self.batch_size, self._stored, self.crop_scale)[self._drawn]
-        mirrored = (rng.random(self.batch_size) < 0.5)[self._drawn] & self.flip
-        return resampled(pixels, self._send(boxes), self._send(mirrored), self.image_size)
+    def _squares(self, rows: Tensor) -> Tensor:
+        return self._pixels.index_select(0, rows).view(-1, self._stored, self._stored, 3)
 
-    def _shifted(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        """Crop and flip each image by its own draw: (B, P, P, 3) to (B, S, S, 3), uint8."""
-        S = self.image_size
-        pad = S // 8 if self._stored == S else 0
+    def _cut(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """Cut each image by its own draw: (B, P, P, 3) uint8 to (B, S, S, 3), uint8 or whole float32."""
+        if not self.augment:
+            return self._centre(pixels)
+        if self.crop == "resized":
+            return resampled(pixels, drawn[:, 1:-1], drawn[:, -1].bool(), self.image_size)
+        return self._shifted(pixels, drawn)
+
+    def _shifted(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """Crop at corners and flip: (B, P, P, 3) to (B, S, S, 3), uint8."""
+        S, pad = self.image_size, self._pad
         pixels = F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
         B, side = pixels.shape[:2]
-        corner = rng.integers(0, side - S + 1, (self.batch_size, 2, 1))[self._drawn]
-        mirrored = (rng.random((self.batch_size, 1)) < 0.5)[self._drawn] & self.flip
-        along = np.arange(S)
-        y = corner[:, 0] + along + np.arange(B)[:, None] * side
-        x = corner[:, 1] + np.where(mirrored, S - 1 - along, along)
+        first_rows, row_bytes = self._steps_in_crops
+        y = drawn[:, 1:2] + first_rows
+        x = 3 * drawn[:, 2:3] + row_bytes.index_select(0, drawn[:, 3])
         # Rows first, as whole copies; then bytes within rows, by a short index that an image's rows share.
-        taken = pixels.view(B * side, side * 3).index_select(0, self._send(y.ravel())).view(B, S, side * 3)
-        columns = self._send((x[:, :, None] * 3 + np.arange(3)).reshape(B, 1, S * 3)).expand(B, S, S * 3)
-        return taken.gather(2, columns).view(B, S, S, 3)
+        taken = pixels.view(B * side, side * 3).index_select(0, y.flatten()).view(B, S, side * 3)
+        return taken.gather(2, x.view(B, 1, S * 3).expand(B, S, S * 3)).view(B, S, S, 3)
+
+    @cached_property
+    def _steps_in_crops(self) -> tuple[Tensor, Tensor]:
+        """Rows of each image's crop, (B, S), and bytes of a row of it, plain and mirrored, (2, S * 3), from its corner.
+
+        Of a whole batch's images below each other; kept, since each small operation counts on a GPU.
+        """
+        S, side = self.image_size, self._stored + 2 * self._pad
+        along, images = np.arange(S), np.arange(len(np.arange(self.batch_size)[self._drawn]))
+        columns = np.stack([along, S - 1 - along])
+        rows, row_bytes = images[:, None] * side + along, (3 * columns[..., None] + np.arange(3)).reshape(2, S * 3)
+        return torch.from_numpy(rows).to(self.device), torch.from_numpy(row_bytes).to(self.device)
 
     def _centre(self, pixels: Tensor) -> Tensor:
         edge, S = (self._stored - self.image_size) // 2, self.image_size
         return pixels[:, edge : edge + S, edge : edge + S]
 
-    def _finish(self, pixels: Tensor, rows: np.ndarray, count: int) -> Batch:
+    def _finish(self, pixels: Tensor, sent: Tensor, rows: np.ndarray, count: int | None = None) -> Batch:
+        labels = self._labels.index_select(0, sent)
+        return Batch(self._normalised(pixels), labels, len(rows) if count is None else count, rows)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) whole numbers to (B, 3, S, S) float32, channels_last."""
         S = pixels.shape[1]
-        scale, shift = self._scale[:3].repeat(S), self._shift[:3].repeat(S)  # S may be the stored squares'
+        scale, shift = self._scale, self._shift
+        if self.image_size != S:  # the stored squares
+            scale, shift = (values[:3].repeat(S) for values in (scale, shift))
         normalised = pixels.reshape(-1, S * 3).to(torch.float32).mul_(scale).add_(shift)
-        images = normalised.view(-1, S, S, 3).permute(0, 3, 1, 2)  # channels_last
-        return Batch(images, self._send(self.dataset.labels[rows]), count, rows)
+        return normalised.view(-1, S, S, 3).permute(0, 3, 1, 2)
 
     def _mixed(self, batch: Batch, rng: np.random.Generator) -> Batch:
         images, targets = mixed(batch.images, batch.labels, len(self.dataset.classes), rng=rng, **self._alphas)

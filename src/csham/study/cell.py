@@ -6,6 +6,7 @@ import errno
 import gc
 import itertools
 import shutil
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -22,15 +23,21 @@ from csham.files import sha256_of
 from csham.study.grid import Cell, Network, Study, cell_key, differing_setting
 from csham.study.record import DamagedRunError, describe_error, done_record, failed_record, now
 from csham.study.store import FAILED_MARK, Store
-from csham.training.interrupt import InterruptedRunError
-from csham.training.loop import newest_checkpoint, resume, train
+from csham.training.interrupt import InterruptedRunError, StopRequest
+from csham.training.loop import newest_checkpoint, resume_in_turns, train_in_turns
 from csham.training.machine import choose, choose_device
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
+from csham.training.turns import Turns, drain
 
-__all__ = ["CellRunner", "adopt_runs", "open_data"]
+__all__ = ["CellRunner", "NoRoomError", "adopt_runs", "open_data"]
 
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class NoRoomError(Exception):
+    """A cell found no memory beside the others of its process; it goes on from its last checkpoint with fewer."""
 
 
 class CellRunner:
@@ -40,15 +47,24 @@ class CellRunner:
         store: The study's folder.
         machine: Settings of :data:`csham.study.grid.MACHINE_FIELDS` that were asked for.
         progress: Told what happens.
+        stop: Asks for a stop in place of signals, which are left to the caller; None leaves them to each run.
+        shares_process: True if several cells take turns in this process.
 
     Attributes:
         must_restart: True if a cell failed in a way that may have left this process unfit for others.
     """
 
     def __init__(
-        self, store: Store, machine: Mapping[str, Any] | None = None, progress: QuietProgress | None = None
+        self,
+        store: Store,
+        machine: Mapping[str, Any] | None = None,
+        progress: QuietProgress | None = None,
+        stop: StopRequest | None = None,
+        *,
+        shares_process: bool = False,
     ) -> None:
         self.store = store
+        self._stop, self._shares_process = stop, shares_process
         self.must_restart = False
         self._machine = dict(machine or {})
         self._progress = progress or QuietProgress()
@@ -69,15 +85,36 @@ class CellRunner:
                 on; the device cannot do the precision; the disk is full.
             InterruptedRunError: A signal stopped the run, which can go on.
         """
+        record = drain(self.run_in_turns(key, attempts))
+        gc.collect()
+        return record
+
+    def run_in_turns(
+        self,
+        key: str,
+        attempts: int = 0,
+        progress: QuietProgress | None = None,
+        company: Callable[[], bool] = lambda: False,
+    ) -> Turns[dict[str, Any] | None]:
+        """Run a cell as :meth:`run` does, and give way after each of its steps.
+
+        Args:
+            key: Of the cell.
+            attempts: Number of its attempts that have failed.
+            progress: Told what happens in this cell; None is the runner's.
+            company: Tells if other cells are under way in this process.
+
+        Raises:
+            NoRoomError: In company, its memory did not suffice.
+        """
         cell = self._cell(key)
         claim = self.store.claim(key, attempts)
         if claim is None:
             return None
         with claim:
             dataset = self.dataset
-            record = self._attempt(cell, dataset, attempts)
+            record = yield from self._attempt(cell, dataset, attempts, progress or self._progress, company)
             self.store.append(record)
-        gc.collect()
         return record
 
     @cached_property
@@ -100,25 +137,37 @@ class CellRunner:
             self._study = self.store.study  # extended since it was read
         raise UserError(f"{self.store.path}: study.yaml has no cell {key} any more. Give the command again.")
 
-    def _attempt(self, cell: Cell, dataset: PackedDataset, attempts: int) -> dict[str, Any]:
+    def _attempt(
+        self, cell: Cell, dataset: PackedDataset, attempts: int, progress: QuietProgress, company: Callable[[], bool]
+    ) -> Turns[dict[str, Any]]:
         started = now()
         try:
-            return run_cell(
-                self.store,
-                cell,
-                study=self._study,
-                dataset=dataset,
-                machine=self._machine,
-                progress=self._progress,
-                attempts=attempts,
+            return (
+                yield from _run_cell(
+                    self.store,
+                    cell,
+                    study=self._study,
+                    dataset=dataset,
+                    machine=self._machine,
+                    progress=progress,
+                    attempts=attempts,
+                    stop=self._stop,
+                    shares_process=self._shares_process,
+                )
             )
         except InterruptedRunError:
             raise
         except Exception as err:
             if isinstance(err, OSError) and err.errno in _FATAL:
                 raise UserError(f"{err.filename or self.store.path}: {err.strerror}. The study goes on later.") from err
-            cause = err.__cause__
-            self.must_restart = not isinstance(err, UserError) or isinstance(cause, torch.OutOfMemoryError)
+            memory = isinstance(err, _OUT_OF_MEMORY) or isinstance(err.__cause__, _OUT_OF_MEMORY)
+            if memory and company():
+                raise NoRoomError(f"{cell.label} found no memory beside the others") from None
+            suspect = memory or not isinstance(err, UserError)
+            if suspect and company():
+                _check_device(self._machine)  # a fault of it is every cell's
+            else:
+                self.must_restart = suspect
             error = describe_error(err, self._study)
             if not isinstance(err, _OtherSettingsError):
                 self.store.mark_failed(cell, error)
@@ -144,16 +193,29 @@ def open_data(study: Study, machine: Mapping[str, Any], progress: QuietProgress)
     return dataset
 
 
-def run_cell(
+def _check_device(machine: Mapping[str, Any]) -> None:
+    """Let the fault of a device that does not answer any more end this process, and with it all cells in it."""
+    kind = choose_device(machine.get("device", "auto")).partition(":")[0]
+    if kind != "cpu":
+        try:
+            torch.get_device_module(kind).synchronize()
+        except Exception:
+            traceback.print_exc()  # the log
+            raise SystemExit(1) from None
+
+
+def _run_cell(
     store: Store,
     cell: Cell,
     *,
     study: Study,
     dataset: PackedDataset,
-    machine: Mapping[str, Any] | None = None,
-    progress: QuietProgress | None = None,
-    attempts: int = 0,
-) -> dict[str, Any]:
+    machine: Mapping[str, Any],
+    progress: QuietProgress,
+    attempts: int,
+    stop: StopRequest | None,
+    shares_process: bool,
+) -> Turns[dict[str, Any]]:
     """Bring one cell to its end, from wherever an earlier process left it; its claim must be held.
 
     Args:
@@ -164,6 +226,8 @@ def run_cell(
         machine: Settings of :data:`csham.study.grid.MACHINE_FIELDS` that were asked for.
         progress: Told what happens.
         attempts: Number of attempts that have failed before this one.
+        stop: As of :class:`CellRunner`.
+        shares_process: Likewise.
 
     Returns:
         The record, which has not been appended.
@@ -172,7 +236,7 @@ def run_cell(
         UserError: The run folder holds a run of other settings, or training cannot work.
         InterruptedRunError: A signal stopped the run, which can go on.
     """
-    progress, machine = progress or QuietProgress(), dict(machine or {})
+    given: dict[str, Any] = {"dataset": dataset, "progress": progress, "stop": stop}
     folder = RunFolder(store.run_folder(cell.name))
 
     def record() -> dict[str, Any]:
@@ -192,13 +256,14 @@ def run_cell(
             return finished
     if state != "new":
         try:
-            resume(folder.path, dataset=dataset, progress=progress, **_machine_for(folder, cell, machine))
+            yield from resume_in_turns(folder.path, **given, **_machine_for(folder, cell, machine))
             return record()
         except UserError as err:
             if state != "damaged":
                 raise
             _set_aside(folder, cell, err, progress)
-    train(replace(cell.config, **machine), run=folder.path, dataset=dataset, progress=progress)
+    config = replace(cell.config, **machine)
+    yield from train_in_turns(config, run=folder.path, shares_process=shares_process, **given)
     return record()
 
 

@@ -259,6 +259,7 @@ class StudyPart:
         for machine in sorted({machine_of(record) for record in self.results.runs.values()}):
             seconds: dict[str, list[float]] = {}
             for (label, _), record in self.results.runs.items():
-                if machine_of(record) == machine and is_number(value := record["result"].get("seconds")):
+                alone = not (record.get("environment") or {}).get("shares_process")
+                if alone and machine_of(record) == machine and is_number(value := record["result"].get("seconds")):
                     seconds.setdefault(label, []).append(float(value))
             yield machine, {label: fmean(values) for label, values in seconds.items()}, False

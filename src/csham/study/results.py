@@ -43,7 +43,7 @@ Record = Mapping[str, Any]
 _NOT_SHARED = frozenset({*NETWORK_FIELDS, "seed", *MACHINE_SETTINGS, *SOURCE_SETTINGS})
 
 # These change seconds, and the result only in its last bits.
-_SPEED = frozenset({"processor", "number of threads", "number of processes", "torch.compile"})
+_SPEED = frozenset({"processor", "number of threads", "number of processes", "sharing of a process", "torch.compile"})
 
 
 def assess(
@@ -325,6 +325,7 @@ def _facts(record: Record) -> dict[str, str]:
         "processor": environment.get("processor"),
         "number of threads": environment.get("threads"),
         "number of processes": environment.get("processes"),
+        "sharing of a process": "yes" if environment.get("shares_process") else "no",
         "data": (record.get("data") or {}).get("fingerprint"),
         **{f"version of {name}": version for name, version in (environment.get("versions") or {}).items()},
         **{f"setting {name}": value for name, value in config.items() if name not in _NOT_SHARED},

@@ -160,7 +160,8 @@ def dry_run(
 def choose_engine(
     name: str = "local",
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
+    together: bool | None = None,
     address: str | None = None,
     cpus_per_cell: int | None = None,
     wait: bool = True,
@@ -170,24 +171,27 @@ def choose_engine(
 
     Args:
         name: ``"local"``, processes of this machine, or ``"ray"``, a cluster.
-        jobs: Cells to train at the same time on this machine.
+        jobs: Cells to train at the same time on this machine; None is one, or on a GPU as many as are worth it.
+        together: True if one process trains them in turns, one for each GPU where there are any; None where there are.
         address: Of the Ray cluster, or ``"auto"``; None begins one on this machine.
         cpus_per_cell: Of ray: cores that a cell gets; None shares this machine's among the jobs.
         wait: Wait for cells that other processes work on.
         limit: Time by which all that runs has stopped and saved.
     """
     check_choice("engine", name, ENGINES)
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}.")
     if name == "local":
         for flag, value in (("--address", address), ("--cpus-per-cell", cpus_per_cell)):
             if value is not None:
                 raise UserError(f"{flag} is an option of --engine ray. Leave it out, or name that engine.")
-        return partial(run_local, jobs=jobs, wait=wait, limit=limit)
+        return partial(run_local, jobs=jobs, together=together, wait=wait, limit=limit)
+    if together is not None:
+        raise UserError("--together is an option of --engine local, where a process trains one cell. Leave it out.")
     # Imported here: only this needs Ray.
     from csham.study.engines.ray import run_ray  # noqa: PLC0415
 
-    cpus = max(1, available_cores() // jobs) if cpus_per_cell is None else cpus_per_cell
+    cpus = max(1, available_cores() // (jobs or 1)) if cpus_per_cell is None else cpus_per_cell
     if cpus < 1:
         raise UserError(f"--cpus-per-cell must be at least 1, got {cpus}.")
     return partial(run_ray, address=address, num_cpus=cpus, wait=wait, limit=limit)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from csham.errors import UserError
 from csham.training.checkpoints import load_weights
@@ -33,9 +34,26 @@ class Average:
         self._average = ModelEmaV3(network, decay=decay, use_warmup=True)
         self.network: nn.Module = self._average.module.requires_grad_(False)
 
-    def update(self, network: nn.Module, number: int) -> None:
-        """Take the weights in after the update of this number, from 1."""
-        self._average.update(network, step=number)
+    def share_of(self, number: int) -> float:
+        """Return the share that the weights have in the average after the update of this number, from 1."""
+        return 1.0 - float(self._average.get_decay(number))
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, share: Tensor) -> None:
+        """Take the weights in.
+
+        timm's ``update`` takes a number, which is another one in each step and so none that a graph can hold.
+
+        Args:
+            network: Has the weights.
+            share: Of :meth:`share_of`, ().
+        """
+        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        for mine, new in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(new, share.to(mine, non_blocking=True))
+            else:
+                mine.copy_(new)
 
     def restore(self, weights: Mapping[str, Any] | None, what: str) -> None:
         """Go on with the average of a checkpoint.

@@ -53,6 +53,8 @@ BEFORE: dict[str, Any] = {
     "ema": None,
     "clip_norm": None,
     "accumulate": 1,
+    "graph": "auto",
+    "deterministic": False,
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -285,6 +287,12 @@ class MachineSettings(Settings):
         str, OneOf(PRECISIONS), Mark.MACHINE, Help(f"{any_of(PRECISIONS)}.", default="what the machine does fast")
     ] = "auto"
     compile: Annotated[bool | Auto, Mark.MACHINE, Help("Use torch.compile.", default="where it pays")] = "auto"
+    graph: Annotated[
+        bool | Auto, Mark.MACHINE, Help("Replay whole steps as CUDA graphs.", default="on CUDA, where it can be done")
+    ] = "auto"
+    deterministic: Annotated[
+        bool, Mark.MACHINE, Help("Compute the same bits every time on a GPU too, which takes longer there.")
+    ] = False
     channels_last: Annotated[
         bool | Auto, Mark.MACHINE, Help("Keep channels innermost in memory.", default="on CPU and CUDA")
     ] = "auto"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,13 +25,17 @@ from csham.training.network import NetworkInfo, held_weights, read_network
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import check_unchanged
+from csham.training.turns import Turns, drain
 
 __all__ = [
+    "Answered",
     "Evaluation",
     "Measured",
+    "answers",
     "autocast",
     "averaged",
     "check_part",
+    "collect_in_turns",
     "evaluate",
     "find_weights",
     "keeps_probabilities",
@@ -39,6 +43,7 @@ __all__ = [
     "measure",
     "on_this_machine",
     "predict",
+    "predict_in_turns",
 ]
 
 _PARTS = ("test", "validation", "train", "all")
@@ -299,31 +304,66 @@ def keeps_probabilities(images: int, classes: int) -> bool:
     return images * classes <= _MOST_PROBABILITIES
 
 
-@torch.no_grad()
-def predict(
-    network: Callable[[Tensor], Tensor],
-    batches: Iterable[Batch],
-    *,
-    gather: Callable[[Tensor], Tensor] | None = None,
-    after_batch: Callable[[], None] | None = None,
-    keep: bool = False,
-) -> Predictions:
+def predict(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], *, keep: bool = False) -> Predictions:
     """Run a network over batches and keep its first five answers.
 
     Args:
         network: Put into evaluation mode if it is a module.
         batches: Images, labels and which images they are; only the first ``count`` of each batch are real.
-        gather: Collects the rows of all processes; rows with a negative index are dropped.
-        after_batch: Called after each batch.
         keep: Keep the probabilities of all classes too.
+    """
+    return drain(predict_in_turns(network, batches, keep=keep))
+
+
+@torch.no_grad()  # but not while others have their turn
+def predict_in_turns(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    give_way: Callable[[int], Turns[None]] | None = None,
+    keep: bool = False,
+) -> Turns[Predictions]:
+    """Run a network over batches as :func:`predict` does, and give way after each.
+
+    Args:
+        network: As in :func:`predict`.
+        batches: Likewise.
+        gather: Collects the rows of all processes; rows with a negative index are dropped.
+        give_way: Gives way, told how many images there were; None does not.
+        keep: As in :func:`predict`.
     """
     if isinstance(network, nn.Module):
         network.eval()
+    answered = (
+        (batch.indices, batch.count, answers(network(batch.images), batch.labels, keep=keep)) for batch in batches
+    )
+    return (yield from collect_in_turns(answered, gather=gather, give_way=give_way))
+
+
+Answered: TypeAlias = tuple[np.ndarray, int, list[Tensor]]
+"""Rows of a batch, how many of them are real, and its :func:`answers`."""
+
+
+@torch.no_grad()  # but not while others have their turn
+def collect_in_turns(
+    answered: Iterable[Answered],
+    *,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    give_way: Callable[[int], Turns[None]] | None = None,
+) -> Turns[Predictions]:
+    """Put the answers to batches together, and give way after each.
+
+    Args:
+        answered: The answers.
+        gather: As in :func:`predict_in_turns`.
+        give_way: Likewise.
+    """
     parts = []
-    for batch in batches:
-        parts.append(_answers(network(batch.images).float(), batch, keep=keep))
-        if after_batch is not None:
-            after_batch()
+    for indices, count, columns in answered:
+        parts.append([column[:count] for column in (torch.from_numpy(indices), *columns)])
+        if give_way is not None:
+            yield from give_way(len(indices))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     if gather is not None:
         columns = [gather(column) for column in columns]
@@ -344,21 +384,27 @@ def on_this_machine(config: TrainConfig, device: str | None) -> TrainConfig:
         config: The run's settings.
         device: None takes what this machine has.
     """
-    asked = replace(config, device=device or "auto", precision="auto", compile=False, channels_last="auto")
+    asked = replace(config, device=device or "auto", precision="auto", compile=False, graph=False, channels_last="auto")
     chosen = choose(asked, 0).config
     same_kind = chosen.device.partition(":")[0] == config.device.partition(":")[0]
     return replace(chosen, precision=config.precision) if same_kind else chosen
 
 
-def _answers(logits: Tensor, batch: Batch, *, keep: bool) -> list[Tensor]:
-    """Return the columns of :class:`Predictions`, of the real images."""
-    losses = F.cross_entropy(logits, batch.labels, reduction="none")
+def answers(logits: Tensor, labels: Tensor, *, keep: bool) -> list[Tensor]:
+    """Return the columns of :class:`Predictions` but the first: a function of tensors alone.
+
+    Args:
+        logits: (B, classes).
+        labels: (B,) int64.
+        keep: Keep the probabilities of all classes too.
+    """
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels, reduction="none")
     top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
     probabilities = logits.softmax(1)
-    confidences, true = (probabilities.gather(1, one)[:, 0] for one in (top[:, :1], batch.labels[:, None]))
+    confidences, true = (probabilities.gather(1, one)[:, 0] for one in (top[:, :1], labels[:, None]))
     distances = probabilities.square().sum(1) - 2 * true + 1
-    columns = [torch.from_numpy(batch.indices), batch.labels, top, losses, confidences, distances]
-    return [column[: batch.count] for column in (*columns, *([probabilities] if keep else []))]
+    return [labels, top, losses, confidences, distances, *([probabilities] if keep else [])]
 
 
 def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:

@@ -19,11 +19,12 @@ from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.session import Session, State
+from csham.training.turns import Turns
 
 __all__ = ["finish"]
 
 
-def finish(session: Session, state: State, predict: Callable[[str, bool], Predictions]) -> dict[str, Any]:
+def finish(session: Session, state: State, predict: Callable[[str, bool], Turns[Predictions]]) -> Turns[dict[str, Any]]:
     """Measure the last and the chosen weights, and complete the run folder.
 
     Args:
@@ -35,14 +36,14 @@ def finish(session: Session, state: State, predict: Callable[[str, bool], Predic
         Contents of summary.json.
     """
     classes, folder = session.info.classes, session.folder
-    last = predict("test", True)
+    last = yield from predict("test", True)
     if session.is_main:
         weights = session.answering_network.state_dict()
         write_weights(folder.weights, weights, session.info, RunWeights("last", state.epoch))
     chosen = last
     if state.best["epoch"] != state.epoch:
         _load_best(session)
-        chosen = predict("test", True)
+        chosen = yield from predict("test", True)
     summary = _summary(session, state, last.summary(classes), chosen.summary(classes))
     if session.is_main:
         folder.write_confusion(classes, last.confusion(classes).tolist())

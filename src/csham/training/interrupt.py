@@ -144,6 +144,10 @@ class StopRequest:
             self._signum = TIME_IS_OVER
         return self._signum
 
+    def request(self, signum: int) -> None:
+        """Ask for a stop, as this signal would."""
+        self._signum = self._signum or signum
+
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
             self._before = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
@@ -155,7 +159,8 @@ class StopRequest:
         self._restore(STOP_SIGNALS)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        first, self._signum = self._signum is None, self._signum or signum
+        first = self._signum is None
+        self.request(signum)
         self._restore(_LATE)
         if first and self._on_request is not None:
             # A stream that was being written to when the signal came refuses another line. Stopping matters more.

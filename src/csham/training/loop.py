@@ -21,26 +21,27 @@ import torch
 from torch import Tensor
 
 from csham.data import PackedDataset, prepare
-from csham.data.batches import Batch
 from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
 from csham.training.course import is_over, patience_note, stopped_early, with_more_epochs, words_on_course
-from csham.training.evaluation import keeps_probabilities, predict
+from csham.training.evaluation import collect_in_turns, keeps_probabilities, predict_in_turns
 from csham.training.finish import finish
+from csham.training.graphs import GraphedAnswers, GraphedSteps, Replays
 from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.metrics import Predictions, accuracy_names
-from csham.training.optimizer import set_rate
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import Session, State, environment, start_session
+from csham.training.step import Step, Steps
 from csham.training.steps import learning_rate, steps_notes, steps_of_update, updates_in
 from csham.training.sums import is_main_process, write_listed
 from csham.training.trackers import Trackers
+from csham.training.turns import EVALUATED, Turns, drain
 
-__all__ = ["DivergedError", "newest_checkpoint", "resume", "train"]
+__all__ = ["DivergedError", "newest_checkpoint", "resume", "resume_in_turns", "train", "train_in_turns"]
 
 # Reading a number back from a GPU makes it wait for the step, so there the loss is looked at only this often.
 _STEPS_BETWEEN_LOOKS = 20
@@ -74,6 +75,30 @@ def train(
         UserError: Something given cannot work.
         InterruptedRunError: A signal or ``limit`` stopped the run; :func:`resume` goes on with it.
     """
+    return drain(train_in_turns(config, run=run, dataset=dataset, progress=progress, limit=limit))
+
+
+def train_in_turns(
+    config: TrainConfig,
+    *,
+    run: Path | str | None = None,
+    dataset: PackedDataset | None = None,
+    progress: QuietProgress | None = None,
+    limit: TimeLimit | None = None,
+    stop: StopRequest | None = None,
+    shares_process: bool = False,
+) -> Turns[dict[str, Any]]:
+    """Train as :func:`train` does, and give way after every step.
+
+    Args:
+        config: The settings.
+        run: The run folder.
+        dataset: The images.
+        progress: Told what happens.
+        limit: Time by which it stops, where no ``stop`` is given.
+        stop: Asks for a stop in place of signals, which are left to the caller.
+        shares_process: True if other runs take turns with this one, which environment.json tells.
+    """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run) if run is not None else Path("runs") / config.default_name())
     config.check_names()
@@ -91,10 +116,11 @@ def train(
     start = session.checkpoint(state)
     begun = time.monotonic()
     if session.is_main:
-        folder.create(session.config, environment(session), lambda path: save_checkpoint(path, start))
+        known = environment(session, shares_process=shares_process)
+        folder.create(session.config, known, lambda path: save_checkpoint(path, start))
     session.accelerator.wait_for_everyone()
     _tell_need(session, limit, time.monotonic() - begun)
-    return _run(session, state, limit)
+    return (yield from _run(session, state, limit, stop))
 
 
 def resume(
@@ -130,11 +156,36 @@ def resume(
         UserError: The folder is no run, its checkpoint is damaged, or its settings or data have changed.
         InterruptedRunError: A signal or ``limit`` stopped the run again.
     """
+    added = {"epochs": epochs, "schedule": schedule, "lr": lr, "patience": patience}
+    return drain(resume_in_turns(run, added, dataset=dataset, progress=progress, limit=limit, **machine_settings))
+
+
+def resume_in_turns(
+    run: Path | str,
+    added: Mapping[str, Any] | None = None,
+    *,
+    dataset: PackedDataset | None = None,
+    progress: QuietProgress | None = None,
+    limit: TimeLimit | None = None,
+    stop: StopRequest | None = None,
+    **machine_settings: Any,
+) -> Turns[dict[str, Any]]:
+    """Go on as :func:`resume` does, and give way after every step.
+
+    Args:
+        run: The run folder.
+        added: ``epochs``, ``schedule``, ``lr`` and ``patience``; None adds no epochs.
+        dataset: The run's images.
+        progress: Told what happens.
+        limit: Time by which it stops, where no ``stop`` is given.
+        stop: As in :func:`train_in_turns`.
+        **machine_settings: As in :func:`resume`.
+    """
     progress = progress or QuietProgress()
     folder = RunFolder(Path(run))
-    added = {"epochs": epochs, "schedule": schedule, "lr": lr, "patience": patience}
-    before = _resumed(folder.read_config(), machine_settings, added)
-    config = before if epochs is None else with_more_epochs(folder, before, epochs, schedule, lr, patience)
+    more: dict[str, Any] = dict.fromkeys(("epochs", "schedule", "lr", "patience")) | dict(added or {})
+    before = _resumed(folder.read_config(), machine_settings, more)
+    config = before if more["epochs"] is None else with_more_epochs(folder, before, **more)
     if folder.finished and config is before:
         summary = folder.read_summary()
         folder.settle()
@@ -153,7 +204,7 @@ def resume(
     if config is not before:
         for note in [words_on_course(config, config.epochs), *patience_note(config)]:
             session.note(note)
-    return _run(session, state, limit, reopen=config is not before)
+    return (yield from _run(session, state, limit, stop, reopen=config is not before))
 
 
 _CHECKPOINT_KEYS = (
@@ -186,19 +237,26 @@ def newest_checkpoint(
             raise err from err.__cause__
 
 
-def _run(session: Session, state: State, limit: TimeLimit | None, *, reopen: bool = False) -> dict[str, Any]:
+def _run(
+    session: Session, state: State, limit: TimeLimit | None, stop: StopRequest | None, *, reopen: bool = False
+) -> Turns[dict[str, Any]]:
     """Train from ``state`` to the end, alone in the run folder, to which ``reopen`` adds epochs."""
     lock = filelock.FileLock(session.folder.path / "checkpoints" / ".lock", timeout=0)
-    stop = StopRequest(lambda: session.note("stopping after this step; once more stops at once"), limit)
+    own = StopRequest(lambda: session.note("stopping after this step; once more stops at once"), limit)
     try:
-        with lock if session.is_main else nullcontext(), stop:
+        with lock if session.is_main else nullcontext(), own if stop is None else nullcontext():
             if reopen and session.is_main:
                 session.folder.reopen(session.config)
-            return Loop(session, state, stop).run()
+            return (yield from Loop(session, state, stop or own).run())
     except filelock.Timeout as err:
         raise UserError(f"another process is training in {session.folder.path}.") from err
     except torch.OutOfMemoryError as err:
         raise _out_of_memory(session, err) from err
+    except RuntimeError as err:
+        if session.config.deterministic and "use_deterministic_algorithms" in str(err):
+            cause = str(err).partition(", but")[0]
+            raise UserError(f"--deterministic: {cause}. Use --no-deterministic.") from err
+        raise
     finally:
         session.progress.close()
 
@@ -214,6 +272,12 @@ class Loop:
     def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
         self.session = session
         self.state = state
+        self._steps: Steps | GraphedSteps = Steps(session, state.sums)
+        self._answers: GraphedAnswers | None = None
+        if session.config.graph:
+            replays = Replays(session.accelerator.device, compiled=session.config.compile is True)
+            self._steps = GraphedSteps(session, state.sums, replays)
+            self._answers = GraphedAnswers(session, replays)
         self._trackers = Trackers(session, state)
         self._stop = stop
         self._saved_at = time.monotonic()
@@ -221,16 +285,16 @@ class Loop:
         self._looked_at = time.monotonic()
         self._longest_step = self._longest_save = 0.0  # in seconds, between two looks at what to stop for
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Turns[dict[str, Any]]:
         """Train every epoch that is left, then measure and write the results."""
         summary = None
         try:
-            summary = self._run()
+            summary = yield from self._run()
         finally:
             self._trackers.finish(summary)
         return summary
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> Turns[dict[str, Any]]:
         session, state = self.session, self.state
         if not self._is_over():
             self._warm_up()
@@ -240,55 +304,31 @@ class Loop:
             session.progress.start(self._images_done(), session.config.epochs * self._images_per_epoch())
         self._looked_at = time.monotonic()
         while not self._is_over():
-            self._train_epoch()
-            self._end_epoch()
+            yield from self._train_epoch()
+            yield from self._end_epoch()
         if stopped_early(session.config, state.epoch, state.best):
             session.note(
                 f"stopped early after epoch {state.epoch}: no better validation top-1 since {state.best['epoch']}"
             )
-        return finish(session, state, self._predict)
+        return (yield from finish(session, state, self._predict))
 
     def _is_over(self) -> bool:
         return is_over(self.session.config, self.state.epoch, self.state.best)
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self) -> Turns[None]:
         session, state = self.session, self.state
         steps, accumulate = len(session.train_batches), session.config.accumulate
         session.begin_epoch(state.epoch)
         self._started_at = time.monotonic() - state.seconds
-        if state.step < steps:
-            for batch in session.train_batches.epoch(state.epoch, start=state.step):
-                together = steps_of_update(state.step, steps, accumulate)
-                last = state.step == together[-1]
-                with nullcontext() if last else session.accelerator.no_sync(session.model):
-                    loss, logits = self._forward_backward(batch, len(together))
-                state.sums += _measures(loss, logits, batch.labels)
-                state.step += 1
-                if last:
-                    self._update()
-                    self._after_update(len(together))
+        while state.step < steps:
+            together = steps_of_update(state.step, steps, accumulate)
+            left = range(state.step, together.stop)
+            self._steps.run(state.epoch, left, len(together))
+            state.step = left.stop
+            self._after_update(len(left))
+            yield from self._give_way(len(left) * session.config.images_per_step)
         self._check_loss()
         state.seconds = time.monotonic() - self._started_at
-
-    def _forward_backward(self, batch: Batch, steps: int = 1) -> tuple[Tensor, Tensor]:
-        """Add the gradients of one batch, of so many that are averaged for an update."""
-        session, state = self.session, self.state
-        _seed_step(session.config.seed, state.epoch, state.step, session.accelerator.process_index)
-        logits = session.model(batch.images)
-        loss = session.loss(logits, batch)
-        session.accelerator.backward(loss / steps)
-        return loss.detach(), logits.detach()
-
-    def _update(self) -> None:
-        """Change the weights by the gradients that there are."""
-        session, done = self.session, self._updates_done()
-        set_rate(session.optimizer, learning_rate(session.config, done - 1, self._updates_per_epoch()))
-        if session.config.clip_norm is not None:
-            session.accelerator.clip_grad_norm_(session.network.parameters(), session.config.clip_norm)
-        session.optimizer.step()
-        session.optimizer.zero_grad(set_to_none=True)
-        if session.average is not None:
-            session.average.update(session.network, done)
 
     def _updates_per_epoch(self) -> int:
         return updates_in(len(self.session.train_batches), self.session.config.accumulate)
@@ -322,10 +362,17 @@ class Loop:
         if due or planned:
             self._save(session.folder.last)
 
-    def _end_epoch(self) -> None:
+    def _give_way(self, images: float) -> Turns[None]:
+        left = time.monotonic()
+        yield images
+        away = time.monotonic() - left  # what others did meanwhile is not this run's
+        self._started_at += away
+        self._looked_at += away
+
+    def _end_epoch(self) -> Turns[None]:
         """Measure the validation part, remember the epoch, and write everything down."""
         session, state = self.session, self.state
-        row = self._row()
+        row = yield from self._row()
         session.accelerator.wait_for_everyone()
         state.history.append(row)
         value = row["val_top1"] if row["val_top1"] is not None else float(state.epoch)
@@ -344,7 +391,7 @@ class Loop:
         self._longest_save = max(self._longest_save, time.monotonic() - begun)
         self._trackers.write(row)
 
-    def _row(self) -> dict[str, Any]:
+    def _row(self) -> Turns[dict[str, Any]]:
         session, state = self.session, self.state
         loss, top1, top5, images = session.over_processes(state.sums).tolist()
         measured = {"loss": loss / images, "top1": 100 * top1 / images, "top5": 100 * top5 / images}
@@ -352,45 +399,50 @@ class Loop:
         row |= {
             f"train_{name}": measured[name] for name in accuracy_names(len(session.info.classes)) if name in measured
         }
-        started = time.monotonic()
-        row |= self._measure("validation", "val")
+        before = time.monotonic() - self._started_at
+        row |= yield from self._measure("validation", "val")
         if session.config.track_test:
-            row |= self._measure("test", "test")
+            row |= yield from self._measure("test", "test")
         row["lr"] = learning_rate(session.config, self._updates_done() - 1, self._updates_per_epoch())
         row["images_per_s"] = images / state.seconds
-        row["seconds"] = state.seconds + time.monotonic() - started
+        row["seconds"] = state.seconds + time.monotonic() - self._started_at - before
         return row
 
-    def _measure(self, part: str, prefix: str) -> dict[str, float | None]:
+    def _measure(self, part: str, prefix: str) -> Turns[dict[str, float | None]]:
         classes = len(self.session.info.classes)
         if not len(getattr(self.session.parts, part)):
             return dict.fromkeys(f"{prefix}_{name}" for name in accuracy_names(classes))
-        return {f"{prefix}_{name}": value for name, value in self._predict(part).accuracies(classes).items()}
+        predictions = yield from self._predict(part)
+        return {f"{prefix}_{name}": value for name, value in predictions.accuracies(classes).items()}
 
-    def _predict(self, part: str, keep: bool = False) -> Predictions:
+    def _predict(self, part: str, keep: bool = False) -> Turns[Predictions]:
         """Let the network answer a part of the data, on all processes, and keep all probabilities if they are few."""
         session = self.session
-        batches = session.evaluation_batches(part)
-        predictions = predict(
-            session.answering,
-            batches.in_order(),
-            gather=_gather(session),
-            after_batch=self._stop_while_measuring,
-            keep=keep and keeps_probabilities(len(batches.indices), session.info.num_classes),
-        )
+        images = getattr(session.parts, part)
+        keep = keep and keeps_probabilities(len(images), session.info.num_classes)
+        if self._answers is not None and session.config.graph and len(images):
+            answered = self._answers.of(part, keep=keep)
+            predictions = yield from collect_in_turns(answered, give_way=self._give_way_while_measuring)
+        else:
+            predictions = yield from predict_in_turns(
+                session.answering,
+                session.evaluation_batches(part).in_order(),
+                gather=_gather(session),
+                give_way=self._give_way_while_measuring,
+                keep=keep,
+            )
         if not np.isfinite(predictions.losses).all():
             raise self._diverged(f"the {part} loss became {_nan_or_inf(torch.from_numpy(predictions.losses).sum())}")
         return predictions
 
-    def _stop_while_measuring(self) -> None:
+    def _give_way_while_measuring(self, images: int) -> Turns[None]:
         # Other processes would wait forever for this one's answers; they stop at the next step instead.
-        if self.session.accelerator.num_processes > 1:
-            return
-        signum = self._look()
+        signum = self._look() if self.session.accelerator.num_processes == 1 else None
         if signum is not None:
             if self.state.step:  # after the last epoch all is saved, and the network may hold the best weights
                 self._save(self.session.folder.last)
             raise InterruptedRunError(self.session.folder.path, signum)
+        yield from self._give_way(EVALUATED * images)
 
     def _look(self) -> int | None:
         """Return what the run is to stop for, after telling how long a stop would take."""
@@ -487,7 +539,10 @@ class Loop:
     def _try_both_modes(self) -> None:
         session = self.session
         session.begin_epoch(self.state.epoch)
-        self._forward_backward(next(iter(session.train_batches.epoch(0))))
+        batch = session.train_batches.batch(0, 0)
+        Step(session, torch.zeros_like(self.state.sums)).add_gradients(
+            batch.images, batch.labels, batch.targets, 1, last=True
+        )
         session.answering.eval()
         with torch.no_grad():
             session.answering(next(iter(session.evaluation_batches("test").in_order())).images)
@@ -503,18 +558,6 @@ def _tell_need(session: Session, limit: TimeLimit | None, seconds: float) -> Non
 def _passed(step: int, steps: int, every: int) -> bool:
     """Return True if a multiple of ``every`` is among the last ``steps`` numbers up to ``step``."""
     return step // every > (step - steps) // every
-
-
-def _measures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a batch's summed loss, top-1 hits, top-5 hits and images, without leaving the device."""
-    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    count = torch.full_like(loss, len(labels))
-    return torch.stack([loss * count, hits[:, 0].sum().to(loss), hits.sum().to(loss), count])
-
-
-def _seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed what dropout and the like draw from, so that no generator's state needs to be kept."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0]))
 
 
 def _gather(session: Session) -> Callable[[Tensor], Tensor] | None:
@@ -546,7 +589,9 @@ def _resumed(config: TrainConfig, machine_settings: dict[str, Any], added: Mappi
         raise UserError(f"{', '.join(sorted(wrong))}: a resumed run keeps its settings.")
     device = machine_settings.get("device", config.device)
     if device.partition(":")[0] != config.device.partition(":")[0]:
-        config = replace(config, precision="auto", compile="auto", channels_last="auto")
+        config = replace(config, precision="auto", compile="auto", graph="auto", channels_last="auto")
+    elif config.graph is True:
+        config = replace(config, graph="auto")  # which is not known any more; there may be several processes now
     return replace(config, **machine_settings)
 
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csham.data.batches import Batch
 from csham.training.config import TrainConfig
 
 __all__ = ["TrainingLoss", "balanced_weights"]
@@ -58,18 +57,20 @@ class TrainingLoss:
         said = f"class weights from {weights[least]:.3g} ({classes[least]}) to {weights[most]:.3g} ({classes[most]})"
         return cls(config.label_smoothing, torch.from_numpy(weights).to(device, torch.float32), (*notes, said))
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return the loss of a batch.
 
         Args:
             logits: (B, classes) float32.
-            batch: Its ``targets`` count where it has been mixed, else its ``labels``.
+            labels: (B,) int64.
+            targets: Of a batch that has been mixed, (B, classes) float32; they count then.
         """
-        targets = batch.labels if batch.targets is None else batch.targets
         if self.weights is None:
-            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        if batch.targets is None:
-            targets = F.one_hot(targets, len(self.weights))
+            expected = labels if targets is None else targets
+            return F.cross_entropy(logits, expected, label_smoothing=self.label_smoothing)
+        if targets is None:
+            classes = torch.arange(len(self.weights), device=labels.device)
+            targets = (labels[:, None] == classes).to(logits)  # F.one_hot looks at the labels, on the host
         shares = targets * self.weights
         # Smoothed here, by what an image weighs: torch would give every class a share times its own weight, so that
         # of hundreds of frequent images most of what is spread went to the rarest class.

@@ -1,4 +1,4 @@
-"""Settings that this machine should train with: device, precision, memory format, compiler; and why."""
+"""Settings that this machine should train with: device, precision, memory format, compiler, graphs; and why."""
 
 from __future__ import annotations
 
@@ -48,13 +48,18 @@ def choose(config: TrainConfig, train_images: int) -> Choices:
     precision, precision_reason = choose_precision(config.precision, kind)
     channels_last = kind in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last
     compiled, compile_reason = _compile(config, kind, train_images)
-    reasons = (
+    reasons: tuple[str, ...] = (
         f"{device} ({torch.cuda.get_device_name(device)})" if kind == "cuda" else device,
         _because(precision, precision_reason),
         "channels_last" if channels_last else "channels first",
         _because("torch.compile" if compiled else "no torch.compile", compile_reason),
     )
-    resolved = replace(config, device=device, precision=precision, channels_last=channels_last, compile=compiled)
+    graphed, graph_reason = _graph(config.graph, kind, precision)
+    if kind == "cuda":
+        reasons += (_because("CUDA graphs" if graphed else "no CUDA graphs", graph_reason),)
+    resolved = replace(
+        config, device=device, precision=precision, channels_last=channels_last, compile=compiled, graph=graphed
+    )
     return Choices(resolved, reasons)
 
 
@@ -120,6 +125,27 @@ def _compile(config: TrainConfig, kind: str, train_images: int) -> tuple[bool, s
     if config.epochs * train_images < _IMAGES_WORTH_COMPILING:
         return False, "compiling would take longer than it saves"
     return True, "many images to come"
+
+
+def _graph(asked: bool | str, kind: str, precision: str) -> tuple[bool, str]:
+    """Replace ``auto`` by whether steps are replayed as CUDA graphs, and say why not; refuse what cannot be."""
+    why_not = _no_graph(kind, precision)
+    if asked is True and why_not:
+        raise UserError(f"--graph: {why_not}. Use --no-graph, or leave it out.")
+    if asked != "auto":
+        return asked is True, ""
+    return why_not is None, why_not or ""
+
+
+def _no_graph(kind: str, precision: str) -> str | None:
+    """Say what keeps steps from being replayed, as far as it is known before the first of them."""
+    if kind != "cuda":
+        return f"only CUDA has graphs, and this run is on {kind}"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "several processes wait for each other in every step"
+    if precision == "fp16":
+        return "the scale of fp16's loss is changed on the host"
+    return None
 
 
 def missing_compiler(kind: str) -> str | None:

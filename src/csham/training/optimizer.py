@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from csham.training.config import TrainConfig
 from csham.training.parts import PARTS, parts_of
 
-__all__ = ["create_optimizer", "describe_groups", "set_rate"]
+__all__ = ["create_optimizer", "describe_groups", "rates_at", "set_rates"]
 
 # Parameters in a row that count as one layer where a network does not say its layers: timm's own number.
 _PARAMETERS_PER_LAYER = 12
@@ -35,10 +35,16 @@ def create_optimizer(network: nn.Module, config: TrainConfig, new: Iterable[str]
     return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **common)
 
 
-def set_rate(optimizer: Any, rate: float) -> None:
-    """Give every group its multiple of the schedule's rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)  # a checkpoint of before there were multiples has none
+def rates_at(optimizer: Any, rate: float) -> list[float]:
+    """Return each group's multiple of the schedule's rate."""
+    # A checkpoint of before there were multiples has none.
+    return [rate * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+
+
+def set_rates(optimizer: Any, rates: Sequence[float | Tensor]) -> None:
+    """Give every group its rate, a number or a tensor of one."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def describe_groups(optimizer: Any, config: TrainConfig) -> list[dict[str, Any]]:

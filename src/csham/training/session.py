@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from csham.training.sums import is_main_process
 
 __all__ = ["Session", "State", "environment", "start_session"]
 
+_KINDS = 8  # of compiled code for one run, torch's default
 _PACKAGES = ("csham", "torch", "timm", "torchvision", "accelerate", "numpy", "scikit-learn")
 
 
@@ -90,6 +92,7 @@ class Session:
         progress: Told what happens.
         notes: Choices made for this machine, and why.
         compile_was_chosen: True if the machine chose whether to use torch.compile.
+        graph_was_chosen: True if the machine chose whether to replay steps as CUDA graphs.
     """
 
     config: TrainConfig
@@ -109,6 +112,7 @@ class Session:
     progress: QuietProgress
     notes: tuple[str, ...]
     compile_was_chosen: bool
+    graph_was_chosen: bool
 
     @property
     def is_main(self) -> bool:
@@ -152,6 +156,19 @@ class Session:
         """Go on with the network as it was before torch.compile."""
         self.model = self.model._orig_mod
         self.config = replace(self.config, compile=False)
+
+    def give_up_graphs(self, cause: str) -> None:
+        """Go on with steps that are launched one operation after the other.
+
+        Raises:
+            UserError: Graphs were asked for.
+        """
+        if not self.graph_was_chosen:
+            raise UserError(f"--graph: this run's steps cannot be replayed: {cause}. Use --no-graph.")
+        self.note(f"no CUDA graphs from here on, the steps cannot be replayed: {cause}")
+        self.config = replace(self.config, graph=False)
+        if self.is_main:
+            self.folder.write_text("config.yaml", self.config.to_yaml())
 
     def new_state(self) -> State:
         """Return the state of a run that has not begun."""
@@ -241,7 +258,7 @@ def start_session(
     """
     parts = dataset.split(config.seed, config.validation)
     check_patience(config, len(parts.validation))
-    asked_compile = config.compile
+    asked_compile, asked_graph = config.compile, config.graph
     choices = choose(fit_batch(config, len(parts.train)), len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.
     config = replace(
@@ -271,8 +288,7 @@ def start_session(
     backbone = Backbone(network, new_modules)
     model, optimizer = accelerator.prepare(network, create_optimizer(network, config, new_modules))
     if config.compile:
-        torch.compiler.reset()
-        model = torch.compile(model, dynamic=False)
+        model = _compiled(model)
     return Session(
         config=config,
         folder=folder,
@@ -291,11 +307,37 @@ def start_session(
         progress=progress,
         notes=notes,
         compile_was_chosen=asked_compile == "auto",
+        graph_was_chosen=asked_graph == "auto",
     )
 
 
-def environment(session: Session) -> dict[str, Any]:
-    """Return what environment.json holds: versions, machine, seed, threads, commit."""
+_under_way: WeakSet[nn.Module] = WeakSet()
+_since_reset = 0
+
+
+def _compiled(model: nn.Module) -> Any:
+    """Compile a model, without what earlier runs of this process left, but with what those under way still use."""
+    global _since_reset  # noqa: PLW0603  as torch's own caches are
+    if not len(_under_way):
+        torch.compiler.reset()
+        _since_reset = 0
+    _since_reset += 1
+    if _since_reset > 1:  # torch gives up on code of which there are too many kinds, which is here of many networks
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _KINDS * _since_reset)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _KINDS * _since_reset)
+    compiled: Any = torch.compile(model, dynamic=False)
+    _under_way.add(compiled)
+    return compiled
+
+
+def environment(session: Session, *, shares_process: bool = False) -> dict[str, Any]:
+    """Return what environment.json holds: versions, machine, seed, threads, commit.
+
+    Args:
+        session: Session of the run.
+        shares_process: True if other runs take turns with it, so that its seconds are its share of the process's.
+    """
     device = session.accelerator.device
     return {
         "command": shlex.join(["csham", *sys.argv[1:]]),
@@ -307,6 +349,7 @@ def environment(session: Session) -> dict[str, Any]:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "processes": session.accelerator.num_processes,
+        **({"shares_process": True} if shares_process else {}),
         "seed": session.config.seed,
         "chosen": list(session.notes),
         "parameters": describe_groups(session.optimizer, session.config),
@@ -410,8 +453,16 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise UserError("csham train runs on one device or with DDP; configure Accelerate for one of these.")
     if accelerator.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        _choose_algorithms(deterministic=config.deterministic)
     return accelerator
+
+
+def _choose_algorithms(*, deterministic: bool) -> None:
+    """Choose how CUDA's libraries compute; a CPU gives the same bits anyway."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for then
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape, and what is fastest varies
 
 
 def _check_data(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:

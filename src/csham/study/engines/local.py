@@ -1,12 +1,15 @@
 """Cells on this machine, in processes that live for many cells: each imports PyTorch and opens the images once.
 
-The engine itself imports no PyTorch. A worker that dies, by ``kill -9``, a crash or for want of memory, is replaced,
-and its cell goes on from the last checkpoint; when that costs a second worker its life, the cell has failed.
+A process trains one cell at a time or, on a GPU of its own, several in turns. The engine itself imports no PyTorch. A
+worker that dies, by ``kill -9``, a crash or for want of memory, is replaced, and its cells go on from their last
+checkpoints, in half the company where there were several; when a cell alone costs a second worker its life, it has
+failed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -33,6 +36,8 @@ __all__ = ["available_cores", "run_local"]
 
 _WORKER = "csham.study.worker"
 _LIVES = 2
+_ANY = sys.maxsize
+_ONE_RUN_A_PROCESS = ("wandb", "mlflow")
 _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -44,7 +49,8 @@ def run_local(
     machine: Mapping[str, Any],
     progress: StudyProgress,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
+    together: bool | None = None,
     wait: bool = True,
     limit: TimeLimit | None = None,
 ) -> Outcome:
@@ -55,7 +61,8 @@ def run_local(
         tasks: Tasks to do, in this order.
         machine: Machine settings that were asked for.
         progress: Told what happens.
-        jobs: Processes that train at the same time.
+        jobs: Cells to train at the same time; None is one, or together as many as are worth it.
+        together: True if one process trains them in turns, one for each GPU where there are any; None where there are.
         wait: True to wait for cells that processes elsewhere have claimed.
         limit: Time by which all that runs has stopped and saved.
 
@@ -65,7 +72,8 @@ def run_local(
     Raises:
         UserError: Nothing in this study can be trained here, or workers cannot even start.
     """
-    engine = _Engine(store, tasks, machine, progress, jobs, wait, limit)
+    gpus = _gpus(machine)
+    engine = _Engine(store, tasks, machine, progress, gpus, _rooms(machine, gpus, jobs, together), wait, limit)
     with StopRequest(lambda: progress.note("stopping after this step; once more stops at once"), limit) as stop:
         try:
             outcome = engine.run(stop)
@@ -79,26 +87,62 @@ def run_local(
         return outcome
 
 
+def _rooms(
+    machine: Mapping[str, Any], gpus: Sequence[str], jobs: int | None, together: bool | None
+) -> list[int | None]:
+    """Return for each process how many cells it trains at once; None leaves that to it."""
+    alone = [name for name in machine.get("trackers", ()) if name in _ONE_RUN_A_PROCESS]
+    if together and alone:
+        raise UserError(f"--together: {alone[0]} tracks one run a process. Leave out one of them.")
+    if together is None:
+        device = machine.get("device", "auto")
+        together = (bool(gpus) if device == "auto" else device.startswith("cuda")) and not alone
+    if not together:
+        return [1] * (jobs or 1)
+    processes = max(1, len(gpus))
+    if jobs is None:
+        return [None] * processes
+    processes = min(processes, jobs)
+    return [jobs // processes + (number < jobs % processes) for number in range(processes)]
+
+
+@dataclass
+class _Run:
+    """A cell under way.
+
+    Attributes:
+        task: The task.
+        job: Number of it among those that are under way at the same time, from 0.
+        given_at: Time at which a process got it, until the first step of it.
+    """
+
+    task: Task
+    job: int
+    started: str = field(default_factory=now)
+    given_at: float | None = field(default_factory=time.monotonic)
+
+
 @dataclass
 class _Worker:
     """One process.
 
     Attributes:
-        job: Its number, from 0.
+        number: Its number, from 0.
         process: The process.
         log: Output of the process so far.
-        task: Task that it works on.
-        given_at: Time at which it got that, until the first step of it.
+        room: Cells that it takes at once.
+        runs: Those that it works on, by their keys.
         answered: True if it ever said anything.
+        leaving: True if it takes no more.
     """
 
-    job: int
+    number: int
     process: subprocess.Popen[str]
     log: Path
-    task: Task | None = None
-    started: str = field(default_factory=now)
-    given_at: float | None = None
+    room: int
+    runs: dict[str, _Run] = field(default_factory=dict)
     answered: bool = False
+    leaving: bool = False
 
     def send(self, content: Any) -> None:
         assert self.process.stdin is not None
@@ -114,19 +158,20 @@ class _Engine:
         tasks: Sequence[Task],
         machine: Mapping[str, Any],
         progress: StudyProgress,
-        jobs: int,
+        gpus: Sequence[str],
+        rooms: Sequence[int | None],
         wait: bool,
         limit: TimeLimit | None,
     ) -> None:
         self._limit = limit
+        self._gpus, self._rooms, self._wait = gpus, rooms, wait
         self._seconds_to_begin = 0.0  # the fewest that a cell took to its first step
         self._store, self._machine, self._progress = store, machine, progress
-        self._jobs, self._wait = jobs, wait
         self._pending = list(tasks)
         self._deaths: dict[str, int] = {}
+        self._company: dict[str, int] = {}  # most cells in one process, where a cell was in one that died
         self._workers: dict[int, _Worker] = {}
         self._events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
-        self._gpus = _gpus(machine)
         # From this call, in which the user named the code, not from the study's file, which anyone may have written.
         self._code = pack_code(task.cell.network for task in tasks)
         self._looked_at = 0.0
@@ -137,7 +182,7 @@ class _Engine:
             may_begin = self._limit is None or self._limit.left() > self._seconds_to_begin
             if may_begin:
                 self._give_out()
-            if not any(worker.task for worker in self._workers.values()):
+            if not self._under_way:
                 if not self._pending:
                     return Outcome()
                 if not may_begin:
@@ -145,14 +190,14 @@ class _Engine:
             self._handle_events(0.2)
         for worker in self._workers.values():
             worker.process.terminate()
-        while any(worker.task and worker.process.poll() is None for worker in self._workers.values()):
+        while any(worker.runs and worker.process.poll() is None for worker in self._workers.values()):
             self._handle_events(0.2, stopping=True)
         return Outcome(stop.signum)
 
     def end(self, *, at_once: bool = False) -> None:
         """End every process: idle ones kindly, others after the step unless at once."""
         for worker in self._workers.values():
-            if worker.task is None:
+            if not worker.runs:
                 worker.send(None)
             elif not at_once:
                 worker.process.terminate()
@@ -166,34 +211,52 @@ class _Engine:
             worker.process.kill()
             worker.process.wait()
 
-    def _give_out(self) -> None:
-        for job in range(self._jobs):
-            worker = self._workers.get(job)
-            if worker is not None and worker.task is not None:
-                continue
-            task = self._next()
-            if task is None:
-                return
-            if worker is None:
-                worker = self._workers[job] = self._start(job)
-            worker.task, worker.started, worker.given_at = task, now(), time.monotonic()
-            self._progress.cell(job, task.cell.label, "starting", 0.0, 0.0)
-            worker.send({"key": task.cell.key, "attempts": task.attempts})
+    @property
+    def _under_way(self) -> list[_Run]:
+        return [run for worker in self._workers.values() for run in worker.runs.values()]
 
-    def _next(self) -> Task | None:
-        """Take the first task that no other process has done or works on."""
+    def _give_out(self) -> None:
+        while any(self._give(number) for number in self._with_room()):
+            pass
+
+    def _with_room(self) -> list[int]:
+        """Return the numbers of the processes that take another cell, started or not, emptiest first."""
+        numbers = range(len(self._rooms))
+        workers = {number: self._workers.get(number) for number in numbers}
+        runs = {number: len(worker.runs) if worker else 0 for number, worker in workers.items()}
+        free = [n for n, worker in workers.items() if not worker or (runs[n] < worker.room and not worker.leaving)]
+        return sorted(free, key=runs.__getitem__)
+
+    def _give(self, number: int) -> bool:
+        worker = self._workers.get(number)
+        task = self._next([] if worker is None else list(worker.runs))
+        if task is None:
+            return False
+        if worker is None:
+            worker = self._workers[number] = self._start(number)
+        jobs = {run.job for run in self._under_way}
+        run = worker.runs[task.cell.key] = _Run(task, next(job for job in itertools.count() if job not in jobs))
+        self._progress.cell(run.job, task.cell.label, "starting", 0.0, 0.0)
+        worker.send({"key": task.cell.key, "kind": task.cell.network.label, "attempts": task.attempts})
+        return True
+
+    def _next(self, company: Sequence[str]) -> Task | None:
+        """Take the first task that no other process has done or works on, and that may join these cells."""
         if not self._pending or time.monotonic() < self._looked_at + _SECONDS_BETWEEN_LOOKS:
             return None
-        records = self._store.by_key()
+        records, apart = self._store.by_key(), False
         for task in list(self._pending):
             record = records.get(task.cell.key)
             if record is not None and is_over(record, task.attempts):
                 self._pending.remove(task)
                 self._progress.ended(None, record)
+            elif not all(len(company) < self._company.get(key, _ANY) for key in (task.cell.key, *company)):
+                apart = True
             elif not self._store.is_claimed(task.cell.key):
                 self._pending.remove(task)
                 return task
-        self._leave_to_others()
+        if not apart:
+            self._leave_to_others()
         return None
 
     def _leave_to_others(self) -> None:
@@ -204,14 +267,16 @@ class _Engine:
         others = f"{len(self._pending)} cell{'s' * (len(self._pending) > 1)} of this study"
         if self._wait:
             self._progress.note(f"waiting for {others} under way in other processes")
-        elif not any(worker.task for worker in self._workers.values()):
+        elif not self._under_way:
             self._progress.note(f"{others} left to other processes, which work on them")
             self._pending.clear()
 
-    def _start(self, job: int) -> _Worker:
-        log = self._store.logs() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{job}.log"
+    def _start(self, number: int) -> _Worker:
+        log = self._store.logs() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}.log"
+        room = self._rooms[number]
         command = [sys.executable, "-m", _WORKER, str(self._store.path)]
         command += ["--machine", json.dumps(dict(self._machine)), "--code", json.dumps(self._code)]
+        command += ["--runs", "auto" if room is None else str(room)]
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command,
@@ -220,20 +285,20 @@ class _Engine:
                 stderr=file,
                 text=True,
                 encoding="utf-8",
-                env=self._environment(job),
+                env=self._environment(number),
                 start_new_session=True,  # Ctrl-C reaches the engine alone, which tells its workers
             )
-        worker = _Worker(job, process, log)
+        worker = _Worker(number, process, log, room or 1)
         threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
         return worker
 
-    def _environment(self, job: int) -> dict[str, str]:
+    def _environment(self, number: int) -> dict[str, str]:
         environment = dict(os.environ)
         if not any(name in environment for name in _THREAD_VARIABLES):
-            threads = str(max(1, available_cores() // self._jobs))
+            threads = str(max(1, available_cores() // len(self._rooms)))
             environment |= dict.fromkeys(_THREAD_VARIABLES, threads)
         if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[job % len(self._gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[number % len(self._gpus)]
         return environment
 
     def _listen(self, worker: _Worker) -> None:
@@ -258,7 +323,7 @@ class _Engine:
                 worker, event = self._events.get(block=False)
 
     def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
-        kind, task = event.pop("event"), worker.task
+        kind, run = event.pop("event"), worker.runs.get(event.pop("key", ""))
         if kind == "note":
             self._progress.note(event["text"])
         elif kind == "preparing":
@@ -266,61 +331,78 @@ class _Engine:
         elif kind == "need":
             if self._limit is not None:
                 self._limit.need(event["seconds"])
-        elif kind == "step" and task is not None:
-            self._note_begin(worker)
-            self._progress.cell(worker.job, task.cell.label, **event)
+        elif kind == "room":
+            worker.room = event["runs"]
         elif kind == "fatal":
-            worker.task = None
+            worker.runs.clear()
             raise UserError(event["message"])
-        elif kind == "interrupted" and task is not None:
-            self._take_back(worker)  # by a signal that was not ours; it has saved
-        elif kind == "ended" and task is not None:
-            if event["leaving"]:
-                del self._workers[worker.job]
+        elif run is not None:
+            self._handle_of(worker, run, kind, event)
+
+    def _handle_of(self, worker: _Worker, run: _Run, kind: str, event: dict[str, Any]) -> None:
+        """Handle what a worker says of a cell."""
+        if kind == "step":
+            self._note_begin(run)
+            self._progress.cell(run.job, run.task.cell.label, **event)
+        elif kind == "interrupted":
+            worker.leaving = True  # by a signal that was not ours, or what comes as fatal; it has saved
+            self._take_back(worker, run)
+        elif kind == "ended":
             if event["status"] is None:
-                self._take_back(worker)  # another process was faster
+                self._take_back(worker, run)  # another process was faster, or there is no room for it
             else:
-                worker.task = None
-                self._progress.ended(worker.job, self._store.by_key()[task.cell.key])
+                del worker.runs[run.task.cell.key]
+                self._progress.ended(run.job, self._store.by_key()[run.task.cell.key])
+            if event["leaving"]:
+                for other in list(worker.runs.values()):  # not begun
+                    self._take_back(worker, other)
+                del self._workers[worker.number]
 
-    def _note_begin(self, worker: _Worker) -> None:
-        if worker.given_at is not None:
-            seconds = time.monotonic() - worker.given_at
+    def _note_begin(self, run: _Run) -> None:
+        if run.given_at is not None:
+            seconds = time.monotonic() - run.given_at
             self._seconds_to_begin = min(self._seconds_to_begin or seconds, seconds)
-            worker.given_at = None
+            run.given_at = None
 
-    def _take_back(self, worker: _Worker) -> None:
+    def _take_back(self, worker: _Worker, run: _Run) -> None:
         """Put a worker's task in front of the others."""
-        assert worker.task is not None
-        self._pending.insert(0, worker.task)
-        worker.task = None
-        self._progress.idle(worker.job)
+        self._pending.insert(0, run.task)
+        del worker.runs[run.task.cell.key]
+        self._progress.idle(run.job)
 
     def _ended(self, worker: _Worker, *, stopping: bool) -> None:
-        """A process is gone: give its task another life, unless it was meant to go."""
-        if self._workers.get(worker.job) is worker:
-            del self._workers[worker.job]
-            self._progress.idle(worker.job)
-        task, code = worker.task, worker.process.returncode
-        worker.task = None
-        if stopping or task is None:
+        """A process is gone: give its tasks another life, unless it was meant to go."""
+        if self._workers.get(worker.number) is worker:
+            del self._workers[worker.number]
+        runs, code = list(worker.runs.values()), worker.process.returncode
+        worker.runs.clear()
+        for run in runs:
+            self._progress.idle(run.job)
+        if stopping or not runs:
             return
         if not worker.answered and code > 0:
             raise UserError(
                 f"a worker could not start (exit code {code}); the end of {worker.log}:",
                 *_tail(worker.log).splitlines(),
             )
-        key = task.cell.key
-        self._deaths[key] = self._deaths.get(key, 0) + 1
-        why = _cause_of_death(code)
-        if self._deaths[key] < _LIVES:
+        for run in reversed(runs):
+            self._bury(worker, run, len(runs), _cause_of_death(code))
+
+    def _bury(self, worker: _Worker, run: _Run, company: int, why: str) -> None:
+        """Let a cell whose process died among so many go on; one that died alone too often has failed."""
+        task, key = run.task, run.task.cell.key
+        if company > 1:  # any of them may be the cause: halves find out which
+            self._company[key] = company // 2
+        else:
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+        if self._deaths.get(key, 0) < _LIVES:
             self._progress.note(f"{task.cell.label}: {why}; going on from its last checkpoint")
             self._pending.insert(0, task)
         else:
             error = {"type": "WorkerDied", "message": f"{why}, {_LIVES} times", "traceback": _tail(worker.log)}
-            record = record_death(self._store, task, error, worker.started)
+            record = record_death(self._store, task, error, run.started)
             if record is not None:
-                self._progress.ended(worker.job, record)
+                self._progress.ended(run.job, record)
 
 
 def _cause_of_death(code: int) -> str:
