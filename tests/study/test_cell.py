@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from csham.data.batches import Batches
 from csham.errors import UserError
 from csham.files import SUMS
 from csham.study.cell import CellRunner, adopt_runs
@@ -15,7 +16,7 @@ from csham.study.record import read_line
 from csham.study.store import Store
 from csham.training.checkpoints import load_checkpoint, save_checkpoint
 from csham.training.interrupt import InterruptedRunError
-from csham.training.loop import Loop, train
+from csham.training.loop import train
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -282,11 +283,12 @@ def test_one_seed_gives_every_network_the_same_backbone_batches_and_crops(make_s
             if len(seen[cell.network, cell.seed][1]) == 3:
                 raise RuntimeError("enough")
 
-    def record_batch(self, batch, *rest, forward_backward=Loop._forward_backward):
+    def record_batch(self, epoch, index, make=Batches.batch):
+        batch = make(self, epoch, index)
         seen[cell.network, cell.seed][1].append((batch.images.clone(), batch.labels.clone()))
-        return forward_backward(self, batch, *rest)
+        return batch
 
-    monkeypatch.setattr(Loop, "_forward_backward", record_batch)
+    monkeypatch.setattr(Batches, "batch", record_batch)
     runner = CellRunner(store, MACHINE, FirstSteps())
     for cell in store.study.cells():
         assert runner.run(cell.key)["error"]["message"] == "enough"
