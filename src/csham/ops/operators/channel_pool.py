@@ -37,8 +37,8 @@ def _backward_fake(grad_z: Tensor | None, x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save(given: Any, out: Any) -> dict[str, Any]:
-    return {"x": given.x, "max": out.max if given.maximum else None}
+def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    return {"x": given.x, "max": out.max if given.maximum else None}, {}
 
 
 def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]:

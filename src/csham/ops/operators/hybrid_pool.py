@@ -65,9 +65,11 @@ def _backward_fake(
     return torch.empty_like(x), float32(x, sum(f.numel() for f in filters)), grad_neighbor_weight
 
 
-def _save(given: Any, out: Any) -> dict[str, Any]:
+def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    tensors = dict(zip(("x", *_FILTERS), given[:7], strict=True))
     statistics = {"w": out.w, "channel_mean": out.channel_mean, "channel_max": out.channel_max, "max": out.max}
-    return {**given._asdict(), **statistics}
+    settings = {"relu": given.relu, "positions": given.positions, "weighted": given.weighted}
+    return {**tensors, "neighbor_weight": given.neighbor_weight, **statistics}, settings
 
 
 def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]:

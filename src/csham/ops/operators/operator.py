@@ -33,7 +33,7 @@ class Operator:
         backward_schema: The same of the backward pass.
         fake: Results without data, from the arguments.
         backward_fake: The same of the backward pass.
-        save: What the backward pass needs, by name, from arguments and results.
+        save: What the backward pass needs, from arguments and results: tensors by name, and settings by name.
         gradients: Gradients by the name of the argument, none for those left out: from the operators of the namespace,
             what was saved and the gradients of the results (None where there is none).
     """
@@ -46,7 +46,7 @@ class Operator:
         *,
         fake: Callable[..., Any],
         backward_fake: Callable[..., Any],
-        save: Callable[[Any, Any], dict[str, Any]],
+        save: Callable[[Any, Any], tuple[dict[str, Tensor | None], dict[str, Any]]],
         gradients: Callable[[Any, Any, Any], dict[str, Tensor | None]],
     ) -> None:
         self.name = name.rpartition(".")[2]
@@ -90,16 +90,14 @@ class Operator:
 
     def _keep(self, namespace: str, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        saved = self._save(self.arguments(*inputs), self._named(output))
-        tensors = {name: value for name, value in saved.items() if value is None or isinstance(value, Tensor)}
+        tensors, settings = self._save(self.arguments(*inputs), self._named(output))
         ctx.save_for_backward(*tensors.values())
-        ctx.kernels = getattr(torch.ops, namespace)
-        ctx.saved_names, ctx.settings = tuple(tensors), {k: v for k, v in saved.items() if k not in tensors}
+        ctx.kernels, ctx.saved_names, ctx.settings = getattr(torch.ops, namespace), tuple(tensors), settings
 
     def _backward(self, ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         saved = SimpleNamespace(**dict(zip(ctx.saved_names, ctx.saved_tensors, strict=True)), **ctx.settings)
         found = self._gradients(ctx.kernels, saved, self.results(*grads))
-        return self.arguments(**(self._no_gradients | found))
+        return tuple((self._no_gradients | found).values())
 
 
 def like(grad: Tensor | None, x: Tensor) -> Tensor | None:

@@ -83,8 +83,8 @@ def _backward_fake(
     )
 
 
-def _save(given: Any, out: Any) -> dict[str, Any]:
-    return {**given._asdict(), "max": out.max}
+def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    return {**given._asdict(), "max": out.max}, {}
 
 
 def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]:

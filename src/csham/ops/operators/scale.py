@@ -64,9 +64,10 @@ def _backward_fake(
     )
 
 
-def _save(given: Any, out: Any) -> dict[str, Any]:
-    kept = {name: getattr(given, name) for name in ("x", "w", "s", "position_w", "position_max")}
-    return {**kept, "y": out.y if given.relu else None, "has_shortcut": given.shortcut is not None}
+def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    tensors = {"x": given.x, "w": given.w, "s": given.s, "position_w": given.position_w}
+    tensors |= {"position_max": given.position_max, "y": out.y if given.relu else None}
+    return tensors, {"has_shortcut": given.shortcut is not None}
 
 
 def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]:

@@ -80,46 +80,48 @@ def _backward_fake(
     return torch.empty_like(mean), torch.empty_like(mean), grad_neighbors, torch.empty_like(weight), float32(mean, 4)
 
 
-def _save(given: Any, out: Any) -> dict[str, Any]:
-    kept = {**given._asdict(), "s": out.s, "position": out.position}
+def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    tensors = dict(zip(_SAVED, (out.s, out.position, *given[:12]), strict=True))
     if given.training:
-        kept |= {"norm_mean": out.norm_mean, "norm_var": out.norm_var}
+        tensors |= {"norm_mean": out.norm_mean, "norm_var": out.norm_var}
     if given.neighbors is None:  # the norm that is not used may be the other one, whose statistics move on
-        kept |= dict.fromkeys(name for name in kept if name.startswith("neighbor_norm"))
+        tensors |= dict.fromkeys(name for name in tensors if name.startswith("neighbor_norm"))
     elif given.neighbor_training:
-        kept |= {"neighbor_norm_mean": out.neighbor_mean, "neighbor_norm_var": out.neighbor_var}
-    return kept
+        tensors |= {"neighbor_norm_mean": out.neighbor_mean, "neighbor_norm_var": out.neighbor_var}
+    return tensors, {"settings": given[12:]}
 
 
 def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]:
     grad_mean, grad_max, grad_neighbors, grad_weight, grad_norms = kernels.spatial_gate_backward.default(
-        grads.s.contiguous(), **vars(saved)
+        grads.s.contiguous(), *(getattr(saved, name) for name in _SAVED), *saved.settings
     )
-    norms = {name: getattr(saved, name) for name in _NORM_PARAMETERS}
-    of_norms = zip(norms.items(), grad_norms.split(1), strict=True)
+    norms = [getattr(saved, name) for name in _NORM_PARAMETERS]
+    of_norms = zip(_NORM_PARAMETERS, norms, grad_norms.split(1), strict=True)
     return {
         "mean": grad_mean,
         "max": grad_max,
         "neighbors": None if saved.neighbors is None else grad_neighbors,
         "weight": grad_weight,
-        **{name: None if norm is None else grad.view(norm.shape) for (name, norm), grad in of_norms},
+        **{name: None if norm is None else grad.view(norm.shape) for name, norm, grad in of_norms},
     }
 
 
 _NORM_PARAMETERS = ("norm_weight", "norm_bias", "neighbor_norm_weight", "neighbor_norm_bias")
-_norms = (
-    "Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, Tensor? neighbor_norm_weight, "
-    "Tensor? neighbor_norm_bias, Tensor? neighbor_norm_mean, Tensor? neighbor_norm_var, bool training, "
-    "bool neighbor_training, float eps, float neighbor_eps, bool relu"
+_NORMS = tuple(f"{norm}_{part}" for norm in ("norm", "neighbor_norm") for part in ("weight", "bias", "mean", "var"))
+# In the order of the backward pass.
+_SAVED = ("s", "position", "mean", "max", "neighbors", "weight", *_NORMS)
+_given = (
+    f"Tensor mean, Tensor max, Tensor? neighbors, Tensor weight, {', '.join(f'Tensor? {name}' for name in _NORMS)}, "
+    "bool training, bool neighbor_training, float eps, float neighbor_eps, bool relu"
 )
 _operator = Operator(
     __name__,
     # Where a norm is in training, its mean and variance are not read, and those of the batch (biased) are returned.
-    f"(Tensor mean, Tensor max, Tensor? neighbors, Tensor weight, {_norms}) -> "
+    f"({_given}) -> "
     "(Tensor s, Tensor position, Tensor norm_mean, Tensor norm_var, Tensor neighbor_mean, Tensor neighbor_var)",
     # The means and variances are those that the forward pass used. grad_norms: of _NORM_PARAMETERS.
-    f"(Tensor grad_s, Tensor s, Tensor position, Tensor mean, Tensor max, Tensor? neighbors, Tensor weight, {_norms}) "
-    "-> (Tensor grad_mean, Tensor grad_max, Tensor grad_neighbors, Tensor grad_weight, Tensor grad_norms)",
+    f"(Tensor grad_s, Tensor s, Tensor position, {_given}) -> "
+    "(Tensor grad_mean, Tensor grad_max, Tensor grad_neighbors, Tensor grad_weight, Tensor grad_norms)",
     fake=_fake,
     backward_fake=_backward_fake,
     save=_save,
