@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ from torch.utils._pytree import tree_flatten
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from csham.ops import library
-from csham.ops.triton import register
+from csham.ops.operators.position_pool import neighbor_shape
+from csham.ops.triton.register import IMPLEMENTATIONS
 from record import append_rows
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -139,12 +140,12 @@ def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
     def small(*sides: int) -> torch.Tensor:
         return torch.empty(sides, device="meta")
 
-    operators: Any = register
+    operators = SimpleNamespace(**IMPLEMENTATIONS)
     filters = (small(1, 1, 3), small(1), small(1, 1, 3), small(1), small(1, 2, 3), small(1))
     norms, settings = tuple(small(1) for _ in range(8)), (True, True, 1e-3, 1e-3, True)
     counts = [small(1).long() for _ in range(2)]
     neighbor, main = small(1, C, 3, 3), small(1, 2, 7, 7)
-    w, position, neighbors = small(B, C), small(B, 1, H, W), small(*library.neighbor_shape(x))
+    w, position, neighbors = small(B, C), small(B, 1, H, W), small(*neighbor_shape(x))
     part = ["forward"]
     with recording(part) as launches:
         operators.hybrid_pool(x, *filters, True, True, True, neighbor)

@@ -60,7 +60,7 @@ def test_a_wheel_is_for_one_kind_of_machine_where_it_has_kernels_and_else_for_al
         shutil.copy(ROOT / name, tmp_path / "source" / name)
     for_all = built("wheel", tmp_path / "source", tmp_path)
     assert for_all.name == f"csham-{PROJECT['version']}-py3-none-any.whl"
-    assert "csham/ops/cpu/kernels.cpp" in zipfile.ZipFile(for_all).namelist()
+    assert "csham/ops/cpu/scale.cpp" in zipfile.ZipFile(for_all).namelist()
     assert not [name for name in zipfile.ZipFile(for_all).namelist() if "ready/" in name]
     (tmp_path / "ready").mkdir()
     (tmp_path / "ready/csham_kernels.so").write_bytes(b"kernels")

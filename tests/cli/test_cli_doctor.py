@@ -12,7 +12,7 @@ from csham.ops.cpu.build import find_library, own_library
 from csham.ops.cpu.compiler import compile_library, find_compiler
 from csham.ops.cpu.ready import LIBRARY, describe
 
-BROKEN = "echo 'kernels.cpp:3: error: broken' >&2; exit 1"
+BROKEN = "echo 'scale.cpp:3: error: broken' >&2; exit 1"
 
 
 @pytest.fixture

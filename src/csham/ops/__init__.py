@@ -2,8 +2,8 @@
 
 ``reference`` is plain PyTorch and the definition that every faster implementation is tested against. ``attention``
 has the whole steps that ``layers`` calls, and ``choice`` says which implementation runs them: the C++ kernels of
-``cpu``, the Triton kernels of ``triton``, both behind the operators of ``library`` and ``functions``, or the
-reference. Start with :func:`hybrid_attention`.
+``cpu``, the Triton kernels of ``triton``, both behind the operators of ``operators``, or the reference. Start with
+:func:`hybrid_attention`.
 """
 
 from csham.ops.attention import (

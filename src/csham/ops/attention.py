@@ -1,8 +1,8 @@
 """Whole attention steps, by kernels where they can and by the reference where they cannot.
 
 Each step reads a map for its statistics, makes weights of them, and multiplies. Done together, the gradient of the map
-is written once (:mod:`csham.ops.functions`). With ``shortcut`` a step ends in ``relu(... + shortcut)``, the end of a
-residual block, in the same pass over the map.
+is written once (:mod:`csham.ops.operators.carry`). With ``shortcut`` a step ends in ``relu(... + shortcut)``, the end
+of a residual block, in the same pass over the map.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from csham.errors import UserError
-from csham.ops import functions, reference
+from csham.ops import reference
 from csham.ops.choice import kernels, kernels_setting
-from csham.ops.functions import Carry
+from csham.ops.operators.carry import Carry
+from csham.ops.operators.channel_pool import channel_pool
+from csham.ops.operators.hybrid_pool import hybrid_pool
+from csham.ops.operators.position_pool import position_pool
+from csham.ops.operators.scale import scale
+from csham.ops.operators.spatial_gate import Norm, spatial_gate
 from csham.ops.reference import Activation
 from csham.ops.tracing import exporting
 
@@ -118,7 +123,7 @@ def channel_attention(
         w = reference.channel_weights(x, *parameters)
         return finish(reference.scale(x, w), shortcut), w
     x = _laid_out(x)
-    pooled = functions.hybrid_pool(chosen, x, _filters(parameters), _is_relu(parameters.act))
+    pooled = hybrid_pool(chosen, x, _filters(parameters), _is_relu(parameters.act))
     return _scale(chosen, x, pooled.carry, shortcut, pooled.w), pooled.w
 
 
@@ -143,7 +148,7 @@ def spatial_attention(
         return finish(reference.scale(x, reference.spatial_weights(x, *parameters)), shortcut)
     x = _laid_out(x)
     w = None if channel_weights is None else channel_weights.float()
-    mean, maximum, neighbors, carry = functions.position_pool(chosen, x, w, _neighbor_weight(x, parameters))
+    mean, maximum, neighbors, carry = position_pool(chosen, x, w, _neighbor_weight(x, parameters))
     s = _csham_spatial_weights(chosen, mean, maximum, neighbors, parameters)
     return _scale(chosen, x, carry, shortcut, w, s, position_w=w, position_max=maximum)
 
@@ -172,7 +177,7 @@ def hybrid_attention(
         return finish(_hybrid_reference(x, channel, spatial, connection), shortcut)
     x = _laid_out(x)
     weighted = connection != "parallel"
-    pooled = functions.hybrid_pool(
+    pooled = hybrid_pool(
         chosen, x, _filters(channel), _is_relu(channel.act), True, weighted, _neighbor_weight(x, spatial)
     )
     s = _csham_spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
@@ -187,7 +192,7 @@ def pool_channels(x: Tensor, maximum: bool = False) -> Pooled:
     if chosen is None:
         return Pooled(x, x.mean((2, 3)), x.amax((2, 3)) if maximum else None, None, None)
     x = _laid_out(x)
-    mean, maxima, carry = functions.channel_pool(chosen, x, maximum)
+    mean, maxima, carry = channel_pool(chosen, x, maximum)
     return Pooled(x, mean, maxima, chosen, carry)
 
 
@@ -205,7 +210,7 @@ def pool_positions(x: Tensor, channel_weights: Tensor | None = None) -> Pooled:
         return Pooled(x, x.mean(1, keepdim=True), x.amax(1, keepdim=True), None, None)
     x = _laid_out(x)
     w = None if channel_weights is None else channel_weights.float()
-    mean, maxima, _, carry = functions.position_pool(chosen, x, w, None)
+    mean, maxima, _, carry = position_pool(chosen, x, w, None)
     return Pooled(x, mean, maxima, chosen, carry, w)
 
 
@@ -306,12 +311,12 @@ def _scale(
     if s is not None:
         s = s.float()
     if shortcut is None:
-        return functions.scale(chosen, x, carry, w, s, **more)
+        return scale(chosen, x, carry, w, s, **more)
     if shortcut.shape != x.shape or shortcut.dtype != x.dtype:
-        return finish(functions.scale(chosen, x, carry, w, s, **more), shortcut)
+        return finish(scale(chosen, x, carry, w, s, **more), shortcut)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     shortcut = shortcut.contiguous(memory_format=layout)
-    return functions.scale(chosen, x, carry, w, s, shortcut=shortcut, relu=True, **more)
+    return scale(chosen, x, carry, w, s, shortcut=shortcut, relu=True, **more)
 
 
 def _hybrid_reference(x: Tensor, channel: ChannelParameters, spatial: SpatialParameters, connection: str) -> Tensor:
@@ -343,29 +348,22 @@ def _spatial_weights(
         return reference.spatial_weights_of(*given, main, norm, neighbor_norm, act, dropout)
     training = _in_training(norm, mean)
     neighbor_training = neighbors is not None and _in_training(neighbor_norm, neighbors)
-    gate = functions.spatial_gate(
+    gate = spatial_gate(
         chosen,
         mean,
         maximum,
         neighbors,
         main.float().contiguous(),
-        *_affine(norm),
-        norm.running_mean,
-        norm.running_var,
-        *_affine(neighbor_norm),
-        neighbor_norm.running_mean,
-        neighbor_norm.running_var,
-        training,
-        neighbor_training,
-        norm.eps,
-        neighbor_norm.eps,
+        _norm(norm, training),
+        _norm(neighbor_norm, neighbor_training),
         _is_relu(act),
     )
     if training:
         _follow(chosen, norm, gate.norm_mean, gate.norm_var, mean.numel())
     if neighbor_training and neighbors is not None:
         _follow(chosen, neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel())
-    return gate.s
+    s: Tensor = gate.s
+    return s
 
 
 def _follow(chosen: str, norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
@@ -396,8 +394,9 @@ def _in_training(norm: Any, x: Tensor) -> bool:
     return norm.training and x.numel() > 1
 
 
-def _affine(norm: Any) -> tuple[Tensor | None, Tensor | None]:
-    return None if norm.weight is None else norm.weight.float(), None if norm.bias is None else norm.bias.float()
+def _norm(norm: Any, training: bool) -> Norm:
+    weight, bias = (None if part is None else part.float() for part in (norm.weight, norm.bias))
+    return Norm(weight, bias, norm.running_mean, norm.running_var, training, norm.eps)
 
 
 def follow(norm: Any, mean: Tensor, var: Tensor) -> None:

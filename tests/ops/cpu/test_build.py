@@ -18,6 +18,7 @@ from csham.ops import cpu
 from csham.ops.cpu import Unavailable, load
 from csham.ops.cpu.build import SOURCES, build_library, clear, find_library
 from csham.ops.cpu.compiler import find_compiler
+from csham.ops.operators import OPERATORS
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
@@ -73,8 +74,8 @@ def test_a_name_for_all_that_the_library_is_made_of(sources, monkeypatch, compil
 
 
 def test_a_failed_build_shows_the_compilers_words_and_is_remembered(sources, compiler, monkeypatch, capfd):
-    calls = compiler("echo 'kernels.cpp:3: error: no such thing' >&2; exit 1")
-    with pytest.raises(Unavailable, match=r"kernels.cpp:3: error: no such thing.*failed.log.*--rebuild") as caught:
+    calls = compiler("echo 'width.cpp:3: error: no such thing' >&2; exit 1")
+    with pytest.raises(Unavailable, match=r"width.cpp:3: error: no such thing.*failed.log.*--rebuild") as caught:
         load(sources)
     library = find_library(sources)
     assert library.state == "failed"
@@ -94,7 +95,7 @@ def test_a_failed_build_shows_the_compilers_words_and_is_remembered(sources, com
 
 
 def test_an_error_in_the_sources(sources):
-    (sources / "kernels.cpp").write_text("#error this is wrong\n")
+    (sources / "width.cpp").write_text("#error this is wrong\n")
     with pytest.raises(Unavailable, match="this is wrong"):
         load(sources)
 
@@ -116,9 +117,7 @@ def test_what_says_nothing_about_the_sources_is_not_remembered(cache, sources, c
 
 
 def test_a_library_that_cannot_be_loaded(sources):
-    (sources / "operators.cpp").write_text(
-        'void nowhere(); extern "C" void call() { nowhere(); }\nint x = (call(), 1);\n'
-    )
+    shutil.copy(STAND_IN.with_name("lacking.cpp"), sources)
     with pytest.raises(Unavailable, match=r"cannot be loaded: .*nowhere.*--rebuild"):
         load(sources)
 
@@ -189,7 +188,8 @@ def test_clear_removes_every_version(cache, sources):
 
 
 def test_the_package_has_its_sources():
-    assert {"kernels.cpp", "operators.cpp", "vectors.h"} <= {path.name for path in SOURCES.iterdir()}
+    names = {path.name for path in SOURCES.iterdir()}
+    assert {"kernel.h", "vectors.h", *(f"{operator}.cpp" for operator in OPERATORS)} <= names
 
 
 LOAD = """

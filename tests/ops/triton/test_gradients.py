@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from csham.ops import functions, reference
+from csham.ops import reference
+from csham.ops.operators.hybrid_pool import hybrid_pool
+from csham.ops.operators.position_pool import position_pool
+from csham.ops.operators.scale import scale
+from csham.ops.operators.spatial_gate import Norm, spatial_gate
 
 # Smallest; odd, H != W; one past a block; a side too short to pool; pooled sides odd and even, three quads a row. Each
 # in one layout (is it channels_last?), those of most interest in both.
@@ -67,22 +71,20 @@ def computed(kind, x, leaves, training, relu, end):
     filters = tuple(leaves[f"{name}_{part}"] for name in ("avg", "max", "fuse") for part in ("weight", "bias"))
     neighbor = leaves["neighbor"] if min(x.shape[2:]) >= 2 else None
     if kind == "channel":
-        pooled = functions.hybrid_pool("triton", x, filters, relu)
-        return functions.scale("triton", x, pooled.carry, pooled.w, **end)
+        pooled = hybrid_pool("triton", x, filters, relu)
+        return scale("triton", x, pooled.carry, pooled.w, **end)
     if kind == "position":
         w = None
-        mean, maximum, neighbors, carry = functions.position_pool("triton", x, None, neighbor)
+        mean, maximum, neighbors, carry = position_pool("triton", x, None, neighbor)
     else:
         weighted = kind != "parallel"
-        pooled = functions.hybrid_pool("triton", x, filters, relu, True, weighted, neighbor)
+        pooled = hybrid_pool("triton", x, filters, relu, True, weighted, neighbor)
         w, mean, maximum, neighbors, carry = pooled
-    norms = (*norm(leaves, "norm", training)[1], *norm(leaves, "neighbor_norm", training)[1])
-    gate = functions.spatial_gate(
-        "triton", mean, maximum, neighbors, leaves["main"], *norms, training, training, EPS, EPS, relu
-    )
+    norms = [Norm(*norm(leaves, name, training)[1], training, EPS) for name in ("norm", "neighbor_norm")]
+    gate = spatial_gate("triton", mean, maximum, neighbors, leaves["main"], *norms, relu)
     position_w = None if kind in ("parallel", "position") else w
     w = w * w if kind == "reapply" else w
-    return functions.scale("triton", x, carry, w, gate.s, position_w=position_w, position_max=maximum, **end)
+    return scale("triton", x, carry, w, gate.s, position_w=position_w, position_max=maximum, **end)
 
 
 def check(assert_close, kind, x, training=False, relu=True, shortcut=None, end_relu=False):

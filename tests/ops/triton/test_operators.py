@@ -1,4 +1,4 @@
-"""Each Triton operator alone: what it returns against plain formulas, its schema, and what it refuses."""
+"""What the Triton operators alone do, beside what tests/ops/test_operators.py asks of each, and what they refuse."""
 
 import os
 import subprocess
@@ -13,15 +13,13 @@ import csham
 from csham import ops
 from csham.errors import UserError
 from csham.layers.norm import BatchNorm2d
-from csham.ops import functions, library
+from csham.ops.operators.carry import carry
+from csham.ops.operators.position_pool import neighbor_shape
+from csham.ops.operators.spatial_gate import Norm, spatial_gate
 from csham.ops.triton import maps
 
 triton_ops = torch.ops.csham_triton
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-
-
-def carry(x):
-    return library.carry(x)
 
 
 def random(device, *shape):
@@ -48,26 +46,6 @@ def test_position_pool_finds_the_exact_maximum_of_one_float32_product(make_map, 
     assert neighbors.numel() == 0
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_scale_backward(make_map, assert_close, device, channels_last):
-    B, C, H, W = shape = (2, 35, 5, 6)
-    x, grad_y, y = (make_map(shape, channels_last=channels_last, tied=tied) for tied in (True, False, False))
-    w, s = random(device, B, C), random(device, B, 1, H, W)
-    wide = w[:, :, None, None]
-    maximum = (wide * x).amax(1, keepdim=True)
-    grad_z = torch.where(y > 0, grad_y, 0)
-    names = ("grad_z", "grad_w", "grad_s", "ties")
-    got = dict(zip(names, triton_ops.scale_backward(grad_y, x, w, s, w, maximum, y), strict=True))
-    want = {
-        "grad_z": grad_z,
-        "grad_w": (grad_z * s * x).sum((2, 3)),
-        "grad_s": (grad_z * wide * x).sum(1, keepdim=True),
-        "ties": (wide * x == maximum).sum(1, keepdim=True),
-    }
-    assert_close(got, want)
-    assert got["grad_z"].stride() == x.stride()
-
-
 def test_ties_are_counted_without_weights(make_map):
     x = make_map((1, 6, 3, 4), torch.float16, tied=True)
     maximum = x.amax(1, keepdim=True).float()
@@ -84,16 +62,6 @@ def test_not_a_number_reaches_means_and_maxima(make_map, channels_last):
     assert mean.isnan().nonzero().tolist() == maximum.isnan().nonzero().tolist() == [[0, 2]]
     mean, maximum, *_ = triton_ops.position_pool(x, None, None)
     assert mean.isnan().nonzero().tolist() == maximum.isnan().nonzero().tolist() == [[0, 0, 3, 8]]
-
-
-def test_a_batch_of_none(make_map, device):
-    x = make_map((0, 3, 6, 6)).requires_grad_()
-    neighbor = torch.ones(1, 3, 3, 3, device=device, requires_grad=True)
-    mean, maximum, neighbors, *carried = triton_ops.position_pool(x, None, neighbor)
-    y = triton_ops.scale(x, None, mean, None, False, None, maximum, *carried)
-    grad_x, grad_neighbor = torch.autograd.grad((y, neighbors), (x, neighbor), (y.clone(), neighbors.clone()))
-    assert grad_x.shape == x.shape
-    assert not grad_neighbor.any()
 
 
 def gate_in_float64(mean, maximum, neighbors, main, norm, neighbor_norm, training, relu):
@@ -124,7 +92,7 @@ def gate_in_float64(mean, maximum, neighbors, main, norm, neighbor_norm, trainin
 def test_spatial_gate(assert_close, device, size, k, training, affine, term, relu):
     B, H, W = size
     position = (B, 1, H, W)
-    shapes = {"mean": position, "maximum": position, "neighbors": library.neighbor_shape(torch.empty(position))}
+    shapes = {"mean": position, "maximum": position, "neighbors": neighbor_shape(torch.empty(position))}
     shapes |= {"main": (1, 2, k, k)} | dict.fromkeys(("weight", "bias", "neighbor_weight", "neighbor_bias"), (1,))
     leaves = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
     leaves["mean"] += 3
@@ -140,9 +108,9 @@ def test_spatial_gate(assert_close, device, size, k, training, affine, term, rel
         around = (values.get("neighbor_weight"), values.get("neighbor_bias"), *now)
         return function(values["mean"], values["maximum"], values.get("neighbors"), values["main"], norm, around)
 
-    def kernels(mean, maximum, neighbors, main, norm, around):
-        settings = (*training, 1e-3, 1e-3, relu)
-        return functions.spatial_gate("triton", mean, maximum, neighbors, main, *norm, *around, *settings).s
+    def kernels(mean, maximum, neighbors, main, *norms):
+        norms = [Norm(*norm, now, 1e-3) for norm, now in zip(norms, training, strict=True)]
+        return spatial_gate("triton", mean, maximum, neighbors, main, *norms, relu).s
 
     got = gate(leaves, kernels, torch.float32)
     want = gate(exact, lambda *given: gate_in_float64(*given, training, relu), torch.float64)
@@ -199,34 +167,10 @@ def test_running_statistics_follow_as_the_reference_has_them(make_map, device, k
 
 
 @pytest.mark.slow
-def test_every_operator_keeps_its_schema(make_map, device):
-    B, C, H, W = shape = (1, 3, 5, 6)
-    x = make_map(shape, channels_last=True)
-    channel, position = random(device, B, C), random(device, B, 1, H, W)
-    neighbor, filters = (
-        random(device, 1, C, 3, 3),
-        [random(device, *n) for n in ((1, 1, 3), (1,)) * 2 + ((1, 2, 3), (1,))],
-    )
-    neighbors, one = random(device, *library.neighbor_shape(x)), random(device, 1)
-    positions = (position, position, position, position, neighbors, neighbor)
-    norms = ((one,) * 8, (True, True, 1e-3, 1e-3, True))
-    main, hybrid = random(device, 1, 2, 7, 7), (x, channel, position, *filters, True, True, *(channel,) * 4)
-    calls = {
-        "channel_pool": (x, True),
-        "channel_pool_backward": (x, x, channel, position, channel, channel, channel),
-        "position_pool": (x, channel, neighbor),
-        "position_pool_backward": (x, x, channel, position, channel, *positions),
-        "hybrid_pool": (x, *filters, True, True, True, neighbor),
-        "hybrid_pool_backward": (x, *hybrid, *positions),
-        "scale": (x, channel, position, x, True, channel, position, *carry(x)),
-        "scale_backward": (x, x, channel, position, channel, position, x),
-        "spatial_gate": (position, position, neighbors, main, *norms[0], *norms[1]),
-        "spatial_gate_backward": (*(position,) * 5, neighbors, main, *norms[0], *norms[1]),
-    }
-    assert calls.keys() == library.SCHEMAS.keys()
-    calls["follow"] = (*(one.clone() for _ in range(2)), torch.tensor(3, device=device), one, one, 1.5, 0.01, True)
-    for name, args in calls.items():
-        torch.library.opcheck(getattr(triton_ops, name).default, args, test_utils=("test_schema", "test_faketensor"))
+def test_running_statistics_keep_their_schema(device):
+    one = torch.rand(1, device=device)
+    given = (one.clone(), one.clone(), torch.tensor(3, device=device), one, one, 1.5, 0.01, True)
+    torch.library.opcheck(triton_ops.follow.default, given, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_maps_of_another_kind_are_refused(make_map):

@@ -1,5 +1,5 @@
-"""The C++ kernels: ``kernels.cpp`` and its headers, once for each instruction set, and ``operators.cpp``, which offers
-them to PyTorch.
+"""The C++ kernels: a file for each operator of ``ops.operators``, with its kernels, which are compiled once for each
+instruction set, and what offers them to PyTorch. ``sample.h`` says what is done with one image, ``kernel.h`` how.
 
 ``ready`` finds those that came with csham's wheel, ``build`` keeps others built, by means of ``compiler``; :func:`load`
 brings them into this process.

@@ -55,7 +55,7 @@ class Library:
 
     Attributes:
         folder: Folder of the library, or of the log of the build that failed.
-        sources: Folder of the headers, ``kernels.cpp`` and ``operators.cpp``.
+        sources: Folder of the C++ sources.
         compiler: Compiler that builds it; None where another machine built it.
         refused: Reason why this is not the library that came with csham; empty if it is, or if none did.
     """

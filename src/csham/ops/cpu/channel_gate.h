@@ -9,7 +9,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
+#include "pool_backward.h"
 
 namespace csham {
 namespace CPU_CAPABILITY {

@@ -42,13 +42,13 @@ _COMMON = (
     "-Wno-unknown-pragmas",
     "-Wno-uninitialized",
 )
-# kernels.cpp is compiled once for each. The names and macros are those of PyTorch's own kernels, whose at::vec it uses.
+# Names and macros are those of PyTorch's own kernels, whose at::vec ours use.
 _INSTRUCTION_SETS = {
     "DEFAULT": ("-Wno-psabi",),
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"),
 }
-# On a core of 2021, for kernels.cpp and for operators.cpp; only the progress line says so.
+# On a core of 2021, for the kernels and for the operators; only the progress line says so.
 _KERNELS_SECONDS = 28
 _OPERATORS_SECONDS = 5
 _LONGEST_SECONDS = 1800
@@ -95,10 +95,10 @@ def find_compiler() -> Compiler | None:
 
 
 def compile_library(sources: Path, compiler: Compiler, target: Path) -> str:
-    """Compile ``kernels.cpp``, for each instruction set, and ``operators.cpp``, and link them.
+    """Compile the sources for each instruction set, and once for the operators that call them, and link them.
 
     Args:
-        sources: Folder of the two and of their headers.
+        sources: Folder of the sources, ``*.cpp``, and of their headers.
         compiler: Compiler to call.
         target: The shared library to be; object files and logs are left beside it, named ``*.o`` and ``*.o.log``.
 
@@ -136,12 +136,13 @@ def _compile_commands(sources: Path, compiler: Compiler, folder: Path) -> dict[s
     """The object files and what makes each, in the order of linking."""
     # Named alike wherever they lie: the names are in what an assertion says.
     search = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-ffile-prefix-map={sources}=csham/ops/cpu"]
+    # All in one go, because at::vec takes longest: one after the other, before a file of nothing.
+    included = [word for source in sorted(sources.glob("*.cpp")) for word in ("-include", str(source))]
     commands = {}
     for name, flags in _objects().items():
-        source = str(sources / ("operators.cpp" if name == "operators" else "kernels.cpp"))
         target = str(folder / f"{name}.o")
         start = [*compiler.command, *_common(compiler), *search, *flags]
-        commands[target] = [*start, *extra_flags(), "-c", source, "-o", target]
+        commands[target] = [*start, *extra_flags(), *included, "-x", "c++", "-c", os.devnull, "-o", target]
     return commands
 
 

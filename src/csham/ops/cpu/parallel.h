@@ -15,6 +15,9 @@
 namespace csham {
 namespace CPU_CAPABILITY {
 
+// Of images, whose sums are kept apart: a number that depends on the batch alone.
+constexpr int64_t kGroups = 32;
+
 // f(begin, end) for parts of a range, side by side where each part would be longer than grain.
 template <typename F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {

@@ -1,7 +1,7 @@
 // One image's feature map, and what the two layouts must be able to do with it.
 //
 // contiguous.h and channels_last.h each define a struct with the static functions listed below for x of float or
-// at::BFloat16; kernels.cpp runs them over a batch. Small arrays (statistics, weights, gradients of either) are
+// at::BFloat16; the operators' kernels run them over a batch. Small arrays (statistics, weights, gradients of either) are
 // contiguous float32 whatever the type of x, and every sum is float32. A null pointer for weights means weights of one,
 // for a gradient that it is not wanted or is zero.
 //

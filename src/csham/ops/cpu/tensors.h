@@ -2,7 +2,7 @@
 // library serves 2.8 and every later version.
 //
 // What is not in it, and is asked for all the same: at::get_num_threads (parallel.h), at::get_cpu_capability
-// (operators.cpp) and Sleef's exp, which at::vec calls. A PyTorch without one of them refuses to load the library.
+// (kernel.h) and Sleef's exp, which at::vec calls. A PyTorch without one of them refuses to load the library.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -1,6 +1,6 @@
 // Loads and stores of float32 vectors from float or bfloat16 memory, on top of at::vec.
 //
-// Everything here is compiled once for each instruction set (kernels.cpp), inside a namespace named after it.
+// Everything here is compiled once for each instruction set (kernel.h), inside a namespace named after it.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>

@@ -1,4 +1,4 @@
-"""The operators of :mod:`csham.ops.library` as Triton kernels, for GPUs: importing this registers them.
+"""The operators of :mod:`csham.ops.operators` as Triton kernels, for GPUs: importing this registers them.
 
 Their results were tested with Triton's interpreter, and but for ``spatial_gate`` and ``running`` on an H200; their
 block sizes are estimates, which no measurement chose. Start with ``register``; each file opens with the arithmetic of

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csham.ops.library import carry
+from csham.ops.operators.carry import carry
 from csham.ops.triton.maps import OPTIONS, Blocks, Map, like, map_of, small
 from csham.ops.triton.pool_backward import PoolBackward
 from csham.ops.triton.reductions import collect, maximum, maximum_over

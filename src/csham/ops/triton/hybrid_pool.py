@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from csham.ops.library import carry
+from csham.ops.operators.carry import carry
 from csham.ops.triton.channel_gate import Gate, gate, gate_backward
 from csham.ops.triton.channel_pool import channel_statistics
 from csham.ops.triton.maps import like, map_of, small

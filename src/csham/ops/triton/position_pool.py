@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csham.ops.library import carry, neighbor_shape
+from csham.ops.operators.carry import carry
+from csham.ops.operators.position_pool import neighbor_shape
 from csham.ops.triton.maps import OPTIONS, Map, Quads, like, map_of, small
 from csham.ops.triton.pool_backward import PoolBackward
 from csham.ops.triton.quads import cell, cell_sums, load_columns, quad_corner, store_columns, tap

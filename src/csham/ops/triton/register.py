@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,28 +12,18 @@ import triton
 from torch import Tensor
 
 from csham.errors import UserError
-from csham.ops.triton.channel_pool import channel_pool, channel_pool_backward
-from csham.ops.triton.hybrid_pool import hybrid_pool, hybrid_pool_backward
-from csham.ops.triton.position_pool import position_pool, position_pool_backward
+from csham.ops.operators import OPERATORS
 from csham.ops.triton.running import follow
-from csham.ops.triton.scale import scale, scale_backward, scale_kernel
-from csham.ops.triton.spatial_gate import spatial_gate, spatial_gate_backward
+from csham.ops.triton.scale import scale_kernel
 
-__all__ = ["interpreted"]
+__all__ = ["IMPLEMENTATIONS", "interpreted"]
 
-_OPERATORS = (
-    channel_pool,
-    channel_pool_backward,
-    position_pool,
-    position_pool_backward,
-    hybrid_pool,
-    hybrid_pool_backward,
-    scale,
-    scale_backward,
-    spatial_gate,
-    spatial_gate_backward,
-    follow,
-)
+# By the operator's name; each in the file of that name, beside its backward pass.
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"follow": follow} | {
+    name: getattr(import_module(f"csham.ops.triton.{operator}"), name)
+    for operator in OPERATORS
+    for name in (operator, f"{operator}_backward")
+}
 
 
 def interpreted() -> bool:
@@ -57,5 +48,5 @@ def _on_device(operator: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for _operator in _OPERATORS:
-    torch.library.impl(f"csham_triton::{_operator.__name__}", ("cuda", "cpu"), _on_device(_operator))
+for _name, _implementation in IMPLEMENTATIONS.items():
+    torch.library.impl(f"csham_triton::{_name}", ("cuda", "cpu"), _on_device(_implementation))

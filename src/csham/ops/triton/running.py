@@ -1,6 +1,6 @@
 """Running statistics of a norm of one channel, moved towards a batch's: one launch, where PyTorch takes nine.
 
-Not among the operators of :mod:`csham.ops.library`: it has no gradient, and changes what it is given.
+Not among the operators of :mod:`csham.ops.operators`: it has no gradient, and changes what it is given.
 """
 
 from __future__ import annotations

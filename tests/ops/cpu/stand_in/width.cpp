@@ -1,4 +1,25 @@
-// What the tests of building ask the library: which kernels are in it and, with WITH_TORCH, how many threads it uses.
+// Something that differs between the instruction sets, and compiles in no time; and what the tests of building ask the
+// library: which kernels are in it and, with WITH_TORCH, how many threads it uses.
+#if defined(CPU_CAPABILITY)
+
+namespace csham {
+namespace CPU_CAPABILITY {
+
+int width() {
+#if defined(__AVX512F__)
+  return 16;
+#elif defined(__AVX2__)
+  return 8;
+#else
+  return 4;
+#endif
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace csham
+
+#else
+
 namespace csham {
 namespace DEFAULT {
 int width();
@@ -43,4 +64,6 @@ TORCH_LIBRARY(csham_stand_in, library) {
   library.def("threads(int images) -> int");
   library.impl("threads", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(threads));
 }
+#endif
+
 #endif

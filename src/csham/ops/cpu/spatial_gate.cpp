@@ -12,9 +12,58 @@
 // The upsampling takes the source index ((2 i + 1) coarse) / (2 fine) in integers. A norm in training normalises by the
 // batch's statistics and is differentiated through them. The results do not depend on the number of threads: what is
 // summed over images is summed for each image, or fixed group of images, and then serially.
-#pragma once
+#include "kernel.h"
 
-#include "kernels.h"
+namespace csham {
+
+// Batch norm of one channel.
+struct Norm {
+  const float* weight;  // (1), null for 1
+  const float* bias;    // (1), null for 0
+  double eps;
+  bool training;  // needs more than one value in the batch, as torch's
+  float* mean;    // (1)  in training the batch's, written by the forward pass; else the running statistics, read
+  float* var;     // (1)  likewise; the batch's is the biased one, sum (x - mean)^2 / count
+};
+
+// All maps are contiguous. Any of B, H, W may be 0 where no norm is in training: the parameters' gradients are zeros.
+struct SpatialGate {
+  int64_t B, H, W;
+  int64_t kernel_size;         // odd; 7 is the fast one
+  const float* mean;           // (B, H, W)  over the channels
+  const float* max;            // (B, H, W)
+  const float* weight;         // (2, kernel_size, kernel_size)  for mean, for max
+  Norm norm;                   // of position
+  bool relu;                   // act is ReLU (gradient 0 at 0), else the identity
+  const float* neighbors;      // (B, coarse_H, coarse_W) before its norm, or null: no such term
+  int64_t coarse_H, coarse_W;  // at least 1 and at most H, W; 0 without neighbors
+  Norm neighbor_norm;          // not read without neighbors
+  float* position;             // (B, H, W)  written by the forward pass, read by the backward pass
+  float* s;                    // (B, H, W)  likewise
+
+  int64_t positions() const { return H * W; }
+  int64_t coarse_positions() const { return neighbors ? coarse_H * coarse_W : 0; }
+};
+
+// Null: not wanted, except ds, dmean, dmax and, with neighbors, dneighbors.
+struct SpatialGateGradients {
+  const float* ds;               // (B, H, W)
+  float* dmean;                  // (B, H, W)
+  float* dmax;                   // (B, H, W)
+  float* dweight;                // (2, kernel_size, kernel_size)
+  float* dneighbors;             // (B, coarse_H, coarse_W)
+  float* dnorm_weight;           // (1)
+  float* dnorm_bias;             // (1)
+  float* dneighbor_norm_weight;  // (1)  zero without neighbors
+  float* dneighbor_norm_bias;    // (1)  likewise
+};
+
+CSHAM_KERNEL(void spatial_gate(const SpatialGate&))
+CSHAM_KERNEL(void spatial_gate_backward(const SpatialGate&, const SpatialGateGradients&))
+
+}  // namespace csham
+
+#if defined(CPU_CAPABILITY)
 #include "parallel.h"
 #include "vectors.h"
 
@@ -29,14 +78,12 @@
 #include <utility>
 #include <vector>
 
-namespace csham {
-namespace CPU_CAPABILITY {
+namespace csham::CPU_CAPABILITY {
 
 // A thread is worth waking for 10 to 20 us of work.
 constexpr int64_t kConvolvedPositions = 4096;
 constexpr int64_t kWeighedPositions = 16384;
-constexpr int kTileRows = 8;     // of a convolution's output in registers at a time
-constexpr int64_t kGroups = 32;  // of images, each with filter gradients of its own
+constexpr int kTileRows = 8;  // of a convolution's output in registers at a time
 
 inline int64_t grain(int64_t positions, int64_t positions_of_image) {
   return std::max<int64_t>(1, positions / std::max<int64_t>(1, positions_of_image));
@@ -359,7 +406,7 @@ inline Sums sums_of_gradient(const float* gradient, const float* x, float mean, 
 }
 
 // Writes position, s and, in training, the norms' statistics.
-inline void spatial_gate(const SpatialGate& gate) {
+void spatial_gate(const SpatialGate& gate) {
   const int64_t H = gate.H, W = gate.W, k = gate.kernel_size, HW = gate.positions();
   const int64_t coarse_HW = gate.coarse_positions();
   const std::vector<float> filters = filters_by_columns(gate, false);
@@ -457,7 +504,7 @@ inline void write_filter_gradient(const std::vector<float>& partial, int64_t gro
 }
 
 // Writes all gradients, from what the forward pass took and wrote.
-inline void spatial_gate_backward(const SpatialGate& gate, const SpatialGateGradients& gradients) {
+void spatial_gate_backward(const SpatialGate& gate, const SpatialGateGradients& gradients) {
   const int64_t B = gate.B, HW = gate.positions(), coarse_HW = gate.coarse_positions(), k = gate.kernel_size;
   std::vector<Sums> sums(B), neighbor_sums(B);
   weights_gradient(gate, gradients, sums, neighbor_sums);
@@ -490,5 +537,84 @@ inline void spatial_gate_backward(const SpatialGate& gate, const SpatialGateGrad
   if (gradients.dweight) write_filter_gradient(partial, groups, k, gradients.dweight);
 }
 
-}  // namespace CPU_CAPABILITY
+}  // namespace csham::CPU_CAPABILITY
+
+#else
+#include "operator.h"
+
+namespace csham {
+namespace {
+
+SpatialGate gate_of(Operands& small, const Tensor& mean, const Tensor& max, const Optional& neighbors, const Tensor& weight, bool relu,
+                    const Norm& norm, const Norm& neighbor_norm) {
+  const Sizes n(mean);
+  const int64_t k = weight.size(3);
+  SpatialGate gate{};
+  gate.B = n.B, gate.H = n.H, gate.W = n.W, gate.kernel_size = k, gate.coarse_H = n.h, gate.coarse_W = n.w;
+  gate.mean = small(mean, n.positions()), gate.max = small(max, n.positions());
+  gate.neighbors = small(neighbors, n.neighbors()), gate.weight = small(weight, 2 * k * k);
+  gate.norm = norm, gate.neighbor_norm = neighbor_norm, gate.relu = relu;
+  return gate;
+}
+
+// The statistics are written in training only, and then to arrays of our own.
+Norm norm_of(Operands& small, const Optional& weight, const Optional& bias, const Tensor& mean, const Tensor& var, bool training,
+             double eps) {
+  return {small(weight, 1), small(bias, 1), eps, training, const_cast<float*>(small(mean, 1)),
+          const_cast<float*>(small(var, 1))};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate(
+    const Tensor& mean, const Tensor& max, const Optional& neighbors, const Tensor& weight, const Optional& norm_weight,
+    const Optional& norm_bias, const Optional& norm_mean, const Optional& norm_var,
+    const Optional& neighbor_norm_weight, const Optional& neighbor_norm_bias, const Optional& neighbor_norm_mean,
+    const Optional& neighbor_norm_var, bool training, bool neighbor_training, double eps, double neighbor_eps,
+    bool relu) {
+  Operands small;
+  Tensor s = empty_like(mean), position = empty_like(mean);
+  // Zero where an empty batch or a missing term leaves nothing to be written.
+  Tensor m = zeros(1), v = zeros(1), nm = zeros(1), nv = zeros(1);
+  const Norm norm = training ? norm_of(small, norm_weight, norm_bias, m, v, true, eps)
+                             : norm_of(small, norm_weight, norm_bias, norm_mean.value(), norm_var.value(), false, eps);
+  const Norm neighbor_norm =
+      neighbor_training || !neighbors
+          ? norm_of(small, neighbor_norm_weight, neighbor_norm_bias, nm, nv, neighbor_training, neighbor_eps)
+          : norm_of(small, neighbor_norm_weight, neighbor_norm_bias, neighbor_norm_mean.value(), neighbor_norm_var.value(),
+                    false, neighbor_eps);
+  SpatialGate gate = gate_of(small, mean, max, neighbors, weight, relu, norm, neighbor_norm);
+  gate.position = floats(position);
+  gate.s = floats(s);
+  CSHAM_BEST(spatial_gate)(gate);
+  return {std::move(s), std::move(position), std::move(m), std::move(v), std::move(nm), std::move(nv)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
+    const Tensor& ds, const Tensor& s, const Tensor& position, const Tensor& mean, const Tensor& max,
+    const Optional& neighbors, const Tensor& weight, const Optional& norm_weight, const Optional& norm_bias,
+    const Optional& norm_mean, const Optional& norm_var, const Optional& neighbor_norm_weight,
+    const Optional& neighbor_norm_bias, const Optional& neighbor_norm_mean, const Optional& neighbor_norm_var,
+    bool training, bool neighbor_training, double eps, double neighbor_eps, bool relu) {
+  Operands small;
+  const Sizes n(mean);
+  const Tensor none_used = zeros(1);
+  SpatialGate gate = gate_of(
+      small, mean, max, neighbors, weight, relu,
+      norm_of(small, norm_weight, norm_bias, norm_mean.value(), norm_var.value(), training, eps),
+      norm_of(small, neighbor_norm_weight, neighbor_norm_bias, neighbors ? neighbor_norm_mean.value() : none_used,
+              neighbors ? neighbor_norm_var.value() : none_used, neighbor_training, neighbor_eps));
+  gate.position = const_cast<float*>(small(position, n.positions()));
+  gate.s = const_cast<float*>(small(s, n.positions()));
+  Tensor dmean = empty_like(mean), dmax = empty_like(mean), dweight = empty(weight.sizes());
+  Tensor dneighbors = neighbors ? empty(neighbors->sizes()) : none(), dnorms = zeros(4);
+  float* norms = floats(dnorms);
+  CSHAM_BEST(spatial_gate_backward)(gate, {small(ds, n.positions()), floats(dmean), floats(dmax), floats(dweight),
+                                         floats(dneighbors), norms, norms + 1, norms + 2, norms + 3});
+  return {std::move(dmean), std::move(dmax), std::move(dneighbors), std::move(dweight), std::move(dnorms)};
+}
+
+CSHAM_OPERATOR(spatial_gate);
+CSHAM_OPERATOR(spatial_gate_backward);
+
+}  // namespace
 }  // namespace csham
+#endif
