@@ -6,6 +6,7 @@ that mean something, by name, from plain formulas.
 
 import gc
 import importlib
+import weakref
 
 import pytest
 import torch
@@ -163,24 +164,18 @@ def test_an_empty_batch(kernels, name):
         assert not any(got[f"grad_{key}"].any() for key in given if f"grad_{key}" in got)
 
 
-@pytest.fixture
-def garbage():
-    """What only the garbage collector frees, if it is called: a list that it fills."""
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    yield gc.garbage
-    gc.set_debug(0)
-    gc.garbage.clear()
-    gc.enable()
-
-
 @pytest.mark.parametrize("name", OPERATORS)
-def test_arrays_go_with_the_backward_pass_without_a_garbage_collector(cpu_kernels, garbage, name):
-    given = leaves_of(cases(name).examples(torch.randn(2, 3, 4, 4))[0])
-    results_and_gradients({key: run(name, "cpu", given)[key] for key in cases(name).plain(*given.values())}, given)
-    gc.collect()
-    assert not [one for one in garbage if isinstance(one, torch.Tensor)]
+def test_arrays_go_with_the_backward_pass_without_a_garbage_collector(cpu_kernels, name):
+    gc.disable()
+    try:
+        given = leaves_of(cases(name).examples(torch.randn(2, 3, 4, 4))[0])
+        found = {key: run(name, "cpu", given)[key] for key in cases(name).plain(*given.values())}
+        kept = [weakref.ref(value) for value in (*given.values(), *found.values()) if isinstance(value, torch.Tensor)]
+        results_and_gradients(found, given)
+        del given, found
+        assert not [one for one in kept if one() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("wrong", ["shape", "dtype"])
