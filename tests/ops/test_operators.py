@@ -135,6 +135,10 @@ def calls_of(name, kernels, examples):
     return kept
 
 
+def _is_filter(value):
+    return isinstance(value, torch.Tensor) and value.dim() == 4 and value.shape[0] == 1 and value.shape[1] > 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_schemas_fakes_and_registration(kernels, name):
@@ -146,6 +150,9 @@ def test_schemas_fakes_and_registration(kernels, name):
         given = tuple(fresh(value) for value in args)
         named = {key: fresh(value) for key, value in kwargs.items()}
         torch.library.opcheck(function, given, named, **only)
+        if kernels == "cpu" and function.name().endswith("backward"):  # filters of a network in channels_last
+            filters = [a.contiguous(memory_format=torch.channels_last) if _is_filter(a) else a for a in given]
+            torch.library.opcheck(function, tuple(filters), named, test_utils="test_faketensor")
         if kernels == "cpu" and not function.name().endswith("backward"):
             torch.library.opcheck(function, (given[0].requires_grad_(), *given[1:]), named)
 

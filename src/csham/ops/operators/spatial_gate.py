@@ -77,8 +77,14 @@ def _backward_fake(
     weight: Tensor,
     *_: Any,
 ) -> tuple[Tensor, ...]:
-    grad_neighbors = float32(mean, 0) if neighbors is None else torch.empty_like(neighbors)
-    return torch.empty_like(mean), torch.empty_like(mean), grad_neighbors, torch.empty_like(weight), float32(mean, 4)
+    grad_neighbors = float32(mean, 0) if neighbors is None else float32(mean, *neighbors.shape)
+    return (
+        torch.empty_like(mean),
+        torch.empty_like(mean),
+        grad_neighbors,
+        float32(mean, *weight.shape),
+        float32(mean, 4),
+    )
 
 
 def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
