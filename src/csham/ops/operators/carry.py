@@ -54,7 +54,8 @@ def carry(x: Tensor) -> Carry:
 
 def carry_of(results: Any) -> Carry:
     """Return the carry among the results of a pooling."""
-    return Carry(*results[-4:])
+    # By name: the older torch.compile does not cut a named tuple.
+    return Carry(results.carry_z, results.carry_w, results.carry_s, results.carry_ties)
 
 
 def scaled(x: Tensor, grads: Any) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:

@@ -61,7 +61,7 @@ def _backward_fake(
     grad_z: Tensor | None, x: Tensor, w: Tensor | None, s: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     filters, neighbor_weight = rest[:6], rest[-1]
-    grad_neighbor_weight = float32(x, 0) if neighbor_weight is None else torch.empty_like(neighbor_weight)
+    grad_neighbor_weight = float32(x, 0) if neighbor_weight is None else float32(x, *neighbor_weight.shape)
     return torch.empty_like(x), float32(x, sum(f.numel() for f in filters)), grad_neighbor_weight
 
 

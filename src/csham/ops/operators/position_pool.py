@@ -79,7 +79,7 @@ def _backward_fake(
     return (
         torch.empty_like(x),
         float32(x, 0) if position_w is None else float32(x, *x.shape[:2]),
-        float32(x, 0) if neighbor_weight is None else torch.empty_like(neighbor_weight),
+        float32(x, 0) if neighbor_weight is None else float32(x, *neighbor_weight.shape),
     )
 
 

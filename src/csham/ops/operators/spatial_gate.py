@@ -58,8 +58,9 @@ def spatial_gate(
         Weights ``s``, (B, 1, H, W), and ``norm_mean``, ``norm_var``, ``neighbor_mean``, ``neighbor_var``, (1): mean and
         biased variance of the batch, where a norm is in training.
     """
+    arrays = [(one.weight, one.bias, one.mean, one.var) for one in (norm, neighbor_norm)]
     settings = (norm.training, neighbor_norm.training, norm.eps, neighbor_norm.eps, relu)
-    return _operator(kernels, mean, maximum, neighbors, weight, *norm[:4], *neighbor_norm[:4], *settings)
+    return _operator(kernels, mean, maximum, neighbors, weight, *arrays[0], *arrays[1], *settings)
 
 
 def _fake(mean: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -76,8 +77,14 @@ def _backward_fake(
     weight: Tensor,
     *_: Any,
 ) -> tuple[Tensor, ...]:
-    grad_neighbors = float32(mean, 0) if neighbors is None else torch.empty_like(neighbors)
-    return torch.empty_like(mean), torch.empty_like(mean), grad_neighbors, torch.empty_like(weight), float32(mean, 4)
+    grad_neighbors = float32(mean, 0) if neighbors is None else float32(mean, *neighbors.shape)
+    return (
+        torch.empty_like(mean),
+        torch.empty_like(mean),
+        grad_neighbors,
+        float32(mean, *weight.shape),
+        float32(mean, 4),
+    )
 
 
 def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
