@@ -1,6 +1,6 @@
 """Power cuts: whatever a crash leaves of a piece of work, the next call ends with the same result.
 
-A dozen of the states or more are tried in every run of the tests; in ``make test-long`` all of them, or of thousands
+Half a dozen of the states or more are tried in every run of the tests; in ``make test-long`` all of them, or of thousands
 some hundreds, others each time.
 """
 
@@ -195,7 +195,7 @@ def test_epochs_that_are_added_to_a_finished_run(settings, crash_everywhere):
         resume(run, epochs=2, schedule="constant", dataset=dataset)
         return result_of_run(run)
 
-    crash_everywhere(work, recover, few=24)
+    crash_everywhere(work, recover, few=12)
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_a_study(images, crash_everywhere):
         records = without_times(store.by_key())
         return [records, *(result_of_run(store.run_folder(cell.name)) for cell in store.study.cells())]
 
-    crash_everywhere(work, recover)
+    crash_everywhere(work, recover, few=6)
 
 
 def test_packed_images(images, crash_everywhere):
