@@ -1,7 +1,7 @@
 """Power cuts: whatever a crash leaves of a piece of work, the next call ends with the same result.
 
-Half a dozen of the states or more are tried in every run of the tests; in ``make test-long`` all of them, or of thousands
-some hundreds, others each time.
+A few of the states are tried in every run of the tests; in ``make test-long`` all of them, or of thousands some
+hundreds, others each time.
 """
 
 import csv
