@@ -154,6 +154,12 @@ def test_a_single_point_that_was_asked_for_says_nothing(choice, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("side", [28, 32, 64, 96, 128, 160, 224, 256, 299, 384, 512])
+def test_a_network_that_takes_images_of_one_common_side_alone(side):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * side * side, 2))
+    assert [point.channels for point in csham.attach(model, "se", points="0")] == [2]
+
+
 def test_a_network_of_a_few_layers_has_one_point_without_a_word(recwarn):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     assert len(csham.attach(model, "se", dry_run=True)) == 1
