@@ -121,6 +121,8 @@ def layers(*more):
         (layers(nn.Identity()), lambda x, f: x + f(x), ["inner.1"]),
         (layers(nn.ReLU()), lambda x, f: x + f(x), ["inner.2"]),
         (layers(), lambda x, f: x[:, :8] + f(x), ["inner.1"]),
+        # A pooled shortcut is no slice, though the branch begins without a convolution.
+        (nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)), lambda x, f: F.avg_pool2d(x, 2) + f(x), ["inner.1"]),
         (nn.Conv2d(8, 16, 1), lambda x, f: x + f(x)[:, :8], ["inner"]),
         (layers(), lambda x, f: x + f(x).sigmoid() * f(x), []),
         (layers(), lambda x, f: x * f(x), []),
