@@ -51,7 +51,6 @@ TESTS = (
     "tests/attach/test_capture.py",
     "tests/data/test_batches.py",
     "tests/cost/test_passes.py",
-    "tests/cost/test_memory.py",
     "tests/training/test_machine.py",
     "tests/training/test_graphs.py",
 )

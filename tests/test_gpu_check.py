@@ -1,5 +1,6 @@
 """scripts/gpu-check walks through all that it would measure on a GPU, and ends with a table."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+def long(test):
+    return pytest.mark.long(pytest.mark.slow(pytest.mark.timeout(3000)(test)))
 
 
 def check(*words):
@@ -18,6 +21,17 @@ def check(*words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_the_tests_that_it_runs_are_there():
+    written = ast.parse((ROOT / "benchmarks/gpu_check.py").read_text(encoding="utf-8")).body
+    listed = [
+        one.value for one in written if isinstance(one, ast.Assign) and getattr(one.targets[0], "id", "") == "TESTS"
+    ]
+    paths = ast.literal_eval(listed[0])
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+@long
 def test_every_stage_leaves_figures():
     done = check("--stages", "modules,networks,kernels,training")
     assert done.returncode == 0, done.stderr
@@ -29,6 +43,7 @@ def test_every_stage_leaves_figures():
     assert "csham compare, 2 in turns" in table
 
 
+@long
 def test_what_is_cut_off_leaves_what_there_is():
     done = check("--stages", "modules,training", "--seconds", "0")
     assert done.returncode == 0, done.stderr
