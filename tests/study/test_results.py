@@ -160,6 +160,26 @@ def test_records_of_other_networks_seeds_and_settings_are_ignored():
     assert {**results.to_dict(), "ignored": 0} == clean.to_dict()
 
 
+@pytest.mark.parametrize("keys", [None, "own"])
+def test_repeats_of_its_own_cells_tell_whether_the_machine_matters(keys):
+    records = records_of(PLAIN, SE)
+    elsewhere = {"device": "NVIDIA H200", "versions": {"torch": "2.11"}}
+    repeats = [
+        {**r, "environment": elsewhere, "result": {**r["result"], "top1": r["result"]["top1"] + 2}} for r in records
+    ]
+    # Of a seed's repeats the last would count.
+    strange = [{**r, "key": "other settings", "result": {**r["result"], "top1": 5.0}} for r in repeats]
+    found = assess(
+        Study((PLAIN, SE)),
+        records,
+        keys={r["key"] for r in records} if keys else None,
+        repeats=repeats + strange if keys else repeats,
+    )
+    told = [note for note in found.warnings if "seeds run on both" in note]
+    assert len(told) == 1
+    assert "2.00 points" in told[0]
+
+
 def test_two_settings_of_one_cell_are_not_mixed():
     with pytest.raises(UserError, match=r"two records of resnet20 \+ se, seed 0, made with different settings"):
         assess(Study((PLAIN, SE)), [*records_of(PLAIN, SE), {**record(SE, 0, 99.0), "key": "other"}])

@@ -326,6 +326,10 @@ def test_the_table_is_corrected_for():
 
 def test_a_gain_that_may_be_small_says_so():
     assert "perhaps by less than the 0.5 points" in one([1.0, 1.4, 0.4, 1.5, 0.4]).sentence
+    exact = one([0.5] * 6)  # as much as is worth having, with no spread
+    assert exact.verdict == "helps"
+    assert "perhaps" not in exact.sentence
+    assert exact.p_equivalent == 1
 
 
 @pytest.mark.parametrize(
