@@ -71,11 +71,13 @@ class Variant:
         strategy: How it is connected.
         kernels: Whether on csham's kernels, which compute block ends too, or in PyTorch: timm's own modules, or CSHAM
             by its definition.
+        recompute: Whether the norms before it are recomputed in the backward pass (eager training only).
     """
 
     attention: str = ""
     strategy: str = "sequential"
     kernels: bool = True
+    recompute: bool = False
 
 
 VARIANTS = {
@@ -85,6 +87,10 @@ VARIANTS = {
     "eca": Variant("eca"),
     "se": Variant("se"),
     "cbam": Variant("cbam"),
+    "transfer_recompute": Variant("csham", "transfer", recompute=True),
+    "sequential_recompute": Variant("csham", recompute=True),
+    "eca_recompute": Variant("eca", recompute=True),
+    "se_recompute": Variant("se", recompute=True),
     "timm_eca": Variant("eca", kernels=False),
     "timm_se": Variant("se", kernels=False),
     "timm_cbam": Variant("cbam", kernels=False),
@@ -149,6 +155,7 @@ def build(name: str, variant: str, image_size: int) -> nn.Module:
     what, size = VARIANTS[variant], (3, image_size, image_size)
     if what.attention:
         csham.attach(network, what.attention, strategy=what.strategy, input_size=size, fuse=what.kernels)
+        csham.recompute_norms(network, what.recompute)
     return network
 
 
@@ -200,7 +207,9 @@ def table(rows: list[Row]) -> list[str]:
     lines = [f"\n{first['network']} at {first['image_size']} px, batches of {first['batch_size']}, {how}"]
     for row in rows:
         spread = f"{row['ratio']:.3f} ({row['ratio_q1']:.3f} to {row['ratio_q3']:.3f})"
-        lines.append(f"{row['variant']:18} {row['pass']:10} {row['median_ms']:9.2f} ms  {spread}")
+        lines.append(
+            f"{row['variant']:20} {row['pass']:10} {row['median_ms']:9.2f} ms  {spread}  {row['peak_mib']} MiB"
+        )
     return lines
 
 
@@ -232,9 +241,10 @@ def _short(value: float) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = [name for name, variant in VARIANTS.items() if not variant.recompute]
     native = "bf16" if cpu_multiplies_bf16() else "float32"
     parser.add_argument("--networks", type=list_of(NETWORKS), default=list(NETWORKS), help=",".join(NETWORKS))
-    parser.add_argument("--variants", type=list_of(VARIANTS), default=list(VARIANTS), help=",".join(VARIANTS))
+    parser.add_argument("--variants", type=list_of(VARIANTS), default=default, help=",".join(VARIANTS))
     parser.add_argument("--passes", type=list_of(PASSES), default=list(PASSES), help=",".join(PASSES))
     parser.add_argument("--precision", choices=list(PRECISIONS), default=native, help=f"default here: {native}")
     parser.add_argument("--batch-size", type=int, help="default: each network's own")

@@ -16,7 +16,15 @@ from csham._lazy import lazy_names
 from csham._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from csham.attach import AcceleratedModule, AttachedPoint, accelerate, attach, attention_maps, detach
+    from csham.attach import (
+        AcceleratedModule,
+        AttachedPoint,
+        accelerate,
+        attach,
+        attention_maps,
+        detach,
+        recompute_norms,
+    )
     from csham.backbones import create_model, register_backbone
     from csham.cost import Cost, cost
     from csham.explain import Explanation, explain
@@ -47,6 +55,7 @@ __all__ = [
     "export",
     "load",
     "load_keras_weights",
+    "recompute_norms",
     "register_attention",
     "register_backbone",
     "retain_memory",
@@ -67,6 +76,7 @@ __getattr__ = lazy_names(
         "attach": "csham.attach",
         "attention_maps": "csham.attach",
         "detach": "csham.attach",
+        "recompute_norms": "csham.attach",
         "Cost": "csham.cost",
         "cost": "csham.cost",
         "create_model": "csham.backbones",

@@ -2,8 +2,9 @@
 
 ``graph`` finds the points, ``strategies`` decides which step goes to which and what weights are lent, ``installed`` is
 what stays in the network, ``fusing`` lets it compute the ends of blocks too, and ``install`` does it all and undoes it.
-``maps`` records what the points weigh; ``acceleration`` lets the attentions that a network has of its own run on the
-kernels; ``names`` has the positions and strategies, without torch. Imports ``layers``; works on any ``nn.Module``.
+``maps`` records what the points weigh, and ``memory`` lets them keep less for the backward pass; ``acceleration`` lets
+the attentions that a network has of its own run on the kernels; ``names`` has the positions and strategies, without
+torch. Imports ``layers``; works on any ``nn.Module``.
 Start with :func:`attach`, which calling this package does too.
 """
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from csham.attach.acceleration import AcceleratedModule, accelerate
     from csham.attach.install import AttachedPoint, attach, detach
     from csham.attach.maps import attention_maps
+    from csham.attach.memory import recompute_norms
     from csham.attach.names import POSITIONS, STRATEGIES
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "attach",
     "attention_maps",
     "detach",
+    "recompute_norms",
 ]
 
 __getattr__ = lazy_names(
@@ -41,6 +44,7 @@ __getattr__ = lazy_names(
         "attach": "csham.attach.install",
         "attention_maps": "csham.attach.maps",
         "detach": "csham.attach.install",
+        "recompute_norms": "csham.attach.memory",
     },
 )
 make_callable(__name__)

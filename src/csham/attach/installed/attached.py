@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from csham.attach.graph.trace import CONTAINERS
+from csham.attach.installed.recomputed_norm import norm_recomputed
 from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.layers.attention import apply, apply_and_lend
 from csham.layers.opaque import Opaque
@@ -36,6 +37,8 @@ class Attached(Opaque, nn.Module):
     """
 
     gate: nn.Parameter | None
+    # Of the class too, for networks pickled before it was there.
+    recomputes_norm = False
 
     def __init__(
         self,
@@ -73,6 +76,12 @@ class Attached(Opaque, nn.Module):
         """
         if weights is not None:
             return self._attend_alone(x, weights)
+        if self.recomputes_norm:
+            with norm_recomputed(x):
+                return self._end(x, shortcut, inplace)
+        return self._end(x, shortcut, inplace)
+
+    def _end(self, x: Tensor, shortcut: Tensor | None, inplace: bool) -> Tensor:
         # The kernels add a shortcut that is like the map; torch adds any other.
         fused = shortcut is not None and (shortcut.shape, shortcut.dtype) == (x.shape, x.dtype) and self.gate is None
         y = self._attend(x, shortcut if fused else None)
