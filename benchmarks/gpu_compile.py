@@ -143,15 +143,14 @@ def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
     operators = SimpleNamespace(**IMPLEMENTATIONS)
     filters = (small(1, 1, 3), small(1), small(1, 1, 3), small(1), small(1, 2, 3), small(1))
     norms, settings = tuple(small(1) for _ in range(8)), (True, True, 1e-3, 1e-3, True)
-    counts = [small(1).long() for _ in range(2)]
+    running = [one for _ in range(2) for one in (small(1), small(1), small(1).long())]
     neighbor, main = small(1, C, 3, 3), small(1, 2, 7, 7)
     w, position, neighbors = small(B, C), small(B, 1, H, W), small(*neighbor_shape(x))
     part = ["forward"]
     with recording(part) as launches:
         operators.hybrid_pool(x, *filters, True, True, True, neighbor)
         operators.spatial_gate(position, position, neighbors, main, *norms, *settings)
-        for batches in counts:
-            operators.follow(*norms[:2], batches, *norms[2:4], 1.1, 0.01, True)
+        operators.follow(running, list(norms[:4]), [1.1] * 2, [0.01] * 2, [True] * 2)
         operators.scale(x, w, position, None, False, w, position)
         part[0] = "backward"
         operators.scale_backward(dy, x, w, position, w, position, None)

@@ -358,23 +358,26 @@ def _spatial_weights(
         _norm(neighbor_norm, neighbor_training),
         _is_relu(act),
     )
-    if training:
-        _follow(chosen, norm, gate.norm_mean, gate.norm_var, mean.numel())
+    batches = [(norm, gate.norm_mean, gate.norm_var, mean.numel())] if training else []
     if neighbor_training and neighbors is not None:
-        _follow(chosen, neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel())
+        batches.append((neighbor_norm, gate.neighbor_mean, gate.neighbor_var, neighbors.numel()))
+    _follow(chosen, batches)
     s: Tensor = gate.s
     return s
 
 
-def _follow(chosen: str, norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Do what :func:`follow` does, given the biased variance of ``count`` values."""
-    unbiased = count / (count - 1)
-    if chosen != "triton" or not 0 < norm.momentum < 1:
-        follow(norm, mean, var * unbiased)
-        return
-    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    rate = (float(norm.momentum), hasattr(norm, "averaging_rate"))
-    torch.ops.csham_triton.follow(*running, mean.detach(), var.detach(), unbiased, *rate)
+def _follow(chosen: str, batches: list[tuple[Any, Tensor, Tensor, int]]) -> None:
+    """Do what :func:`follow` does with each norm, given mean and biased variance of so many values."""
+    unbiased = [count / (count - 1) for *_, count in batches]
+    norms = [norm for norm, *_ in batches]
+    if chosen != "triton" or not all(0 < norm.momentum < 1 for norm in norms):
+        for (norm, mean, var, _), factor in zip(batches, unbiased, strict=True):
+            follow(norm, mean, var * factor)
+    elif norms:
+        running = [t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
+        found = [one.detach() for _, mean, var, _ in batches for one in (mean, var)]
+        rates = ([float(norm.momentum) for norm in norms], [hasattr(norm, "averaging_rate") for norm in norms])
+        torch.ops.csham_triton.follow(running, found, unbiased, *rates)
 
 
 def _is_plain(norm: Any) -> bool:

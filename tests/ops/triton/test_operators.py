@@ -169,7 +169,8 @@ def test_running_statistics_follow_as_the_reference_has_them(make_map, device, k
 @pytest.mark.slow
 def test_running_statistics_keep_their_schema(device):
     one = torch.rand(1, device=device)
-    given = (one.clone(), one.clone(), torch.tensor(3, device=device), one, one, 1.5, 0.01, True)
+    running = [t for _ in range(2) for t in (one.clone(), one.clone(), torch.tensor(3, device=device))]
+    given = (running, [one] * 4, [1.5, 1.2], [0.01, 0.1], [True, False])
     torch.library.opcheck(triton_ops.follow.default, given, test_utils=("test_schema", "test_faketensor"))
 
 

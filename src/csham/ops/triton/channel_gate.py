@@ -63,7 +63,7 @@ def gate_backward(
     position_w: Tensor | None,
     neighbor_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients of mean and maximum, (B, C), and of the filters, flattened.
+    """Return gradients of mean and maximum, (B, C), and of the filters, flattened, for each image.
 
     Args:
         parts: Results of the pass over x, (chunks, B, slots, C).
@@ -94,7 +94,7 @@ def gate_backward(
         SLOTS=parts.shape[2],
         **given.arguments(map_),
     )
-    return grad_mean, grad_max, grad_filters.sum(0)
+    return grad_mean, grad_max, grad_filters
 
 
 @triton.jit

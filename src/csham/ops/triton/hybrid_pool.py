@@ -18,6 +18,7 @@ from csham.ops.triton.channel_pool import channel_statistics
 from csham.ops.triton.maps import like, map_of, small
 from csham.ops.triton.pool_backward import PoolBackward
 from csham.ops.triton.position_pool import position_statistics
+from csham.ops.triton.sums import added
 
 __all__ = ["hybrid_pool", "hybrid_pool_backward"]
 
@@ -80,7 +81,7 @@ def hybrid_pool_backward(
         backward.set_positions(position_w, grad_mean, grad_max, max, ties, grad_neighbors, neighbor_weight)
     backward.channel_max = small(channel_max, channels)
     parts, _ = backward.statistics_gradient()
-    backward.grad_channel_mean, backward.grad_channel_max, grad_filters = gate_backward(
+    backward.grad_channel_mean, backward.grad_channel_max, filter_parts = gate_backward(
         parts,
         backward.outputs(),
         map_,
@@ -90,4 +91,6 @@ def hybrid_pool_backward(
         backward.position_w,
         backward.neighbor_weight,
     )
-    return backward.input_gradient(), grad_filters, backward.grad_neighbor_weight()
+    grad_filters, neighbor_filters = added(filter_parts, backward.filter_parts)
+    assert grad_filters is not None
+    return backward.input_gradient(), grad_filters, backward.grad_neighbor_weight(neighbor_filters)

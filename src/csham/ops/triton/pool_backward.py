@@ -51,6 +51,7 @@ class PoolBackward:
         self.grad_position_mean: Tensor | None = None
         self.grad_position_max: Tensor | None = None
         self.position_max: Tensor | None = None
+        self.position_ties: Tensor | None = None
         self.grad_neighbors: Tensor | None = None
         self.neighbor_weight: Tensor | None = None
         self.channel_max: Tensor | None = None
@@ -58,7 +59,8 @@ class PoolBackward:
         self.grad_channel_max: Tensor | None = None
         self.channel_ties: Tensor | None = None
         self._grad_w: Tensor | None = None
-        self._filter_parts: Tensor | None = None
+        # Of the neighbour term's filters, (B, 9 C), to be added up.
+        self.filter_parts: Tensor | None = None
 
     def set_positions(
         self,
@@ -75,8 +77,7 @@ class PoolBackward:
         positions = map_.B * map_.positions
         self.position_w = small(position_w, map_.B * map_.C)
         self.grad_position_mean, self.position_max = small(grad_mean, positions), small(max, positions)
-        grad_max, ties = small(grad_max, positions), small(ties, positions)
-        self.grad_position_max = None if grad_max is None or ties is None else grad_max.view(-1) / ties.view(-1)
+        self.grad_position_max, self.position_ties = small(grad_max, positions), small(ties, positions)
         self.neighbor_weight = small(neighbor_weight, 9 * map_.C)
         if neighbor_weight is not None and grad_neighbors is not None and min(map_.H, map_.W) >= 2:
             coarse = ((map_.H // 2 + 1) // 2) * ((map_.W // 2 + 1) // 2)
@@ -99,8 +100,8 @@ class PoolBackward:
         new = self.x.new_empty
         self._grad_w = None if self.position_w is None else new((B, C), dtype=torch.float32)
         self.channel_ties = None if self.channel_max is None else new((B, C), dtype=torch.float32)
-        self._filter_parts = None if self.grad_neighbors is None else new((B, 9 * C), dtype=torch.float32)
-        return self._grad_w, self.channel_ties, self._filter_parts
+        self.filter_parts = None if self.grad_neighbors is None else new((B, 9 * C), dtype=torch.float32)
+        return self._grad_w, self.channel_ties, self.filter_parts
 
     def statistics_gradient(self) -> tuple[Tensor, int]:
         """Run the first pass: (chunks, B, slots, C) to be added up, and the number of chunks."""
@@ -116,6 +117,7 @@ class PoolBackward:
             self.grad_position_mean if weighted else None,
             self.grad_position_max if weighted else None,
             self.position_max if weighted else None,
+            self.position_ties if weighted else None,
             self.grad_neighbors,
             self.channel_max,
             parts,
@@ -141,6 +143,7 @@ class PoolBackward:
             self.grad_position_mean,
             self.grad_position_max,
             self.position_max,
+            self.position_ties,
             self.grad_neighbors,
             self.neighbor_weight if self.grad_neighbors is not None else None,
             self.grad_channel_mean,
@@ -160,13 +163,22 @@ class PoolBackward:
         """Return the gradient of wp, empty without one."""
         return self.x.new_empty(0, dtype=torch.float32) if self._grad_w is None else self._grad_w
 
-    def grad_neighbor_weight(self) -> Tensor:
-        """Return the gradient of the neighbour term's filters, empty without any."""
+    def grad_neighbor_weight(self, filters: Tensor | None) -> Tensor:
+        """Return the gradient of the neighbour term's filters, from ``filter_parts`` added up; empty without any."""
         if self.neighbor_weight is None:
             return self.x.new_empty(0, dtype=torch.float32)
-        if self._filter_parts is None:
-            return torch.zeros_like(self.neighbor_weight)
-        return self._filter_parts.sum(0).view(self.neighbor_weight.shape)
+        return torch.zeros_like(self.neighbor_weight) if filters is None else filters.view(self.neighbor_weight.shape)
+
+
+@triton.jit
+def _shared(dmax_ptr, ties_ptr, offs_p, mask_p, col, W, CHANNELS_LAST: tl.constexpr):
+    """Load 4 columns of the gradient of the maximum, in the equal shares of the channels that have it."""
+    dmax = load_columns(dmax_ptr, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
+    ties = load_columns(ties_ptr, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
+    shares = ()
+    for o in tl.static_range(4):
+        shares = shares + (dmax[o] / tl.maximum(ties[o], 1.0),)  # none where the map ends, or is NaN
+    return shares
 
 
 @triton.jit
@@ -176,6 +188,7 @@ def statistics_gradient_kernel(
     dmean_ptr,
     dmax_ptr,
     position_max_ptr,
+    position_ties_ptr,
     dneighbors_ptr,
     channel_max_ptr,
     parts_ptr,
@@ -233,7 +246,7 @@ def statistics_gradient_kernel(
             x = load_columns(x_ptr, offs, mask, col, W, stride_hw, CHANNELS_LAST)
             if w_ptr is not None:
                 dmean = load_columns(dmean_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
-                dmax = load_columns(dmax_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
+                dmax = _shared(dmax_ptr + position, position_ties_ptr + position, offs_p, mask_p, col, W, CHANNELS_LAST)
                 top = load_columns(position_max_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
                 for o in tl.static_range(4):
                     dw += x[o] * (dmean[o] / C + tl.where(w * x[o] == top[o], dmax[o], 0.0))
@@ -342,6 +355,7 @@ def input_gradient_kernel(
     dmean_ptr,
     dmax_ptr,
     position_max_ptr,
+    position_ties_ptr,
     dneighbors_ptr,
     filters_ptr,
     dchannel_mean_ptr,
@@ -427,7 +441,7 @@ def input_gradient_kernel(
                 dx = new_dx
             if position_max_ptr is not None:
                 dmean = load_columns(dmean_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
-                dmax = load_columns(dmax_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
+                dmax = _shared(dmax_ptr + position, position_ties_ptr + position, offs_p, mask_p, col, W, CHANNELS_LAST)
                 top = load_columns(position_max_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
                 new_dx = ()
                 for o in tl.static_range(4):

@@ -23,6 +23,7 @@ from csham.ops.triton.maps import OPTIONS, Map, Quads, like, map_of, small
 from csham.ops.triton.pool_backward import PoolBackward
 from csham.ops.triton.quads import cell, cell_sums, load_columns, quad_corner, store_columns, tap
 from csham.ops.triton.reductions import collect, maximum, maximum_over
+from csham.ops.triton.sums import added
 
 __all__ = ["position_pool", "position_pool_backward", "position_statistics"]
 
@@ -53,7 +54,8 @@ def position_pool_backward(
     backward = PoolBackward(like(grad_z, x), x, small(w, channels), small(s, positions), map_)
     backward.set_positions(position_w, grad_mean, grad_max, max, ties, grad_neighbors, neighbor_weight)
     backward.gather()
-    return backward.input_gradient(), backward.grad_position_w(), backward.grad_neighbor_weight()
+    (filters,) = added(backward.filter_parts)
+    return backward.input_gradient(), backward.grad_position_w(), backward.grad_neighbor_weight(filters)
 
 
 def position_statistics(

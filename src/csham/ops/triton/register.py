@@ -34,7 +34,8 @@ def interpreted() -> bool:
 def _on_device(operator: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(operator)
     def run(*args: Any) -> Any:
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        tensors = args[0] if isinstance(args[0], list) else args
+        device = next(arg.device for arg in tensors if isinstance(arg, Tensor))
         if device.type == "cuda":
             with torch.cuda.device(device):  # Triton launches on the current device, whatever the tensors'
                 return operator(*args)

@@ -1,4 +1,4 @@
-"""Running statistics of a norm of one channel, moved towards a batch's: one launch, where PyTorch takes nine.
+"""Running statistics of norms of one channel, moved towards a batch's: one launch, where PyTorch takes nine a norm.
 
 Not among the operators of :mod:`csham.ops.operators`: it has no gradient, and changes what it is given.
 """
@@ -6,6 +6,7 @@ Not among the operators of :mod:`csham.ops.operators`: it has no gradient, and c
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -16,39 +17,32 @@ __all__ = ["follow"]
 
 torch.library.define(
     "csham_triton::follow",
-    "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) batches, Tensor mean, Tensor var, float unbiased, "
-    "float momentum, bool from_first) -> ()",
+    "(Tensor(a!)[] running, Tensor[] batch, float[] unbiased, float[] momentum, bool[] from_first) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.register_fake("csham_triton::follow", lambda *_: None)
 
 
 def follow(
-    running_mean: Tensor,
-    running_var: Tensor,
-    batches: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    unbiased: float,
-    momentum: float,
-    from_first: bool,
+    running: list[Tensor], batch: list[Tensor], unbiased: list[float], momentum: list[float], from_first: list[bool]
 ) -> None:
     """Count a batch, and move what is averaged towards its mean and ``unbiased`` times its variance.
 
     Args:
-        running_mean: (1), float32, changed in place; ``running_var`` likewise.
-        running_var: See there.
-        batches: Number of batches before this one, int64, changed in place.
-        mean: (1), of the batch.
-        var: (1), of the batch, biased.
-        unbiased: n / (n - 1) for n values.
-        momentum: Weight of a batch, between 0 and 1.
-        from_first: As :meth:`csham.layers.norm.BatchNorm2d.averaging_rate` has it, and not ``momentum`` alone.
+        running: Running mean, running variance and number of batches, of one norm or of two; changed in place.
+        batch: Mean and biased variance of each norm's batch.
+        unbiased: n / (n - 1) for n values, of each norm.
+        momentum: Weight of a batch, between 0 and 1, of each norm.
+        from_first: True for norms that average as :meth:`csham.layers.norm.BatchNorm2d.averaging_rate` has it, and not
+            by ``momentum`` alone.
     """
-    keeping = math.log1p(-momentum)
-    follow_kernel[(1,)](
-        running_mean, running_var, batches, mean, var, unbiased, momentum, keeping, FROM_FIRST=from_first, num_warps=1
-    )
+    given: list[Any] = []
+    for norm in range(len(momentum)):
+        given += [*running[3 * norm : 3 * norm + 3], *batch[2 * norm : 2 * norm + 2]]
+        given += [unbiased[norm], momentum[norm], math.log1p(-momentum[norm])]
+    from_first = [*from_first, False]
+    given += [None] * (16 - len(given))
+    follow_kernel[(1,)](*given, FROM_FIRST=from_first[0], FROM_FIRST_2=from_first[1], num_warps=1)
 
 
 @triton.jit
@@ -59,7 +53,7 @@ def _moved(running, batch, rate):
 
 
 @triton.jit
-def follow_kernel(
+def _follow(
     running_mean_ptr,
     running_var_ptr,
     batches_ptr,
@@ -79,3 +73,32 @@ def follow_kernel(
     running_mean, running_var = tl.load(running_mean_ptr), tl.load(running_var_ptr)
     tl.store(running_mean_ptr, _moved(running_mean, tl.load(mean_ptr), rate))
     tl.store(running_var_ptr, _moved(running_var, tl.load(var_ptr) * unbiased, rate))
+
+
+@triton.jit
+def follow_kernel(
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    mean_ptr,
+    var_ptr,
+    unbiased,
+    momentum,
+    keeping,
+    running_mean_2_ptr,
+    running_var_2_ptr,
+    batches_2_ptr,
+    mean_2_ptr,
+    var_2_ptr,
+    unbiased_2,
+    momentum_2,
+    keeping_2,
+    FROM_FIRST: tl.constexpr,
+    FROM_FIRST_2: tl.constexpr,
+):
+    _follow(running_mean_ptr, running_var_ptr, batches_ptr, mean_ptr, var_ptr, unbiased, momentum, keeping, FROM_FIRST)
+    if batches_2_ptr is not None:
+        _follow(
+            running_mean_2_ptr, running_var_2_ptr, batches_2_ptr, mean_2_ptr, var_2_ptr, unbiased_2, momentum_2,
+            keeping_2, FROM_FIRST_2,
+        )  # fmt: skip

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csham.ops.triton.maps import OPTIONS, Blocks, like, map_of, small
+from csham.ops.triton.sums import added
 
 __all__ = ["scale", "scale_backward"]
 
@@ -64,7 +65,7 @@ def scale_backward(
     position_w: Tensor | None,
     position_max: Tensor | None,
     y: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Implement the operator ``scale_backward``."""
     map_ = map_of(x)
     B, C, P = map_.B, map_.C, map_.positions
@@ -105,18 +106,12 @@ def scale_backward(
             **OPTIONS,
         )
     positions = (B, 1, map_.H, map_.W)
-    return (
-        x.new_empty(0) if grad_z is None else grad_z,
-        _added(x, grad_w, (B, C)),
-        _added(x, grad_s, positions),
-        _added(x, ties, positions),
-    )
-
-
-def _added(x: Tensor, parts: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    if parts is None:
-        return x.new_empty(0, dtype=torch.float32)
-    return (parts[0] if parts.shape[0] == 1 else parts.sum(0)).view(shape)
+    sums = added(grad_w, grad_s, ties)
+    shaped = [
+        x.new_empty(0, dtype=torch.float32) if one is None else one.view(shape)
+        for one, shape in zip(sums, ((B, C), positions, positions), strict=True)
+    ]
+    return x.new_empty(0) if grad_z is None else grad_z, *shaped
 
 
 @triton.jit

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csham.ops.triton.maps import OPTIONS, small
+from csham.ops.triton.sums import added
 
 __all__ = ["spatial_gate", "spatial_gate_backward"]
 
@@ -187,7 +188,9 @@ def spatial_gate_backward(
         STRIP=_STRIP,
         **settings,
     )
-    return grad_mean, grad_max, grad_neighbors, grad_weight.sum(0), grad_norms
+    (grad_filter,) = added(grad_weight)
+    assert grad_filter is not None
+    return grad_mean, grad_max, grad_neighbors, grad_filter, grad_norms
 
 
 def _checked(mean: Tensor, max: Tensor, neighbors: Tensor | None, weight: Tensor, cut: _Cut) -> tuple[Any, ...]:
