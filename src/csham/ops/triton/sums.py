@@ -10,7 +10,8 @@ from csham.ops.triton.maps import OPTIONS
 
 __all__ = ["added"]
 
-_BLOCK, _PARTS = 128, 16
+# Values that a program holds.
+_VALUES = 2048
 
 
 def added(*arrays: Tensor | None) -> list[Tensor | None]:
@@ -18,6 +19,9 @@ def added(*arrays: Tensor | None) -> list[Tensor | None]:
 
     What is None stays so, and what has one part is returned without it.
     """
+    most = max(1, *(len(one) for one in arrays if one is not None))
+    tall = min(triton.next_power_of_2(most), 128)
+    block = _VALUES // tall
     sums: list[Tensor | None] = []
     given: list[Tensor | int | None] = []
     programs = 0
@@ -30,10 +34,10 @@ def added(*arrays: Tensor | None) -> list[Tensor | None]:
             total = parts.new_empty(parts.shape[1:])
             sums.append(total)
             given += [parts, total, len(parts), total.numel()]
-            programs += triton.cdiv(total.numel(), _BLOCK)
+            programs += triton.cdiv(total.numel(), block)
     if programs:
         given += [None, None, 0, 0] * (3 - len(given) // 4)
-        added_kernel[(programs,)](*given, PARTS=_PARTS, BLOCK=_BLOCK, **OPTIONS)
+        added_kernel[(programs,)](*given, PARTS=tall, BLOCK=block, **OPTIONS)
     return sums
 
 
