@@ -19,7 +19,7 @@ def added(*arrays: Tensor | None) -> list[Tensor | None]:
 
     What is None stays so, and what has one part is returned without it.
     """
-    most = max(1, *(len(one) for one in arrays if one is not None))
+    most = max([1, *(len(one) for one in arrays if one is not None)])
     tall = min(triton.next_power_of_2(most), 128)
     block = _VALUES // tall
     sums: list[Tensor | None] = []
