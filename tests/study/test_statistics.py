@@ -362,7 +362,9 @@ def test_power_is_the_noncentral_ts(n, shift, level):
     assert _power(shift, n - 1, level) == pytest.approx(stats.nct.sf(critical, n - 1, shift), abs=1e-3)
 
 
-@pytest.mark.parametrize(("mean", "sd", "n"), [(0.0, 0.4, 10), (0.2, 0.3, 8), (0.4, 0.2, 20), (0.1, 1.0, 40)])
+@pytest.mark.parametrize(
+    ("mean", "sd", "n"), [(0.1, 0.1, 3), (0.0, 0.4, 10), (0.2, 0.3, 8), (0.4, 0.2, 20), (0.1, 1.0, 40)]
+)
 def test_the_power_of_equivalence_is_what_simulation_finds(mean, sd, n):
     values = np.random.default_rng(1).normal(mean, sd, (20_000, n))
     half = stats.t.isf(0.025, n - 1) * values.std(1, ddof=1) / math.sqrt(n)

@@ -10,7 +10,7 @@ import pytest
 
 from csham.errors import UserError
 from csham.files import summed, write_atomically
-from csham.study.store import Store
+from csham.study.store import CellState, Store
 
 
 def record(key, seed=0, status="done", **more):
@@ -65,7 +65,7 @@ def test_a_torn_last_line_is_moved_aside(store, notes, cut):
         lines = whole.splitlines(keepends=True)
         assert torn[0].read_bytes() == lines[1][:-cut]
         assert len(notes) == 1
-        assert torn[0].name in notes[0]
+        assert f"line 2 was being written by a process that was killed. It is in {torn[0].name} now" in notes[0]
 
 
 NO_RECORDS = [
@@ -89,6 +89,21 @@ def test_a_last_line_that_is_no_record_is_moved_aside(store, notes, end):
     assert next(store.path.glob("records.torn-*")).read_bytes() == end
     store.repair()
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "epochs", "sentence"),
+    [
+        ("to do", 0, "to do"),
+        ("failed", 0, "failed"),
+        ("cut off", 0, "cut off in epoch 1 of 3"),
+        ("cut off", 1, "cut off in epoch 2 of 3"),
+        ("cut off", 3, "cut off at its end"),
+    ],
+)
+def test_a_cell_says_how_far_it_is(make_study, state, epochs, sentence):
+    cell = make_study(epochs=3).cells()[0]
+    assert CellState(cell, state, epochs).sentence == sentence
 
 
 def test_a_file_of_nothing_but_a_torn_line(store):
