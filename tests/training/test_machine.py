@@ -66,6 +66,12 @@ def test_compiling_only_where_it_pays(monkeypatch):
     assert "longer than it saves" in ", ".join(few.reasons)
 
 
+def test_a_gpu_is_through_with_more_images_before_it_has_compiled(cuda):
+    pytest.importorskip("triton")
+    for epochs, compiled in ((10, False), (30, False), (200, True)):  # of CIFAR-100
+        assert choose(replace(cuda, compile="auto", epochs=epochs), 45_000).config.compile is compiled
+
+
 def test_without_a_compiler_auto_goes_on_and_explicit_refuses(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     choices = choose(settings(), MANY)
