@@ -89,13 +89,14 @@ def test_the_key_stands_for_what_changes_the_result(name):
         "clip_norm": 3.0, "ema": 0.3, "mixup": 0.2, "cutmix": 1.0, "augment": "rand", "class_weights": "balanced",
         "patience": 3, "continued": ("after 3 of 3 epochs: constant, lr 0.3",), "trackers": ("none",),
         "backbone_sha256": "0" * 64, "open_gates": True, "graph": True, "deterministic": True,
+        "recompute_norms": True,
     }  # fmt: skip
     config = TrainConfig(data="digits")
     same = cell_key(replace(config, **{name: other[name]}), "f") == cell_key(config, "f")
     assert same == (
         name
         in {"device", "compile", "channels_last", "checkpoint_seconds", "checkpoint_steps", "max_bad", "allow_leaks"}
-        | {"trackers", "graph", "deterministic"}
+        | {"trackers", "graph", "deterministic", "recompute_norms"}
         | {"recipe", "weights_file"}  # their settings and their content are in it
     )
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from csham.attach.installed.recomputed_norm import _NormOutput
 from csham.backbones import CifarResNet
 from csham.data.batches import Batches
 from csham.errors import UserError
@@ -504,6 +505,21 @@ def test_where_memory_runs_out_a_smaller_batch_is_named(settings, tmp_path):
     given = resolve({**settings, "backbone": "lenet5"})
     with pytest.raises(UserError, match=r"with --batch-size 8. Try --batch-size 4, .*Tried to allocate 2 GiB\)$"):
         train(given, run=tmp_path / "run", progress=Filled())
+
+
+def test_recomputing_norms_changes_no_bit(settings, tmp_path, monkeypatch):
+    given = {**settings, "attention": "csham", "epochs": 1}
+    recomputed = []
+    compute = _NormOutput._laid_out
+    monkeypatch.setattr(_NormOutput, "_laid_out", lambda self: recomputed.append(0) or compute(self))
+    train(resolve(given), run=tmp_path / "kept")
+    assert not recomputed
+    train(resolve({**given, "recompute_norms": True}), run=tmp_path / "recomputed")
+    assert recomputed
+    for name, weight in weights(tmp_path / "kept").items():
+        assert torch.equal(weight, weights(tmp_path / "recomputed")[name])
+    plain = {**given, "backbone": "lenet5", "attention": "none", "recompute_norms": True}
+    train(resolve(plain), run=tmp_path / "plain")
 
 
 def test_an_operation_that_has_no_deterministic_algorithm_is_named(settings, tmp_path):

@@ -66,6 +66,15 @@ def test_compiling_only_where_it_pays(monkeypatch):
     assert "longer than it saves" in ", ".join(few.reasons)
 
 
+def test_norms_are_recomputed_in_networks_that_are_not_compiled(monkeypatch):
+    monkeypatch.setenv("CXX", "sh")
+    choices = choose(settings(recompute_norms=True), MANY)
+    assert choices.config.compile is False
+    assert "no torch.compile (it would keep the norms that are recomputed)" in choices.reasons
+    with pytest.raises(UserError, match=r"--recompute-norms: compiled networks keep .* Use --no-compile"):
+        choose(settings(recompute_norms=True, compile=True), MANY)
+
+
 def test_a_gpu_is_through_with_more_images_before_it_has_compiled(cuda):
     pytest.importorskip("triton")
     for epochs, compiled in ((10, False), (30, False), (200, True)):  # of CIFAR-100

@@ -55,6 +55,7 @@ BEFORE: dict[str, Any] = {
     "accumulate": 1,
     "graph": "auto",
     "deterministic": False,
+    "recompute_norms": False,
 }
 """Settings of a run or a study from before each of them existed; every setting that is added later belongs here too."""
 
@@ -292,6 +293,9 @@ class MachineSettings(Settings):
     ] = "auto"
     deterministic: Annotated[
         bool, Mark.MACHINE, Help("Compute the same bits every time on a GPU too, which takes longer there.")
+    ] = False
+    recompute_norms: Annotated[
+        bool, Mark.MACHINE, Help("Keep less memory: recompute the norms before attentions in the backward pass.")
     ] = False
     channels_last: Annotated[
         bool | Auto, Mark.MACHINE, Help("Keep channels innermost in memory.", default="on CPU and CUDA")

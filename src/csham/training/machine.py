@@ -17,8 +17,8 @@ __all__ = ["Choices", "choose", "choose_device", "choose_precision", "cpu_multip
 
 # Compiling takes about a minute: worth it where many follow. A CPU trains on a thousand images of 32 px in a second, a
 # GPU that replays its steps on tens of thousands, or thousands of 224 px; compiled, each on a part more.
-_IMAGES_WORTH_COMPILING = {"cuda": 5_000_000}
-_IMAGES_WORTH_COMPILING_ELSEWHERE = 150_000
+_IMAGES_WORTH_COMPILING = 150_000
+_IMAGES_WORTH_COMPILING_ON_CUDA = 5_000_000
 
 _PRECISION_VARIABLE = "CSHAM_AUTO_PRECISION"
 
@@ -120,11 +120,16 @@ def _compile(config: TrainConfig, kind: str, train_images: int) -> tuple[bool, s
     missing = missing_compiler(kind)
     if config.compile is True and missing:
         raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
+    if config.compile is True and config.recompute_norms:
+        raise UserError("--recompute-norms: compiled networks keep their norms' outputs. Use --no-compile.")
     if config.compile != "auto":
         return config.compile is True, ""
     if missing:
         return False, missing
-    if config.epochs * train_images < _IMAGES_WORTH_COMPILING.get(kind, _IMAGES_WORTH_COMPILING_ELSEWHERE):
+    if config.recompute_norms:
+        return False, "it would keep the norms that are recomputed"
+    enough = _IMAGES_WORTH_COMPILING_ON_CUDA if kind == "cuda" else _IMAGES_WORTH_COMPILING
+    if config.epochs * train_images < enough:
         return False, "compiling would take longer than it saves"
     return True, "many images to come"
 

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from csham.attach import recompute_norms
 from csham.backbones.weights import NewWeightsWarning
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
@@ -277,6 +278,8 @@ def start_session(
         network, new_modules = _start_weights(info, config, progress)
     else:
         network, new_modules = info.build(), _new_modules(begun)
+    if config.recompute_norms and config.attention != "none":
+        recompute_norms(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(accelerator.device)
