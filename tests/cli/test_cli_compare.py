@@ -330,12 +330,18 @@ def test_costs_are_measured_once_at_the_end(compare):
     assert (STUDY / "costs.json").stat().st_mtime_ns == before
 
 
-def test_without_the_packages_of_the_report_nothing_begins(compare, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    code, _, err = compare(*SMALL)
-    assert code == 2
-    assert 'needs jinja2. Install them: pip install "csham[report]"' in err
-    assert list(Path().iterdir()) == []
+def test_without_the_packages_of_the_report_it_trains_and_says_what_to_install(compare, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "jinja2", None)
+        code, out, err = compare(*SMALL, "--json")
+        assert code == 0
+        assert 'needs jinja2. Install them: pip install "csham[report]". Then: csham report ' in err
+        found = json.loads(out)
+        assert found["report"] is found["results"] is None
+        assert len(compare.ran()) == len([cell for cell in found["cells"] if cell["state"] == "done"]) == 4
+    assert not (STUDY / "report").exists()
+    assert compare("--study", STUDY, data=None)[0] == 0
+    assert compare.ran() == []
 
 
 def test_without_data(compare):

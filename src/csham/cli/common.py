@@ -136,7 +136,7 @@ def check_folder(option: str, folder: Path | None) -> None:
 
 
 def check_report_packages() -> None:
-    """Refuse to begin what could not end with a report.
+    """Refuse what cannot be done without them.
 
     Raises:
         UserError: A package of the extra ``csham[report]`` is not installed.

@@ -149,7 +149,6 @@ def compare(
     debug: DebugOption = False,
 ) -> None:
     """Train every network with every seed, and compare; call it again to go on, or with more to extend it."""
-    check_report_packages()
     use_named_code(code, settings.get("attention", ()), settings.get("backbone", ()))
     words = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     request = Request(
@@ -284,6 +283,26 @@ def _conclude(finished: Finished, how: str, limit: TimeLimit | None, *, as_json:
     if finished.signum is not None:
         say(f"{why_stopped(finished.signum, limit)}, and saved. To go on: {again}{how}", error=True)
         raise typer.Exit(128 + finished.signum)
+    _report(finished, as_json=as_json)
+    if failed:
+        say(f"{len(failed)} failed:", *map(_failure, failed), error=True)
+        say(f"To try these again: {again} --retry-failed", error=True)
+    if missing:
+        say(f"{len(missing)} of {len(finished.cells)} cells are not done: {missing[0].label}, ...", error=True)
+    if training and (failed or missing):
+        raise typer.Exit(1)
+
+
+def _report(finished: Finished, *, as_json: bool) -> None:
+    """Write the report and print the results, or say what they need."""
+    path = finished.store.path
+    try:
+        check_report_packages()
+    except UserError as err:  # hours of training are no reason to have had it, nor to lose them
+        if as_json:
+            print_json(finished.to_dict() | {"results": None, "report": None})
+        say(f"The runs of {path} are saved; {err} Then: csham report {shlex.quote(str(path))}", error=True)
+        return
     from csham.report.study_report import write_report  # noqa: PLC0415  scipy and what draws take seconds
 
     with finished.store.concluding():
@@ -294,13 +313,6 @@ def _conclude(finished: Finished, how: str, limit: TimeLimit | None, *, as_json:
         _print_results(f"{path}: test top-1 of the last epoch", report.results)
         say(report.results.headline)
         say(f"report: {shlex.quote(str(report.page))}")
-    if failed:
-        say(f"{len(failed)} failed:", *map(_failure, failed), error=True)
-        say(f"To try these again: {again} --retry-failed", error=True)
-    if missing:
-        say(f"{len(missing)} of {len(finished.cells)} cells are not done: {missing[0].label}, ...", error=True)
-    if training and (failed or missing):
-        raise typer.Exit(1)
 
 
 def _failure(record: Mapping[str, Any]) -> str:
