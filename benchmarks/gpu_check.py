@@ -49,6 +49,7 @@ STAGES = ("tests", "modules", "networks", "kernels", "training")
 TESTS = (
     "tests/ops",
     "tests/attach/test_capture.py",
+    "tests/attach/installed/test_recomputed_norm.py",
     "tests/data/test_batches.py",
     "tests/cost/test_passes.py",
     "tests/training/test_machine.py",

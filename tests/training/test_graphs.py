@@ -157,7 +157,7 @@ RUNS = {
     "plain": {},
     "csham sequential": {"attention": "csham"},
     "csham transfer": {"attention": "csham", "strategy": "transfer", "gated": True},
-    "se": {"attention": "se"},
+    "se": {"attention": "se", "recompute_norms": True},
     "cbam": {"attention": "cbam", "precision": "bf16"},
     "paper": FAST | {"recipe": "paper", "label_smoothing": 0.1},
     "average": FAST | {"ema": 0.9, "clip_norm": 0.1, "class_weights": "balanced"},
