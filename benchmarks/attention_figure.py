@@ -169,14 +169,14 @@ def _memory_table() -> str:
 def _tax_tables() -> str:
     """Lay out training step / inference relative to the plain network, by precision, a column for each network."""
     keys = ("network", "image_size", "batch_size", "variant", "kernels", "pass", "precision", "compiled", "device")
-    rows = [row for row in latest_rows("network_tax", keys) if row["device"] == DEVICE]
-    ways = dict.fromkeys((row["precision"], row["compiled"]) for row in rows)
-    return "\n".join(_tax_table([row for row in rows if (row["precision"], row["compiled"]) == way]) for way in ways)
+    rows = [row for row in latest_rows("network_tax", keys) if row["device"] == DEVICE and row["compiled"] == "True"]
+    precisions = dict.fromkeys(row["precision"] for row in rows)
+    return "\n".join(_tax_table([row for row in rows if row["precision"] == one]) for one in precisions)
 
 
 def _tax_table(rows: Sequence[Row]) -> str:
     networks = list(dict.fromkeys(_network(row) for row in rows))
-    how = f"{rows[0]['precision']}, {'compiled' if rows[0]['compiled'] == 'True' else 'eager'}"
+    how = f"{rows[0]['precision']}, compiled"
     lines = _head(how, [f"{name}, {size} px, batch {batch}" for name, size, batch in networks])
     for variant, label in VARIANTS.items():
         ratios = {(_network(row), row["pass"]): row["ratio"] for row in rows if row["variant"] == variant}
