@@ -234,6 +234,21 @@ def test_a_study(images, crash_everywhere):
     crash_everywhere(work, recover, few=6)
 
 
+def test_a_plan_is_on_the_disk_with_the_folders_above_it(tmp_path, images):
+    root = tmp_path / "root"
+    root.mkdir()
+    request = Request(data=str(images), folder=root / "of/mine/study", networks=(Network("lenet5"),), seeds=(0,))
+    with power_cuts.recorded(root) as recording:
+        set_up(request, lambda text: None, lambda *_: None)
+        recording.promise(lambda root: bool(Store(root / "of/mine/study").study.cells()), "the plan")
+    chosen, _ = power_cuts.states(recording.operations)
+    for state in [state for state in chosen if state.promises]:
+        shutil.rmtree(root)
+        root.mkdir()
+        state.write(root)
+        assert lost(state, root) is None, state.how
+
+
 def test_packed_images(images, crash_everywhere):
     def work(root, recording):
         prepare(str(images), image_size=32, cache_dir=root)  # no promise: what is lost of a cache is made again

@@ -45,6 +45,7 @@ __all__ = [
     "cache_root",
     "has_right_seal",
     "has_right_sum",
+    "make_folders",
     "new_file",
     "new_folder",
     "parse_json",
@@ -98,6 +99,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     with _written(path, write) as temporary:
         temporary.replace(path)
         _sync_folder(path.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, on the disk."""
+    if not folder.is_dir():
+        make_folders(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 @contextmanager
@@ -382,7 +391,7 @@ def _written(path: Path, write: Callable[[IO[bytes]], Any]) -> Iterator[Path]:
 @contextmanager
 def _beside(place: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``place``, which goes unless it is given another name."""
-    _make_folders(place.parent)
+    make_folders(place.parent)
     remove_leftovers(place)
     temporary, handle = _held_folder(place)
     try:
@@ -526,14 +535,6 @@ def _is_alive(number: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, on the disk."""
-    if not folder.is_dir():
-        _make_folders(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
 
 
 def _sync(path: Path) -> None:

@@ -266,13 +266,15 @@ def states(operations: list[Operation], most: int | None = None, seed: int = 0) 
 
     Args:
         operations: As recorded.
-        most: Of them that are returned, chosen at random; None returns all.
+        most: Of them that are returned, chosen at random, and after each promise the one with the least; None returns
+            all.
         seed: Of the choice.
 
     Returns:
         The states, in the order of time, and how many there are in all.
     """
     found: dict[tuple[Any, ...], State] = {}
+    least: dict[int, tuple[Any, ...]] = {}  # by the number of promises
     past = _Past()
     for after in range(len(operations) + 1):
         if after:
@@ -282,16 +284,21 @@ def states(operations: list[Operation], most: int | None = None, seed: int = 0) 
             key = (len(promises), *sorted((path, _sum(content)) for path, content in tree.items()))
             if key not in found:
                 found[key] = State(after, how, tree, promises)
+            if how == f"{_NO_ENTRY}, {_EVERY_CONTENT}":
+                least.setdefault(len(promises), key)
     everything = list(found.values())
     if most is None or len(everything) <= most:
         return everything, len(everything)
-    chosen = sorted(random.Random(seed).sample(range(len(everything)), most))
-    return [everything[number] for number in chosen], len(everything)
+    chosen = set(random.Random(seed).sample(range(len(everything)), most))
+    keys = set(least.values())
+    chosen |= {number for number, key in enumerate(found) if key in keys}
+    return [everything[number] for number in sorted(chosen)], len(everything)
 
 
 # Of the entries and contents that need not be there, the last ones go missing one by one. Those before them are older
 # than many that are there, which no file system makes of one crash.
 _LAST = 8
+_NO_ENTRY, _EVERY_CONTENT = "no entry that need not be there", "every content"
 
 _kept: dict[tuple[str, int, int], tuple[bytes, bytes, bytes]] = {}
 _sums: dict[int, tuple[bytes, bytes]] = {}
@@ -342,7 +349,7 @@ def _missing(entries: list[int]) -> Iterator[tuple[set[int], str]]:
     """Choose entries that a disk does not have: the last ones from any on, or a single one."""
     yield set(), "every entry"
     if entries:
-        yield set(entries), "no entry that need not be there"
+        yield set(entries), _NO_ENTRY
     for one in entries[-_LAST:]:
         yield {number for number in entries if number >= one}, f"no entry from operation {one} on"
         yield {one}, f"not the entry of operation {one}"
@@ -352,7 +359,7 @@ def _contents(written: dict[int, list[bytes]]) -> Iterator[tuple[str, dict[int, 
     """Choose what the files hold: all of it, or what was synced, or a torn mixture."""
     newest = {number: versions[-1] for number, versions in written.items()}
     unsynced = [number for number, versions in written.items() if len(versions) > 1]
-    yield "every content", newest
+    yield _EVERY_CONTENT, newest
     for word in _TORN if unsynced else ():
         torn = {number: _torn(word, written[number][0], written[number][-1]) for number in unsynced}
         yield f"{word} of what was not synced", newest | torn

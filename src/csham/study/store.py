@@ -24,7 +24,16 @@ from typing import Any
 import filelock
 
 from csham.errors import UserError
-from csham.files import SUMS, new_folder, read_plain, read_sums, remove_leftovers, sha256_of, write_atomically
+from csham.files import (
+    SUMS,
+    make_folders,
+    new_folder,
+    read_plain,
+    read_sums,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+)
 from csham.study.grid import Cell, Study
 from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
@@ -273,7 +282,7 @@ class Store:
     def _lock(self, name: str, seconds: float = 0) -> filelock.BaseFileLock:
         folder = self.path / "locks"
         with writing_in(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)  # the first of all that a study has
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         # Not shared within the process: two claims of one cell must exclude each other there too.
