@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 import yaml
@@ -71,6 +72,16 @@ def test_runs_that_shared_a_process_say_nothing_of_costs(studies, tmp_path):
     records = (study / "records.jsonl").read_text()
     (study / "records.jsonl").write_text(records.replace('"processes": 1', '"processes": 1, "shares_process": true'))
     assert {one.measured for one in see_together([study]).costs} == {True}
+
+
+def test_one_run_alone_says_nothing_of_costs(tmp_path):
+    study = write_study(tmp_path / "one", networks=[network(), network(attention="se")], epochs=1)
+    lines = (study / "records.jsonl").read_text().splitlines(keepends=True)
+    plain = [line for line in lines if json.loads(line)["label"] == network()["backbone"]]
+    (study / "records.jsonl").write_text("".join([plain[0], *(line for line in lines if line not in plain)]))
+    assert {one.measured for one in see_together([study]).costs} == {True}
+    (study / "records.jsonl").write_text("".join([*plain[:2], *(line for line in lines if line not in plain)]))
+    assert {one.measured for one in see_together([study]).costs} == {True, False}
 
 
 def test_page_tables_and_markdown(overview, tmp_path):

@@ -262,4 +262,5 @@ class StudyPart:
                 alone = not (record.get("environment") or {}).get("shares_process")
                 if alone and machine_of(record) == machine and is_number(value := record["result"].get("seconds")):
                     seconds.setdefault(label, []).append(float(value))
-            yield machine, {label: fmean(values) for label, values in seconds.items()}, False
+            # Of a single run nobody knows what else the machine did meanwhile, or that it was asleep.
+            yield machine, {label: fmean(values) for label, values in seconds.items() if len(values) > 1}, False
