@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -229,6 +230,16 @@ def test_functional_transforms_run():
     csham.recompute_norms(model, False)
     for name, grad in torch.func.grad(loss)(parameters).items():
         assert torch.equal(found[name], grad)
+
+
+def test_tensors_without_data_run():
+    model = small_network()
+    csham.recompute_norms(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(torch.randn(3, 3, 8, 8)).square().sum().backward()
+    model.zero_grad(set_to_none=True)
+    model.to("meta")(torch.randn(3, 3, 8, 8, device="meta")).square().sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters())
 
 
 def test_no_map_stays_after_the_backward_pass():

@@ -34,7 +34,8 @@ def norm_recomputed(x: Tensor) -> AbstractContextManager[Any]:
     Args:
         x: (B, C, H, W).
     """
-    if torch.compiler.is_compiling() or not _hooks_are_free():
+    plain = type(x) is Tensor and not x.is_meta  # others have no storage to be known by
+    if not plain or torch.compiler.is_compiling() or not _hooks_are_free():
         return nullcontext()
     node: Any = x.grad_fn
     if node is None or node.name() not in _NORMS:
@@ -57,7 +58,7 @@ class _NormOutput:
     """A map of which only what a batch norm made it of is kept."""
 
     def __init__(self, x: Tensor, node: Any, bias: Tensor) -> None:
-        self._size, self._stride = x.size(), x.stride()
+        self._size, self._stride, self._dtype = x.size(), x.stride(), x.dtype
         self._storage, self._version = x.untyped_storage().data_ptr(), x._version
         training = node._saved_training
         # By the same function, which chooses the same kernel. The bias may change before the backward pass.
@@ -76,7 +77,8 @@ class _NormOutput:
 
     def pack(self, tensor: Tensor) -> Kept:
         """Keep a tensor, or if it is the map, or a view of it, its place there."""
-        if tensor.untyped_storage().data_ptr() != self._storage or tensor._version != self._version:
+        found = (tensor.untyped_storage().data_ptr(), tensor._version, tensor.dtype)
+        if found != (self._storage, self._version, self._dtype):
             return tensor
         self._users += 1
         return partial(self._view, tensor.size(), tensor.stride(), tensor.storage_offset())
