@@ -298,7 +298,7 @@ def _report(finished: Finished, *, as_json: bool) -> None:
     path = finished.store.path
     try:
         check_report_packages()
-    except UserError as err:  # hours of training are no reason to have had it, nor to lose them
+    except UserError as err:  # the runs are kept all the same
         if as_json:
             print_json(finished.to_dict() | {"results": None, "report": None})
         say(f"The runs of {path} are saved; {err} Then: csham report {shlex.quote(str(path))}", error=True)
