@@ -18,6 +18,8 @@ namespace CPU_CAPABILITY {
 
 // Outputs of at least this size will not be found in the cache by who reads them: write past it.
 constexpr int64_t kStreamBytes = 8 << 20;
+// Images of at most this size are asked for while the one before is at work.
+constexpr int64_t kSoonBytes = 256 << 10;
 // Values below which a second thread costs more than it brings.
 constexpr int64_t kGrainValues = 1 << 15;
 
@@ -30,6 +32,11 @@ struct Batch : Layout<T> {
   }
   static T* map(void* batch, const Size& size, int64_t b) {
     return batch == nullptr ? nullptr : static_cast<T*>(batch) + b * size.values();
+  }
+  // Image b, for a pass to ask for meanwhile that leaves room for it in the second-level cache; else null.
+  static const T* soon(const void* batch, const Map& map, int64_t b) {
+    const bool fits = map.size.values() * static_cast<int64_t>(sizeof(T)) <= kSoonBytes;
+    return fits && b < map.B ? Batch::map(batch, map.size, b) : nullptr;
   }
   static bool past_cache(const Map& map) {
     return map.B * map.size.values() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;

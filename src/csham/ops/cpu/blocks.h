@@ -25,6 +25,7 @@ using CPU_CAPABILITY::sum;
 using CPU_CAPABILITY::largest;
 using CPU_CAPABILITY::where_equal;
 using CPU_CAPABILITY::store;
+using CPU_CAPABILITY::prefetch;
 
 constexpr int64_t kBlock = 2 * kWidth;
 
@@ -230,14 +231,6 @@ inline void sums(const Vec (&x)[N], float* out) {
 template <size_t N>
 inline void maxima(const Vec (&x)[N], float* out) {
   for (size_t n = 0; n < N; ++n) out[n] = largest(x[n]);
-}
-
-// Asks for `bytes` bytes from p on, in the cache lines that hold them; beyond the end of an array that does no harm.
-// Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
-template <int64_t bytes>
-__attribute__((always_inline)) inline void prefetch(const void* p) {
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
 }
 
 inline int64_t padded(int64_t C) { return (C + kBlock - 1) / kBlock * kBlock; }

@@ -213,7 +213,8 @@ struct ChannelsLast {
   }
 
   static void position_statistics(const T* x, Size size, const float* wp, const float* filters, int64_t /*c0*/,
-                                  int64_t /*c1*/, float* mean, float* max, float* neighbors) {
+                                  int64_t /*c1*/, float* mean, float* max, float* neighbors, const T* next) {
+    const int64_t further = bytes_to(next, x);
     Scratch scratch(10 * padded(size.C) + PooledRows::floats(size));
     const Rows<T> rows(x, size.C, size.positions());
     const float* weights = to_lanes<T>(wp, size.C, 1.f, 0.f, scratch);
@@ -221,12 +222,12 @@ struct ChannelsLast {
     for (int64_t k = 0; filters && k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
     with_channels<true>(size.C, [&](auto C) {
       const auto plain = [&](const auto& positions) __attribute__((always_inline)) {
-        reduce_channels<false>(rows, C, weights, positions, nullptr, mean, max);
+        reduce_channels<false>(rows, C, weights, positions, nullptr, mean, max, further);
       };
       if (!filters) return for_positions(0, size.positions(), plain);
       const PooledRows pooled(size, scratch.take(PooledRows::floats(size)));
       const auto pool = [&](int64_t i, int64_t j, const Positions<4>& positions) __attribute__((always_inline)) {
-        reduce_channels<true>(rows, C, weights, positions, pooled.cell(i, j), mean, max);
+        reduce_channels<true>(rows, C, weights, positions, pooled.cell(i, j), mean, max, further);
         if (j + 1 == size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
       };
       for_cells(size, pool, plain);
@@ -287,7 +288,7 @@ struct ChannelsLast {
 
   static void statistics_gradient(const T* x, Size size, const float* wp, const float* dmean, const float* dmax,
                                   const float* position_max, const float* dneighbors, const float* filters,
-                                  const float* channel_max, float* dwp, float* dfilters, float* ties) {
+                                  const float* channel_max, float* dwp, float* dfilters, float* ties, const T* next) {
     const int64_t C = size.C, positions = size.positions();
     const bool spatial = position_max && (dwp || dfilters);
     const bool neighbors = spatial && filters && dneighbors;
@@ -298,7 +299,7 @@ struct ChannelsLast {
     using K = StatisticsGradient;
     Scratch scratch(K::Table::floats(C) + 2 * padded(C) + 2 * positions + NeighborGradient::floats(size));
     K k{Rows<T>(x, C, positions), C, typename K::Table(C, scratch),
-        SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch)};
+        SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch), bytes_to(next, x)};
     k.table.put(K::kWp, wp, 1.f, kNaN);
     k.table.put(K::kMaximum, channel_max, kNaN, kNaN);
     for (int sum = K::kDwp; sum < (neighbors ? K::kArrays : K::kFilters); ++sum) k.table.put(sum, nullptr, 0.f, 0.f);
@@ -313,7 +314,7 @@ struct ChannelsLast {
   static void input_gradient(const T* dz, const T* x, Size size, const float* w, const float* s, const float* wp,
                              const float* dmean, const float* dmax, const float* position_max, const float* dneighbors,
                              const float* filters, const float* dchannel_mean, const float* dchannel_max,
-                             const float* channel_max, T* dx, bool stream) {
+                             const float* channel_max, T* dx, bool stream, const T* next) {
     const int64_t C = size.C, positions = size.positions(), width = padded(C);
     const bool spatial = position_max != nullptr;
     const bool neighbors = spatial && filters && dneighbors;
@@ -322,7 +323,8 @@ struct ChannelsLast {
     T* zeros = reinterpret_cast<T*>(scratch.take(width));
     std::fill_n(zeros, width, T(0.f));
     K k{dz ? Rows<T>(dz, C, positions) : Rows<T>(zeros), Rows<T>(x, C, positions), typename K::Table(C, scratch),
-        plain(s, 1.f, positions, scratch), SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch)};
+        plain(s, 1.f, positions, scratch), SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch),
+        bytes_to(next, x)};
     k.table.put(K::kW, w, 1.f, 0.f);
     k.table.put(K::kWp, wp, 1.f, 0.f);
     k.table.put(K::kDmean, dchannel_mean, 0.f, 0.f);
@@ -360,15 +362,23 @@ struct ChannelsLast {
     }
   }
 
-  // While the block at channel c of four positions is read, asks for as much memory, kAhead bytes further on.
+  // While the block at channel c of four positions is read, asks for as much memory 4096 bytes further on, and `next`
+  // bytes further on, if they are not 0, which may take as long as this image does.
   template <bool kCell, size_t N>
-  __attribute__((always_inline)) static void prefetch_ahead(const std::array<const T*, N>& x, int64_t c) {
-    constexpr int64_t kAhead = 4096, kBytes = kBlock * sizeof(T);
+  __attribute__((always_inline)) static void prefetch_ahead(const std::array<const T*, N>& x, int64_t c,
+                                                            int64_t next = 0) {
+    prefetch_like<kCell, kFirst>(x, c, 4096);
+    if (next != 0) prefetch_like<kCell, kSecond>(x, c, next);
+  }
+
+  template <bool kCell, int kCache, size_t N>
+  __attribute__((always_inline)) static void prefetch_like(const std::array<const T*, N>& x, int64_t c, int64_t ahead) {
+    constexpr int64_t kBytes = kBlock * sizeof(T);
     if constexpr (N == 4 && kCell) {
-      prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[0] + 2 * c) + kAhead);
-      prefetch<2 * kBytes>(reinterpret_cast<const char*>(x[2] + 2 * c) + kAhead);
+      prefetch<2 * kBytes, kCache>(reinterpret_cast<const char*>(x[0] + 2 * c) + ahead);
+      prefetch<2 * kBytes, kCache>(reinterpret_cast<const char*>(x[2] + 2 * c) + ahead);
     } else if constexpr (N == 4) {
-      prefetch<4 * kBytes>(reinterpret_cast<const char*>(x[0] + 4 * c) + kAhead);
+      prefetch<4 * kBytes, kCache>(reinterpret_cast<const char*>(x[0] + 4 * c) + ahead);
     }
   }
 
@@ -376,7 +386,7 @@ struct ChannelsLast {
   template <int N>
   static void add_rows(const T* x, int64_t width, float* sum, float* largest) {
     for (int64_t c = 0; c < width; c += kBlock) {
-      prefetch<N * kBlock * sizeof(T)>(x + N * (width + c));
+      prefetch<N * kBlock * sizeof(T), kFirst>(x + N * (width + c));
       Pair total = load_block(x + c), most = total;
 #pragma GCC unroll 8
       for (int n = 1; n < N; ++n) {
@@ -435,7 +445,8 @@ struct ChannelsLast {
   // The mean and maximum over channels at N positions and, for a cell of four, the sum of the four.
   template <bool kPool, typename Channels, size_t N>
   __attribute__((always_inline)) static void reduce_channels(const Rows<T>& rows, Channels C, const float* weights,
-                              const std::array<int64_t, N>& positions, float* cell, float* mean, float* max) {
+                              const std::array<int64_t, N>& positions, float* cell, float* mean, float* max,
+                              int64_t next) {
     const auto x = rows(positions, C);
     Vec total[N], most[N];
     for (size_t n = 0; n < N; ++n) {
@@ -443,7 +454,7 @@ struct ChannelsLast {
       most[n] = Vec(-kInfinity);
     }
     const auto block = [&](int64_t c, auto tail, const Pair& mask) __attribute__((always_inline)) {
-      prefetch_ahead<kPool>(x, c);
+      prefetch_ahead<kPool>(x, c, next);
       const Pair weight = load_block(weights + c);
       Pair pooled(0.f);
 #pragma GCC unroll 4
@@ -573,6 +584,7 @@ struct ChannelsLast {
     int64_t C;
     Table table;
     SpatialGradient gradient;
+    int64_t next;  // of bytes_to
 
     template <bool kSpatial>
     void run(const Size& size, const float* dneighbors, Scratch& scratch) const {
@@ -594,7 +606,7 @@ struct ChannelsLast {
       Vec outer[kTaps + 1];
       if constexpr (kTaps > 0) for (int k = 0; k < kTaps; ++k) outer[k] = Vec(taps(k));
       for (int64_t c = 0; c < C; c += kBlock) {
-        prefetch_ahead<(kTaps > 0)>(x, c);
+        prefetch_ahead<(kTaps > 0)>(x, c, next);
         const Pair wp_c = table(c, kWp), maximum_c = table(c, kMaximum);
         Pair dwp_c = table(c, kDwp), count = table(c, kTies), cell;
 #pragma GCC unroll 4
@@ -640,6 +652,7 @@ struct ChannelsLast {
     Table table;
     const float* s;
     SpatialGradient gradient;
+    int64_t next;  // of bytes_to
 
     template <bool kSpatial, bool kMax>
     void run(const Size& size, const float* dneighbors, const OutputRows<T>& dx_rows, Scratch& scratch) const {
@@ -666,7 +679,7 @@ struct ChannelsLast {
       if constexpr (kTaps > 0) for (int k = 0; k < kTaps; ++k) outer[k] = Vec(taps(k));
       for (int64_t c = 0; c < C; c += kBlock) {
         prefetch_ahead<(kTaps > 0)>(dz, c);
-        prefetch_ahead<(kTaps > 0)>(x, c);
+        prefetch_ahead<(kTaps > 0)>(x, c, next);
         const Pair w_c = table(c, kW), wp_c = table(c, kWp);
         // What all positions share: of the channel's mean and, through the cell, of the neighbours.
         Pair shared = table(c, kDmean);

@@ -54,11 +54,11 @@ inline Block load_block(const float* p) { return {load(p), load(p + kWidth)}; }
 
 // Two bfloat16 fill the bits of one float: the even one below, the odd one above.
 #if defined(CPU_CAPABILITY_AVX512)
-inline Block load_block(const BFloat16* p) {
-  const __m512i pairs = _mm512_loadu_si512(p);
+inline Block unpacked(__m512i pairs) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
 }
+inline Block load_block(const BFloat16* p) { return unpacked(_mm512_loadu_si512(p)); }
 
 // Bits whose upper half is the nearest bfloat16, the even one of two; all ones for a NaN, whose bits could carry over.
 inline __m512i rounded(const Vec& value) {
@@ -73,10 +73,12 @@ inline Vec packed(const Block& value) {
       _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(rounded(value.a), 16), rounded(value.b)));
 }
 #elif defined(CPU_CAPABILITY_AVX2)
-inline Block load_block(const BFloat16* p) {
-  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+inline Block unpacked(__m256i pairs) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
           _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
+}
+inline Block load_block(const BFloat16* p) {
+  return unpacked(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
 // Bits whose upper half is the nearest bfloat16, the even one of two; all ones for a NaN, whose bits could carry over.
@@ -144,6 +146,44 @@ struct Part {
     mask.a = Vec::arange(0.f, split ? 2.f : 1.f) < end;
     mask.b = Vec::arange(split ? 1.f : static_cast<float>(kWidth), split ? 2.f : 1.f) < end;
   }
+#if defined(CPU_CAPABILITY_AVX512)
+  Block load(const float* p) const {
+    return {_mm512_maskz_loadu_ps(lanes(), p), _mm512_maskz_loadu_ps(lanes() >> kWidth, p + kWidth)};
+  }
+  Block load(const BFloat16* p) const { return unpacked(_mm512_maskz_loadu_epi16(lanes(), p)); }
+  void store(float* p, const Block& value, bool = false) const {
+    _mm512_mask_storeu_ps(p, lanes(), value.a);
+    _mm512_mask_storeu_ps(p + kWidth, lanes() >> kWidth, value.b);
+  }
+  void store(BFloat16* p, const Block& value, bool = false) const {
+    _mm512_mask_storeu_epi16(p, lanes(), _mm512_castps_si512(packed(value)));
+  }
+  __mmask32 lanes() const { return (1u << count) - 1; }
+#elif defined(CPU_CAPABILITY_AVX2)
+  Block load(const float* p) const {
+    return {_mm256_maskload_ps(p, bits(mask.a)), _mm256_maskload_ps(p + kWidth, bits(mask.b))};
+  }
+  void store(float* p, const Block& value, bool = false) const {
+    _mm256_maskstore_ps(p, bits(mask.a), value.a);
+    _mm256_maskstore_ps(p + kWidth, bits(mask.b), value.b);
+  }
+  // Two bfloat16 at a time, then the last of an odd number.
+  Block load(const BFloat16* p) const {
+    const __m256i pairs = _mm256_maskload_epi32(reinterpret_cast<const int*>(p), bits(mask.b));
+    if (count % 2 == 0) return unpacked(pairs);
+    const __m256i last = _mm256_and_si256(bits(mask.a), _mm256_set1_epi32(p[count - 1].x));
+    return unpacked(_mm256_or_si256(pairs, _mm256_andnot_si256(bits(mask.b), last)));
+  }
+  void store(BFloat16* p, const Block& value, bool = false) const {
+    const Vec pairs = packed(value);
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(p), bits(mask.b), bits(pairs));
+    if (count % 2 == 0) return;
+    BFloat16 values[kBlock];
+    pairs.store(values);
+    p[count - 1] = values[count - 1];
+  }
+  static __m256i bits(const Vec& value) { return _mm256_castps_si256(value); }
+#else
   Block load(const T* p) const {
     T values[kBlock] = {};
     std::memcpy(values, p, count * sizeof(T));
@@ -154,6 +194,7 @@ struct Part {
     store_block(values, value);
     std::memcpy(p, values, count * sizeof(T));
   }
+#endif
   Block keep(const Block& value, const Block& other) const { return where(mask, value, other); }
 };
 
@@ -390,9 +431,10 @@ struct Contiguous {
   }
 
   static void position_statistics(const T* x, Size size, const float* wp, const float* filters, int64_t c0, int64_t c1,
-                                  float* mean, float* max, float* neighbors) {
+                                  float* mean, float* max, float* neighbors, const T* next) {
     using namespace planes;
     const int64_t positions = size.positions();
+    const int64_t ahead = bytes_to(next, x);
     const bool pools = neighbors && filters;
     const Grid grid(size);
     const CoarseRows rows(Scratch::kCoarse, grid, kRepeat<T>);
@@ -406,7 +448,7 @@ struct Contiguous {
     for_groups<8>(c0, c1, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(wp, c, 1.f);
-      add_positions<K>(x + c * positions, positions, weights, sums, tops);
+      add_positions<K>(x + c * positions, positions, weights, sums, tops, ahead);
       if (pools) add_neighbors<K>(x, size, c, weights, filters + 9 * c, rows);
     });
     if (c1 < size.C) return;
@@ -451,6 +493,7 @@ struct Contiguous {
     for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       const auto weights = taken<K>(w, c, 1.f), position_weights = taken<K>(wp, c, 1.f);
+      const int64_t ahead = std::min<int64_t>(K * positions, kFurthest) * sizeof(T);
       std::array<Block, K> channel_sums;
       channel_sums.fill(both(0.f));
       const auto blocks = [&](auto rectified) C10_ALWAYS_INLINE_ATTRIBUTE {
@@ -459,6 +502,8 @@ struct Contiguous {
           Block sum = load_block(sums + p), count = load_block(counts + p);
           for (int i = 0; i < K; ++i) {
             const int64_t at = (c + i) * positions + p;
+            prefetch_ahead(x + at, ahead);
+            prefetch_ahead(dy + at, ahead);
             const Block v = part.load(x + at);
             Block d = part.load(dy + at);
             if constexpr (rectified) {
@@ -485,10 +530,11 @@ struct Contiguous {
 
   static void statistics_gradient(const T* x, Size size, const float* wp, const float* dmean, const float* dmax,
                                   const float* position_max, const float* dneighbors, const float* filters,
-                                  const float* channel_max, float* dwp, float* dfilters, float* ties) {
+                                  const float* channel_max, float* dwp, float* dfilters, float* ties, const T* next) {
     using namespace planes;
     const int64_t positions = size.positions();
     if (dwp || ties) {
+      const int64_t ahead = bytes_to(next, x);
       const auto [elsewhere, at_max] = position_gradients<T>(dmean, dmax, positions);
       const float* tops = arranged<T>(Scratch::kPositionMax, position_max, positions, kNever);
       for_groups<4>(0, size.C, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
@@ -501,6 +547,7 @@ struct Contiguous {
           const Block other = load_block(elsewhere + p), most = load_block(at_max + p), top = load_block(tops + p);
           const Block ones = part.keep(both(1.f), both(0.f));
           for (int i = 0; i < K; ++i) {
+            prefetch_ahead(x + (c + i) * positions + p, ahead);
             const Block v = part.load(x + (c + i) * positions + p);
             sums[i] = fmadd(v, where(equal(Vec(weights[i]) * v, top), most, other), sums[i]);
             counts[i] = counts[i] + where_equal(v, both(highest[i]), ones);
@@ -518,10 +565,10 @@ struct Contiguous {
   static void input_gradient(const T* dz, const T* x, Size size, const float* w, const float* s, const float* wp,
                              const float* dmean, const float* dmax, const float* position_max, const float* dneighbors,
                              const float* filters, const float* dchannel_mean, const float* dchannel_max,
-                             const float* channel_max, T* dx, bool stream) {
+                             const float* channel_max, T* dx, bool stream, const T* next) {
     using namespace planes;
     const Inputs in = {dz, x, size, w, s, wp, dmean, dmax, position_max, dneighbors, filters, dchannel_mean,
-                       dchannel_max, channel_max, dx};
+                       dchannel_max, channel_max, dx, bytes_to(next, x)};
     const bool aligned = reinterpret_cast<uintptr_t>(dx) % 64 == 0 && size.positions() * sizeof(T) % 64 == 0;
     constexpr bool kPairs = std::is_same_v<T, BFloat16>;
     if (!position_max) input_gradient<Up::kNone, false>(in, stream && aligned);
@@ -533,15 +580,24 @@ struct Contiguous {
  private:
   static constexpr float kNever = std::numeric_limits<float>::quiet_NaN();  // equal to no value
 
+  // So many values at most after those at work are the next channels' asked for.
+  static constexpr int64_t kFurthest = 8192;
+
+  // While a block at p is read, asks for as much memory so many bytes further on.
+  C10_ALWAYS_INLINE static void prefetch_ahead(const T* p, int64_t bytes) {
+    prefetch<planes::kBlock * sizeof(T), kSecond>(reinterpret_cast<const char*>(p) + bytes);
+  }
+
   static float total(const planes::Block& v) { return sum(v.a + v.b); }
 
   template <int K>
   static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums,
-                            float* tops) {
+                            float* tops, int64_t ahead) {
     using namespace planes;
     for_blocks<T>(positions, [&](int64_t p, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
       Block sum = load_block(sums + p), top = load_block(tops + p);
       for (int i = 0; i < K; ++i) {
+        prefetch_ahead(x + i * positions + p, ahead);
         const Block t = Vec(weights[i]) * part.load(x + i * positions + p);
         sum = sum + t;
         top = larger(top, t);
@@ -668,6 +724,7 @@ struct Contiguous {
     const float *w, *s, *wp, *dmean, *dmax, *position_max, *dneighbors, *filters;
     const float *dchannel_mean, *dchannel_max, *channel_max;
     T* dx;
+    int64_t next;  // of bytes_to
   };
 
   // How the neighbour term's gradient lies in memory: absent, a value for each two columns, or for each column.
@@ -714,6 +771,7 @@ struct Contiguous {
           const int64_t count = std::min(kChunk, positions - first);
           for_blocks<T>(count, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
             const int64_t p = first + q;
+            prefetch_ahead(from + q, in.next);
             const Block v = part.load(from + q);
             const Block d = part.load(gradient + q);
             Block g = where(equal(v, channel_top), channel_most, channel_other);

@@ -39,7 +39,7 @@ void hybrid_pool(const Map& map, const void* x, const ChannelGate& gate, bool po
       if (positions)
         batch.position_statistics(image, size, weighted ? image_w : nullptr, taps.data(), c0, c1,
                                   of_image(mean, b, size.positions()), of_image(max, b, size.positions()),
-                                  of_image(neighbors, b, size.coarse_H() * size.coarse_W()));
+                                  of_image(neighbors, b, size.coarse_H() * size.coarse_W()), batch.soon(x, map, b + 1));
     }
   });
 }

@@ -65,13 +65,14 @@ void image_backward(Batch batch, const PoolBackward& p, const Map& map, int64_t 
   float* dw = wp == nullptr ? nullptr : scratch.dw.data();
   if (dw != nullptr || dfilters != nullptr || channel_max != nullptr)
     batch.statistics_gradient(x, size, wp, scratch.dmean.data(), scratch.dmax.data(), position_max, dneighbors, taps,
-                              channel_max, dw, dfilters, channel_max == nullptr ? nullptr : scratch.ties.data());
+                              channel_max, dw, dfilters, channel_max == nullptr ? nullptr : scratch.ties.data(),
+                              batch.soon(p.dz, map, b));
   if (p.dwp != nullptr) std::copy_n(dw, C, p.dwp + b * C);
   const bool channels = share_channel_gradients(p, size, b, dw, dgate, scratch);
   batch.input_gradient(batch.map(p.dz, size, b), x, size, of_image(p.w, b, C), of_image(p.s, b, P), wp,
                        scratch.dmean.data(), scratch.dmax.data(), position_max, dneighbors, taps,
                        channels ? scratch.dchannel_mean.data() : nullptr, scratch.dchannel_max.data(), channel_max,
-                       batch.map(p.dx, size, b), batch.past_cache(map));
+                       batch.map(p.dx, size, b), batch.past_cache(map), batch.soon(p.x, map, b + 1));
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ void position_pool(const Map& map, const void* x, const float* wp, const float* 
   for_each_image(map, [&](auto batch, int64_t b) {
     batch.position_statistics(batch.map(x, size, b), size, of_image(wp, b, size.C), taps.data(), 0, size.C,
                               of_image(mean, b, size.positions()), of_image(max, b, size.positions()),
-                              of_image(neighbors, b, size.coarse_H() * size.coarse_W()));
+                              of_image(neighbors, b, size.coarse_H() * size.coarse_W()), batch.soon(x, map, b + 1));
   });
 }
 

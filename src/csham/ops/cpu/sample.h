@@ -11,9 +11,11 @@
 //   wp      (C)  channel weights under which the positions' statistics are taken: those of t = wp * x (one float32
 //                product, never rounded to the type of x, so that forward and backward find the same maxima)
 //
+//   next    what is read when this pass is over, to be asked for meanwhile; null for nothing
+//
 // channel_statistics(x, size, c0, c1, mean, max)
 //     For channels c0 <= c < c1: mean[c] over the positions and, if max is not null, max[c]. Reads x once.
-// position_statistics(x, size, wp, filters, c0, c1, mean, max, neighbors)
+// position_statistics(x, size, wp, filters, c0, c1, mean, max, neighbors, next)
 //     Over the channels of t: mean (H * W), max (H * W) and, if filters is not null, neighbors (H/4 * W/4, see below).
 //     Called for consecutive ranges of channels of one image: c0 == 0 begins, c1 == C finishes. Reads x once.
 // scale(x, size, w, s, shortcut, relu, y, stream)
@@ -21,13 +23,14 @@
 // scale_backward(dy, x, size, w, s, wp, position_max, y, dz, dw, ds, ties)
 //     If y is not null: dz = dy where y > 0, else 0, is written; else dz is dy and the argument is null.
 //     dw[c] = sum_p dz * s * x;  ds[p] = sum_c dz * w * x;  ties[p] = number of c with wp * x == position_max[p].
-// statistics_gradient(x, size, wp, dmean, dmax, position_max, dneighbors, filters, channel_max, dwp, dfilters, ties)
+// statistics_gradient(x, size, wp, dmean, dmax, position_max, dneighbors, filters, channel_max, dwp, dfilters, ties,
+//                    next)
 //     What needs x before dx can be written. Of the positions' statistics, with dmean already divided by C and dmax by
 //     the ties: dwp[c] = sum_p x * (dmean[p] + dmax[p] * [wp[c] * x == position_max[p]] + up(c, p)) with up the
 //     neighbour term's gradient with respect to t; dfilters += gradient of the filters, in their layout.
 //     ties[c] = number of p with x == channel_max[c].
 // input_gradient(dz, x, size, w, s, wp, dmean, dmax, position_max, dneighbors, filters, dchannel_mean, dchannel_max,
-//                channel_max, dx, stream)
+//                channel_max, dx, stream, next)
 //     dx = w s dz + wp (dmean[p] + dmax[p] [wp x == position_max[p]] + up(c, p))
 //        + dchannel_mean[c] + dchannel_max[c] [x == channel_max[c]], where the last two come divided by H * W and by the
 //     ties. dz may be null (no first term); position_max null: no term of the positions; channel_max null: no maximum.

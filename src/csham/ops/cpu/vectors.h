@@ -95,6 +95,22 @@ inline void store(BFloat16* p, const Vec& a, int64_t count = kWidth) {
   std::memcpy(p, values, count * sizeof(BFloat16));
 }
 
+// Caches, as __builtin_prefetch numbers them.
+constexpr int kFirst = 3, kSecond = 2;
+
+// Asks for `bytes` bytes from p on, in the cache lines that hold them; beyond the end of an array that does no harm.
+// Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
+template <int64_t bytes, int kCache>
+__attribute__((always_inline)) inline void prefetch(const void* p) {
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, kCache);
+}
+
+// Bytes from x to what is read after it, and is to be asked for meanwhile; 0 where that is nothing.
+inline int64_t bytes_to(const void* next, const void* x) {
+  return next == nullptr ? 0 : static_cast<const char*>(next) - static_cast<const char*>(x);
+}
+
 // The larger value. A NaN may be lost: the mean that always goes with a maximum still carries it.
 inline Vec larger(const Vec& a, const Vec& b) { return at::vec::clamp_min(a, b); }
 
