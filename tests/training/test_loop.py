@@ -575,8 +575,9 @@ def test_more_images_to_a_batch_than_there_are(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_and_a_compiler_that_fails(settings, tmp_path, monkeypatch):
-    summary = train(resolve({**settings, "epochs": 1, "compile": True}), run=tmp_path / "compiled")
+def test_a_compiled_run(settings, tmp_path):
+    config = resolve({**settings, "backbone": "lenet5", "epochs": 1, "compile": True})
+    summary = train(config, run=tmp_path / "compiled")
     assert summary["machine"]["compile"] is True
 
 
