@@ -580,7 +580,7 @@ struct Contiguous {
  private:
   static constexpr float kNever = std::numeric_limits<float>::quiet_NaN();  // equal to no value
 
-  // So many values at most after those at work are the next channels' asked for.
+  // Values from those at work to those of the next channels that are asked for, at most.
   static constexpr int64_t kFurthest = 8192;
 
   // While a block at p is read, asks for as much memory so many bytes further on.
