@@ -13,7 +13,7 @@ from csham import ops
 STEPS = ("channel", "spatial", "borrowing", "sequential", "parallel", "reapply", "reversed")
 
 # (B, C, H, W): smallest; odd, H != W; one past a vector; a stage of a ResNet; no neighbour term; a row, a column; a
-# pooled side of one; planes that no vector divides; more channels than positions.
+# pooled side of one; planes that no vector divides; two positions to a block; more channels than positions.
 SHAPES = (
     (1, 1, 1, 1),
     (2, 3, 5, 7),
@@ -24,6 +24,7 @@ SHAPES = (
     (3, 8, 3, 2),
     (2, 24, 7, 7),
     (2, 33, 14, 13),
+    (2, 16, 3, 12),
     (2, 130, 4, 4),
 )
 

@@ -5,6 +5,7 @@
 // Arrays with a value per channel are brought into this lane order once per image.
 #pragma once
 
+#include "sample.h"
 #include "vectors.h"
 
 #include <algorithm>
@@ -188,7 +189,8 @@ bool can_stream(const T* p, int64_t C) {
   return C % kBlock == 0 && reinterpret_cast<uintptr_t>(p) % kAlignment == 0;
 }
 
-// out[n] = the sum (or whatever join computes) of all values of x[n].
+// out[n] = the sum (or whatever join computes) of all values of x[n]; of halves, of the lower ones in out[2 n] and of the
+// upper ones in out[2 n + 1].
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 struct Add {
   template <typename V>
@@ -203,14 +205,39 @@ struct Larger {
 };
 
 #if defined(CPU_CAPABILITY_AVX512)
+// In each quarter, a value for each of the four.
 template <typename Join>
-inline void reduce(const Vec (&x)[4], float* out, Join join) {
+inline __m512 reduce_quarters(const Vec (&x)[4], Join join) {
   const __m512 x01 = join(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
   const __m512 x23 = join(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  const __m512 all = join(_mm512_shuffle_ps(x01, x23, 0x44), _mm512_shuffle_ps(x01, x23, 0xee));
+  return join(_mm512_shuffle_ps(x01, x23, 0x44), _mm512_shuffle_ps(x01, x23, 0xee));
+}
+template <typename Join>
+inline void reduce(const Vec (&x)[4], float* out, Join join) {
+  const __m512 all = reduce_quarters(x, join);
   const __m256 half = join(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
   _mm_storeu_ps(out, join(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
+template <typename Join>
+inline void reduce_halves(const Vec (&x)[4], float* out, Join join) {
+  const __m512 all = reduce_quarters(x, join);
+  const __m256 lower = _mm512_castps512_ps256(all), upper = _mm512_extractf32x8_ps(all, 1);
+  const __m128 even = join(_mm256_castps256_ps128(lower), _mm256_extractf128_ps(lower, 1));
+  const __m128 odd = join(_mm256_castps256_ps128(upper), _mm256_extractf128_ps(upper, 1));
+  _mm_storeu_ps(out, _mm_unpacklo_ps(even, odd));
+  _mm_storeu_ps(out + 4, _mm_unpackhi_ps(even, odd));
+}
+template <size_t N, typename Join>
+inline void reduce_halves(const Vec (&x)[N], float* out, Join join) {
+  for (size_t n = 0; n < N; ++n) {
+    const Vec same[4] = {x[n], x[n], x[n], x[n]};
+    float values[8];
+    reduce_halves(same, values, join);
+    std::copy_n(values, 2, out + 2 * n);
+  }
+}
+inline void sums_of_halves(const auto& x, float* out) { reduce_halves(x, out, Add()); }
+inline void maxima_of_halves(const auto& x, float* out) { reduce_halves(x, out, Larger()); }
 #else
 template <typename Join>
 inline void reduce(const Vec (&x)[4], float* out, Join join) {
@@ -270,18 +297,36 @@ class Scratch {
   float* end_;
 };
 
+// A map as the passes over it take it. Where two positions' channels fill a block, the two are one position of it: of
+// bfloat16, the first has the lower halves of both vectors and the second the upper ones. Rows of 4 n positions let two
+// cells beside each other, of 2 x 2 positions, be a square of 2 x 2 blocks.
+template <typename T>
+struct View {
+  static constexpr bool kMayShare = kWidth == 16 && !std::is_same_v<T, float>;
+
+  explicit View(const Size& map, bool may_share = true)
+      : two(kMayShare && may_share && 2 * map.C == kBlock && map.W % 4 == 0),
+        channels(map.C),
+        size(two ? Size{kBlock, map.H, map.W / 2} : map) {}
+
+  bool two;
+  int64_t channels;
+  Size size;
+};
+
 // The value, or a NaN whose lower half is zero, like those of bfloat16 and those that the processor makes: only float32
 // arrays can hold others, and made plain once they need not be looked for where their products are rounded.
 inline float plain_nan(float value) { return value == value ? value : std::numeric_limits<float>::quiet_NaN(); }
 
-// C values, or `neutral` throughout where there are none, to blocks in the lane order of T, each `stride` after the one
-// before it, then padding.
+// A value per channel, or `neutral` throughout where there are none, to blocks in the lane order of T, each `stride`
+// after the one before it, then padding. Positions that share a block have the same values.
 template <typename T>
-void put_lanes(const float* values, int64_t C, float neutral, float padding, float* lanes, int64_t stride) {
-  for (int64_t c = 0; c < C; c += kBlock, lanes += stride) {
+void put_lanes(const float* values, const View<T>& view, float neutral, float padding, float* lanes, int64_t stride) {
+  for (int64_t c = 0; c < view.channels; c += kBlock, lanes += stride) {
     float block[kBlock];
-    const int64_t count = std::min(kBlock, C - c);
+    const int64_t count = std::min(kBlock, view.channels - c);
     for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? plain_nan(values[c + i]) : neutral;
+    if (view.two) std::copy_n(block, count, block + count);
     Pair x = load_block(static_cast<const float*>(block));
     if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::deinterleave2(x.a, x.b);
     store_block(lanes, x);
@@ -290,10 +335,10 @@ void put_lanes(const float* values, int64_t C, float neutral, float padding, flo
 
 // The same to whole blocks one after another.
 template <typename T>
-const float* to_lanes(const float* values, int64_t C, float neutral, float padding, Scratch& scratch) {
-  if (std::is_same_v<T, float> && values && C % kBlock == 0) return values;
-  float* lanes = scratch.take(padded(C));
-  put_lanes<T>(values, C, neutral, padding, lanes, kBlock);
+const float* to_lanes(const float* values, const View<T>& view, float neutral, float padding, Scratch& scratch) {
+  if (std::is_same_v<T, float> && values && view.channels % kBlock == 0) return values;
+  float* lanes = scratch.take(padded(view.channels));
+  put_lanes(values, view, neutral, padding, lanes, kBlock);
   return lanes;
 }
 
@@ -316,12 +361,19 @@ class ChannelTable {
   static constexpr int64_t kStride = K * kBlock;
   static int64_t floats(int64_t C) { return K * padded(C); }
 
-  ChannelTable(int64_t C, Scratch& scratch) : C_(C), data_(scratch.take(floats(C))) {}
+  ChannelTable(const View<T>& view, Scratch& scratch) : view_(view), data_(scratch.take(floats(view.channels))) {}
 
   void put(int k, const float* values, float neutral, float padding) {
-    put_lanes<T>(values, C_, neutral, padding, data_ + k * kBlock, kStride);
+    put_lanes(values, view_, neutral, padding, data_ + k * kBlock, kStride);
   }
-  void get(int k, float* values) const { from_lanes<T>(data_ + k * kBlock, C_, values, kStride); }
+  // Sums over positions: those that share a block are added up here.
+  void get(int k, float* sums) const {
+    const float* lanes = data_ + k * kBlock;
+    if (!view_.two) return from_lanes<T>(lanes, view_.channels, sums, kStride);
+    float both[kBlock];
+    from_lanes<T>(lanes, kBlock, both);
+    for (int64_t c = 0; c < view_.channels; ++c) sums[c] = both[c] + both[view_.channels + c];
+  }
 
   // The values k of the block that begins at channel c.
   __attribute__((always_inline)) float* at(int64_t c, int k) const { return data_ + c * K + k * kBlock; }
@@ -330,21 +382,63 @@ class ChannelTable {
   }
 
  private:
-  int64_t C_;
+  View<T> view_;
   float* data_;
 };
 
-// f(C), with C a compile-time constant where it is a single block and kFrequent: nothing then needs to be kept for
-// another block. Every such copy of f takes its time to compile, and without wide vectors it gains little.
-using OneBlock = std::integral_constant<int64_t, kBlock>;
-template <bool kFrequent, typename F>
-void with_channels(int64_t C, F&& f) {
+// f(C), with C a compile-time constant where it is a single block and kFrequent, or two positions': nothing then needs
+// to be kept for another block. Every such copy of f takes its time to compile, and without wide vectors it gains little.
+struct OneBlock : std::integral_constant<int64_t, kBlock> {};
+struct TwoInBlock : OneBlock {};
+template <bool kFrequent, typename T, typename F>
+void with_channels(const View<T>& view, F&& f) {
+  if constexpr (View<T>::kMayShare) {
+    if (view.two) return f(TwoInBlock());
+  }
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   if constexpr (kFrequent) {
-    if (C == kBlock) return f(OneBlock());
+    if (view.channels == kBlock) return f(OneBlock());
   }
 #endif
-  f(C);
+  f(view.channels);
+}
+
+// Positions in a block, C as from with_channels.
+template <typename Channels>
+constexpr bool kTwo = std::is_same_v<Channels, TwoInBlock>;
+
+// The values at position p of a view, each in all lanes that belong to its position.
+template <typename Channels>
+__attribute__((always_inline)) inline Vec in_lanes(const float* values, int64_t p) {
+  if constexpr (!kTwo<Channels>) return Vec(values[p]);
+  constexpr int64_t kUpper = (1ll << kWidth) - (1ll << kWidth / 2);
+  return Vec::blend<kUpper>(Vec(values[2 * p]), Vec(values[2 * p + 1]));
+}
+
+// out at positions[n] = the sum of x[n] times a factor, or its maximum; of each half where two positions share x[n].
+template <typename Channels, size_t N>
+__attribute__((always_inline)) inline void write_results(const float* results, const std::array<int64_t, N>& positions,
+                                                         float factor, float* out) {
+  constexpr int64_t kCount = kTwo<Channels> ? 2 : 1;
+  for (size_t n = 0; n < N; ++n) {
+    for (int64_t i = 0; i < kCount; ++i) out[kCount * positions[n] + i] = results[kCount * n + i] * factor;
+  }
+}
+template <typename Channels, size_t N>
+__attribute__((always_inline)) inline void write_sums(const Vec (&x)[N], const std::array<int64_t, N>& positions,
+                                                      float* out, float factor = 1.f) {
+  float results[2 * N];
+  if constexpr (kTwo<Channels>) sums_of_halves(x, results);
+  else sums(x, results);
+  write_results<Channels>(results, positions, factor, out);
+}
+template <typename Channels, size_t N>
+__attribute__((always_inline)) inline void write_maxima(const Vec (&x)[N], const std::array<int64_t, N>& positions,
+                                                        float* out) {
+  float results[2 * N];
+  if constexpr (kTwo<Channels>) maxima_of_halves(x, results);
+  else maxima(x, results);
+  write_results<Channels>(results, positions, 1.f, out);
 }
 
 // The number of positions whose last block ends within the map.
@@ -373,7 +467,7 @@ class Rows {
                                                                     Channels C) const {
     std::array<const T*, N> rows;
     for (size_t n = 0; n < N; ++n) rows[n] = x_ + positions[n] * stride(C);
-    if constexpr (std::is_same_v<Channels, OneBlock>) return rows;
+    if constexpr (std::is_base_of_v<OneBlock, Channels>) return rows;
     if (positions[N - 1] >= safe_) {
       for (size_t n = 0; n < N; ++n) {
         if (positions[n] >= safe_) rows[n] = last_.data() + (positions[n] - safe_) * C_;

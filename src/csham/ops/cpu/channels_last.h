@@ -137,6 +137,11 @@ class PooledRows {
     }
   }
 
+  // Those of a square of blocks: one, or two of two positions in a block each.
+  template <typename Channels>
+  std::array<float*, 2> cells(int64_t i, int64_t j, Channels) const {
+    return kTwo<Channels> ? std::array{cell(i, 2 * j), cell(i, 2 * j + 1)} : std::array{cell(i, j), cell(i, j)};
+  }
   float* cell(int64_t i, int64_t j) const { return memory_ + ((i % 3) * (size_.pooled_W() + 2) + j + 1) * stride_; }
 
   // After row i of cells: the outputs that needed no more than that.
@@ -215,39 +220,42 @@ struct ChannelsLast {
   static void position_statistics(const T* x, Size size, const float* wp, const float* filters, int64_t /*c0*/,
                                   int64_t /*c1*/, float* mean, float* max, float* neighbors, const T* next) {
     const int64_t further = bytes_to(next, x);
+    const View<T> view(size);
     Scratch scratch(10 * padded(size.C) + PooledRows::floats(size));
-    const Rows<T> rows(x, size.C, size.positions());
-    const float* weights = to_lanes<T>(wp, size.C, 1.f, 0.f, scratch);
+    const Rows<T> rows(x, view.size.C, view.size.positions());
+    const float* weights = to_lanes(wp, view, 1.f, 0.f, scratch);
     const float* taps[9];
-    for (int64_t k = 0; filters && k < 9; ++k) taps[k] = to_lanes<T>(filters + k * size.C, size.C, 0.f, 0.f, scratch);
-    with_channels<true>(size.C, [&](auto C) {
+    for (int64_t k = 0; filters && k < 9; ++k) taps[k] = to_lanes(filters + k * size.C, view, 0.f, 0.f, scratch);
+    with_channels<true>(view, [&](auto C) {
       const auto plain = [&](const auto& positions) __attribute__((always_inline)) {
-        reduce_channels<false>(rows, C, weights, positions, nullptr, mean, max, further);
+        reduce_channels<false>(rows, C, weights, positions, {}, mean, max, further);
       };
-      if (!filters) return for_positions(0, size.positions(), plain);
+      if (!filters) return for_positions(0, view.size.positions(), plain);
       const PooledRows pooled(size, scratch.take(PooledRows::floats(size)));
       const auto pool = [&](int64_t i, int64_t j, const Positions<4>& positions) __attribute__((always_inline)) {
-        reduce_channels<true>(rows, C, weights, positions, pooled.cell(i, j), mean, max, further);
-        if (j + 1 == size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
+        reduce_channels<true>(rows, C, weights, positions, pooled.cells(i, j, C), mean, max, further);
+        if (j + 1 == view.size.pooled_W()) pooled.convolve_after(i, taps, neighbors);
       };
-      for_cells(size, pool, plain);
+      for_cells(view.size, pool, plain);
     });
   }
 
   static void scale(const T* x, Size size, const float* w, const float* s, const T* shortcut, bool relu, T* y,
                     bool stream) {
-    Scratch scratch(5 * padded(size.C) + size.positions());
-    const float* weights = to_lanes<T>(w, size.C, 1.f, 0.f, scratch);
+    const View<T> view(size);
+    const int64_t C = view.size.C, positions = view.size.positions();
+    Scratch scratch(5 * padded(C) + size.positions());
+    const float* weights = to_lanes(w, view, 1.f, 0.f, scratch);
     s = plain(s, 1.f, size.positions(), scratch);
-    const Rows<T> x_rows(x, size.C, size.positions()), shortcut_rows(shortcut ? shortcut : x, size.C, size.positions());
-    const OutputRows<T, true> y_rows(y, size.C, stream, scratch);
+    const Rows<T> x_rows(x, C, positions), shortcut_rows(shortcut ? shortcut : x, C, positions);
+    const OutputRows<T, true> y_rows(y, C, stream, scratch);
     with_bool(shortcut != nullptr, [&](auto add) {
       constexpr bool kShortcut = decltype(add)::value;
       with_bool(relu, [&](auto clamp) {
         constexpr bool kRelu = decltype(clamp)::value;
-        with_channels<!kShortcut && !kRelu>(size.C, [&](auto C) {
-          for_positions(0, size.positions(), [&](const auto& group) __attribute__((always_inline)) {
-            scale_rows<kShortcut, kRelu>(x_rows, C, weights, s, shortcut_rows, y_rows, group);
+        with_channels<!kShortcut && !kRelu>(view, [&](auto channels) {
+          for_positions(0, positions, [&](const auto& group) __attribute__((always_inline)) {
+            scale_rows<kShortcut, kRelu>(x_rows, channels, weights, s, shortcut_rows, y_rows, group);
           });
         });
       });
@@ -257,16 +265,17 @@ struct ChannelsLast {
 
   static void scale_backward(const T* dy, const T* x, Size size, const float* w, const float* s, const float* wp,
                              const float* position_max, const T* y, T* dz, float* dw, float* ds, float* ties) {
-    const int64_t C = size.C, positions = size.positions();
-    Scratch scratch(ScaleBackward::Table::floats(C) + 4 * padded(C) + 2 * positions);
+    const View<T> view(size);
+    const int64_t C = view.size.C, positions = view.size.positions();
+    Scratch scratch(ScaleBackward::Table::floats(C) + 4 * padded(C) + 2 * size.positions());
     ScaleBackward k{Rows<T>(dy, C, positions),
                     Rows<T>(x, C, positions),
                     Rows<T>(y ? y : x, C, positions),
-                    typename ScaleBackward::Table(C, scratch),
-                    plain(s, 1.f, positions, scratch),
+                    typename ScaleBackward::Table(view, scratch),
+                    plain(s, 1.f, size.positions(), scratch),
                     position_max,
                     tail_mask<T>(C),
-                    ds ? ds : scratch.take(positions),
+                    ds ? ds : scratch.take(size.positions()),
                     ties};
     k.table.put(ScaleBackward::kW, w, 1.f, 0.f);
     k.table.put(ScaleBackward::kWp, wp, 1.f, kNaN);
@@ -276,7 +285,7 @@ struct ChannelsLast {
       constexpr bool kRelu = decltype(relu)::value;
       with_bool(ties != nullptr, [&](auto count) {
         constexpr bool kTies = decltype(count)::value;
-        with_channels<!kRelu && kTies>(C, [&](auto channels) {
+        with_channels<!kRelu && kTies>(view, [&](auto channels) {
           for_positions(0, positions, [&](const auto& group) __attribute__((always_inline)) {
             k.template add<kRelu, kTies>(group, channels, dz_rows);
           });
@@ -289,17 +298,18 @@ struct ChannelsLast {
   static void statistics_gradient(const T* x, Size size, const float* wp, const float* dmean, const float* dmax,
                                   const float* position_max, const float* dneighbors, const float* filters,
                                   const float* channel_max, float* dwp, float* dfilters, float* ties, const T* next) {
-    const int64_t C = size.C, positions = size.positions();
+    const View<T> view(size);
     const bool spatial = position_max && (dwp || dfilters);
     const bool neighbors = spatial && filters && dneighbors;
     if (!spatial && !ties) {
-      if (dwp) std::fill_n(dwp, C, 0.f);
+      if (dwp) std::fill_n(dwp, size.C, 0.f);
       return;
     }
     using K = StatisticsGradient;
-    Scratch scratch(K::Table::floats(C) + 2 * padded(C) + 2 * positions + NeighborGradient::floats(size));
-    K k{Rows<T>(x, C, positions), C, typename K::Table(C, scratch),
-        SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch), bytes_to(next, x)};
+    Scratch scratch(K::Table::floats(size.C) + 2 * padded(size.C) + 2 * size.positions() +
+                    NeighborGradient::floats(size));
+    K k{Rows<T>(x, view.size.C, view.size.positions()), view, typename K::Table(view, scratch),
+        SpatialGradient(dmean, dmax, position_max, size.positions(), spatial, scratch), bytes_to(next, x)};
     k.table.put(K::kWp, wp, 1.f, kNaN);
     k.table.put(K::kMaximum, channel_max, kNaN, kNaN);
     for (int sum = K::kDwp; sum < (neighbors ? K::kArrays : K::kFilters); ++sum) k.table.put(sum, nullptr, 0.f, 0.f);
@@ -315,22 +325,24 @@ struct ChannelsLast {
                              const float* dmean, const float* dmax, const float* position_max, const float* dneighbors,
                              const float* filters, const float* dchannel_mean, const float* dchannel_max,
                              const float* channel_max, T* dx, bool stream, const T* next) {
-    const int64_t C = size.C, positions = size.positions(), width = padded(C);
+    // Without dz the same row of zeros is read at every position, which blocks of two have no use for.
+    const View<T> view(size, dz != nullptr);
+    const int64_t C = view.size.C, positions = view.size.positions(), width = padded(C);
     const bool spatial = position_max != nullptr;
     const bool neighbors = spatial && filters && dneighbors;
     using K = InputGradient;
-    Scratch scratch(K::Table::floats(C) + 5 * width + 3 * positions + NeighborGradient::floats(size));
+    Scratch scratch(K::Table::floats(C) + 5 * width + 3 * size.positions() + NeighborGradient::floats(size));
     T* zeros = reinterpret_cast<T*>(scratch.take(width));
     std::fill_n(zeros, width, T(0.f));
-    K k{dz ? Rows<T>(dz, C, positions) : Rows<T>(zeros), Rows<T>(x, C, positions), typename K::Table(C, scratch),
-        plain(s, 1.f, positions, scratch), SpatialGradient(dmean, dmax, position_max, positions, spatial, scratch),
-        bytes_to(next, x)};
+    K k{dz ? Rows<T>(dz, C, positions) : Rows<T>(zeros), Rows<T>(x, C, positions), view,
+        typename K::Table(view, scratch), plain(s, 1.f, size.positions(), scratch),
+        SpatialGradient(dmean, dmax, position_max, size.positions(), spatial, scratch), bytes_to(next, x)};
     k.table.put(K::kW, w, 1.f, 0.f);
     k.table.put(K::kWp, wp, 1.f, 0.f);
     k.table.put(K::kDmean, dchannel_mean, 0.f, 0.f);
     k.table.put(K::kDmax, dchannel_max, 0.f, 0.f);
     k.table.put(K::kMaximum, channel_max, kNaN, kNaN);
-    for (int tap = 0; neighbors && tap < 9; ++tap) k.table.put(K::kFilters + tap, filters + tap * C, 0.f, 0.f);
+    for (int tap = 0; neighbors && tap < 9; ++tap) k.table.put(K::kFilters + tap, filters + tap * size.C, 0.f, 0.f);
     const OutputRows<T> dx_rows(dx, C, stream, scratch);
     const float* outer = neighbors ? dneighbors : nullptr;
     if (spatial) k.template run<true, true>(size, outer, dx_rows, scratch);
@@ -347,6 +359,14 @@ struct ChannelsLast {
     if (values) std::transform(values, values + count, plain_values, plain_nan);
     else std::fill_n(plain_values, count, neutral);
     return plain_values;
+  }
+
+  // A group of consecutive positions, or of a cell's, in blocks: the same, or of two positions each.
+  template <size_t N, typename Channels>
+  __attribute__((always_inline)) static auto in_blocks(const std::array<int64_t, N>& positions, Channels) {
+    if constexpr (!kTwo<Channels>) return positions;
+    else if constexpr (N == 4) return Positions<2>{positions[0] / 2, positions[2] / 2};
+    else return Positions<1>{positions[0] / 2};
   }
 
   // f(positions, taps) for all positions, with taps where a cell is pooled and the neighbour term has a gradient.
@@ -379,6 +399,8 @@ struct ChannelsLast {
       prefetch<2 * kBytes, kCache>(reinterpret_cast<const char*>(x[2] + 2 * c) + ahead);
     } else if constexpr (N == 4) {
       prefetch<4 * kBytes, kCache>(reinterpret_cast<const char*>(x[0] + 4 * c) + ahead);
+    } else if constexpr (N == 2) {
+      for (const T* row : x) prefetch<kBytes, kCache>(reinterpret_cast<const char*>(row) + ahead);
     }
   }
 
@@ -424,7 +446,7 @@ struct ChannelsLast {
     const auto x = x_rows(positions, C), shortcut = kShortcut ? shortcut_rows(positions, C) : x;
     const auto y = y_rows(positions, C);
     Vec weight[N];
-    for (size_t n = 0; n < N; ++n) weight[n] = Vec(s[positions[n]]);
+    for (size_t n = 0; n < N; ++n) weight[n] = in_lanes<Channels>(s, positions[n]);
     for (int64_t c = 0; c < C; c += kBlock) {
       prefetch_ahead<false>(x, c);
       if constexpr (kShortcut) prefetch_ahead<false>(shortcut, c);
@@ -445,8 +467,8 @@ struct ChannelsLast {
   // The mean and maximum over channels at N positions and, for a cell of four, the sum of the four.
   template <bool kPool, typename Channels, size_t N>
   __attribute__((always_inline)) static void reduce_channels(const Rows<T>& rows, Channels C, const float* weights,
-                              const std::array<int64_t, N>& positions, float* cell, float* mean, float* max,
-                              int64_t next) {
+                              const std::array<int64_t, N>& positions, const std::array<float*, 2>& cells, float* mean,
+                              float* max, int64_t next) {
     const auto x = rows(positions, C);
     Vec total[N], most[N];
     for (size_t n = 0; n < N; ++n) {
@@ -456,7 +478,9 @@ struct ChannelsLast {
     const auto block = [&](int64_t c, auto tail, const Pair& mask) __attribute__((always_inline)) {
       prefetch_ahead<kPool>(x, c, next);
       const Pair weight = load_block(weights + c);
-      Pair pooled(0.f);
+      // Of two positions in a block, blocks above each other make a cell.
+      constexpr size_t kCells = kTwo<Channels> ? 2 : 1;
+      Pair pooled[kCells];
 #pragma GCC unroll 4
       for (size_t n = 0; n < N; ++n) {
         Pair t = weight * load_block(x[n] + c);
@@ -465,23 +489,17 @@ struct ChannelsLast {
           t = t & mask;
           candidate = select(mask, t, Pair(-kInfinity));
         }
-        if constexpr (kPool) pooled = n == 0 ? t : pooled + t;
+        if constexpr (kPool) pooled[n % kCells] = n < kCells ? t : pooled[n % kCells] + t;
         total[n] = total[n] + t.a + t.b;
         most[n] = larger(larger(candidate.a, candidate.b), most[n]);
       }
-      if constexpr (kPool) store_block(cell + c, pooled);
+      for (size_t i = 0; kPool && i < kCells; ++i) store_block(cells[i] + c, pooled[i]);
     };
     int64_t c = 0;
     for (; c + kBlock <= C; c += kBlock) block(c, std::false_type(), Pair());
     if (c < C) block(c, std::true_type(), tail_mask<T>(C));
-    float totals[N], maxima_[N];
-    sums(total, totals);
-    maxima(most, maxima_);
-    const float share = 1.f / static_cast<float>(C);
-    for (size_t n = 0; n < N; ++n) {
-      mean[positions[n]] = totals[n] * share;
-      max[positions[n]] = maxima_[n];
-    }
+    write_sums<Channels>(total, positions, mean, 1.f / static_cast<float>(kTwo<Channels> ? C / 2 : C));
+    write_maxima<Channels>(most, positions, max);
   }
 
   struct ScaleBackward {
@@ -501,8 +519,8 @@ struct ChannelsLast {
       const auto dz = kRelu ? dz_rows(positions, C) : std::array<T*, N>();
       Vec scale[N], most[N], total[N], equal[N];
       for (size_t n = 0; n < N; ++n) {
-        scale[n] = Vec(s[positions[n]]);
-        if constexpr (kTies) most[n] = Vec(position_max[positions[n]]);
+        scale[n] = in_lanes<Channels>(s, positions[n]);
+        if constexpr (kTies) most[n] = in_lanes<Channels>(position_max, positions[n]);
         total[n] = equal[n] = Vec(0.f);
       }
       const auto block = [&](int64_t c, auto tail) __attribute__((always_inline)) {
@@ -533,13 +551,10 @@ struct ChannelsLast {
       for (; c + kBlock <= C; c += kBlock) block(c, std::false_type());
       if (c < C) block(c, std::true_type());
       if constexpr (kRelu) dz_rows.finish(positions);
-      float values[N];
-      sums(total, values);
-      for (size_t n = 0; n < N; ++n) ds[positions[n]] = values[n];
+      write_sums<Channels>(total, positions, ds);
       if constexpr (kTies) {
         for (size_t n = 0; n < N; ++n) equal[n] = counted(equal[n]);
-        sums(equal, values);
-        for (size_t n = 0; n < N; ++n) ties[positions[n]] = values[n];
+        write_sums<Channels>(equal, positions, ties);
       }
     }
   };
@@ -566,11 +581,12 @@ struct ChannelsLast {
       }
     };
 
-    template <bool kWanted, size_t N>
+    template <bool kWanted, typename Channels, size_t N>
     __attribute__((always_inline)) std::array<AtPosition, N> at(const std::array<int64_t, N>& positions) const {
       std::array<AtPosition, N> gradients;
       for (size_t n = 0; kWanted && n < N; ++n) {
-        gradients[n] = {Vec(maximum[positions[n]]), Vec(other[positions[n]]), Vec(most[positions[n]])};
+        const int64_t p = positions[n];
+        gradients[n] = {in_lanes<Channels>(maximum, p), in_lanes<Channels>(other, p), in_lanes<Channels>(most, p)};
       }
       return gradients;
     }
@@ -581,16 +597,16 @@ struct ChannelsLast {
     enum { kWp, kMaximum, kDwp, kTies, kFilters, kArrays = kFilters + 9 };
     using Table = ChannelTable<T, kArrays>;
     Rows<T> rows;
-    int64_t C;
+    View<T> view;
     Table table;
     SpatialGradient gradient;
     int64_t next;  // of bytes_to
 
     template <bool kSpatial>
     void run(const Size& size, const float* dneighbors, Scratch& scratch) const {
-      with_channels<kSpatial>(size.C, [&](auto C) {
+      with_channels<kSpatial>(view, [&](auto C) {
         const auto add_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
-          add<kSpatial>(group, C, taps);
+          add<kSpatial>(in_blocks(group, C), C, taps);
         };
         for_neighbors<kSpatial>(size, dneighbors, scratch, add_group);
       });
@@ -601,7 +617,7 @@ struct ChannelsLast {
                                             const CellTaps& taps) const {
       const Table table = this->table;
       const auto x = rows(positions, C);
-      const auto spatial = gradient.template at<kSpatial>(positions);
+      const auto spatial = gradient.template at<kSpatial, Channels>(positions);
       constexpr int kTaps = CellTaps::kCount;
       Vec outer[kTaps + 1];
       if constexpr (kTaps > 0) for (int k = 0; k < kTaps; ++k) outer[k] = Vec(taps(k));
@@ -630,6 +646,7 @@ struct ChannelsLast {
 
     // t is linear in wp, so the neighbour term's gradient of wp follows from the filters'.
     void add_neighbors(const float* filters, const float* wp, float* dwp, float* dfilters, Scratch& scratch) const {
+      const int64_t C = view.channels;
       float* product = scratch.take(padded(C));
       if (dwp) table.get(kDwp, dwp);
       for (int tap = 0; tap < 9; ++tap) {
@@ -640,7 +657,7 @@ struct ChannelsLast {
     }
 
     void get_ties(float* ties) const {
-      for (int64_t c = 0; c < C; c += kBlock) store_block(table.at(c, kTies), counted(table(c, kTies)));
+      for (int64_t c = 0; c < view.channels; c += kBlock) store_block(table.at(c, kTies), counted(table(c, kTies)));
       table.get(kTies, ties);
     }
   };
@@ -649,6 +666,7 @@ struct ChannelsLast {
     enum { kW, kWp, kDmean, kDmax, kMaximum, kFilters, kArrays = kFilters + 9 };
     using Table = ChannelTable<T, kArrays>;
     Rows<T> dz_rows, x_rows;
+    View<T> view;
     Table table;
     const float* s;
     SpatialGradient gradient;
@@ -658,12 +676,12 @@ struct ChannelsLast {
     void run(const Size& size, const float* dneighbors, const OutputRows<T>& dx_rows, Scratch& scratch) const {
       const auto run_channels = [&](auto C) {
         const auto write_group = [&](const auto& group, const auto& taps) __attribute__((always_inline)) {
-          write<kSpatial, kMax>(group, C, taps, dx_rows);
+          write<kSpatial, kMax>(in_blocks(group, C), C, taps, dx_rows);
         };
         for_neighbors<kSpatial>(size, dneighbors, scratch, write_group);
       };
       if (dz_rows.repeated()) run_channels(size.C);
-      else with_channels<kSpatial>(size.C, run_channels);
+      else with_channels<kSpatial>(view, run_channels);
     }
 
     template <bool kSpatial, bool kMax, typename Channels, typename CellTaps, size_t N>
@@ -672,10 +690,10 @@ struct ChannelsLast {
       const Table table = this->table;
       const auto x = x_rows(positions, C), dz = dz_rows(positions, C);
       const auto dx = dx_rows(positions, C);
-      const auto spatial = gradient.template at<kSpatial>(positions);
+      const auto spatial = gradient.template at<kSpatial, Channels>(positions);
       constexpr int kTaps = CellTaps::kCount;
       Vec scale[N], outer[kTaps + 1];
-      for (size_t n = 0; n < N; ++n) scale[n] = Vec(s[positions[n]]);
+      for (size_t n = 0; n < N; ++n) scale[n] = in_lanes<Channels>(s, positions[n]);
       if constexpr (kTaps > 0) for (int k = 0; k < kTaps; ++k) outer[k] = Vec(taps(k));
       for (int64_t c = 0; c < C; c += kBlock) {
         prefetch_ahead<(kTaps > 0)>(dz, c);
