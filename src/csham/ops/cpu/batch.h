@@ -11,6 +11,7 @@
 #include "parallel.h"
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 namespace csham {
@@ -41,7 +42,59 @@ struct Batch : Layout<T> {
   static bool past_cache(const Map& map) {
     return map.B * map.size.values() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   }
+  // The same image for a pass to read, one of two; where to write one; and what to do when it is written.
+  template <int kWhich = 0>
+  static const T* read(const void* batch, const Size& size, int64_t b) {
+    return Batch::map(batch, size, b);
+  }
+  static T* target(void* batch, const Size& size, int64_t b) { return Batch::map(batch, size, b); }
+  static void finish(void* /*batch*/, const Size& /*size*/, int64_t /*b*/) {}
 };
+
+// Contiguous images that are turned to channels_last and back. Planes of few positions are better walked that way where
+// the neighbour term pools them: a vector then holds channels, not what there is of a row.
+template <typename T>
+struct Turned : Batch<T, pixels::ChannelsLast> {
+  template <int kWhich = 0>
+  static const T* read(const void* batch, const Size& size, int64_t b) {
+    if (batch == nullptr) return nullptr;
+    T* image = memory(kWhich, size);
+    turn(Turned::map(batch, size, b), size.C, size.positions(), image);
+    return image;
+  }
+  static T* target(void* /*batch*/, const Size& size, int64_t /*b*/) { return memory(2, size); }
+  static void finish(void* batch, const Size& size, int64_t b) {
+    turn(memory(2, size), size.positions(), size.C, Turned::map(batch, size, b));
+  }
+  static bool past_cache(const Map&) { return false; }
+
+ private:
+  static T* memory(int which, const Size& size) {
+    static thread_local std::array<std::vector<T>, 3> images;
+    if (static_cast<int64_t>(images[which].size()) < size.values()) images[which].resize(size.values());
+    return images[which].data();
+  }
+  static void turn(const T* from, int64_t rows, int64_t columns, T* to) {
+    constexpr int64_t kTile = 32;
+    for (int64_t i = 0; i < rows; i += kTile) {
+      for (int64_t j = 0; j < columns; j += kTile) {
+        at::vec::transpose_mxn<T>(from + i * columns + j, columns, to + j * rows + i, rows, std::min(kTile, rows - i),
+                                  std::min(kTile, columns - j));
+      }
+    }
+  }
+};
+
+// The map as a kernel should take it that pools for the neighbour term. Only with AVX-512 is there something to turn
+// bfloat16 with that is quick enough.
+inline Map turned_if_small(const Map& map) {
+  constexpr int64_t kPositions = 64;
+  Map taken = map;
+  taken.turned = kWidth == 16 && map.bfloat16 && !map.channels_last && map.size.positions() <= kPositions &&
+                 map.size.C >= pixels::kBlock;
+  taken.channels_last = map.channels_last || taken.turned;
+  return taken;
+}
 
 // The same of an array of float32 with a number of values for each image.
 template <typename T>
@@ -52,7 +105,9 @@ T* of_image(T* batch, int64_t b, int64_t values) {
 // Calls f with the batch of the right type and layout.
 template <typename F>
 void dispatch(const Map& map, const F& f) {
-  if (map.bfloat16)
+  if (map.turned)
+    f(Turned<BFloat16>());
+  else if (map.bfloat16)
     map.channels_last ? f(Batch<BFloat16, pixels::ChannelsLast>()) : f(Batch<BFloat16, Contiguous>());
   else
     map.channels_last ? f(Batch<float, pixels::ChannelsLast>()) : f(Batch<float, Contiguous>());

@@ -409,25 +409,32 @@ struct Contiguous {
     using namespace planes;
     const int64_t positions = size.positions();
     const Block lowest = both(-std::numeric_limits<float>::infinity());
-    for (int64_t c = c0; c < c1; ++c) {
-      const T* plane = x + c * positions;
-      std::array<Block, 2> sums = {both(0.f), both(0.f)}, tops = {lowest, lowest};
-      int64_t p = 0;
-      for (; p + 2 * kBlock <= positions; p += 2 * kBlock)
-        for (int i = 0; i < 2; ++i) {
-          const Block v = load_block(plane + p + i * kBlock);
-          sums[i] = sums[i] + v;
-          tops[i] = larger(tops[i], v);
-        }
-      for_blocks<T>(positions - p, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
-        const Block v = part.load(plane + p + q);
-        sums[0] = sums[0] + v;
-        tops[0] = larger(tops[0], part.keep(v, lowest));
-      });
-      mean[c] = total(sums[0] + sums[1]) / static_cast<float>(positions);
-      const Block top = larger(tops[0], tops[1]);
-      if (max) max[c] = largest(CPU_CAPABILITY::larger(top.a, top.b));
-    }
+    for_groups<4>(c0, c1, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
+      constexpr int K = k;
+      Vec totals[K], highest[K];
+      for (int n = 0; n < K; ++n) {
+        const T* plane = x + (c + n) * positions;
+        std::array<Block, 2> sums = {both(0.f), both(0.f)}, tops = {lowest, lowest};
+        int64_t p = 0;
+        for (; p + 2 * kBlock <= positions; p += 2 * kBlock)
+          for (int i = 0; i < 2; ++i) {
+            const Block v = load_block(plane + p + i * kBlock);
+            sums[i] = sums[i] + v;
+            tops[i] = larger(tops[i], v);
+          }
+        for_blocks<T>(positions - p, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
+          const Block v = part.load(plane + p + q);
+          sums[0] = sums[0] + v;
+          tops[0] = larger(tops[0], part.keep(v, lowest));
+        });
+        const Block sum = sums[0] + sums[1], top = larger(tops[0], tops[1]);
+        totals[n] = sum.a + sum.b;
+        highest[n] = CPU_CAPABILITY::larger(top.a, top.b);
+      }
+      CPU_CAPABILITY::sums(totals, mean + c);
+      for (int n = 0; n < K; ++n) mean[c + n] /= static_cast<float>(positions);
+      if (max) maxima(highest, max + c);
+    });
   }
 
   static void position_statistics(const T* x, Size size, const float* wp, const float* filters, int64_t c0, int64_t c1,
@@ -521,8 +528,7 @@ struct Contiguous {
         });
       };
       y ? blocks(std::true_type()) : blocks(std::false_type());
-      if (dw)
-        for (int i = 0; i < K; ++i) dw[c + i] = total(channel_sums[i]);
+      if (dw) totals(channel_sums, dw + c);
     });
     if (ds) rearrange<T>(sums, positions, 1.f, ds);
     if (ties) rearrange<T>(counts, positions, 1.f, ties);
@@ -553,10 +559,8 @@ struct Contiguous {
             counts[i] = counts[i] + where_equal(v, both(highest[i]), ones);
           }
         });
-        for (int i = 0; i < K; ++i) {
-          if (dwp) dwp[c + i] = total(sums[i]);
-          if (ties) ties[c + i] = total(counts[i]);
-        }
+        if (dwp) totals(sums, dwp + c);
+        if (ties) totals(counts, ties + c);
       });
     }
     if (filters && dneighbors && (dwp || dfilters)) neighbors_gradient(x, size, wp, dneighbors, filters, dwp, dfilters);
@@ -588,7 +592,12 @@ struct Contiguous {
     prefetch<planes::kBlock * sizeof(T), kSecond>(reinterpret_cast<const char*>(p) + bytes);
   }
 
-  static float total(const planes::Block& v) { return sum(v.a + v.b); }
+  template <size_t K>
+  static void totals(const std::array<planes::Block, K>& blocks, float* out) {
+    Vec vectors[K];
+    for (size_t i = 0; i < K; ++i) vectors[i] = blocks[i].a + blocks[i].b;
+    CPU_CAPABILITY::sums(vectors, out);
+  }
 
   template <int K>
   static void add_positions(const T* x, int64_t positions, const std::array<float, K>& weights, float* sums,
@@ -707,11 +716,13 @@ struct Contiguous {
         {{sums.even[0], sums.even[1]}, {sums.odd[0], sums.odd[1]}, {sums.even[2], sums.even[3]}}};
     float along = 0.f;
     for (const auto& [own, before] : rows) {
-      const float gradients[3] = {sum(Vec::blendv(own, none, lanes.odd)), sum(Vec::blendv(none, own, lanes.odd)),
-                                  sum(Vec::blendv(before, none, lanes.odd))};
-      for (const float gradient : gradients) {
-        along += 0.25f * gradient * *filter++;
-        if (dfilter) *dfilter++ += 0.25f * gradient * weight;
+      const Vec shares[4] = {Vec::blendv(own, none, lanes.odd), Vec::blendv(none, own, lanes.odd),
+                             Vec::blendv(before, none, lanes.odd), none};
+      float gradients[4];
+      CPU_CAPABILITY::sums(shares, gradients);
+      for (int column = 0; column < 3; ++column) {
+        along += 0.25f * gradients[column] * *filter++;
+        if (dfilter) *dfilter++ += 0.25f * gradients[column] * weight;
       }
     }
     return along;

@@ -16,9 +16,10 @@ namespace csham::CPU_CAPABILITY {
 // Channels of one image that are read twice in a row should stay in the second-level cache.
 constexpr int64_t kBlockBytes = 128 << 10;
 
-void hybrid_pool(const Map& map, const void* x, const ChannelGate& gate, bool positions, bool weighted,
+void hybrid_pool(const Map& given, const void* x, const ChannelGate& gate, bool positions, bool weighted,
                  const float* filters, float* w, float* channel_mean, float* channel_max, float* mean, float* max,
                  float* neighbors) {
+  const Map map = filters == nullptr ? given : turned_if_small(given);
   const Size size = map.size;
   const Filters taps(filters, map);
   // A channel's weight needs the statistics of the channels around it only.
@@ -27,7 +28,7 @@ void hybrid_pool(const Map& map, const void* x, const ChannelGate& gate, bool po
   const int64_t block = whole ? size.C : std::max<int64_t>(8, kBlockBytes / plane / 8 * 8);
   const int64_t reach = 2 * (gate.kernel_size / 2);
   for_each_image(map, [&](auto batch, int64_t b) {
-    const auto* image = batch.map(x, size, b);
+    const auto* image = batch.read(x, size, b);
     float *image_w = of_image(w, b, size.C), *image_mean = of_image(channel_mean, b, size.C);
     float* image_max = of_image(channel_max, b, size.C);
     int64_t known = 0;

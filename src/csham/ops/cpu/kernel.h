@@ -33,6 +33,7 @@ struct Map {
   Size size;
   bool channels_last;
   bool bfloat16;
+  bool turned = false;  // contiguous, but a kernel turns its images to channels_last, one by one (batch.h)
 };
 
 #if !defined(CPU_CAPABILITY)

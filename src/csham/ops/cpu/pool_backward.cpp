@@ -55,7 +55,7 @@ void image_backward(Batch batch, const PoolBackward& p, const Map& map, int64_t 
   static thread_local Scratch scratch;
   const Size size = map.size;
   const int64_t C = size.C, P = size.positions();
-  const auto* x = batch.map(p.x, size, b);
+  const auto* x = batch.read(p.x, size, b);
   const float *wp = of_image(p.wp, b, C), *channel_max = of_image(p.channel_max, b, C);
   const float* position_max = of_image(p.position_max, b, P);
   const float* dneighbors = of_image(p.dneighbors, b, size.coarse_H() * size.coarse_W());
@@ -69,15 +69,17 @@ void image_backward(Batch batch, const PoolBackward& p, const Map& map, int64_t 
                               batch.soon(p.dz, map, b));
   if (p.dwp != nullptr) std::copy_n(dw, C, p.dwp + b * C);
   const bool channels = share_channel_gradients(p, size, b, dw, dgate, scratch);
-  batch.input_gradient(batch.map(p.dz, size, b), x, size, of_image(p.w, b, C), of_image(p.s, b, P), wp,
+  batch.input_gradient(batch.template read<1>(p.dz, size, b), x, size, of_image(p.w, b, C), of_image(p.s, b, P), wp,
                        scratch.dmean.data(), scratch.dmax.data(), position_max, dneighbors, taps,
                        channels ? scratch.dchannel_mean.data() : nullptr, scratch.dchannel_max.data(), channel_max,
-                       batch.map(p.dx, size, b), batch.past_cache(map), batch.soon(p.x, map, b + 1));
+                       batch.target(p.dx, size, b), batch.past_cache(map), batch.soon(p.x, map, b + 1));
+  batch.finish(p.dx, size, b);
 }
 
 }  // namespace
 
-void pool_backward(const Map& map, const PoolBackward& p) {
+void pool_backward(const Map& given, const PoolBackward& p) {
+  const Map map = p.dneighbors == nullptr || p.filters == nullptr ? given : turned_if_small(given);
   const Size size = map.size;
   const Filters taps(p.filters, map);
   const int64_t groups = std::min(kGroups, map.B), parameters = p.gate == nullptr ? 0 : p.gate->parameters();

@@ -11,12 +11,13 @@ CSHAM_KERNEL(void position_pool(const Map&, const void* x, const float* wp, cons
 
 namespace csham::CPU_CAPABILITY {
 
-void position_pool(const Map& map, const void* x, const float* wp, const float* filters, float* mean, float* max,
+void position_pool(const Map& given, const void* x, const float* wp, const float* filters, float* mean, float* max,
                    float* neighbors) {
+  const Map map = filters == nullptr ? given : turned_if_small(given);
   const Size size = map.size;
   const Filters taps(filters, map);
   for_each_image(map, [&](auto batch, int64_t b) {
-    batch.position_statistics(batch.map(x, size, b), size, of_image(wp, b, size.C), taps.data(), 0, size.C,
+    batch.position_statistics(batch.read(x, size, b), size, of_image(wp, b, size.C), taps.data(), 0, size.C,
                               of_image(mean, b, size.positions()), of_image(max, b, size.positions()),
                               of_image(neighbors, b, size.coarse_H() * size.coarse_W()), batch.soon(x, map, b + 1));
   });

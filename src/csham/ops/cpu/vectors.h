@@ -7,6 +7,7 @@
 #include <ATen/cpu/vec/vec.h>
 #include <c10/util/BFloat16.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -120,6 +121,77 @@ inline float sum(const Vec& a) {
 
 inline float largest(const Vec& a) {
   return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return larger(x, y); }, a);
+}
+
+// out[n] = the sum (or whatever join computes) of all values of x[n]; of halves, of the lower ones in out[2 n] and of the
+// upper ones in out[2 n + 1].
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+struct Add {
+  template <typename V>
+  V operator()(const V& x, const V& y) const { return x + y; }
+};
+struct Larger {
+  __m128 operator()(__m128 x, __m128 y) const { return _mm_max_ps(x, y); }
+  __m256 operator()(__m256 x, __m256 y) const { return _mm256_max_ps(x, y); }
+#if defined(CPU_CAPABILITY_AVX512)
+  __m512 operator()(__m512 x, __m512 y) const { return _mm512_max_ps(x, y); }
+#endif
+};
+
+#if defined(CPU_CAPABILITY_AVX512)
+// In each quarter, a value for each of the four.
+template <typename Join>
+inline __m512 reduce_quarters(const Vec (&x)[4], Join join) {
+  const __m512 x01 = join(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 x23 = join(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  return join(_mm512_shuffle_ps(x01, x23, 0x44), _mm512_shuffle_ps(x01, x23, 0xee));
+}
+template <typename Join>
+inline void reduce(const Vec (&x)[4], float* out, Join join) {
+  const __m512 all = reduce_quarters(x, join);
+  const __m256 half = join(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, join(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+template <typename Join>
+inline void reduce_halves(const Vec (&x)[4], float* out, Join join) {
+  const __m512 all = reduce_quarters(x, join);
+  const __m256 lower = _mm512_castps512_ps256(all), upper = _mm512_extractf32x8_ps(all, 1);
+  const __m128 even = join(_mm256_castps256_ps128(lower), _mm256_extractf128_ps(lower, 1));
+  const __m128 odd = join(_mm256_castps256_ps128(upper), _mm256_extractf128_ps(upper, 1));
+  _mm_storeu_ps(out, _mm_unpacklo_ps(even, odd));
+  _mm_storeu_ps(out + 4, _mm_unpackhi_ps(even, odd));
+}
+template <size_t N, typename Join>
+inline void reduce_halves(const Vec (&x)[N], float* out, Join join) {
+  for (size_t n = 0; n < N; ++n) {
+    const Vec same[4] = {x[n], x[n], x[n], x[n]};
+    float values[8];
+    reduce_halves(same, values, join);
+    std::copy_n(values, 2, out + 2 * n);
+  }
+}
+inline void sums_of_halves(const auto& x, float* out) { reduce_halves(x, out, Add()); }
+inline void maxima_of_halves(const auto& x, float* out) { reduce_halves(x, out, Larger()); }
+#else
+template <typename Join>
+inline void reduce(const Vec (&x)[4], float* out, Join join) {
+  const __m256 x01 = join(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+  const __m256 x23 = join(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+  const __m256 all = join(_mm256_shuffle_ps(x01, x23, 0x44), _mm256_shuffle_ps(x01, x23, 0xee));
+  _mm_storeu_ps(out, join(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+#endif
+inline void sums(const Vec (&x)[4], float* out) { reduce(x, out, Add()); }
+inline void maxima(const Vec (&x)[4], float* out) { reduce(x, out, Larger()); }
+#endif
+
+template <size_t N>
+inline void sums(const Vec (&x)[N], float* out) {
+  for (size_t n = 0; n < N; ++n) out[n] = sum(x[n]);
+}
+template <size_t N>
+inline void maxima(const Vec (&x)[N], float* out) {
+  for (size_t n = 0; n < N; ++n) out[n] = largest(x[n]);
 }
 
 // value where a == b, else zero.
