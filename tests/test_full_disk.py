@@ -124,7 +124,7 @@ def test_share(fill, disk, finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["safetensors", "onnx", "pt2"])
+@pytest.mark.parametrize("ending", ["safetensors", pytest.param("onnx", marks=pytest.mark.long), "pt2"])
 def test_export(fill, disk, finished, ending):
     if ending == "onnx":
         pytest.importorskip("onnxruntime")

@@ -271,11 +271,13 @@ def test_a_network_without_attention_is_refused():
         csham.recompute_norms(nn.Linear(2, 2))
 
 
+# The second splits the graph as inductor does, without its minute for C++.
 @pytest.mark.slow
-def test_compiled_networks_run_as_before():
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.long), "aot_eager_decomp_partition"])
+def test_compiled_networks_run_as_before(backend):
     model, images = small_network("eca"), torch.randn(3, 3, 8, 8)
     csham.recompute_norms(model)
     expected = gradients(copy.deepcopy(model), images)
-    found = gradients(torch.compile(model, fullgraph=True), images)
+    found = gradients(torch.compile(model, fullgraph=True, backend=backend), images)
     for one, two in zip(expected, found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)

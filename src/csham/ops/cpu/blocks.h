@@ -339,9 +339,12 @@ constexpr bool kTwo = std::is_same_v<Channels, TwoInBlock>;
 // The values at position p of a view, each in all lanes that belong to its position.
 template <typename Channels>
 __attribute__((always_inline)) inline Vec in_lanes(const float* values, int64_t p) {
-  if constexpr (!kTwo<Channels>) return Vec(values[p]);
-  constexpr int64_t kUpper = (1ll << kWidth) - (1ll << kWidth / 2);
-  return Vec::blend<kUpper>(Vec(values[2 * p]), Vec(values[2 * p + 1]));
+  if constexpr (kTwo<Channels>) {
+    constexpr int64_t kUpper = (1ll << kWidth) - (1ll << kWidth / 2);
+    return Vec::template blend<kUpper>(Vec(values[2 * p]), Vec(values[2 * p + 1]));
+  } else {
+    return Vec(values[p]);
+  }
 }
 
 // out at positions[n] = the sum of x[n] times a factor, or its maximum; of each half where two positions share x[n].
