@@ -263,7 +263,8 @@ def test_tangents_are_kept(cpu_kernels, name, tangents_of, grad):
     def at(step):
         return apply({key: value + step * directions.get(key, 0) for key, value in values.items()})
 
-    expected = (at(1e-6) - at(-1e-6)) / 2e-6
+    with ops.use_kernels("reference"):
+        expected = (at(1e-6) - at(-1e-6)) / 2e-6
     to = {key: value.float() for key, value in values.items()}
     layer.float()
     with ops.use_kernels("cpu"), torch.set_grad_enabled(grad), forward_ad.dual_level():
