@@ -246,17 +246,24 @@ struct View {
 // The value, or a NaN whose lower half is zero, like those of bfloat16 and those that the processor makes: only float32
 // arrays can hold others, and made plain once they need not be looked for where their products are rounded.
 inline float plain_nan(float value) { return value == value ? value : std::numeric_limits<float>::quiet_NaN(); }
+inline Vec plain_nan(const Vec& x) { return Vec::blendv(Vec(std::numeric_limits<float>::quiet_NaN()), x, x == x); }
+inline Pair plain_nan(const Pair& x) { return {plain_nan(x.a), plain_nan(x.b)}; }
 
 // A value per channel, or `neutral` throughout where there are none, to blocks in the lane order of T, each `stride`
 // after the one before it, then padding. Positions that share a block have the same values.
 template <typename T>
 void put_lanes(const float* values, const View<T>& view, float neutral, float padding, float* lanes, int64_t stride) {
   for (int64_t c = 0; c < view.channels; c += kBlock, lanes += stride) {
-    float block[kBlock];
     const int64_t count = std::min(kBlock, view.channels - c);
-    for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? plain_nan(values[c + i]) : neutral;
-    if (view.two) std::copy_n(block, count, block + count);
-    Pair x = load_block(static_cast<const float*>(block));
+    Pair x(neutral);
+    if (values && count == kBlock) {
+      x = plain_nan(load_block(values + c));
+    } else {
+      float block[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) block[i] = i >= count ? padding : values ? plain_nan(values[c + i]) : neutral;
+      if (view.two) std::copy_n(block, count, block + count);
+      x = load_block(static_cast<const float*>(block));
+    }
     if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::deinterleave2(x.a, x.b);
     store_block(lanes, x);
   }
@@ -277,9 +284,13 @@ void from_lanes(const float* lanes, int64_t C, float* values, int64_t stride = k
   for (int64_t c = 0; c < C; c += kBlock, lanes += stride) {
     Pair x = load_block(lanes);
     if (!std::is_same_v<T, float>) std::tie(x.a, x.b) = at::vec::interleave2(x.a, x.b);
-    float block[kBlock];
-    store_block(block, x);
-    std::copy_n(block, std::min(kBlock, C - c), values + c);
+    if (c + kBlock <= C) {
+      store_block(values + c, x);
+    } else {
+      float block[kBlock];
+      store_block(block, x);
+      std::copy_n(block, C - c, values + c);
+    }
   }
 }
 

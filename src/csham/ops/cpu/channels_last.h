@@ -356,7 +356,7 @@ struct ChannelsLast {
   static const float* plain(const float* values, float neutral, int64_t count, Scratch& scratch) {
     if (std::is_same_v<T, float> && values) return values;
     float* plain_values = scratch.take(count);
-    if (values) std::transform(values, values + count, plain_values, plain_nan);
+    if (values) std::transform(values, values + count, plain_values, [](float value) { return plain_nan(value); });
     else std::fill_n(plain_values, count, neutral);
     return plain_values;
   }
