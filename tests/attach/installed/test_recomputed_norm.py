@@ -271,7 +271,7 @@ def test_a_network_without_attention_is_refused():
         csham.recompute_norms(nn.Linear(2, 2))
 
 
-# The second splits the graph as inductor does, without its minute for C++.
+# The second splits the graph as inductor does, and compiles no C++.
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.long), "aot_eager_decomp_partition"])
 def test_compiled_networks_run_as_before(backend):
