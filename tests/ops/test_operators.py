@@ -1,7 +1,7 @@
 """The same questions to every operator on the list, by every kind of kernels.
 
 ``operator_cases`` has a file for each: ``examples(x)``, arguments by name for a map, and ``plain(...)``, the results
-that mean something, by name, from plain formulas.
+that mean something, by name, from plain formulas. Neither knows of norms, whose input can stand for the map.
 """
 
 import gc
@@ -50,11 +50,17 @@ def cases(name):
 def run(name, kernels, arguments):
     """Results by name; a scaling is tied to a pooling of its map, which then has the map's gradient."""
     tie = {}
+    if takes_norms(name):
+        arguments = {"affine": None} | arguments
     if "carry_z" in OPERATORS[name].arguments._fields:
-        pooled = OPERATORS["channel_pool"](kernels, arguments["x"], False)
+        pooled = OPERATORS["channel_pool"](kernels, arguments["x"], arguments["affine"], False)
         tie = {field: value for field, value in pooled._asdict().items() if field.startswith("carry")}
     given = OPERATORS[name].arguments(**arguments, **tie)
     return OPERATORS[name](kernels, *given)._asdict()
+
+
+def takes_norms(name):
+    return "affine" in OPERATORS[name].arguments._fields
 
 
 def fresh(value):
@@ -67,7 +73,7 @@ def leaves_of(arguments, dtype=None):
     for name, value in found.items():
         if isinstance(value, torch.Tensor):
             found[name] = leaf = value.to(dtype or value.dtype)
-            leaf.requires_grad_(not name.endswith(("norm_mean", "norm_var")) and not name.startswith("position_"))
+            leaf.requires_grad_(not name.endswith(("norm_mean", "norm_var")) and not name.startswith(("position_", "affine")))
     return found
 
 
@@ -110,6 +116,32 @@ def test_results_and_gradients_are_those_of_plain_formulas(kernels, name, layout
             check(name, kernels, torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout]))
 
 
+def norm_of(x):
+    """A norm's input and its affine, and its output: in few bits, so that every way of rounding finds the same."""
+    u = (4 * torch.randn(x.shape)).round() / 4
+    affine = (8 * torch.randn(2, x.shape[1])).round() / 8
+    scale, shift = affine[:, :, None, None]
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    return *((value.to(x.dtype).contiguous(memory_format=layout) for value in (u, scale * u + shift))), affine
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in OPERATORS if takes_norms(name)])
+def test_a_norms_input_with_its_affine_is_its_output(kernels, name, layout):
+    for dtype in TOLERANCE if kernels == "cpu" else [torch.bfloat16]:
+        for shape in SHAPES if kernels == "cpu" else [(2, 5, 4, 6), (2, 3, 5, 7)]:
+            u, y, affine = norm_of(torch.empty(shape, dtype=dtype).contiguous(memory_format=LAYOUTS[layout]))
+            for arguments in cases(name).examples(y):
+                results = []
+                for change in ({}, {"x": u, "affine": affine}):
+                    given = leaves_of(arguments | change)
+                    found = run(name, kernels, given)
+                    differentiable = {k: v for k, v in found.items() if v.requires_grad and not k.startswith("carry")}
+                    results.append(results_and_gradients(differentiable, given))
+                assert results[0].keys() == results[1].keys()
+                assert not [key for key, value in results[0].items() if not torch.equal(value, results[1][key])]
+
+
 class Calls(TorchDispatchMode):
     """Notes the calls of csham's operators."""
 
@@ -145,6 +177,8 @@ def _is_filter(value):
 def test_schemas_fakes_and_registration(kernels, name):
     x = torch.randn(1, 3, 5, 6).contiguous(memory_format=torch.channels_last)
     examples, only = cases(name).examples(x), {}
+    if takes_norms(name):
+        examples.append(examples[-1] | {"affine": torch.randn(2, 3)})
     if kernels == "triton":  # slowly interpreted
         examples, only = examples[-1:], {"test_utils": ("test_schema", "test_faketensor")}
     for function, args, kwargs in calls_of(name, kernels, examples):
@@ -191,7 +225,7 @@ def test_operators_refuse_what_does_not_fit(cpu_kernels, wrong):
     x = torch.randn(2, 9, 8, 10)
     w = torch.randn(2, 8) if wrong == "shape" else torch.randn(2, 9).double()
     with pytest.raises(RuntimeError, match="expected 18 float32 values"):
-        torch.ops.csham_cpu.position_pool(x, w, None)
+        torch.ops.csham_cpu.position_pool(x, None, w, None)
 
 
 class Block(nn.Module):

@@ -19,6 +19,7 @@ from csham.ops.choice import kernels, kernels_setting
 from csham.ops.operators.carry import Carry
 from csham.ops.operators.channel_pool import channel_pool
 from csham.ops.operators.hybrid_pool import hybrid_pool
+from csham.ops.operators.normed import Source
 from csham.ops.operators.position_pool import position_pool
 from csham.ops.operators.scale import scale
 from csham.ops.operators.spatial_gate import Norm, spatial_gate
@@ -79,6 +80,7 @@ class Pooled(NamedTuple):
         kernels: Kernels that computed them, None for the reference.
         carry: Tie between them and the scaling.
         channel_weights: Weights that the kernels multiply ``x`` with besides, (B, C), or None.
+        source: What the kernels read: ``x`` as they take it, or what a norm made it of.
     """
 
     x: Tensor
@@ -87,6 +89,7 @@ class Pooled(NamedTuple):
     kernels: str | None
     carry: Carry | None
     channel_weights: Tensor | None = None
+    source: Source | None = None
 
     def scale(self, weights: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Return ``weights ⊙ x``, or with a shortcut ``relu(weights ⊙ x + shortcut)``; to be called once.
@@ -97,16 +100,16 @@ class Pooled(NamedTuple):
             weights: (B, C) or (B, 1, H, W).
             shortcut: Like ``x``.
         """
-        if self.kernels is None or self.carry is None:
+        if self.kernels is None or self.carry is None or self.source is None:
             return finish(reference.scale(self.x, weights), shortcut)
         if weights.dim() == 2:
-            return _scale(self.kernels, self.x, self.carry, shortcut, weights.float())
+            return _scale(self.kernels, self.source, self.carry, shortcut, weights.float())
         w = self.channel_weights
-        return _scale(self.kernels, self.x, self.carry, shortcut, w, weights, position_w=w, position_max=self.max)
+        return _scale(self.kernels, self.source, self.carry, shortcut, w, weights, position_w=w, position_max=self.max)
 
 
 def channel_attention(
-    x: Tensor, parameters: ChannelParameters, shortcut: Tensor | None = None
+    x: Tensor, parameters: ChannelParameters, shortcut: Tensor | None = None, source: Source | None = None
 ) -> tuple[Tensor, Tensor]:
     """Apply CSHAM's channel step.
 
@@ -114,6 +117,7 @@ def channel_attention(
         x: Feature map, (B, C, H, W).
         parameters: Its filters and activation.
         shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+        source: What ``x`` was made of by a norm, for kernels to read instead.
 
     Returns:
         ``w ⊙ x`` and the channel weights ``w``, (B, C), to lend to other points.
@@ -122,9 +126,9 @@ def channel_attention(
     if chosen is None:
         w = reference.channel_weights(x, *parameters)
         return finish(reference.scale(x, w), shortcut), w
-    x = _laid_out(x)
-    pooled = hybrid_pool(chosen, x, _filters(parameters), _is_relu(parameters.act))
-    return _scale(chosen, x, pooled.carry, shortcut, pooled.w), pooled.w
+    read = _read(x, source)
+    pooled = hybrid_pool(chosen, *read, _filters(parameters), _is_relu(parameters.act))
+    return _scale(chosen, read, pooled.carry, shortcut, pooled.w), pooled.w
 
 
 def spatial_attention(
@@ -132,6 +136,7 @@ def spatial_attention(
     parameters: SpatialParameters,
     channel_weights: Tensor | None = None,
     shortcut: Tensor | None = None,
+    source: Source | None = None,
 ) -> Tensor:
     """Apply CSHAM's spatial step, ``s(w ⊙ x) ⊙ w ⊙ x``.
 
@@ -140,17 +145,18 @@ def spatial_attention(
         parameters: Its filters, norms and activation.
         channel_weights: ``w``, (B, C), borrowed from another point; None for ones.
         shortcut: As for :func:`channel_attention`.
+        source: As for :func:`channel_attention`.
     """
     chosen = _kernels_for(x, parameters.act)
     if chosen is None:
         if channel_weights is not None:
             x = reference.scale(x, channel_weights)
         return finish(reference.scale(x, reference.spatial_weights(x, *parameters)), shortcut)
-    x = _laid_out(x)
+    read = _read(x, source)
     w = None if channel_weights is None else channel_weights.float()
-    mean, maximum, neighbors, carry = position_pool(chosen, x, w, _neighbor_weight(x, parameters))
+    mean, maximum, neighbors, carry = position_pool(chosen, *read, w, _neighbor_weight(x, parameters))
     s = _csham_spatial_weights(chosen, mean, maximum, neighbors, parameters)
-    return _scale(chosen, x, carry, shortcut, w, s, position_w=w, position_max=maximum)
+    return _scale(chosen, read, carry, shortcut, w, s, position_w=w, position_max=maximum)
 
 
 def hybrid_attention(
@@ -159,6 +165,7 @@ def hybrid_attention(
     spatial: SpatialParameters,
     connection: str = "sequential",
     shortcut: Tensor | None = None,
+    source: Source | None = None,
 ) -> Tensor:
     """Apply both steps of CSHAM.
 
@@ -169,49 +176,57 @@ def hybrid_attention(
         connection: ``"sequential"``: ``s(w ⊙ x) ⊙ w ⊙ x``; ``"reversed"``: the spatial step first; ``"parallel"``:
             ``s(x) ⊙ w ⊙ x``; ``"reapply"``: ``w ⊙ s(w ⊙ x) ⊙ w ⊙ x``.
         shortcut: As for :func:`channel_attention`.
+        source: As for :func:`channel_attention`.
     """
     if connection == "reversed":
-        return channel_attention(spatial_attention(x, spatial), channel, shortcut)[0]
+        return channel_attention(spatial_attention(x, spatial, source=source), channel, shortcut)[0]
     chosen = _kernels_for(x, channel.act, spatial.act)
     if chosen is None:
         return finish(_hybrid_reference(x, channel, spatial, connection), shortcut)
-    x = _laid_out(x)
+    read = _read(x, source)
     weighted = connection != "parallel"
     pooled = hybrid_pool(
-        chosen, x, _filters(channel), _is_relu(channel.act), True, weighted, _neighbor_weight(x, spatial)
+        chosen, *read, _filters(channel), _is_relu(channel.act), True, weighted, _neighbor_weight(x, spatial)
     )
     s = _csham_spatial_weights(chosen, pooled.mean, pooled.max, pooled.neighbors, spatial)
     w = pooled.w * pooled.w if connection == "reapply" else pooled.w
     position_w = pooled.w if weighted else None
-    return _scale(chosen, x, pooled.carry, shortcut, w, s, position_w=position_w, position_max=pooled.max)
+    return _scale(chosen, read, pooled.carry, shortcut, w, s, position_w=position_w, position_max=pooled.max)
 
 
-def pool_channels(x: Tensor, maximum: bool = False) -> Pooled:
-    """Average each channel of a map, (B, C, H, W), over its positions, and find its maximum if wanted."""
+def pool_channels(x: Tensor, maximum: bool = False, source: Source | None = None) -> Pooled:
+    """Average each channel of a map over its positions, and find its maximum if wanted.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        maximum: True to find the maximum.
+        source: As for :func:`channel_attention`.
+    """
     chosen = _kernels_for(x)
     if chosen is None:
         return Pooled(x, x.mean((2, 3)), x.amax((2, 3)) if maximum else None, None, None)
-    x = _laid_out(x)
-    mean, maxima, carry = channel_pool(chosen, x, maximum)
-    return Pooled(x, mean, maxima, chosen, carry)
+    read = _read(x, source)
+    mean, maxima, carry = channel_pool(chosen, *read, maximum)
+    return Pooled(x, mean, maxima, chosen, carry, source=read)
 
 
-def pool_positions(x: Tensor, channel_weights: Tensor | None = None) -> Pooled:
+def pool_positions(x: Tensor, channel_weights: Tensor | None = None, source: Source | None = None) -> Pooled:
     """Average each position of ``w ⊙ x`` over its channels, and find its maximum.
 
     Args:
         x: Feature map, (B, C, H, W).
         channel_weights: ``w``, (B, C); None for ones.
+        source: As for :func:`channel_attention`.
     """
     chosen = _kernels_for(x)
     if chosen is None:
         if channel_weights is not None:
             x = reference.scale(x, channel_weights)
         return Pooled(x, x.mean(1, keepdim=True), x.amax(1, keepdim=True), None, None)
-    x = _laid_out(x)
+    read = _read(x, source)
     w = None if channel_weights is None else channel_weights.float()
-    mean, maxima, _, carry = position_pool(chosen, x, w, None)
-    return Pooled(x, mean, maxima, chosen, carry, w)
+    mean, maxima, _, carry = position_pool(chosen, *read, w, None)
+    return Pooled(x, mean, maxima, chosen, carry, w, read)
 
 
 def spatial_weights_of(pooled: Pooled, weight: Tensor, norm: nn.Module, dropout: Activation | None = None) -> Tensor:
@@ -282,6 +297,10 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _read(x: Tensor, source: Source | None) -> Source:
+    return Source(_laid_out(x), None) if source is None else Source(_laid_out(source.x), source.affine)
+
+
 def _laid_out(x: Tensor) -> Tensor:
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -301,13 +320,14 @@ def _neighbor_weight(x: Tensor, parameters: SpatialParameters) -> Tensor | None:
 
 def _scale(
     chosen: str,
-    x: Tensor,
+    read: Source,
     carry: Carry,
     shortcut: Tensor | None,
     w: Tensor | None,
     s: Tensor | None = None,
     **more: Any,
 ) -> Tensor:
+    x, more["affine"] = read
     if s is not None:
         s = s.float()
     if shortcut is None:

@@ -190,7 +190,7 @@ def test_maps_of_another_kind_are_refused(make_map):
 @CPU_ONLY
 @pytest.mark.slow
 def test_a_cpu_without_the_interpreter_is_refused():
-    script = "import torch, csham.ops.triton; torch.ops.csham_triton.channel_pool(torch.zeros(1, 1, 1, 1), True)"
+    script = "import torch, csham.ops.triton; torch.ops.csham_triton.channel_pool(torch.zeros(1, 1, 1, 1), None, True)"
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1

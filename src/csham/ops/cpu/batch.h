@@ -8,6 +8,7 @@
 #include "channels_last.h"
 #include "contiguous.h"
 #include "kernel.h"
+#include "normed.h"
 #include "parallel.h"
 
 #include <algorithm>
@@ -23,6 +24,14 @@ constexpr int64_t kStreamBytes = 8 << 20;
 constexpr int64_t kSoonBytes = 256 << 10;
 // Values below which a second thread costs more than it brings.
 constexpr int64_t kGrainValues = 1 << 15;
+
+// Room for an image of this thread, which lasts until it asks for the same again.
+template <typename T>
+T* image_memory(int which, const Size& size) {
+  static thread_local std::array<std::vector<T>, 3> images;
+  if (static_cast<int64_t>(images[which].size()) < size.values()) images[which].resize(size.values());
+  return images[which].data();
+}
 
 // The passes over one image (sample.h) of maps with values of type T, and how such maps lie.
 template <typename T, template <typename> class Layout>
@@ -42,10 +51,14 @@ struct Batch : Layout<T> {
   static bool past_cache(const Map& map) {
     return map.B * map.size.values() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   }
-  // The same image for a pass to read, one of two; where to write one; and what to do when it is written.
+  // The same image for a pass to read, one of two, after a norm; where to write one; and what to do when it is written.
   template <int kWhich = 0>
-  static const T* read(const void* batch, const Size& size, int64_t b) {
-    return Batch::map(batch, size, b);
+  static const T* read(const void* batch, const Size& size, int64_t b, const Normed& norm) {
+    const T* image = Batch::map(batch, size, b);
+    if (image == nullptr || !norm) return image;
+    T* made = image_memory<T>(kWhich, size);
+    norm(image, size, made);
+    return made;
   }
   static T* target(void* batch, const Size& size, int64_t b) { return Batch::map(batch, size, b); }
   static void finish(void* /*batch*/, const Size& /*size*/, int64_t /*b*/) {}
@@ -56,24 +69,20 @@ struct Batch : Layout<T> {
 template <typename T>
 struct Turned : Batch<T, pixels::ChannelsLast> {
   template <int kWhich = 0>
-  static const T* read(const void* batch, const Size& size, int64_t b) {
+  static const T* read(const void* batch, const Size& size, int64_t b, const Normed& norm) {
     if (batch == nullptr) return nullptr;
-    T* image = memory(kWhich, size);
+    T* image = image_memory<T>(kWhich, size);
     turn(Turned::map(batch, size, b), size.C, size.positions(), image);
+    if (norm) norm(image, size, image);
     return image;
   }
-  static T* target(void* /*batch*/, const Size& size, int64_t /*b*/) { return memory(2, size); }
+  static T* target(void* /*batch*/, const Size& size, int64_t /*b*/) { return image_memory<T>(2, size); }
   static void finish(void* batch, const Size& size, int64_t b) {
-    turn(memory(2, size), size.positions(), size.C, Turned::map(batch, size, b));
+    turn(image_memory<T>(2, size), size.positions(), size.C, Turned::map(batch, size, b));
   }
   static bool past_cache(const Map&) { return false; }
 
  private:
-  static T* memory(int which, const Size& size) {
-    static thread_local std::array<std::vector<T>, 3> images;
-    if (static_cast<int64_t>(images[which].size()) < size.values()) images[which].resize(size.values());
-    return images[which].data();
-  }
   static void turn(const T* from, int64_t rows, int64_t columns, T* to) {
     constexpr int64_t kTile = 32;
     for (int64_t i = 0; i < rows; i += kTile) {

@@ -50,12 +50,12 @@ bool share_channel_gradients(const PoolBackward& p, Size size, int64_t b, const 
 }
 
 template <typename Batch>
-void image_backward(Batch batch, const PoolBackward& p, const Map& map, int64_t b, const float* taps, float* dfilters,
-                    float* dgate) {
+void image_backward(Batch batch, const PoolBackward& p, const Map& map, int64_t b, const Normed& norm, const float* taps,
+                    float* dfilters, float* dgate) {
   static thread_local Scratch scratch;
   const Size size = map.size;
   const int64_t C = size.C, P = size.positions();
-  const auto* x = batch.read(p.x, size, b);
+  const auto* x = batch.read(p.x, size, b, norm);
   const float *wp = of_image(p.wp, b, C), *channel_max = of_image(p.channel_max, b, C);
   const float* position_max = of_image(p.position_max, b, P);
   const float* dneighbors = of_image(p.dneighbors, b, size.coarse_H() * size.coarse_W());
@@ -69,7 +69,7 @@ void image_backward(Batch batch, const PoolBackward& p, const Map& map, int64_t 
                               batch.soon(p.dz, map, b));
   if (p.dwp != nullptr) std::copy_n(dw, C, p.dwp + b * C);
   const bool channels = share_channel_gradients(p, size, b, dw, dgate, scratch);
-  batch.input_gradient(batch.template read<1>(p.dz, size, b), x, size, of_image(p.w, b, C), of_image(p.s, b, P), wp,
+  batch.input_gradient(batch.template read<1>(p.dz, size, b, Normed()), x, size, of_image(p.w, b, C), of_image(p.s, b, P), wp,
                        scratch.dmean.data(), scratch.dmax.data(), position_max, dneighbors, taps,
                        channels ? scratch.dchannel_mean.data() : nullptr, scratch.dchannel_max.data(), channel_max,
                        batch.target(p.dx, size, b), batch.past_cache(map), batch.soon(p.x, map, b + 1));
@@ -82,6 +82,7 @@ void pool_backward(const Map& given, const PoolBackward& p) {
   const Map map = p.dneighbors == nullptr || p.filters == nullptr ? given : turned_if_small(given);
   const Size size = map.size;
   const Filters taps(p.filters, map);
+  const Normed norm(p.affine, map);
   const int64_t groups = std::min(kGroups, map.B), parameters = p.gate == nullptr ? 0 : p.gate->parameters();
   const int64_t length = p.dfilters == nullptr ? 0 : 9 * size.C;
   std::vector<float> dfilters(groups * length, 0.f), dgate(map.B * parameters);
@@ -89,7 +90,7 @@ void pool_backward(const Map& given, const PoolBackward& p) {
     parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group)
         for (int64_t b = group * map.B / groups; b < (group + 1) * map.B / groups; ++b)
-          image_backward(batch, p, map, b, taps.data(), length == 0 ? nullptr : dfilters.data() + group * length,
+          image_backward(batch, p, map, b, norm, taps.data(), length == 0 ? nullptr : dfilters.data() + group * length,
                          dgate.data() + b * parameters);
     });
   });

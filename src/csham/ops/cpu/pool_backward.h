@@ -22,7 +22,7 @@ struct ChannelGate {
 // The gradient of x from all that was made of it: the scaling, the statistics of the positions, those of the channels.
 struct PoolBackward {
   const void *dz, *x;
-  const float *w, *s;
+  const float *affine, *w, *s;
   // Statistics over the channels of wp * x; position_max null if there were none. filters (C, 3, 3).
   const float *wp, *dmean, *dmax, *position_max, *ties, *dneighbors, *filters;
   // Statistics over the positions: their gradients, or the gate that was made of them.
@@ -37,11 +37,12 @@ CSHAM_KERNEL(void pool_backward(const Map&, const PoolBackward&))
 
 #if !defined(CPU_CAPABILITY)
 // With what every operator that pools is given: the scaling of x, and room for dx.
-inline PoolBackward pool_backward_of(Operands& small, const Optional& dz, const Tensor& x, const Optional& w,
-                                     const Optional& s, Tensor& dx) {
+inline PoolBackward pool_backward_of(Operands& small, const Optional& dz, const Tensor& x,
+                                     const Optional& affine, const Optional& w, const Optional& s, Tensor& dx) {
   const Sizes n(x);
   PoolBackward p{};
   p.dz = small.like(x, dz), p.x = data(x);
+  p.affine = small(affine, 2 * n.C);
   p.w = small(w, n.channels()), p.s = small(s, n.positions());
   p.dx = dx.data();
   return p;

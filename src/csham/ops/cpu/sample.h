@@ -5,7 +5,8 @@
 // contiguous float32 whatever the type of x, and every sum is float32. A null pointer for weights means weights of one,
 // for a gradient that it is not wanted or is zero.
 //
-//   x       the map: C planes of H x W values
+//   x       the map: C planes of H x W values; where a batch norm's input was given with its scale and shift, the
+//           image that normed.h has made of it
 //   w       (C)  channel weights           s      (H * W)  spatial weights
 //   y = relu?(w * s * x + shortcut?)       dz     gradient of what stands before the shortcut, like x
 //   wp      (C)  channel weights under which the positions' statistics are taken: those of t = wp * x (one float32

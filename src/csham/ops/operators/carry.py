@@ -38,7 +38,7 @@ class Carry(NamedTuple):
 
 # Last results of a pooling, last arguments of a scaling; and what comes back, as a pooling's backward pass takes it.
 CARRY = "Tensor carry_z, Tensor carry_w, Tensor carry_s, Tensor carry_ties"
-SCALED = "Tensor? grad_z, Tensor x, Tensor? w, Tensor? s"
+SCALED = "Tensor? grad_z, Tensor x, Tensor? affine, Tensor? w, Tensor? s"
 
 
 def carry(x: Tensor) -> Carry:
@@ -58,9 +58,9 @@ def carry_of(results: Any) -> Carry:
     return Carry(results.carry_z, results.carry_w, results.carry_s, results.carry_ties)
 
 
-def scaled(x: Tensor, grads: Any) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """Return the first arguments of a pooling's backward pass, from the gradients of its results."""
-    return like(grads.carry_z, x), x, grads.carry_w, grads.carry_s
+def scaled(saved: Any, grads: Any) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the first arguments of a pooling's backward pass, from its map and the gradients of its results."""
+    return like(grads.carry_z, saved.x), saved.x, saved.affine, grads.carry_w, grads.carry_s
 
 
 def _expanded(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -29,6 +29,7 @@ class HybridPooled(NamedTuple):
 def hybrid_pool(
     kernels: str,
     x: Tensor,
+    affine: Tensor | None,
     filters: tuple[Tensor, ...],
     relu: bool,
     positions: bool = False,
@@ -40,17 +41,18 @@ def hybrid_pool(
     Args:
         kernels: ``"cpu"`` or ``"triton"``.
         x: Feature map, (B, C, H, W), contiguous or channels_last.
+        affine: As of :mod:`csham.ops.operators.normed`.
         filters: Weight and bias of the convolutions avg, max and fuse, float32.
         relu: True if ReLU follows each convolution.
         positions: True to pool over the channels.
         weighted: True to pool ``w ⊙ x``, not ``x``.
         neighbor_weight: 3x3 filter over the channels, (1, C, 3, 3), float32; None for no neighbour term.
     """
-    out = _operator(kernels, x, *filters, relu, positions, weighted, neighbor_weight)
+    out = _operator(kernels, x, affine, *filters, relu, positions, weighted, neighbor_weight)
     return HybridPooled(out.w, out.mean, out.max, None if neighbor_weight is None else out.neighbors, carry_of(out))
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _fake(x: Tensor, affine: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     *_filters, _relu, positions, _weighted, neighbor_weight = rest
     channels = (float32(x, *x.shape[:2]) for _ in range(3))
     over_channels = fake_statistics(x, neighbor_weight) if positions else (float32(x, 0) for _ in range(3))
@@ -58,7 +60,7 @@ def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_fake(
-    grad_z: Tensor | None, x: Tensor, w: Tensor | None, s: Tensor | None, *rest: Any
+    grad_z: Tensor | None, x: Tensor, affine: Tensor | None, w: Tensor | None, s: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     filters, neighbor_weight = rest[:6], rest[-1]
     grad_neighbor_weight = float32(x, 0) if neighbor_weight is None else float32(x, *neighbor_weight.shape)
@@ -66,7 +68,7 @@ def _backward_fake(
 
 
 def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
-    tensors = dict(zip(("x", *_FILTERS), given[:7], strict=True))
+    tensors = dict(zip(("x", "affine", *_FILTERS), given[:8], strict=True))
     statistics = {"w": out.w, "channel_mean": out.channel_mean, "channel_max": out.channel_max, "max": out.max}
     settings = {"relu": given.relu, "positions": given.positions, "weighted": given.weighted}
     return {**tensors, "neighbor_weight": given.neighbor_weight, **statistics}, settings
@@ -79,7 +81,7 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
         statistics = statistics_gradients(kernels, saved, grads, saved.w if saved.weighted else None)
     channels = (saved.w, saved.channel_mean, saved.channel_max, contiguous(grads.w))
     grad_x, grad_filters, grad_neighbor_weight = kernels.hybrid_pool_backward.default(
-        *scaled(saved.x, grads), *filters, saved.relu, saved.weighted, *channels, *statistics
+        *scaled(saved, grads), *filters, saved.relu, saved.weighted, *channels, *statistics
     )
     parts = grad_filters.split([f.numel() for f in filters])
     shaped = (part.view(f.shape) for part, f in zip(parts, filters, strict=True))
@@ -93,7 +95,7 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
 _filters = ", ".join(f"Tensor {name}" for name in _FILTERS)
 _operator = Operator(
     __name__,
-    f"(Tensor x, {_filters}, bool relu, bool positions, bool weighted, Tensor? neighbor_weight) -> "
+    f"(Tensor x, Tensor? affine, {_filters}, bool relu, bool positions, bool weighted, Tensor? neighbor_weight) -> "
     f"(Tensor w, Tensor channel_mean, Tensor channel_max, Tensor mean, Tensor max, Tensor neighbors, {CARRY})",
     # grad_filters: of the six, flattened, one after the other.
     f"({SCALED}, {_filters}, bool relu, bool weighted, Tensor channel_w, Tensor channel_mean, Tensor channel_max, "

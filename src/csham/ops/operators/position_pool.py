@@ -14,13 +14,14 @@ __all__ = ["fake_statistics", "neighbor_shape", "position_pool", "statistics_gra
 
 
 def position_pool(
-    kernels: str, x: Tensor, w: Tensor | None, neighbor_weight: Tensor | None
+    kernels: str, x: Tensor, affine: Tensor | None, w: Tensor | None, neighbor_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Carry]:
     """Pool ``w ⊙ x`` over the channels.
 
     Args:
         kernels: ``"cpu"`` or ``"triton"``.
         x: Feature map, (B, C, H, W), contiguous or channels_last.
+        affine: As of :mod:`csham.ops.operators.normed`.
         w: Channel weights, (B, C), float32; None for ones.
         neighbor_weight: 3x3 filter over the channels, (1, C, 3, 3), float32; None for no neighbour term.
 
@@ -28,7 +29,7 @@ def position_pool(
         Mean and maximum, (B, 1, H, W), the neighbour term before its norm (or None), float32, and the tie to the
         scaling.
     """
-    out = _operator(kernels, x, w, neighbor_weight)
+    out = _operator(kernels, x, affine, w, neighbor_weight)
     return out.mean, out.max, None if neighbor_weight is None else out.neighbors, carry_of(out)
 
 
@@ -49,14 +50,14 @@ def statistics_gradients(kernels: Any, saved: Any, grads: Any, position_w: Tenso
 
     Args:
         kernels: Operators of the namespace.
-        saved: ``x``, ``max`` and ``neighbor_weight``.
+        saved: ``x``, ``affine``, ``max`` and ``neighbor_weight``.
         grads: Gradients of ``mean``, ``max``, ``neighbors`` and the carry.
         position_w: Channel weights of the statistics.
     """
     ties = grads.carry_ties
     if ties is None:  # the scaled map was not used, only its statistics
         zero = torch.zeros_like(saved.x)
-        ties = kernels.scale_backward.default(zero, saved.x, None, None, position_w, saved.max, None)[3]
+        ties = kernels.scale_backward.default(zero, saved.x, saved.affine, None, None, position_w, saved.max, None)[3]
     used = saved.neighbor_weight is not None and grads.neighbors is not None
     return (
         or_zeros(grads.mean, saved.max),
@@ -68,12 +69,20 @@ def statistics_gradients(kernels: Any, saved: Any, grads: Any, position_w: Tenso
     )
 
 
-def _fake(x: Tensor, w: Tensor | None, neighbor_weight: Tensor | None) -> tuple[Tensor, ...]:
+def _fake(
+    x: Tensor, affine: Tensor | None, w: Tensor | None, neighbor_weight: Tensor | None
+) -> tuple[Tensor, ...]:
     return *fake_statistics(x, neighbor_weight), *carry(x)
 
 
 def _backward_fake(
-    grad_z: Tensor | None, x: Tensor, w: Tensor | None, s: Tensor | None, position_w: Tensor | None, *rest: Any
+    grad_z: Tensor | None,
+    x: Tensor,
+    affine: Tensor | None,
+    w: Tensor | None,
+    s: Tensor | None,
+    position_w: Tensor | None,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     neighbor_weight = rest[-1]
     return (
@@ -90,7 +99,7 @@ def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any
 def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]:
     statistics = statistics_gradients(kernels, saved, grads, saved.w)
     grad_x, grad_w, grad_neighbor_weight = kernels.position_pool_backward.default(
-        *scaled(saved.x, grads), saved.w, *statistics
+        *scaled(saved, grads), saved.w, *statistics
     )
     return {
         "x": grad_x,
@@ -101,7 +110,7 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
 
 _operator = Operator(
     __name__,
-    f"(Tensor x, Tensor? w, Tensor? neighbor_weight) -> (Tensor mean, Tensor max, Tensor neighbors, {CARRY})",
+    f"(Tensor x, Tensor? affine, Tensor? w, Tensor? neighbor_weight) -> (Tensor mean, Tensor max, Tensor neighbors, {CARRY})",
     f"({SCALED}, Tensor? position_w, Tensor grad_mean, Tensor grad_max, Tensor max, Tensor ties, "
     "Tensor? grad_neighbors, Tensor? neighbor_weight) -> (Tensor grad_x, Tensor grad_w, Tensor grad_neighbor_weight)",
     fake=_fake,

@@ -20,6 +20,7 @@ def scale(
     w: Tensor | None = None,
     s: Tensor | None = None,
     *,
+    affine: Tensor | None = None,
     position_w: Tensor | None = None,
     position_max: Tensor | None = None,
     shortcut: Tensor | None = None,
@@ -33,12 +34,13 @@ def scale(
         carry: Result of the pooling.
         w: Channel weights, (B, C), float32; None for ones.
         s: Spatial weights, (B, 1, H, W), float32; None for ones.
+        affine: As of :mod:`csham.ops.operators.normed`.
         position_w: The channel weights that the maximum over the channels was taken with.
         position_max: That maximum, whose ties the backward pass counts.
         shortcut: Added, (B, C, H, W), of the type and memory format of ``x``.
         relu: True if ReLU follows.
     """
-    y: Tensor = _operator(kernels, x, w, s, shortcut, relu, position_w, position_max, *carry).y
+    y: Tensor = _operator(kernels, x, affine, w, s, shortcut, relu, position_w, position_max, *carry).y
     return y
 
 
@@ -49,6 +51,7 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 def _backward_fake(
     grad_y: Tensor,
     x: Tensor,
+    affine: Tensor | None,
     w: Tensor | None,
     s: Tensor | None,
     position_w: Tensor | None,
@@ -65,7 +68,7 @@ def _backward_fake(
 
 
 def _save(given: Any, out: Any) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
-    tensors = {"x": given.x, "w": given.w, "s": given.s, "position_w": given.position_w}
+    tensors = {"x": given.x, "affine": given.affine, "w": given.w, "s": given.s, "position_w": given.position_w}
     tensors |= {"position_max": given.position_max, "y": out.y if given.relu else None}
     return tensors, {"has_shortcut": given.shortcut is not None}
 
@@ -74,7 +77,7 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
     w, s, y = saved.w, saved.s, saved.y
     grad_y = like(grads.y, saved.x)
     grad_z, grad_w, grad_s, ties = kernels.scale_backward.default(
-        grad_y, saved.x, w, s, saved.position_w, saved.position_max, y
+        grad_y, saved.x, saved.affine, w, s, saved.position_w, saved.position_max, y
     )
     if y is None:
         grad_z = grad_y
@@ -93,11 +96,11 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
 _operator = Operator(
     __name__,
     # What follows `relu` is for the backward pass alone.
-    "(Tensor x, Tensor? w, Tensor? s, Tensor? shortcut, bool relu, Tensor? position_w, Tensor? position_max, "
+    "(Tensor x, Tensor? affine, Tensor? w, Tensor? s, Tensor? shortcut, bool relu, Tensor? position_w, Tensor? position_max, "
     f"{CARRY}) -> (Tensor y)",
     # grad_z: the gradient before the ReLU (empty without y, where it is grad_y).
     # ties: how many channels share the maximum.
-    "(Tensor grad_y, Tensor x, Tensor? w, Tensor? s, Tensor? position_w, Tensor? position_max, Tensor? y) -> "
+    "(Tensor grad_y, Tensor x, Tensor? affine, Tensor? w, Tensor? s, Tensor? position_w, Tensor? position_max, Tensor? y) -> "
     "(Tensor grad_z, Tensor grad_w, Tensor grad_s, Tensor ties)",
     fake=_fake,
     backward_fake=_backward_fake,

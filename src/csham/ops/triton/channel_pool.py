@@ -15,16 +15,17 @@ from torch import Tensor
 
 from csham.ops.operators.carry import carry
 from csham.ops.triton.maps import OPTIONS, Blocks, Map, like, map_of, small
+from csham.ops.triton.normed import load_affine, normed
 from csham.ops.triton.pool_backward import PoolBackward
 from csham.ops.triton.reductions import collect, maximum, maximum_over
 
 __all__ = ["channel_pool", "channel_pool_backward", "channel_statistics", "collect_channel_statistics"]
 
 
-def channel_pool(x: Tensor, maximum: bool) -> tuple[Tensor, ...]:
+def channel_pool(x: Tensor, affine: Tensor | None, maximum: bool) -> tuple[Tensor, ...]:
     """Implement the operator ``channel_pool``."""
     map_ = map_of(x)
-    mean, maxima = channel_statistics(x, map_, maximum)
+    mean, maxima = channel_statistics(x, affine, map_, maximum)
     if mean.shape[0] == 1:
         mean, maxima = mean[0], maxima[0] if maximum else maxima
     else:
@@ -37,6 +38,7 @@ def channel_pool(x: Tensor, maximum: bool) -> tuple[Tensor, ...]:
 def channel_pool_backward(
     grad_z: Tensor | None,
     x: Tensor,
+    affine: Tensor | None,
     w: Tensor | None,
     s: Tensor | None,
     grad_mean: Tensor,
@@ -46,14 +48,14 @@ def channel_pool_backward(
     """Implement the operator ``channel_pool_backward``."""
     map_ = map_of(x)
     channels, positions = map_.B * map_.C, map_.B * map_.positions
-    backward = PoolBackward(like(grad_z, x), x, small(w, channels), small(s, positions), map_)
+    backward = PoolBackward(like(grad_z, x), x, affine, small(w, channels), small(s, positions), map_)
     backward.channel_max = small(max, channels)
     backward.grad_channel_mean, backward.grad_channel_max = small(grad_mean, channels), small(grad_max, channels)
     backward.gather()
     return backward.input_gradient()
 
 
-def channel_statistics(x: Tensor, map_: Map, maximum: bool) -> tuple[Tensor, Tensor]:
+def channel_statistics(x: Tensor, affine: Tensor | None, map_: Map, maximum: bool) -> tuple[Tensor, Tensor]:
     """Return what chunks of the positions contribute to mean and maximum, (chunks, B, C)."""
     blocks = Blocks.of(map_, 4096, 128 if map_.channels_last else 1024, loop="hw")
     mean = x.new_empty((blocks.chunks, map_.B, map_.C), dtype=torch.float32)
@@ -61,6 +63,7 @@ def channel_statistics(x: Tensor, map_: Map, maximum: bool) -> tuple[Tensor, Ten
     grid = (triton.cdiv(map_.C, blocks.block_c) * blocks.chunks * map_.B,)
     channel_statistics_kernel[grid](
         x,
+        small(affine, 2 * map_.C),
         mean,
         maxima if maximum else None,
         map_.B,
@@ -85,13 +88,16 @@ def _combine(map_: Map, parts: tuple[Tensor, Tensor], mean: Tensor, maxima: Tens
 
 @triton.jit
 def channel_statistics_kernel(
-    x_ptr, mean_ptr, max_ptr, B, C, P, stride_c, stride_hw, chunk, chunks, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr
-):
+    x_ptr, affine_ptr, mean_ptr, max_ptr, B, C, P, stride_c, stride_hw, chunk, chunks,
+    BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr,
+):  # fmt: skip
     blocks_c = tl.cdiv(C, BLOCK_C)
     pid = tl.program_id(0)
     pid_c, pid_chunk, b = pid % blocks_c, pid // blocks_c % chunks, (pid // blocks_c // chunks).to(tl.int64)
     offs_c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
+    if affine_ptr is not None:
+        scale, shift = load_affine(affine_ptr, offs_c, mask_c, C)
     x_ptr += b * C * P
     total = tl.zeros([BLOCK_C, BLOCK_HW], tl.float32)
     maxima = tl.full([BLOCK_C, BLOCK_HW], float("-inf"), tl.float32)
@@ -102,6 +108,8 @@ def channel_statistics_kernel(
         mask = mask_c[:, None] & (offs_hw < end)[None, :]
         x = tl.load(x_ptr + offs_c[:, None] * stride_c + offs_hw[None, :] * stride_hw, mask=mask, other=0.0)
         x = x.to(tl.float32)
+        if affine_ptr is not None:
+            x = tl.where(mask, normed(x, scale, shift, x_ptr.dtype.element_ty), 0.0)
         total += x
         if max_ptr is not None:
             maxima = maximum(maxima, tl.where(mask, x, float("-inf")))

@@ -25,6 +25,7 @@ __all__ = ["hybrid_pool", "hybrid_pool_backward"]
 
 def hybrid_pool(
     x: Tensor,
+    affine: Tensor | None,
     avg_weight: Tensor,
     avg_bias: Tensor,
     max_weight: Tensor,
@@ -39,9 +40,10 @@ def hybrid_pool(
     """Implement the operator ``hybrid_pool``."""
     map_ = map_of(x)
     given = Gate((avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias), relu)
-    channel = gate(channel_statistics(x, map_, True), map_, given)
+    channel = gate(channel_statistics(x, affine, map_, True), map_, given)
     if positions:
-        position = position_statistics(x, map_, channel[0] if weighted else None, small(neighbor_weight, 9 * map_.C))
+        position_w = channel[0] if weighted else None
+        position = position_statistics(x, affine, map_, position_w, small(neighbor_weight, 9 * map_.C))
     else:
         position = tuple(x.new_empty(0, dtype=torch.float32) for _ in range(3))
     return *channel, *position, *carry(x)
@@ -50,6 +52,7 @@ def hybrid_pool(
 def hybrid_pool_backward(
     grad_z: Tensor | None,
     x: Tensor,
+    affine: Tensor | None,
     w: Tensor | None,
     s: Tensor | None,
     avg_weight: Tensor,
@@ -75,7 +78,9 @@ def hybrid_pool_backward(
     map_ = map_of(x)
     channels = map_.B * map_.C
     given = Gate((avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias), relu)
-    backward = PoolBackward(like(grad_z, x), x, small(w, channels), small(s, map_.B * map_.positions), map_)
+    backward = PoolBackward(
+        like(grad_z, x), x, affine, small(w, channels), small(s, map_.B * map_.positions), map_
+    )
     if max is not None:
         position_w = channel_w if weighted else None
         backward.set_positions(position_w, grad_mean, grad_max, max, ties, grad_neighbors, neighbor_weight)

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csham.ops.triton.maps import OPTIONS, Map, Quads, small
+from csham.ops.triton.normed import load_affine, normed_columns
 from csham.ops.triton.quads import (
     cell,
     cell_sums,
@@ -43,8 +44,16 @@ _SLOTS = 11
 class PoolBackward:
     """Values that one call knows, passes and returns; ``None`` for those there are not."""
 
-    def __init__(self, grad_z: Tensor | None, x: Tensor, w: Tensor | None, s: Tensor | None, map_: Map):
-        self.x, self.map = x, map_
+    def __init__(
+        self,
+        grad_z: Tensor | None,
+        x: Tensor,
+        affine: Tensor | None,
+        w: Tensor | None,
+        s: Tensor | None,
+        map_: Map,
+    ):
+        self.x, self.affine, self.map = x, small(affine, 2 * map_.C), map_
         # Weights without a gradient to carry say nothing.
         self.scaled = (grad_z, None if grad_z is None else w, None if grad_z is None else s)
         self.position_w: Tensor | None = None
@@ -113,6 +122,7 @@ class PoolBackward:
         grid = (triton.cdiv(map_.C, quads.block_c) * quads.chunks * map_.B,)
         statistics_gradient_kernel[grid](
             self.x,
+            self.affine,
             self.position_w,
             self.grad_position_mean if weighted else None,
             self.grad_position_max if weighted else None,
@@ -139,6 +149,7 @@ class PoolBackward:
         input_gradient_kernel[grid](
             *self.scaled,
             self.x,
+            self.affine,
             self.position_w,
             self.grad_position_mean,
             self.grad_position_max,
@@ -184,6 +195,7 @@ def _shared(dmax_ptr, ties_ptr, offs_p, mask_p, col, W, CHANNELS_LAST: tl.conste
 @triton.jit
 def statistics_gradient_kernel(
     x_ptr,
+    affine_ptr,
     w_ptr,
     dmean_ptr,
     dmax_ptr,
@@ -218,6 +230,8 @@ def statistics_gradient_kernel(
     mask_c = offs_c < C
     x_ptr += b * C * H * W
     position = b * H * W
+    if affine_ptr is not None:
+        scale, shift = load_affine(affine_ptr, offs_c, mask_c, C)
     if w_ptr is not None:
         w = tl.load(w_ptr + b * C + offs_c, mask=mask_c, other=0.0)[:, None]
     if channel_max_ptr is not None:
@@ -244,6 +258,8 @@ def statistics_gradient_kernel(
             mask = mask_c[:, None] & mask_p
             offs = offs_c[:, None] * stride_c + offs_p * stride_hw
             x = load_columns(x_ptr, offs, mask, col, W, stride_hw, CHANNELS_LAST)
+            if affine_ptr is not None:
+                x = normed_columns(x, scale, shift, x_ptr.dtype.element_ty)
             if w_ptr is not None:
                 dmean = load_columns(dmean_ptr + position, offs_p, mask_p, col, W, 1, CHANNELS_LAST)
                 dmax = _shared(dmax_ptr + position, position_ties_ptr + position, offs_p, mask_p, col, W, CHANNELS_LAST)
@@ -351,6 +367,7 @@ def input_gradient_kernel(
     w_ptr,
     s_ptr,
     x_ptr,
+    affine_ptr,
     position_w_ptr,
     dmean_ptr,
     dmax_ptr,
@@ -402,6 +419,8 @@ def input_gradient_kernel(
         channel = b * C + offs_c
         if w_ptr is not None:
             w = tl.load(w_ptr + channel, mask=mask_c, other=0.0)[:, None]
+        if affine_ptr is not None:
+            scale, shift = load_affine(affine_ptr, offs_c, mask_c, C)
         if position_w_ptr is not None:
             position_w = tl.load(position_w_ptr + channel, mask=mask_c, other=0.0)[:, None]
         constant = zero
@@ -434,6 +453,8 @@ def input_gradient_kernel(
             dx = (constant, constant, constant, constant)
             if position_max_ptr is not None or channel_max_ptr is not None:
                 x = load_columns(x_ptr + image, offs, mask, col, W, stride_hw, CHANNELS_LAST)
+                if affine_ptr is not None:
+                    x = normed_columns(x, scale, shift, x_ptr.dtype.element_ty)
             if channel_max_ptr is not None:
                 new_dx = ()
                 for o in tl.static_range(4):

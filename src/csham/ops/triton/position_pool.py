@@ -20,6 +20,7 @@ from torch import Tensor
 from csham.ops.operators.carry import carry
 from csham.ops.operators.position_pool import neighbor_shape
 from csham.ops.triton.maps import OPTIONS, Map, Quads, like, map_of, small
+from csham.ops.triton.normed import load_affine, normed_columns
 from csham.ops.triton.pool_backward import PoolBackward
 from csham.ops.triton.quads import cell, cell_sums, load_columns, quad_corner, store_columns, tap
 from csham.ops.triton.reductions import collect, maximum, maximum_over
@@ -28,16 +29,19 @@ from csham.ops.triton.sums import added
 __all__ = ["position_pool", "position_pool_backward", "position_statistics"]
 
 
-def position_pool(x: Tensor, w: Tensor | None, neighbor_weight: Tensor | None) -> tuple[Tensor, ...]:
+def position_pool(
+    x: Tensor, affine: Tensor | None, w: Tensor | None, neighbor_weight: Tensor | None
+) -> tuple[Tensor, ...]:
     """Implement the operator ``position_pool``."""
     map_ = map_of(x)
-    statistics = position_statistics(x, map_, small(w, map_.B * map_.C), small(neighbor_weight, 9 * map_.C))
+    statistics = position_statistics(x, affine, map_, small(w, map_.B * map_.C), small(neighbor_weight, 9 * map_.C))
     return *statistics, *carry(x)
 
 
 def position_pool_backward(
     grad_z: Tensor | None,
     x: Tensor,
+    affine: Tensor | None,
     w: Tensor | None,
     s: Tensor | None,
     position_w: Tensor | None,
@@ -51,7 +55,7 @@ def position_pool_backward(
     """Implement the operator ``position_pool_backward``."""
     map_ = map_of(x)
     channels, positions = map_.B * map_.C, map_.B * map_.positions
-    backward = PoolBackward(like(grad_z, x), x, small(w, channels), small(s, positions), map_)
+    backward = PoolBackward(like(grad_z, x), x, affine, small(w, channels), small(s, positions), map_)
     backward.set_positions(position_w, grad_mean, grad_max, max, ties, grad_neighbors, neighbor_weight)
     backward.gather()
     (filters,) = added(backward.filter_parts)
@@ -59,7 +63,7 @@ def position_pool_backward(
 
 
 def position_statistics(
-    x: Tensor, map_: Map, w: Tensor | None, neighbor_weight: Tensor | None
+    x: Tensor, affine: Tensor | None, map_: Map, w: Tensor | None, neighbor_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, maximum (B, 1, H, W) and the neighbour term (empty without ``neighbor_weight``)."""
     term = neighbor_weight is not None and min(map_.H, map_.W) >= 2
@@ -70,6 +74,7 @@ def position_statistics(
     grid = (triton.cdiv(quads.per_image, quads.block_q) * quads.chunks * map_.B,)
     position_statistics_kernel[grid](
         x,
+        small(affine, 2 * map_.C),
         w,
         neighbor_weight if term else None,
         mean,
@@ -123,6 +128,7 @@ def _combine(
 @triton.jit
 def position_statistics_kernel(
     x_ptr,
+    affine_ptr,
     w_ptr,
     filters_ptr,
     mean_ptr,
@@ -165,6 +171,8 @@ def position_statistics_kernel(
     for c in range(begin, end, BLOCK_C):
         offs_c = c + tl.arange(0, BLOCK_C)
         mask_c = offs_c < end
+        if affine_ptr is not None:
+            scale, shift = load_affine(affine_ptr, offs_c, mask_c, C)
         if w_ptr is not None:
             w = tl.load(w_ptr + b * C + offs_c, mask=mask_c, other=0.0)[:, None]
         new_totals, new_maxima, cells = (), (), ()
@@ -173,6 +181,8 @@ def position_statistics_kernel(
             offs = offs_c[:, None] * stride_c + ((row + r) * W + col)[None, :] * stride_hw
             mask = mask_c[:, None] & (mask_q & (row + r < H))[None, :]
             t = load_columns(x_ptr, offs, mask, col, W, stride_hw, CHANNELS_LAST)
+            if affine_ptr is not None:
+                t = normed_columns(t, scale, shift, x_ptr.dtype.element_ty)
             if w_ptr is not None:
                 t = (w * t[0], w * t[1], w * t[2], w * t[3])
             for o in tl.static_range(4):

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csham.ops.triton.maps import OPTIONS, Blocks, like, map_of, small
+from csham.ops.triton.normed import load_affine, normed
 from csham.ops.triton.sums import added
 
 __all__ = ["scale", "scale_backward"]
@@ -26,6 +27,7 @@ __all__ = ["scale", "scale_backward"]
 
 def scale(
     x: Tensor,
+    affine: Tensor | None,
     w: Tensor | None,
     s: Tensor | None,
     shortcut: Tensor | None,
@@ -41,6 +43,7 @@ def scale(
     grid = (triton.cdiv(map_.C, blocks.block_c) * triton.cdiv(map_.positions, blocks.block_hw) * map_.B,)
     scale_kernel[grid](
         x,
+        small(affine, 2 * map_.C),
         small(w, map_.B * map_.C),
         small(s, map_.B * map_.positions),
         like(shortcut, x),
@@ -60,6 +63,7 @@ def scale(
 def scale_backward(
     grad_y: Tensor,
     x: Tensor,
+    affine: Tensor | None,
     w: Tensor | None,
     s: Tensor | None,
     position_w: Tensor | None,
@@ -85,6 +89,7 @@ def scale_backward(
         scale_backward_kernel[(crossed * blocks.chunks * B,)](
             like(grad_y, x),
             x,
+            small(affine, 2 * C),
             like(y, x),
             small(w, B * C),
             small(s, B * P),
@@ -117,6 +122,7 @@ def scale_backward(
 @triton.jit
 def scale_kernel(
     x_ptr,
+    affine_ptr,
     w_ptr,
     s_ptr,
     shortcut_ptr,
@@ -145,6 +151,9 @@ def scale_kernel(
     image = b * C * P
     offs = offs_c[:, None] * stride_c + offs_hw[None, :] * stride_hw
     y = tl.load(x_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
+    if affine_ptr is not None:
+        scale, shift = load_affine(affine_ptr, offs_c, mask_c, C)
+        y = normed(y, scale, shift, x_ptr.dtype.element_ty)
     if w_ptr is not None:
         y *= tl.load(w_ptr + b * C + offs_c, mask=mask_c, other=0.0)[:, None]
     if s_ptr is not None:
@@ -160,6 +169,7 @@ def scale_kernel(
 def scale_backward_kernel(
     dy_ptr,
     x_ptr,
+    affine_ptr,
     y_ptr,
     w_ptr,
     s_ptr,
@@ -194,8 +204,8 @@ def scale_backward_kernel(
         for start in range(begin, end, BLOCK_HW):
             offs_hw = start + tl.arange(0, BLOCK_HW)
             zx, zx_w, tied = _tile(
-                dy_ptr, x_ptr, y_ptr, w_ptr, position_w_ptr, position_max_ptr, dz_ptr,
-                image, channel, position, offs_c, offs_hw, offs_c < C, offs_hw < end, stride_c, stride_hw,
+                dy_ptr, x_ptr, affine_ptr, y_ptr, w_ptr, position_w_ptr, position_max_ptr, dz_ptr,
+                image, channel, position, C, offs_c, offs_hw, offs_c < C, offs_hw < end, stride_c, stride_hw,
             )  # fmt: skip
             if dw_ptr is not None:
                 dw += _by_position(zx, s_ptr, position, offs_hw, offs_hw < end)
@@ -212,8 +222,8 @@ def scale_backward_kernel(
         for start in range(begin, end, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
             zx, zx_w, tied = _tile(
-                dy_ptr, x_ptr, y_ptr, w_ptr, position_w_ptr, position_max_ptr, dz_ptr,
-                image, channel, position, offs_c, offs_hw, offs_c < end, offs_hw < P, stride_c, stride_hw,
+                dy_ptr, x_ptr, affine_ptr, y_ptr, w_ptr, position_w_ptr, position_max_ptr, dz_ptr,
+                image, channel, position, C, offs_c, offs_hw, offs_c < end, offs_hw < P, stride_c, stride_hw,
             )  # fmt: skip
             if dw_ptr is not None:
                 part = tl.sum(_by_position(zx, s_ptr, position, offs_hw, offs_hw < P), 1)
@@ -232,6 +242,7 @@ def scale_backward_kernel(
 def _tile(
     dy_ptr,
     x_ptr,
+    affine_ptr,
     y_ptr,
     w_ptr,
     position_w_ptr,
@@ -240,6 +251,7 @@ def _tile(
     image,
     channel,
     position,
+    C,
     offs_c,
     offs_hw,
     mask_c,
@@ -256,6 +268,9 @@ def _tile(
         dz = tl.where(y > 0, dz, tl.zeros_like(dz))
         tl.store(dz_ptr + image + offs, dz, mask=mask)
     x = tl.load(x_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
+    if affine_ptr is not None:
+        scale, shift = load_affine(affine_ptr, offs_c, mask_c, C)
+        x = normed(x, scale, shift, x_ptr.dtype.element_ty)
     zx = dz.to(tl.float32) * x
     zx_w = zx
     if w_ptr is not None:
