@@ -73,7 +73,9 @@ def leaves_of(arguments, dtype=None):
     for name, value in found.items():
         if isinstance(value, torch.Tensor):
             found[name] = leaf = value.to(dtype or value.dtype)
-            leaf.requires_grad_(not name.endswith(("norm_mean", "norm_var")) and not name.startswith(("position_", "affine")))
+            leaf.requires_grad_(
+                not name.endswith(("norm_mean", "norm_var")) and not name.startswith(("position_", "affine"))
+            )
     return found
 
 
@@ -122,7 +124,7 @@ def norm_of(x):
     affine = (8 * torch.randn(2, x.shape[1])).round() / 8
     scale, shift = affine[:, :, None, None]
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    return *((value.to(x.dtype).contiguous(memory_format=layout) for value in (u, scale * u + shift))), affine
+    return *(value.to(x.dtype).contiguous(memory_format=layout) for value in (u, scale * u + shift)), affine
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

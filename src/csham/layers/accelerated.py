@@ -52,24 +52,25 @@ class ChannelScaling(Unscriptable, Fused):
         """Scale the channels of ``x``, (B, C, H, W)."""
         return self._scaled(x) if self._on_kernels(x) else super().forward(x)  # type: ignore[misc]
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, *, source: ops.Source | None = None) -> Tensor:
         """Scale the channels of ``x``, and end a residual block if wanted.
 
         Args:
             x: (B, C, H, W).
             shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+            source: As for :meth:`Fused.attend`.
         """
         # A forward hook of the layer sees it called, and what it returns.
         layer: Any = self
         if has_hooks(layer) or not self._on_kernels(x):
             return ops.finish(layer(x), shortcut)
-        return self._scaled(x, shortcut)
+        return self._scaled(x, shortcut, source)
 
     def _on_kernels(self, x: Tensor) -> bool:
         return ops.has_kernels(x)
 
-    def _scaled(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        pooled = ops.pool_channels(x, self.add_maxpool)
+    def _scaled(self, x: Tensor, shortcut: Tensor | None = None, source: ops.Source | None = None) -> Tensor:
+        pooled = ops.pool_channels(x, self.add_maxpool, source)
         squeezed = pooled.mean if pooled.max is None else 0.5 * pooled.mean + 0.5 * pooled.max
         # In the type of the map, which is what the layers are given where there are no kernels.
         weights = self._excite(squeezed.to(x.dtype))

@@ -81,8 +81,14 @@ class Gate(Opaque, nn.Module):
 class Fused:
     """Base of attentions that can end a residual block in the same call; put before a module's class."""
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Attend to ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, *, source: ops.Source | None = None) -> Tensor:
+        """Attend to ``x``, (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: If given, a map like ``x``, added to the result; ReLU follows.
+            source: What ``x`` was made of by a norm, which kernels can read instead of it.
+        """
         raise NotImplementedError
 
 
@@ -93,16 +99,19 @@ class ChannelStep(Fused):
         """Return the channel weights of ``x``, (B, C), without applying them."""
         raise NotImplementedError
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, *, source: ops.Source | None = None) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W); with a shortcut, a map like ``x``, add it, and ReLU follows."""
-        return self.attend_and_lend(x, shortcut)[0]
+        return self.attend_and_lend(x, shortcut, source=source)[0]
 
-    def attend_and_lend(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend_and_lend(
+        self, x: Tensor, shortcut: Tensor | None = None, *, source: ops.Source | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scale the channels of ``x`` and return the weights too, to be lent to other layers.
 
         Args:
             x: (B, C, H, W).
             shortcut: If given, a map like ``x``, and the result is ``relu(w ⊙ x + shortcut)``.
+            source: As for :meth:`Fused.attend`.
 
         Returns:
             The map, (B, C, H, W), and the channel weights, (B, C).
@@ -110,9 +119,9 @@ class ChannelStep(Fused):
         if is_recorded(self):
             weights = self.weights(x)
             return ops.finish(ops.scale(x, weights), shortcut), weights
-        return self._scale(x, shortcut)
+        return self._scale(x, shortcut, source)
 
-    def _scale(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scale(self, x: Tensor, shortcut: Tensor | None, source: ops.Source | None) -> tuple[Tensor, Tensor]:
         """Return what :meth:`attend_and_lend` does, in one call."""
         raise NotImplementedError
 
@@ -124,21 +133,31 @@ class SpatialStep(Fused):
         """Return the spatial weights of ``x``, (B, 1, H, W), without applying them."""
         raise NotImplementedError
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None, channel_weights: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        channel_weights: Tensor | None = None,
+        *,
+        source: ops.Source | None = None,
+    ) -> Tensor:
         """Scale the positions of ``w ⊙ x``, with channel weights ``w`` borrowed from another layer.
 
         Args:
             x: (B, C, H, W).
             shortcut: If given, a map like ``x``, and the result is ``relu(s(w ⊙ x) ⊙ w ⊙ x + shortcut)``.
             channel_weights: ``w``, (B, C); None for ones.
+            source: As for :meth:`Fused.attend`.
         """
         if is_recorded(self):
             if channel_weights is not None:
                 x = ops.scale(x, channel_weights)
             return ops.finish(ops.scale(x, self.weights(x)), shortcut)
-        return self._scale(x, shortcut, channel_weights)
+        return self._scale(x, shortcut, channel_weights, source)
 
-    def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
+    def _scale(
+        self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None, source: ops.Source | None
+    ) -> Tensor:
         """Return what :meth:`attend` does, in one call."""
         raise NotImplementedError
 
@@ -154,7 +173,14 @@ class TwoSteps(Fused):
     channel: Any
     spatial: Any
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
+    def attend(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        connection: str = "sequential",
+        *,
+        source: ops.Source | None = None,
+    ) -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W).
 
         Args:
@@ -162,6 +188,7 @@ class TwoSteps(Fused):
             shortcut: If given, a map like ``x``, added to the result; ReLU follows.
             connection: ``"sequential"``, ``"reversed"``, ``"parallel"`` or ``"reapply"``, as in
                 :func:`csham.ops.hybrid_attention`.
+            source: As for :meth:`Fused.attend`.
         """
         return ops.finish(connect(x, self.channel, self.spatial, connection), shortcut)
 
@@ -173,6 +200,7 @@ def apply(
     *,
     channel_weights: Tensor | None = None,
     connection: str | None = None,
+    source: ops.Source | None = None,
 ) -> Tensor:
     """Attend to ``x``, in one call where the layer can.
 
@@ -182,23 +210,28 @@ def apply(
         shortcut: If given, a map like ``x``, added to the result; ReLU follows.
         channel_weights: Weights, (B, C), that scale the map first.
         connection: Connection of the layer's two parts, as for :func:`connect`; None for the layer's own.
+        source: As for :meth:`Fused.attend`.
     """
     free = not has_hooks(layer)
     if channel_weights is not None:
         if free and isinstance(layer, SpatialStep):
-            return layer.attend(x, shortcut, channel_weights)
-        x = ops.scale(x, channel_weights)
+            return layer.attend(x, shortcut, channel_weights, source=source)
+        x, source = ops.scale(x, channel_weights), None
     if connection is not None:
         if free and isinstance(layer, TwoSteps):
-            return layer.attend(x, shortcut, connection)
+            return layer.attend(x, shortcut, connection, source=source)
         return ops.finish(connect(x, layer.channel, layer.spatial, connection), shortcut)
-    return layer.attend(x, shortcut) if free and isinstance(layer, Fused) else ops.finish(layer(x), shortcut)
+    if free and isinstance(layer, Fused):
+        return layer.attend(x, shortcut, source=source)
+    return ops.finish(layer(x), shortcut)
 
 
-def apply_and_lend(layer: Any, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def apply_and_lend(
+    layer: Any, x: Tensor, shortcut: Tensor | None = None, source: ops.Source | None = None
+) -> tuple[Tensor, Tensor]:
     """Scale the channels of ``x`` by a channel part, and return its weights too; see :class:`ChannelStep`."""
     if isinstance(layer, ChannelStep) and not has_hooks(layer):
-        return layer.attend_and_lend(x, shortcut)
+        return layer.attend_and_lend(x, shortcut, source=source)
     weights = layer.weights(x)
     return ops.finish(ops.scale(x, weights), shortcut), weights
 

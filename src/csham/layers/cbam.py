@@ -27,19 +27,19 @@ __all__ = ["CBAM", "CBAMChannel", "CBAMSpatial", "CBAMSteps", "LightCBAM", "Ligh
 class CBAMChannel(Unscriptable, ChannelStep, ChannelAttn):
     """Scale the channels: ``w = σ(MLP(mean_hw x) + MLP(max_hw x))``."""
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the channel weights of ``x``, (B, C)."""
+    def weights(self, x: Tensor, source: ops.Source | None = None) -> Tensor:
+        """Return the channel weights of ``x``, (B, C), of which a norm's input may be read instead."""
         check_input(type(self).__name__, x, self.fc1.in_channels)
-        return self._weigh(ops.pool_channels(x, maximum=True))
+        return self._weigh(ops.pool_channels(x, maximum=True, source=source))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``x``, (B, C, H, W)."""
         # What stands for a map where torch.fx traces has no shape to be checked.
         return self.attend(x) if isinstance(x, Tensor) else super().forward(x)
 
-    def _scale(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scale(self, x: Tensor, shortcut: Tensor | None, source: ops.Source | None) -> tuple[Tensor, Tensor]:
         check_input(type(self).__name__, x, self.fc1.in_channels)
-        pooled = ops.pool_channels(x, maximum=True)
+        pooled = ops.pool_channels(x, maximum=True, source=source)
         weights = self._weigh(pooled)
         return pooled.scale(weights, shortcut), weights
 
@@ -91,8 +91,10 @@ class _Spatial(Unscriptable, SpatialStep, nn.Module):
         block = self.conv
         open_gate(block.conv if isinstance(block.bn, nn.Identity) else block.bn, gate=self.gate)
 
-    def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
-        pooled = ops.pool_positions(x, channel_weights)
+    def _scale(
+        self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None, source: ops.Source | None
+    ) -> Tensor:
+        pooled = ops.pool_positions(x, channel_weights, source)
         return pooled.scale(self._weigh(pooled), shortcut)
 
     def _weigh(self, pooled: ops.Pooled) -> Tensor:
@@ -147,12 +149,19 @@ class CBAMSteps(Unscriptable, TwoSteps, nn.Module):
         self.channel.open_gates()
         self.spatial.open_gates()
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
+    def attend(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        connection: str = "sequential",
+        *,
+        source: ops.Source | None = None,
+    ) -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W), the second with the weights of the first where it can."""
         channel, spatial = self.channel, self.spatial
         plain = is_plain(channel, *_CHANNEL_STEPS) and is_plain(spatial, *_SPATIAL_STEPS)
         if plain and connection == "sequential" and ops.has_kernels(x):
-            return spatial.attend(x, shortcut, channel.weights(x))
+            return spatial.attend(x, shortcut, channel.weights(x, source), source=source)
         return super().attend(x, shortcut, connection)
 
     def forward(self, x: Tensor) -> Tensor:

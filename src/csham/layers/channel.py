@@ -102,9 +102,9 @@ class ChannelAttention(Opaque, ChannelStep, nn.Module):
         """Name the setting that the children do not show."""
         return f"channels={self.channels}"
 
-    def _scale(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scale(self, x: Tensor, shortcut: Tensor | None, source: ops.Source | None) -> tuple[Tensor, Tensor]:
         check_input("ChannelAttention", x, self.channels)
-        return ops.channel_attention(x, self.operands(), shortcut)
+        return ops.channel_attention(x, self.operands(), shortcut, source)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for part in ("weight", "bias"):

@@ -18,6 +18,7 @@ from timm.layers.helpers import make_divisible
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
+from csham import ops
 from csham.errors import UserError
 from csham.layers.accelerated import (
     AcceleratedCecaModule,
@@ -92,10 +93,10 @@ class _FromTimm(Opaque):
 class _Scaling(_FromTimm):
     """Base class put before a layer of timm's that scales channels on the kernels."""
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, shortcut: Tensor | None = None, *, source: ops.Source | None = None) -> Tensor:
         """Attend to ``x``, (B, C, H, W), and with a shortcut, a map like ``x``, return ``relu(y + shortcut)``."""
         check_input(type(self).__name__, x, self.channels)
-        return super().attend(x, shortcut)  # type: ignore[misc]
+        return super().attend(x, shortcut, source=source)  # type: ignore[misc]
 
 
 class SqueezeExcite(_Scaling, AcceleratedSEModule):

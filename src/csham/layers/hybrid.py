@@ -64,13 +64,20 @@ class CSHAM(Opaque, TwoSteps, nn.Module):
         self.channel.open_gates()
         self.spatial.open_gates()
 
-    def attend(self, x: Tensor, shortcut: Tensor | None = None, connection: str = "sequential") -> Tensor:
+    def attend(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        connection: str = "sequential",
+        *,
+        source: ops.Source | None = None,
+    ) -> Tensor:
         """Apply both steps to ``x``, (B, C, H, W), in one call where nothing watches them."""
         channel, spatial = self.channel, self.spatial
         if not (is_plain(channel, ChannelAttention) and is_plain(spatial, SpatialAttention)):
             return super().attend(x, shortcut, connection)
         check_input("CSHAM", x, channel.channels)
-        return ops.hybrid_attention(x, channel.operands(), spatial.operands(), connection, shortcut)
+        return ops.hybrid_attention(x, channel.operands(), spatial.operands(), connection, shortcut, source)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels, then the positions of ``x``, (B, C, H, W)."""

@@ -86,6 +86,8 @@ class SpatialAttention(Opaque, SpatialStep, nn.Module):
         """Name the setting that the children do not show."""
         return f"channels={self.channels}"
 
-    def _scale(self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None) -> Tensor:
+    def _scale(
+        self, x: Tensor, shortcut: Tensor | None, channel_weights: Tensor | None, source: ops.Source | None
+    ) -> Tensor:
         check_input("SpatialAttention", x, self.channels)
-        return ops.spatial_attention(x, self.operands(), channel_weights, shortcut)
+        return ops.spatial_attention(x, self.operands(), channel_weights, shortcut, source)

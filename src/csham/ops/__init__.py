@@ -21,12 +21,14 @@ from csham.ops.attention import (
     spatial_weights_of,
 )
 from csham.ops.choice import Choice, choose, use_kernels
+from csham.ops.operators.normed import Source, source_of
 from csham.ops.reference import channel_weights, scale, spatial_weights
 
 __all__ = [
     "ChannelParameters",
     "Choice",
     "Pooled",
+    "Source",
     "SpatialParameters",
     "channel_attention",
     "channel_weights",
@@ -38,6 +40,7 @@ __all__ = [
     "pool_channels",
     "pool_positions",
     "scale",
+    "source_of",
     "spatial_attention",
     "spatial_weights",
     "spatial_weights_of",

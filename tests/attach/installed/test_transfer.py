@@ -51,7 +51,7 @@ def test_gradients_flow_through_the_reused_weights():
 
     attend = lender._attend
 
-    def cut(x, shortcut):
+    def cut(x, shortcut, source):
         weights = lender.attention.weights(x)
         lender.lends.lend(weights)
         return ops.finish(scaled_without_gradient(x, weights), shortcut)

@@ -177,6 +177,7 @@ def _rewrite(graph: Graph, end: End, nodes: _Nodes) -> None:
     shortcut = next(arg for arg in nodes.total.args if arg is not nodes.branch)
     with graph.inserting_before(nodes.activated):
         kwargs: dict[str, Any] = {"inplace": True} if nodes.total.target in _ADDS_IN_PLACE else {}
+        kwargs["made_by"] = (host, *nodes.call.args)
         fused = graph.call_module(end.attached, (output, shortcut), kwargs)
     nodes.activated.replace_all_uses_with(fused)
     for node in _chain(nodes.activated, nodes.call):

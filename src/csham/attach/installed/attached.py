@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.module import _global_forward_hooks
 
+from csham import ops
 from csham.attach.graph.trace import CONTAINERS
+from csham.attach.installed.norm_source import norm_source
 from csham.attach.installed.recomputed_norm import norm_recomputed
 from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.layers.attention import apply, apply_and_lend
@@ -64,27 +67,39 @@ class Attached(Opaque, nn.Module):
         self.on_borrowed: Callable[[Tensor], None] | None = None
         self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, inplace: bool = False, weights: Any = None) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        *,
+        inplace: bool = False,
+        made_by: tuple[nn.Module, Any] | None = None,
+        weights: Any = None,
+    ) -> Any:
         """Attend to ``x``, (B, C, H, W); with a shortcut return ``relu(y + shortcut)``, the end of a residual block.
 
         Args:
             x: The feature map.
             shortcut: Map that a block adds to it; as in the block itself, of any shape and type that can be added.
             inplace: True if the block writes the sum into ``y``, whose type it then has, whatever the shortcut's is.
+            made_by: The module that put ``x`` out, and what it was given; in compiled code kernels read a norm's input
+                instead of its output.
             weights: In graphs of torch.fx, which have no stages: the channel weights that are lent to this point, or
                 True for a point that lends, and the result is ``(y, weights)``.
         """
         if weights is not None:
             return self._attend_alone(x, weights)
+        # A gate mixes the norm's output in, which is then there.
+        source = None if made_by is None or self.gate is not None else norm_source(*made_by, x)
         if self.recomputes_norm:
             with norm_recomputed(x):
-                return self._end(x, shortcut, inplace)
-        return self._end(x, shortcut, inplace)
+                return self._end(x, shortcut, inplace, source)
+        return self._end(x, shortcut, inplace, source)
 
-    def _end(self, x: Tensor, shortcut: Tensor | None, inplace: bool) -> Tensor:
+    def _end(self, x: Tensor, shortcut: Tensor | None, inplace: bool, source: ops.Source | None) -> Tensor:
         # The kernels add a shortcut that is like the map; torch adds any other.
         fused = shortcut is not None and (shortcut.shape, shortcut.dtype) == (x.shape, x.dtype) and self.gate is None
-        y = self._attend(x, shortcut if fused else None)
+        y = self._attend(x, shortcut if fused else None, source)
         if self.gate is not None:
             gate = self.gate.to(x.dtype)
             y = (1 - gate) * y + gate * x
@@ -112,13 +127,14 @@ class Attached(Opaque, nn.Module):
         total = y.add_(shortcut) if inplace else y + shortcut
         return total.relu_()
 
-    def _attend(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, shortcut: Tensor | None, source: ops.Source | None) -> Tensor:
         if self.lends is not None:
-            y, weights = apply_and_lend(self.attention, x, shortcut)
+            y, weights = apply_and_lend(self.attention, x, shortcut, source)
             self.lends.lend(weights)
             return y
         connection = self.part if self.part in _CONNECTED else None
-        return apply(self.attention, x, shortcut, channel_weights=self._borrow(), connection=connection)
+        borrowed = self._borrow()
+        return apply(self.attention, x, shortcut, channel_weights=borrowed, connection=connection, source=source)
 
     def _borrow(self) -> Tensor | None:
         if self.borrows is None:
@@ -161,7 +177,15 @@ def hang(attached: Attached, host: nn.Module, path: str, levels: int = 0) -> Non
 def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor, *, levels: int = 0) -> Tensor:
     """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
     # The module is looked up, not bound, so that a deep copy of the network uses its own.
-    return host.get_submodule(path)(output)
+    attached = host.get_submodule(path)
+    if torch.compiler.is_compiling() and len(args) == 1 and _is_first(host):
+        return attached(output, made_by=(host, *args))
+    return attached(output)
+
+
+def _is_first(host: nn.Module) -> bool:
+    """Return True if what a host puts out comes to its attention as it is."""
+    return not _global_forward_hooks and attends(next(iter(host._forward_hooks.values())))
 
 
 def attends(hook: Any) -> bool:

@@ -1,9 +1,9 @@
 """A map that is given as a batch norm's input, and never written: ``x = scale ⊙ u + shift``, where it is read.
 
 Behind a norm, an attention reads the map that the norm would have to write, and keeps it for the backward pass, though
-the norm keeps ``u`` already. Every operator therefore takes, for its ``x``, ``u`` with ``affine``, (2, C) float32: scale
-and shift of the channels. The values are rounded to the type of ``u`` as the norm would round them. The gradient that
-an operator returns for ``x`` is that of the norm's output, and goes there.
+the norm keeps ``u`` already. Operators therefore take, for ``x``, ``u`` with ``affine``, (2, C) float32: scale and
+shift of the channels. The values are rounded to the type of ``u`` as the norm would round them. The gradient that an
+operator returns for ``x`` is that of the norm's output, and goes there.
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ def statistics_gradients(kernels: Any, saved: Any, grads: Any, position_w: Tenso
     )
 
 
-def _fake(
-    x: Tensor, affine: Tensor | None, w: Tensor | None, neighbor_weight: Tensor | None
-) -> tuple[Tensor, ...]:
+def _fake(x: Tensor, affine: Tensor | None, w: Tensor | None, neighbor_weight: Tensor | None) -> tuple[Tensor, ...]:
     return *fake_statistics(x, neighbor_weight), *carry(x)
 
 
@@ -110,7 +108,8 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
 
 _operator = Operator(
     __name__,
-    f"(Tensor x, Tensor? affine, Tensor? w, Tensor? neighbor_weight) -> (Tensor mean, Tensor max, Tensor neighbors, {CARRY})",
+    "(Tensor x, Tensor? affine, Tensor? w, Tensor? neighbor_weight) -> "
+    f"(Tensor mean, Tensor max, Tensor neighbors, {CARRY})",
     f"({SCALED}, Tensor? position_w, Tensor grad_mean, Tensor grad_max, Tensor max, Tensor ties, "
     "Tensor? grad_neighbors, Tensor? neighbor_weight) -> (Tensor grad_x, Tensor grad_w, Tensor grad_neighbor_weight)",
     fake=_fake,

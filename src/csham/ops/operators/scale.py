@@ -96,11 +96,12 @@ def _gradients(kernels: Any, saved: Any, grads: Any) -> dict[str, Tensor | None]
 _operator = Operator(
     __name__,
     # What follows `relu` is for the backward pass alone.
-    "(Tensor x, Tensor? affine, Tensor? w, Tensor? s, Tensor? shortcut, bool relu, Tensor? position_w, Tensor? position_max, "
-    f"{CARRY}) -> (Tensor y)",
+    "(Tensor x, Tensor? affine, Tensor? w, Tensor? s, Tensor? shortcut, bool relu, "
+    f"Tensor? position_w, Tensor? position_max, {CARRY}) -> (Tensor y)",
     # grad_z: the gradient before the ReLU (empty without y, where it is grad_y).
     # ties: how many channels share the maximum.
-    "(Tensor grad_y, Tensor x, Tensor? affine, Tensor? w, Tensor? s, Tensor? position_w, Tensor? position_max, Tensor? y) -> "
+    "(Tensor grad_y, Tensor x, Tensor? affine, Tensor? w, Tensor? s, "
+    "Tensor? position_w, Tensor? position_max, Tensor? y) -> "
     "(Tensor grad_z, Tensor grad_w, Tensor grad_s, Tensor ties)",
     fake=_fake,
     backward_fake=_backward_fake,

@@ -78,9 +78,7 @@ def hybrid_pool_backward(
     map_ = map_of(x)
     channels = map_.B * map_.C
     given = Gate((avg_weight, avg_bias, max_weight, max_bias, fuse_weight, fuse_bias), relu)
-    backward = PoolBackward(
-        like(grad_z, x), x, affine, small(w, channels), small(s, map_.B * map_.positions), map_
-    )
+    backward = PoolBackward(like(grad_z, x), x, affine, small(w, channels), small(s, map_.B * map_.positions), map_)
     if max is not None:
         position_w = channel_w if weighted else None
         backward.set_positions(position_w, grad_mean, grad_max, max, ties, grad_neighbors, neighbor_weight)
