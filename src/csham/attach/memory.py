@@ -15,9 +15,9 @@ def recompute_norms(model: nn.Module, recompute: bool = True) -> None:
 
     An attention behind a batch norm keeps one map more than the plain network does, which in a ResNet is a fifth of
     all that training keeps. With this, it is what the plain network keeps and little more, whatever the attention; a
-    training step takes some percent longer, and every gradient is the same to the bit. It acts in eager training.
-    Compiled networks keep what they did, and so do attentions behind anything else than a batch norm with a bias that
-    learns; under activation checkpointing nothing changes.
+    training step takes some percent longer, and every gradient is the same to the bit. It acts in eager training;
+    compiled networks do without by themselves where kernels run. Attentions behind anything else than a batch norm with
+    a bias that learns keep what they did; under activation checkpointing nothing changes.
 
     Args:
         model: A network that :func:`csham.attach` changed.

@@ -121,13 +121,16 @@ def _compile(config: TrainConfig, kind: str, train_images: int) -> tuple[bool, s
     if config.compile is True and missing:
         raise UserError(f"--compile: {missing}. Install it, or use --no-compile.")
     if config.compile is True and config.recompute_norms:
-        raise UserError("--recompute-norms: compiled networks keep their norms' outputs. Use --no-compile.")
+        raise UserError(
+            "--recompute-norms: it acts in eager code, and in compiled code kernels do without norms' outputs by "
+            "themselves. Leave it out, or use --no-compile."
+        )
     if config.compile != "auto":
         return config.compile is True, ""
     if missing:
         return False, missing
     if config.recompute_norms:
-        return False, "it would keep the norms that are recomputed"
+        return False, "norms are recomputed in eager code alone"
     enough = _IMAGES_WORTH_COMPILING_ON_CUDA if kind == "cuda" else _IMAGES_WORTH_COMPILING
     if config.epochs * train_images < enough:
         return False, "compiling would take longer than it saves"
