@@ -131,8 +131,8 @@ def recording(part: list[str]) -> Iterator[list[Launch]]:
             setattr(module, name, kernel)
 
 
-def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> list[Launch]:
-    """Walk through a training step of CSHAM's sequential attention on tensors without data."""
+def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, normed: bool = False) -> list[Launch]:
+    """Walk through a training step of CSHAM's sequential attention, behind a norm or not, on tensors without data."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, dy = (torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout) for _ in range(2))
     B, C, H, W = shape
@@ -145,19 +145,20 @@ def launches_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
     norms, settings = tuple(small(1) for _ in range(8)), (True, True, 1e-3, 1e-3, True)
     running = [one for _ in range(2) for one in (small(1), small(1), small(1).long())]
     neighbor, main = small(1, C, 3, 3), small(1, 2, 7, 7)
+    affine = small(2, C) if normed else None
     w, position, neighbors = small(B, C), small(B, 1, H, W), small(*neighbor_shape(x))
     part = ["forward"]
     with recording(part) as launches:
-        operators.hybrid_pool(x, *filters, True, True, True, neighbor)
+        operators.hybrid_pool(x, affine, *filters, True, True, True, neighbor)
         operators.spatial_gate(position, position, neighbors, main, *norms, *settings)
         operators.follow(running, list(norms[:4]), [1.1] * 2, [0.01] * 2, [True] * 2)
-        operators.scale(x, w, position, None, False, w, position)
+        operators.scale(x, affine, w, position, None, False, w, position)
         part[0] = "backward"
-        operators.scale_backward(dy, x, w, position, w, position, None)
+        operators.scale_backward(dy, x, affine, w, position, w, position, None)
         operators.spatial_gate_backward(*(position,) * 5, neighbors, main, *norms, *settings)
         channel = (True, True, w, w, w, w)
         statistics = (position, position, position, position, neighbors, neighbor)
-        operators.hybrid_pool_backward(dy, x, w, position, *filters, *channel, *statistics)
+        operators.hybrid_pool_backward(dy, x, affine, w, position, *filters, *channel, *statistics)
     return launches
 
 

@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import json, sys, torch, gpu_compile
-architecture, shape, dtype, parts = json.loads(sys.argv[1])
+architecture, shape, dtype, normed, parts = json.loads(sys.argv[1])
 found = []
 for channels_last in (False, True):
-    for launch in gpu_compile.launches_of(tuple(shape), getattr(torch, dtype), channels_last):
+    for launch in gpu_compile.launches_of(tuple(shape), getattr(torch, dtype), channels_last, normed):
         if launch.kernel is not None and (parts is None or launch.name in parts):
             found.append((launch.name, vars(gpu_compile.compiled(launch, architecture))))
 print(json.dumps(found))
@@ -33,19 +33,20 @@ def compiled(*what):
 
 
 def test_the_kernels_of_the_spatial_weights_spill_nothing():
-    found = compiled(90, [8, 16, 14, 14], "bfloat16", GATE[:2])
+    found = compiled(90, [8, 16, 14, 14], "bfloat16", False, GATE[:2])
     assert {name for name, _ in found} == set(GATE[:2])
     assert all(binary["spilled_bytes"] == 0 for _, binary in found), found
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((64, 256, 56, 56), "bfloat16"), ((256, 16, 32, 32), "float16"), ((32, 512, 7, 7), "float32")]
 )
-def test_next_to_nothing_is_spilled_and_maps_are_read_16_bytes_at_a_time(architecture, shape, dtype):
-    found = compiled(architecture, list(shape), dtype, None)
+def test_next_to_nothing_is_spilled_and_maps_are_read_16_bytes_at_a_time(architecture, shape, dtype, normed):
+    found = compiled(architecture, list(shape), dtype, normed, None)
     assert {*GATE, *WIDE} <= {name for name, _ in found}
     # At the measured shape nothing; in other types, and on an A100, up to four numbers a thread.
     allowed = 0 if (architecture, dtype) == (90, "bfloat16") else 16
