@@ -131,7 +131,7 @@ def norm_of(x):
 @pytest.mark.parametrize("name", [name for name in OPERATORS if takes_norms(name)])
 def test_a_norms_input_with_its_affine_is_its_output(kernels, name, layout):
     for dtype in TOLERANCE if kernels == "cpu" else [torch.bfloat16]:
-        for shape in SHAPES if kernels == "cpu" else [(2, 5, 4, 6), (2, 3, 5, 7)]:
+        for shape in SHAPES if kernels == "cpu" else [(1, 3, 5, 7)]:
             u, y, affine = norm_of(torch.empty(shape, dtype=dtype).contiguous(memory_format=LAYOUTS[layout]))
             for arguments in cases(name).examples(y):
                 results = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from csham import ops
@@ -35,6 +34,8 @@ def norm_source(module: nn.Module, given: Any, x: Tensor) -> ops.Source | None:
 
 def _is_norm_alone(module: Any) -> bool:
     """Return True if torch's batch norm, and nothing else, happens in a module's forward."""
+    from timm.layers import BatchNormAct2d  # noqa: PLC0415  only compiled code waits for timm
+
     if "forward" in module.__dict__:
         return False
     if isinstance(module, BatchNormAct2d):
