@@ -71,14 +71,14 @@ def computed(kind, x, leaves, training, relu, end):
     filters = tuple(leaves[f"{name}_{part}"] for name in ("avg", "max", "fuse") for part in ("weight", "bias"))
     neighbor = leaves["neighbor"] if min(x.shape[2:]) >= 2 else None
     if kind == "channel":
-        pooled = hybrid_pool("triton", x, filters, relu)
+        pooled = hybrid_pool("triton", x, None, filters, relu)
         return scale("triton", x, pooled.carry, pooled.w, **end)
     if kind == "position":
         w = None
-        mean, maximum, neighbors, carry = position_pool("triton", x, None, neighbor)
+        mean, maximum, neighbors, carry = position_pool("triton", x, None, None, neighbor)
     else:
         weighted = kind != "parallel"
-        pooled = hybrid_pool("triton", x, filters, relu, True, weighted, neighbor)
+        pooled = hybrid_pool("triton", x, None, filters, relu, True, weighted, neighbor)
         w, mean, maximum, neighbors, carry = pooled
     norms = [Norm(*norm(leaves, name, training)[1], training, EPS) for name in ("norm", "neighbor_norm")]
     gate = spatial_gate("triton", mean, maximum, neighbors, leaves["main"], *norms, relu)

@@ -31,17 +31,17 @@ def test_channel_pool(make_map, assert_close, monkeypatch, channels_last):
     # More programs than there is work: every block of positions is a chunk of its own.
     monkeypatch.setattr(maps, "_PROGRAMS", 64)
     x = make_map((1, 3, 40, 60), channels_last=channels_last) + 1000  # a mean that cancellation would spoil
-    mean, maximum, *_ = triton_ops.channel_pool(x, True)
+    mean, maximum, *_ = triton_ops.channel_pool(x, None, True)
     assert_close({"mean": mean, "max": maximum}, {"mean": x.double().mean((2, 3)), "max": x.amax((2, 3))})
     assert torch.equal(maximum, x.amax((2, 3)))
-    assert torch.equal(triton_ops.channel_pool(x, False)[0], mean)
+    assert torch.equal(triton_ops.channel_pool(x, None, False)[0], mean)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_position_pool_finds_the_exact_maximum_of_one_float32_product(make_map, device, channels_last):
     x = make_map((2, 37, 3, 6), torch.bfloat16, channels_last)
     w = random(device, 2, 37)
-    _, maximum, neighbors, *_ = triton_ops.position_pool(x, w, None)
+    _, maximum, neighbors, *_ = triton_ops.position_pool(x, None, w, None)
     assert torch.equal(maximum, (w[:, :, None, None] * x.float()).amax(1, keepdim=True))
     assert neighbors.numel() == 0
 
@@ -49,7 +49,7 @@ def test_position_pool_finds_the_exact_maximum_of_one_float32_product(make_map, 
 def test_ties_are_counted_without_weights(make_map):
     x = make_map((1, 6, 3, 4), torch.float16, tied=True)
     maximum = x.amax(1, keepdim=True).float()
-    *rest, ties = triton_ops.scale_backward(torch.zeros_like(x), x, None, None, None, maximum, None)
+    *rest, ties = triton_ops.scale_backward(torch.zeros_like(x), x, None, None, None, None, maximum, None)
     assert torch.equal(ties, (x == maximum).sum(1, keepdim=True).float())
     assert all(out.numel() == 0 for out in rest)
 
@@ -58,9 +58,9 @@ def test_ties_are_counted_without_weights(make_map):
 def test_not_a_number_reaches_means_and_maxima(make_map, channels_last):
     x = make_map((1, 5, 4, 9), channels_last=channels_last)
     x[0, 2, 3, 8] = float("nan")
-    mean, maximum, *_ = triton_ops.channel_pool(x, True)
+    mean, maximum, *_ = triton_ops.channel_pool(x, None, True)
     assert mean.isnan().nonzero().tolist() == maximum.isnan().nonzero().tolist() == [[0, 2]]
-    mean, maximum, *_ = triton_ops.position_pool(x, None, None)
+    mean, maximum, *_ = triton_ops.position_pool(x, None, None, None)
     assert mean.isnan().nonzero().tolist() == maximum.isnan().nonzero().tolist() == [[0, 0, 3, 8]]
 
 
@@ -177,13 +177,13 @@ def test_running_statistics_keep_their_schema(device):
 def test_maps_of_another_kind_are_refused(make_map):
     x = make_map((1, 2, 3, 4))
     with pytest.raises(UserError, match="float32, bfloat16 or float16"):
-        triton_ops.channel_pool(x.double(), True)
+        triton_ops.channel_pool(x.double(), None, True)
     with pytest.raises(UserError, match="contiguous or channels_last, got strides"):
-        triton_ops.channel_pool(x.transpose(2, 3), True)
+        triton_ops.channel_pool(x.transpose(2, 3), None, True)
     with pytest.raises(UserError, match=r"shape, type and memory format of x, \(1, 2, 3, 4\)"):
-        triton_ops.scale_backward(x.half(), x, None, None, None, None, x)
+        triton_ops.scale_backward(x.half(), x, None, None, None, None, None, x)
     with pytest.raises(UserError, match="expected 2 contiguous values of float32"):
-        triton_ops.scale(x, torch.ones(1, 3), None, None, False, None, None, *carry(x))
+        triton_ops.scale(x, None, torch.ones(1, 3), None, None, False, None, None, *carry(x))
 
 
 @pytest.mark.long
