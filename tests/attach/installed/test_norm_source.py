@@ -6,6 +6,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import InternalTorchDynamoError
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
@@ -228,6 +229,12 @@ def test_a_gated_attention_has_its_map(cpu_kernels, images):
     assert_alike(*results)
 
 
+@pytest.mark.xfail(
+    torch.torch_version.TorchVersion(torch.__version__) < "2.15",
+    raises=InternalTorchDynamoError,
+    strict=False,
+    reason="torch.compile of 2.8 takes hooks in another order where one was put before others, and then fails itself",
+)
 @pytest.mark.parametrize("prepend", [True, long(False)])
 def test_what_others_make_of_the_norms_output_is_attended_to(cpu_kernels, images, prepend):
     results = []
