@@ -7,8 +7,8 @@ ask their questions of the whole list.
 
 ``x`` is a feature map (B, C, H, W), contiguous or channels_last; all other arrays are float32 and contiguous: channel
 weights and statistics (B, C), spatial ones (B, 1, H, W), the neighbour term (B, 1, ceil(H // 2 / 2), ceil(W // 2 / 2)).
-Start with ``operator``, then ``carry``, which ties a pooling to the scaling that follows, and ``normed``, which lets a norm's
-input stand for ``x``.
+Start with ``operator``, then ``carry``, which ties a pooling to the scaling that follows, and ``normed``, which lets a
+norm's input stand for ``x``.
 """
 
 from importlib import import_module
