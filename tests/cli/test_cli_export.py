@@ -44,6 +44,16 @@ def test_weights_as_json(csham, finished, tmp_path):
     assert csham(*words, "--output", path, "--force")[0] == 0
 
 
+def test_the_ending_of_the_output_names_the_format(csham, finished, tmp_path):
+    path = tmp_path / "net.SafeTensors"
+    code, out, err = csham("export", finished, "--samples", "4", "--json", "--quiet", "--output", path)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["format"] == "safetensors"
+    code, _, err = csham("export", finished, "--output", tmp_path / "net.bin")
+    assert code == 2
+    assert "net.bin does not say what to write. Let it end in .onnx, .pt2 or .safetensors, or name" in err
+
+
 def test_images_of_a_folder_for_a_file_without_its_run(csham, finished, images, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes((finished / "model.safetensors").read_bytes())

@@ -272,7 +272,7 @@ def test_networks_that_are_no_graph_are_refused(as_trained, pixels, tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("x.tflite", {}, r"unknown format '.tflite'.*Known: onnx"),
+        ("x.tflite", {}, r"x.tflite does not say what to write\. Let it end in .onnx"),
         ("x.safetensors", {"preprocessing": True}, "holds weights, no graph"),
         ("x.pt2", {"opset": 18}, "opset is a version of ONNX"),
         ("x.onnx", {"dynamic_size": "yes"}, "dynamic_size is True, False or 'auto'"),

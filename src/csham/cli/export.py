@@ -14,7 +14,7 @@ import csham
 from csham.cli.common import check_counts, check_trained, print_json, print_table, use_named_code
 from csham.cli.options import OUTPUT, CodeOption, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError, any_of
-from csham.export.formats import FORMATS, check_format, check_free
+from csham.export.formats import FORMATS, check_format, check_free, format_of
 from csham.training.progress import create_progress
 from csham.words import say
 
@@ -36,7 +36,10 @@ def export(
         typer.Argument(help="The run's dataset, if it lies elsewhere now.", show_default="the run's"),
     ] = None,
     *,
-    file_format: Annotated[str, typer.Option("--format", help=f"{any_of([*FORMATS])}.")] = "onnx",
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help=f"{any_of([*FORMATS])}.", show_default="by the ending of --output, else onnx"),
+    ] = None,
     weights: WeightsOption = None,
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Let the file take bytes and normalise them itself.")
@@ -71,6 +74,7 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """One file for deployment, its answers checked against the network's on real images."""
+    file_format = file_format or ("onnx" if output is None else format_of(output))
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     _check_options(samples, tolerance, calibration_images, quantize, file_format, images)
     place = run if run.is_dir() else run.parent if run.exists() else Path()  # hf:user/name and zoo:name are no places

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from csham import ops
 from csham.errors import UserError
 from csham.export.files import describe
-from csham.export.formats import FORMATS, Format, check_format, check_free
+from csham.export.formats import FORMATS, Format, check_format, check_free, format_of
 from csham.export.parity import Parity, Runner, compare, reference_logits, resized
 from csham.export.program import Content, Deployed, capture, is_dynamic, quietly, smallest
 from csham.export.real_images import as_pixels, run_images
@@ -119,7 +119,7 @@ def export(
     path = Path(path)
     if dynamic_size not in (True, False, "auto"):
         raise UserError(f"dynamic_size is True, False or 'auto', got {dynamic_size!r}.")
-    format = format or next((one.name for one in FORMATS.values() if one.ending == path.suffix), path.suffix)
+    format = format or format_of(path)
     check_format(format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     check_free(path, force)
     trained = as_trained(trained, module)

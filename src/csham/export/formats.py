@@ -10,7 +10,7 @@ from typing import Any
 
 from csham.errors import UserError, any_of, unknown_name
 
-__all__ = ["FORMATS", "Format", "check_format", "check_free"]
+__all__ = ["FORMATS", "Format", "check_format", "check_free", "format_of"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,21 @@ def check_format(
     missing = [name for name in entry.packages if find_spec(name) is None]
     if missing:
         raise UserError(f'export to {format} needs {", ".join(missing)}. Install them: pip install "csham[export]".')
+
+
+def format_of(path: Path) -> str:
+    """Return the name of the format that a file's ending stands for.
+
+    Raises:
+        UserError: It stands for none.
+    """
+    for entry in FORMATS.values():
+        if entry.ending == path.suffix.lower():
+            return entry.name
+    endings = any_of([entry.ending for entry in FORMATS.values()])
+    raise UserError(
+        f"{path} does not say what to write. Let it end in {endings}, or name a format with --format (format=...)."
+    )
 
 
 def check_free(path: Path, force: bool) -> None:
