@@ -62,6 +62,7 @@ def test_an_attention(additions, capsys):
     assert "gate of channel means" in [entry["summary"] for entry in json.loads(capsys.readouterr().out)]
 
 
+@pytest.mark.slow
 def test_a_source_a_metric_and_statistics_in_a_study(study, capsys):
     assert main(["report", str(study), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)

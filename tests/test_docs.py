@@ -45,6 +45,7 @@ def test_the_readmes_python_runs():
     assert names["points"]
 
 
+@pytest.mark.slow
 def test_the_attaching_pages_python_prints_what_it_says(capsys):
     run_python("docs/attaching.md")
     shown = re.search(r"    layer1\.0\.bn2 64 .*?\.\.\.", (ROOT / "docs/attaching.md").read_text(), flags=re.DOTALL)
@@ -82,6 +83,7 @@ def test_every_command_of_the_fine_tuning_page_runs(write_images, tmp_path, monk
     assert "new weights there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_everything_on_the_predict_page_runs(finished, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()

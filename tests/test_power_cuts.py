@@ -36,7 +36,7 @@ from csham.training.run_folder import RunFolder
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds open files through /proc")
 
 MACHINE = {"device": "cpu", "compile": False}
-FEW, MANY = 12, 600
+FEW, MANY = 6, 600
 
 # What says how fast or when, and what is of no other use.
 TIMES = {"seconds", "images_per_s", "run", "started", "finished", "environment"}
@@ -195,7 +195,7 @@ def test_epochs_that_are_added_to_a_finished_run(settings, crash_everywhere):
         resume(run, epochs=2, schedule="constant", dataset=dataset)
         return result_of_run(run)
 
-    crash_everywhere(work, recover, few=12)
+    crash_everywhere(work, recover, few=6)
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_a_study(images, crash_everywhere):
         records = without_times(store.by_key())
         return [records, *(result_of_run(store.run_folder(cell.name)) for cell in store.study.cells())]
 
-    crash_everywhere(work, recover, few=6)
+    crash_everywhere(work, recover, few=4)
 
 
 def test_a_plan_is_on_the_disk_with_the_folders_above_it(tmp_path, images):

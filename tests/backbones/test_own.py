@@ -234,6 +234,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_another_process_gets_what_the_user_named_in_this_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own_six.py").write_text(MODULE.format(value=6))

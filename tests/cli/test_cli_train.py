@@ -90,6 +90,7 @@ def test_the_end_of_the_time_leaves_a_resumable_run_and_says_how(csham, small, t
     assert (run / "summary.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no alarms")
 @pytest.mark.parametrize(
     "minutes", ["0.0001", "0.2"]
@@ -140,6 +141,7 @@ def test_where_attention_goes_is_an_option_and_comes_back_with_the_run(csham, sm
     assert "--stages takes whole numbers with commas between them, got 'one'" in err
 
 
+@pytest.mark.slow
 def test_it_ends_with_what_is_there_and_what_is_next(csham, small, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word for word in small if word != "--quiet"]

@@ -49,6 +49,7 @@ def test_explain(csham, digit, tmp_path):
     assert (tmp_path / "pictures" / "seven.png").is_file()
 
 
+@pytest.mark.slow
 def test_export_lands_here(csham, digit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = csham("export", NAME, "--format", "pt2", "--images", digit.parent, "--quiet")

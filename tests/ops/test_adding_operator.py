@@ -46,6 +46,7 @@ def asked(checkout, words):
     return found, done.stdout
 
 
+@pytest.mark.slow
 def test_its_triton_kernels_are_tested_unasked(checkout):
     pytest.importorskip("triton", reason="Triton is not installed")
     found, said = asked(checkout, "variance_pool and triton")

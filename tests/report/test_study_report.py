@@ -258,6 +258,7 @@ def test_what_a_killed_process_left_of_a_report_goes_with_the_next(empty):
     assert sorted(path.name for path in empty.glob(".*")) == [f".report.{os.getppid()}.new"]
 
 
+@pytest.mark.slow
 def test_runs_that_stopped_early_are_said_to_have(images, tmp_path):
     settings = {"epochs": 9, "lr": 1e-12, "weight_decay": 0.0, "patience": 2, "batch_size": 8, "image_size": 32}
     request = Request(

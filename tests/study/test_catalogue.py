@@ -19,6 +19,7 @@ def studies(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_study_has_a_row_for_each_network_with_a_run(studies):
     from csham.report.study_report import write_report
 

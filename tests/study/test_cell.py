@@ -115,8 +115,9 @@ def test_a_stopped_cell_goes_on_to_the_same_record(done, store, timeless):
     record = CellRunner(store, MACHINE, progress).run(cell.key)
     assert any("at epoch 2, step 2" in note for note in progress.notes)
     assert timeless(record) == timeless(done[1])
+    found = weights(store, cell)
     for name, value in weights(*done_cell(done)).items():
-        assert torch.equal(value, weights(store, cell)[name])
+        assert torch.equal(value, found[name])
 
 
 def done_cell(done):
@@ -155,8 +156,9 @@ def test_with_a_damaged_last_checkpoint_a_cell_goes_on_from_the_chosen_one_if_it
     assert len(said) == 1
     assert ("best.ckpt, which is whole" in said[0]) == (lost == "the last")
     assert timeless(record) == timeless(done[1])
+    found = weights(store, cell)
     for name, value in weights(*done_cell(done)).items():
-        assert torch.equal(value, weights(store, cell)[name])
+        assert torch.equal(value, found[name])
 
 
 def test_a_run_of_other_settings_is_not_mixed_in(done, make_store):
@@ -267,6 +269,7 @@ def test_runs_trained_by_hand_are_adopted_by_settings_and_content(done, make_sto
         adopt_runs(store, tmp_path / "nowhere", said.append)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_every_network_the_same_backbone_batches_and_crops(make_store, monkeypatch):
     names = [("none", "sequential"), ("se", "sequential"), ("cbam", "sequential"), ("csham", "transfer")]
     networks = tuple(Network("resnet20", *name) for name in names)

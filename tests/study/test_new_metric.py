@@ -87,6 +87,7 @@ def test_a_new_metric_is_everywhere(study, capsys):
     assert "missed, %" in report.page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_runs_from_before_it_are_shown_without_it(study, monkeypatch):
     folder, run = study()
     before = write_report(folder, folder / "before").page.parent

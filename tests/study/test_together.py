@@ -106,6 +106,7 @@ def networks(own_names, tmp_path):
     return tuple(Network("lenet5", name).with_code() for name in ("none", "own_gates:Noisy", "own_gates:Faulty"))
 
 
+@pytest.mark.slow
 def test_cells_in_turns_that_are_stopped_and_go_on_end_as_alone_and_one_that_fails_fails_alone(
     make_store, networks, same
 ):
