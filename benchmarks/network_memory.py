@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func  # type: ignore[attr-defined]
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.fx import Graph
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -53,39 +55,62 @@ class Made(TorchDispatchMode):
                 self.storages[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
         return found
 
-
-def kept_in_eager_code(model: nn.Module, images: Tensor) -> int:
-    """Count the bytes that are still there when the forward pass is over."""
-    with Made() as made, torch.autocast(images.device.type, torch.bfloat16):
-        loss = model(images).logsumexp(1).mean()
-    gc.collect()
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = [size for place, (ref, size) in made.storages.items() if place not in own and not ref.expired()]
-    assert loss.requires_grad
-    return sum(kept)
+    def left(self, others: Iterable[Tensor]) -> int:
+        """Count the bytes that are still there and belong to none of the others."""
+        gc.collect()
+        places = {tensor.untyped_storage().data_ptr() for tensor in others}
+        return sum(size for place, (ref, size) in self.storages.items() if place not in places and not ref.expired())
 
 
-def kept_in_compiled_code(model: nn.Module, images: Tensor) -> int:
-    """Count the bytes that the forward graph hands to the backward graph."""
-    kept = []
+class Graphs:
+    """A backend for torch.compile that runs what a compiler would be given, and notes it.
 
-    def partition(joint: Any, args: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
+    Attributes:
+        forward: Graphs of forward passes.
+        kept: Bytes that they hand to their backward passes.
+    """
+
+    def __init__(self, decompositions: Any = None) -> None:
+        self.forward: list[Graph] = []
+        self.kept = 0
+        self.backend = aot_autograd(
+            fw_compiler=_as_it_is, bw_compiler=_as_it_is, partition_fn=self._partition, decompositions=decompositions
+        )
+
+    def _partition(self, joint: Any, args: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         parts = min_cut_rematerialization_partition(joint, args, num_fwd_outputs=num_fwd_outputs, **more)
+        self.forward.append(parts[0].graph)
         (output,) = (node for node in parts[0].graph.nodes if node.op == "output")
         made = [node for node in output.args[0][num_fwd_outputs:] if node.op != "placeholder"]
         storages = [node.meta["val"].untyped_storage() for node in made if isinstance(node.meta.get("val"), Tensor)]
-        kept.append(sum({storage._cdata: storage.nbytes() for storage in storages}.values()))
+        self.kept += sum({storage._cdata: storage.nbytes() for storage in storages}.values())
         return parts
 
-    def as_it_is(graph: Any, _: Any) -> Any:
-        return make_boxed_func(graph)
 
+def _as_it_is(graph: Any, _: Any) -> Any:
+    return make_boxed_func(graph)
+
+
+def kept_in_eager_code(model: nn.Module, images: Tensor, *, autocast: bool = False) -> int:
+    """Count the bytes that are still there when the forward pass is over."""
+    with Made() as made, _bf16(images, autocast):
+        loss = model(images).logsumexp(1).mean()
+    kept = made.left((*model.parameters(), *model.buffers()))
+    assert loss.requires_grad
+    return kept
+
+
+def kept_in_compiled_code(model: nn.Module, images: Tensor, *, autocast: bool = False) -> int:
+    """Count the bytes that the forward graph hands to the backward graph."""
     torch.compiler.reset()
-    backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=partition)
-    run = torch.compile(model, backend=backend, fullgraph=True)
-    with torch.autocast(images.device.type, torch.bfloat16):
-        run(images).logsumexp(1).mean()
-    return sum(kept)
+    graphs = Graphs()
+    with _bf16(images, autocast):
+        torch.compile(model, backend=graphs.backend, fullgraph=True)(images).logsumexp(1).mean()
+    return graphs.kept
+
+
+def _bf16(images: Tensor, enabled: bool) -> torch.autocast:
+    return torch.autocast(images.device.type, torch.bfloat16, enabled=enabled)
 
 
 def measure(name: str, batch_size: int) -> list[dict[str, Any]]:
@@ -100,7 +125,8 @@ def measure(name: str, batch_size: int) -> list[dict[str, Any]]:
             model = model.to(memory_format=torch.channels_last)
             if mode == "recomputed" and choice:
                 csham.recompute_norms(model)
-            kept = (kept_in_compiled_code if mode == "compiled" else kept_in_eager_code)(model, images)
+            count = kept_in_compiled_code if mode == "compiled" else kept_in_eager_code
+            kept = count(model, images, autocast=True)
             plain[mode] = plain[mode] or kept
             row = {"network": name, "image_size": side, "batch_size": batch_size, "variant": variant, "mode": mode}
             rows.append(row | {"kept_mib": f"{kept / 2**20:.2f}", "of_plain": f"{kept / plain[mode]:.3f}"})

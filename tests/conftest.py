@@ -1,5 +1,6 @@
 """What every test shares: settings of hypothesis, seeds, threads, a cache folder of its own, and small images."""
 
+import importlib
 import os
 import shutil
 import sys
@@ -129,6 +130,13 @@ def _write_images(root, classes=("ant", "bee", "cow"), count=20, seed=0):
             pixels[:, :, number % 3] += 100
             Image.fromarray(pixels).save(root / name / f"{index}.png")
     return root
+
+
+@pytest.fixture
+def benchmark_script(monkeypatch):
+    """Function that imports a script of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

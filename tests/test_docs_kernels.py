@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -14,13 +13,6 @@ from csham.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def benchmark_script(monkeypatch):
-    """Function that imports a script of benchmarks/ by its name."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module
 
 
 def test_its_python_runs(cpu_kernels, capsys):

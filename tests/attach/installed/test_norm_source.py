@@ -5,10 +5,7 @@ import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import InternalTorchDynamoError
-from torch._functorch.aot_autograd import make_boxed_func
-from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 
 import csham
@@ -49,28 +46,6 @@ def network(attention="csham", strategy="sequential", norm=nn.BatchNorm2d, **set
     return model.to(memory_format=torch.channels_last)
 
 
-class Graphs:
-    """A backend that notes what a compiler is given to compile, and what the forward pass keeps."""
-
-    def __init__(self, decompositions=None):
-        self.forward, self.kept = [], 0
-        self.backend = aot_autograd(
-            fw_compiler=lambda graph, _: make_boxed_func(graph),
-            bw_compiler=lambda graph, _: make_boxed_func(graph),
-            partition_fn=self._partition,
-            decompositions=decompositions,
-        )
-
-    def _partition(self, joint, args, *, num_fwd_outputs, **more):
-        parts = min_cut_rematerialization_partition(joint, args, num_fwd_outputs=num_fwd_outputs, **more)
-        self.forward.append(parts[0].graph)
-        (output,) = (node for node in parts[0].graph.nodes if node.op == "output")
-        made = [node for node in output.args[0][num_fwd_outputs:] if node.op != "placeholder"]
-        values = [node.meta["val"] for node in made if isinstance(node.meta.get("val"), torch.Tensor)]
-        self.kept += sum({v.untyped_storage()._cdata: v.untyped_storage().nbytes() for v in values}.values())
-        return parts
-
-
 def step(model, run, images):
     """The outputs, and what a step leaves in the network."""
     y = run(images)
@@ -99,6 +74,12 @@ def normalised_maps(graph, channels=16):
         and node.meta["val"].shape[1] == channels
         and min(node.meta["val"].shape[2:]) > 1
     ]
+
+
+@pytest.fixture
+def new_graphs(benchmark_script):
+    """Makes backends that note what a compiler is given to compile, and what the forward pass keeps."""
+    return benchmark_script("network_memory").Graphs
 
 
 @pytest.fixture
@@ -133,10 +114,10 @@ def test_a_compiled_step_is_the_eager_one(cpu_kernels, images, attention, strate
     ("attention", "strategy", "training"),
     [("csham", "transfer", True), ("se", "sequential", False), long("csham", "sequential", True)],
 )
-def test_the_norms_output_is_not_computed(cpu_kernels, images, attention, strategy, training):
+def test_the_norms_output_is_not_computed(cpu_kernels, new_graphs, images, attention, strategy, training):
     found = []
     for choice in (None, attention):
-        graphs = Graphs(select_decomp_table())
+        graphs = new_graphs(select_decomp_table())
         model = network(choice, strategy).train(training)
         torch.compile(model, backend=graphs.backend)(images).sum().backward()
         found.append(len(normalised_maps(graphs.forward[0])))
@@ -145,10 +126,10 @@ def test_the_norms_output_is_not_computed(cpu_kernels, images, attention, strate
 
 
 @pytest.mark.parametrize(("attention", "strategy"), [("csham", "transfer"), long("eca", "sequential")])
-def test_it_is_not_kept_either(cpu_kernels, images, attention, strategy):
+def test_it_is_not_kept_either(cpu_kernels, new_graphs, images, attention, strategy):
     kept = []
     for choice in (None, attention):
-        graphs = Graphs()
+        graphs = new_graphs()
         torch.compile(network(choice, strategy), backend=graphs.backend)(images).sum().backward()
         kept.append(graphs.kept)
     one_map, planes = 4 * 16 * 12 * 10 * 4, 2 * 5 * 4 * 12 * 10 * 4
@@ -156,14 +137,14 @@ def test_it_is_not_kept_either(cpu_kernels, images, attention, strategy):
 
 
 @pytest.mark.long
-def test_mobilenets_norms_are_not_kept(cpu_kernels):
+def test_mobilenets_norms_are_not_kept(cpu_kernels, new_graphs):
     kept = []
     for attention in (None, "se"):
         model = timm.create_model("mobilenetv2_035", num_classes=3)
         if attention:
             (point, *_) = csham.attach(model, attention, points=["blocks.*.*.bn3"])
             assert isinstance(model.get_submodule(point.name), BatchNormAct2d)
-        graphs = Graphs()
+        graphs = new_graphs()
         torch.compile(model, backend=graphs.backend)(torch.randn(2, 3, 64, 64)).sum().backward()
         kept.append(graphs.kept)
     assert kept[1] < 1.02 * kept[0]

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import gc
 import pickle
 
 import pytest
@@ -10,9 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import csham
@@ -20,35 +17,9 @@ import csham
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
-class Made(TorchDispatchMode):
-    """Storages that operations made."""
-
-    def __init__(self):
-        super().__init__()
-        self.storages = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.storages[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
-        return found
-
-
-def kept_bytes(model, images):
-    """Bytes of what a forward pass made and autograd keeps, parameters and buffers not counted."""
-    with Made() as made:
-        loss = model(images).logsumexp(1).mean()
-    gc.collect()
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = [size for place, (ref, size) in made.storages.items() if place not in own and not ref.expired()]
-    assert loss.requires_grad
-    return sum(kept)
-
-
 @pytest.mark.parametrize("device", DEVICES)
-def test_attention_keeps_what_the_plain_network_keeps(device):
+def test_attention_keeps_what_the_plain_network_keeps(device, benchmark_script):
+    kept_bytes = benchmark_script("network_memory").kept_in_eager_code
     images = torch.randn(4, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
 
     def network(attention=None, strategy="sequential"):
@@ -248,15 +219,13 @@ def test_tensors_without_data_run():
     assert all(p.grad.shape == p.shape for p in model.parameters())
 
 
-def test_no_map_stays_after_the_backward_pass():
+def test_no_map_stays_after_the_backward_pass(benchmark_script):
     model, images = small_network(), torch.randn(3, 3, 8, 8)
     csham.recompute_norms(model)
-    with Made() as made:
+    with benchmark_script("network_memory").Made() as made:
         model(images).square().sum().backward()
-    gc.collect()
-    own = {t.untyped_storage().data_ptr() for p in model.parameters() for t in (p, p.grad)}
-    own |= {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
-    assert not [size for place, (ref, size) in made.storages.items() if place not in own and not ref.expired()]
+    learnt = [tensor for parameter in model.parameters() for tensor in (parameter, parameter.grad)]
+    assert made.left((*learnt, *model.buffers())) == 0
 
 
 def test_copies_and_pickles_recompute_too():
