@@ -39,12 +39,15 @@ class Gate(nn.Module):
 """
 NAME = "own_gate:Gate"
 WORDS = ["digits", "--recipe", "quick", "--epochs", "1", "--no-compile", "--device", "cpu", "--quiet"]
+STUDY = ["--no-costs", "--seeds", "1", "--study", "study"]
 
 
-def run(folder, *words):
-    """Call a command in a process of its own."""
-    command = [sys.executable, "-m", "csham", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ, check=False)
+def run(folder, calls):
+    """Call commands in a process of their own, one after the other."""
+    code = "import json, sys; from csham.cli import main; sys.exit(any(map(main, json.loads(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, json.dumps(calls)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +58,9 @@ def made(tmp_path_factory):
     calls = [
         ["train", *WORDS, "--backbone", "lenet5", "--attention", NAME, "--run", "runs/one"],
         ["share", "runs/one", "shared", "--code", NAME, "--quiet"],
-        ["compare", *WORDS, *f"--backbones lenet5 --attentions none,{NAME}:entry --no-costs --study study".split()],
+        ["compare", *WORDS, *f"--backbones lenet5 --attentions none,{NAME}:entry".split(), *STUDY],
     ]
-    calls[-1] += ["--seeds", "1"]
-    for words in calls:
-        done = run(folder, *words)
-        assert done.returncode == 0, done.stderr
+    run(folder, calls)
     return folder
 
 
@@ -277,11 +277,9 @@ def made_net(tmp_path_factory):
     calls = [
         ["train", *WORDS, "--backbone", BACKBONE, "--attention", NAME, "--run", "runs/one"],
         ["share", "runs/one", "shared", "--code", NAME, "--code", BACKBONE, "--quiet"],
-        ["compare", *WORDS, *f"--backbones {BACKBONE} --attentions none,se --no-costs --seeds 1 --study study".split()],
+        ["compare", *WORDS, *f"--backbones {BACKBONE} --attentions none,se".split(), *STUDY],
     ]
-    for words in calls:
-        done = run(folder, *words)
-        assert done.returncode == 0, done.stderr
+    run(folder, calls)
     return folder
 
 

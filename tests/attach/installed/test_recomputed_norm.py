@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import csham
+from csham.backbones import CifarResNet
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
@@ -102,7 +103,8 @@ def norms_run(model, images):
 @pytest.mark.parametrize("attention", ["csham", "cbam", "eca", "se", "bam", "triplet", InPlace, Views])
 def test_gradients_are_the_same_to_the_bit(attention, layout, precision, device):
     torch.manual_seed(0)
-    model = csham.create_model("resnet20", attention=attention, num_classes=10, image_size=16)
+    model = CifarResNet(8)
+    csham.attach(model, attention)
     model = model.to(device).to(memory_format=layout)
     images = torch.randn(4, 3, 16, 16, device=device).to(memory_format=layout)
     assert_same_with_recomputing(model, images, precision, recomputed=attention is not InPlace)
