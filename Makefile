@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-# Test processes side by side; each takes whole files while there are some, which share what they make.
+# Test processes side by side.
 WORKERS ?= auto
-PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # Where this is set every process compiles PyTorch and timm anew: 19 seconds for an import that takes 7.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -21,21 +20,21 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 # Everything about all 57 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
-	CSHAM_ALL_NETWORKS=1 $(BIN)/python $(PYTEST) tests/attach/test_every_network.py \
+	CSHAM_ALL_NETWORKS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/attach/test_every_network.py \
 		tests/attach/fusing/test_epilogue.py tests/attach/test_acceleration.py tests/backbones/test_create.py
 
 # Every backbone under every strategy, and every attention, through ONNX and PT2: hours on two cores.
 # EXPORTS takes a part of them: make test-exports EXPORTS="resnet18 and onnx".
 test-exports: $(READY)
-	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python $(PYTEST) tests/export/test_every_network.py -k "$(EXPORTS)"
+	CSHAM_ALL_NETWORKS=1 CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/export/test_every_network.py -k "$(EXPORTS)"
 
 # What takes a minute or more each: compiling, clusters, many processes, studies from the documentation.
 test-long: $(READY) test-yolo test-libraries test-cam test-keras
-	CSHAM_LONG_TESTS=1 $(BIN)/python $(PYTEST) -m long
+	CSHAM_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 # Ultralytics is under the AGPL, so it is no dependency, not even of the tests: an environment of its own, on top of .venv.
 test-yolo: $(READY)
@@ -72,12 +71,12 @@ test-keras: $(READY)
 	CSHAM_LONG_TESTS=1 build/keras/bin/python -m pytest tests/test_keras_backends.py tests/test_keras.py
 
 test-quick: $(READY)
-	$(BIN)/python $(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 # The quick suite, and who may import what, on the lowest versions that pyproject.toml declares.
 test-lowest: $(LOWEST_READY)
 	$(LOWEST)/bin/lint-imports
-	$(LOWEST)/bin/python $(PYTEST) -m "not slow"
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow"
 
 # The CPU kernels built anew with AddressSanitizer and UndefinedBehaviorSanitizer, and their tests under both.
 sanitize: $(READY)

@@ -16,9 +16,6 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Threads of the processes that tests start wait asleep: there are more of them than cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # A slow shared machine must not turn a property test red.
 hypothesis.settings.register_profile("csham", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("csham")
