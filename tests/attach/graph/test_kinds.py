@@ -60,6 +60,15 @@ def test_signals_and_volumes_are_named(build, choice, message):
         csham.attach(build(), "se", **choice)
 
 
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv3d])
+def test_they_are_not_run_at_one_side_after_another(conv):
+    net, runs = Net(conv), []
+    net.register_forward_pre_hook(lambda *_: runs.append(1))
+    with pytest.raises(ValueError, match="convolutions"):
+        csham.attach(net, "se")
+    assert len(runs) == 1
+
+
 class Recognizer(Net):
     """Reads a line of text: an image network, its columns a signal."""
 

@@ -77,6 +77,8 @@ def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tu
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = conv.in_channels if conv is not None else 3
     config = getattr(model, "pretrained_cfg", None) or {}
+    if conv is None and other_maps(type(model).__name__, model) is not None:
+        return [(channels, _SIDES[0], _SIDES[0])]  # no side helps, and 3-D convolutions of 512 pixels take seconds
     sizes = [(channels, side, side) for side in _SIDES]
     usual = config.get("input_size") if isinstance(config, dict) else None
     return [sizes[0], tuple(usual), *sizes[1:]] if usual else sizes
