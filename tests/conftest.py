@@ -16,6 +16,9 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# One thread in the processes that tests start, as in this one (_one_thread).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A slow shared machine must not turn a property test red.
 hypothesis.settings.register_profile("csham", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("csham")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import sys
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMAND_STARTED.set(time.monotonic())
     try:
         with _cleaning_up_on_signals(), _warnings_as_notes(debug="--debug" in words):
-            app(args=words, prog_name="csham", obj=words)
+            _click_command()(args=words, prog_name="csham", obj=words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except TimeIsOverError:
@@ -125,6 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as err:
         return _explain(err, debug="--debug" in words)
     return 0
+
+
+@functools.cache
+def _click_command() -> Any:
+    """All commands as click has them; typer would make them anew at each call, from a thousand annotations."""
+    return typer.main.get_command(app)
 
 
 class _Notes(logging.Handler):
