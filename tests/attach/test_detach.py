@@ -30,7 +30,7 @@ def shape_of(model):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_detaching_undoes_attaching(strategy, position):
-    model = CifarResNet(20, num_classes=3)
+    model = CifarResNet(14, num_classes=3)
     before = shape_of(model)
     if strategy in ("alternate", "transfer") and position in ("stage", "last"):
         with pytest.raises(ValueError, match="needs a stage with two attachment points"):
@@ -44,7 +44,7 @@ def test_detaching_undoes_attaching(strategy, position):
 
 
 def test_copies_and_pickles_detach_too():
-    model = CifarResNet(20, num_classes=3).eval()
+    model = CifarResNet(14, num_classes=3).eval()
     x = torch.randn(1, 3, 16, 16)
     expected = model(x)
     csham.attach(model, strategy="transfer")

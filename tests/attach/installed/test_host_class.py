@@ -6,9 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
+from networks import NARROW
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
-from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import csham
@@ -45,9 +46,9 @@ class Flat(nn.Module):
 
 
 BUILDS = {
-    "timm": lambda: timm.create_model("resnet10t", num_classes=5, zero_init_last=False),
+    "timm": lambda: timm.create_model("resnet10t", num_classes=5, zero_init_last=False, **NARROW),
     "timm, leaves of its own": lambda: timm.create_model("regnetx_002", num_classes=5),
-    "torchvision": lambda: resnet18(num_classes=5),
+    "torchvision": lambda: ResNet(BasicBlock, [2, 1, 1, 1], num_classes=5),
     "flat": Flat,
 }
 HEADS = {"timm": "fc", "timm, leaves of its own": "head", "torchvision": "fc", "flat": "fc"}

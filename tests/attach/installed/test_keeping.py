@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from networks import NARROW
 from timm.utils import freeze, reparameterize_model, unfreeze
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,7 +30,7 @@ def shaken(model):
 def resnet(**choice):
     torch.manual_seed(1)
     # timm's ResNets start their branches at zero, which hides all that happens to them.
-    model = timm.create_model("resnet18", num_classes=5, zero_init_last=False)
+    model = timm.create_model("resnet18", num_classes=5, zero_init_last=False, **NARROW)
     csham.attach(model, **choice)
     return shaken(model)
 
