@@ -11,6 +11,7 @@ import timm.layers
 import torch
 import torchvision
 from timm.layers.cbam import CbamModule
+from networks import NARROW
 from torch import nn
 
 import csham
@@ -19,13 +20,13 @@ from csham.errors import UserError
 
 # Name, settings, attention, how many, the first of them.
 NETWORKS = {
-    "seresnet18": ({}, "se", 8, "layer1.0.se"),
+    "seresnet18": (NARROW, "se", 8, "layer1.0.se"),
     "legacy_seresnet18": ({}, "se", 8, "layer1.0.se_module"),
     "mobilenetv3_small_050": ({}, "se", 9, "blocks.0.0.se"),
     "efficientnet_b0": ({}, "se", 16, "blocks.0.0.se"),
-    "eca_resnet33ts": ({}, "eca", 10, "stages.0.0.attn"),
+    "eca_resnext26ts": ({}, "eca", 8, "stages.0.0.attn"),
     "ese_vovnet19b_slim": ({}, "ese", 4, "stages.0.blocks.0.attn"),
-    "resnet18": ({"block_args": {"attn_layer": "cbam"}}, "cbam", 8, "layer1.0.se"),
+    "resnet18": ({"block_args": {"attn_layer": "cbam"}, **NARROW}, "cbam", 8, "layer1.0.se"),
 }
 # float32, where a rounding error before a ReLU or among equal maxima sends a gradient another way.
 TOLERANCE = 1e-2
@@ -148,7 +149,7 @@ def test_hooks_stay(kernels):
     model.layer1[0].se.fc1.register_forward_hook(lambda module, args, y: shapes.append(tuple(args[0].shape)))
     csham.accelerate(model)
     model(torch.randn(2, 3, 64, 64))
-    assert shapes == [(2, 64, 1, 1), (2, 64, 16, 16)]
+    assert shapes == [(2, 16, 1, 1), (2, 16, 16, 16)]
 
 
 def test_what_is_not_known_is_left_alone():

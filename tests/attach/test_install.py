@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks import NARROW
 from torch import nn
 
 import csham
@@ -27,9 +28,9 @@ def images(n=2, side=32):
 NETWORKS = {
     # name: (how to build it, blocks by stage)
     "ours": (small_resnet, [3, 3, 3]),
-    "timm basic": (lambda: timm.create_model("resnet18", num_classes=5), [2, 2, 2, 2]),
-    "timm bottleneck": (lambda: timm.create_model("resnet50", num_classes=5), [3, 4, 6, 3]),
-    "timm with its own SE": (lambda: timm.create_model("seresnet18", num_classes=5), [2, 2, 2, 2]),
+    "timm basic": (lambda: timm.create_model("resnet18", num_classes=5, **NARROW), [2, 2, 2, 2]),
+    "timm bottleneck": (lambda: timm.create_model("resnet50", num_classes=5, **NARROW), [3, 4, 6, 3]),
+    "timm with its own SE": (lambda: timm.create_model("seresnet18", num_classes=5, **NARROW), [2, 2, 2, 2]),
     "torchvision basic": (lambda: torchvision.models.resnet18(num_classes=5), [2, 2, 2, 2]),
 }
 

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import NETWORKS, FunctionalNet, NestedNet
+from networks import NARROW, NETWORKS, FunctionalNet, NestedNet
 from timm.layers import BlurPool2d, DropPath
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
@@ -160,14 +160,14 @@ def small_resnet(block=Bottleneck, layers=(1, 1, 1, 1), **settings):
 # How to build it, and how many of its points are fused: all unless said.
 FUSED = {
     "own": (lambda: create_model("resnet20", num_classes=5), 9),
-    "basic": (lambda: timm.create_model("resnet10t", num_classes=5), 4),
+    "basic": (lambda: timm.create_model("resnet10t", num_classes=5, **NARROW), 4),
     "bottleneck": (small_resnet, 4),
     "resnext": (lambda: small_resnet(cardinality=4, base_width=32), 4),
     "wide": (lambda: small_resnet(base_width=128), 4),
     "anti-aliased": (lambda: small_resnet(BasicBlock, aa_layer=BlurPool2d), 4),
     "average-pooled": (lambda: small_resnet(BasicBlock, avg_down=True), 4),
-    "no drop path": (lambda: timm.create_model("resnet18", num_classes=5, drop_path_rate=0.0), 8),
-    "own SE": (lambda: timm.create_model("seresnet18", num_classes=5), 8),
+    "no drop path": (lambda: timm.create_model("resnet18", num_classes=5, drop_path_rate=0.0, **NARROW), 8),
+    "own SE": (lambda: timm.create_model("seresnet18", num_classes=5, **NARROW), 8),
     "regnet": (lambda: timm.create_model("regnetx_002", num_classes=5), 13),
     "repvgg": (lambda: timm.create_model("repvgg_a0", num_classes=5), 17),
     "torchvision basic": (lambda: torchvision.models.resnet18(num_classes=5), 8),
@@ -750,7 +750,7 @@ def test_a_dry_run_says_the_same(fuse):
 
 def test_a_borrower_on_the_shortcut_comes_after_its_lender():
     names = ["layer2.0.bn2", "layer2.0.downsample.1"]
-    build = lambda: timm.create_model("resnet10t", num_classes=5)  # noqa: E731
+    build = lambda: timm.create_model("resnet10t", num_classes=5, **NARROW)  # noqa: E731
     fused, plain, points = both(build, strategy="transfer", points=names)
     assert [point.weights_from for point in points] == [None, "layer2.0.bn2"]
     x = torch.randn(2, 3, 64, 64)

@@ -1,5 +1,6 @@
 """Where each position lies, on networks whose blocks are known."""
 
+import functools
 import re
 
 import pytest
@@ -15,6 +16,12 @@ from csham.attach.graph.positions import residual_ends
 from csham.attach.graph.trace import trace
 
 BY_ID = {network.id: network for network in NETWORKS}
+
+
+@functools.lru_cache(maxsize=1)
+def built(name):
+    """A network to look at, and to change nothing of; VGG's hundred million weights take a second."""
+    return BY_ID[name].build()
 
 
 def names(model, **choice):
@@ -52,17 +59,16 @@ def names(model, **choice):
     ],
 )  # fmt: skip
 def test_positions_are_the_modules_that_the_architecture_names(network, position, expected):
-    model = BY_ID[network].build()
-    assert names(model, position=position) == expected
+    assert names(built(network), position=position) == expected
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3),
+        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2),
         lambda: timm.create_model("mixer_s32_224", num_classes=3),
-        lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=3),
-        lambda: torchvision.models.swin_t(num_classes=3),
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, depths=(1, 1, 1, 1)),
+        lambda: torchvision.models.SwinTransformer([4, 4], 48, [1, 1, 1, 1], [3, 6, 12, 24], [7, 7], num_classes=3),
     ],
 )
 def test_vision_transformers_are_refused_with_the_reason(build):
@@ -80,7 +86,7 @@ def test_a_transformers_feature_map_can_be_named():
 
 
 def test_no_residual_branches_names_the_other_positions():
-    model = torchvision.models.vgg11_bn(num_classes=3)
+    model = built("torchvision-vgg11_bn")
     with pytest.raises(ValueError, match=r"no residual branches in VGG: .*Use position='post'"):
         csham.attach(model, position="residual")
 

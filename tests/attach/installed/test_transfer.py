@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from networks import NARROW
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -147,7 +148,7 @@ def test_activation_checkpointing_of_stages(reentrant):
 
 
 def test_timms_own_checkpointing_and_features():
-    model = timm.create_model("resnet18", num_classes=5).eval()
+    model = timm.create_model("resnet18", num_classes=5, **NARROW).eval()
     csham.attach(model, "csham_linear", strategy="transfer")
     x = torch.randn(2, 3, 64, 64)
     expected = gradients(model, x)
@@ -160,7 +161,7 @@ def test_timms_own_checkpointing_and_features():
 @pytest.mark.slow
 def test_checkpointing_and_compiling_together():
     """torch.compile leaves checkpointed blocks that hand something on to eager mode; the numbers stay."""
-    model = timm.create_model("resnet18", num_classes=5).eval()
+    model = timm.create_model("resnet18", num_classes=5, **NARROW).eval()
     csham.attach(model, "csham_linear", strategy="transfer")
     x = torch.randn(2, 3, 64, 64)
     expected = gradients(model, x)
