@@ -1,5 +1,6 @@
 """What every test shares: settings of hypothesis, seeds, threads, a cache folder of its own, and small images."""
 
+import gc
 import importlib
 import os
 import shutil
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes a minute or more: make test-long"))
+
+
+def pytest_collection_finish():
+    """Let no later garbage collection, which csham asks for between runs, go through every module and test again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +119,14 @@ def compiler(tmp_path, monkeypatch):
         return lambda: log.read_text().splitlines() if log.exists() else []
 
     return install
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    # What tests write need not outlive a power cut. Those about power cuts write down the calls themselves.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
