@@ -129,6 +129,15 @@ def _no_waiting_for_disks():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _blank_curves(monkeypatch):
+    # A fifth of a second at the end of each training; runs that tests share, and those of other processes, are drawn.
+    finish = sys.modules.get("csham.training.finish")
+    if finish:
+        blank = lambda folder, _: finish.write_atomically(folder.path / "curves.png", lambda file: file.write(b"blank"))  # noqa: E731
+        monkeypatch.setattr(finish, "_draw_curves", blank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     # Two threads on maps this small, on a machine that others use too, mostly wait for each other.
