@@ -10,8 +10,8 @@ import timm
 import timm.layers
 import torch
 import torchvision
-from timm.layers.cbam import CbamModule
 from networks import NARROW
+from timm.layers.cbam import CbamModule
 from torch import nn
 
 import csham

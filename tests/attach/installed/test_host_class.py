@@ -9,8 +9,8 @@ import torch
 from networks import NARROW
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
-from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import csham
 from csham.attach.names import STRATEGIES

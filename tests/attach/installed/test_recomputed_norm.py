@@ -24,7 +24,8 @@ def test_attention_keeps_what_the_plain_network_keeps(device, benchmark_script):
     images = torch.randn(4, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
 
     def network(attention=None, strategy="sequential"):
-        model = csham.create_model("resnet18@width=0.5", attention=attention, strategy=strategy, num_classes=10, image_size=32)
+        settings = {"attention": attention, "strategy": strategy, "num_classes": 10, "image_size": 32}
+        model = csham.create_model("resnet18@width=0.5", **settings)
         return model.to(device).to(memory_format=torch.channels_last)
 
     plain = kept_bytes(network(), images)
