@@ -1,20 +1,7 @@
 """One report of a study with everything that can go wrong in names, shared by all that look at it."""
 
 import pytest
-from study_cases import write_study
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</style><b>",
-    "=cmd()",
-    "100% & $x_1$ | `b` \\",
-    "\"quoted\" 'too'",
-    "@sum",
-    "caf\u00e9 \u732b",
-    "plain",
-    "a\nb",
-    "{{ page }}",
-]
+from study_cases import HOSTILE, write_study
 
 
 @pytest.fixture(scope="session")

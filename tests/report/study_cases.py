@@ -9,6 +9,19 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+# Names of classes that a page, a table and a picture have to take as they are.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style><b>",
+    "=cmd()",
+    "100% & $x_1$ | `b` \\",
+    "\"quoted\" 'too'",
+    "@sum",
+    "caf\u00e9 \u732b",
+    "plain",
+    "a\nb",
+    "{{ page }}",
+]
 NETWORK = {
     "backbone": "resnet20",
     "attention": "none",

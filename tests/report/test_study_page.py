@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-
-from conftest import HOSTILE
+from study_cases import HOSTILE
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
