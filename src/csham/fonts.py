@@ -82,10 +82,13 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
         codes: Write codes for letters that no font has; else they are kept, for a file that holds text as text.
     """
     from matplotlib.text import Text  # noqa: PLC0415  takes a second
+    from matplotlib.ticker import LogFormatter, ScalarFormatter  # noqa: PLC0415
 
-    formatters = [axis.get_major_formatter() for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    for axes in figure.axes:
-        axes.get_xticklabels(), axes.get_yticklabels()  # makes them
+    formatters = []
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not isinstance(axis.get_major_formatter(), (LogFormatter, ScalarFormatter)):  # of numbers, in any font
+            formatters.append(axis.get_major_formatter())
+            axis.get_ticklabels()  # makes them, which takes as long as drawing them
     texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
     before = [(text, text.get_text(), text.get_fontfamily()) for text in texts]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -32,6 +33,11 @@ HELPS = {
     for rule in rules
     if isinstance(rule, Help)
 }
+
+
+@functools.cache
+def all_commands():
+    return get_command(app).commands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +127,7 @@ def test_what_cannot_be_one_setting(words, message):
 @pytest.mark.parametrize(("cls", "field"), HELPS)
 def test_every_setting_of_a_run_is_an_option_in_its_own_words(command, cls, field):
     words = HELPS[cls, field]
-    options = parameters(get_command(app).commands[command])
+    options = parameters(all_commands()[command])
     flag = f"--{field.replace('_', '-')}"
     assert (flag in options) == words.option
     if not words.option:
@@ -140,7 +146,7 @@ def test_every_setting_of_a_run_is_an_option_in_its_own_words(command, cls, fiel
     ],
 )
 def test_help_shows_the_usual_name_and_the_other_is_understood(command, shown, hidden):
-    options = parameters(get_command(app).commands[command])
+    options = parameters(all_commands()[command])
     assert not any(options[f"--{name}"].hidden for name in shown.split())
     assert all(options[f"--{name}"].hidden for name in hidden.split())
 

@@ -100,6 +100,7 @@ def test_it_is_explained_and_stays_as_it_was(model, files):
     assert_same(before, state(model))
 
 
+@pytest.mark.parametrize("model", ["timm", pytest.param("torchvision", marks=pytest.mark.slow), "own"], indirect=True)
 def test_it_is_exported_and_stays_as_it_was(model, files, tmp_path):
     before = state(model)
     exported = csham.export(model, tmp_path / "model.pt2", images=files, dynamic_size=False, **SIZES)

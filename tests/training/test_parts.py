@@ -13,7 +13,7 @@ from csham.training.parts import Backbone, parts_of
     ("backbone", "head"),
     [
         ("resnet20", {"fc.weight", "fc.bias"}),
-        ("vgg11_bn", {"head.fc.weight", "head.fc.bias"}),
+        pytest.param("vgg11_bn", {"head.fc.weight", "head.fc.bias"}, marks=pytest.mark.slow),
         ("torchvision/mobilenet_v3_small", {"classifier.3.weight", "classifier.3.bias"}),
         ("convnext_atto", {"head.fc.weight", "head.fc.bias"}),
     ],
