@@ -80,6 +80,7 @@ def test_a_source_a_metric_and_statistics_in_a_study(study, capsys):
     assert head.endswith("| seeds needed | median | least, most |")
 
 
+@pytest.mark.slow
 def test_an_export_format(additions, study, capsys):
     run = next(path.parent for path in study.glob("runs/*/summary.json"))
     assert main(["export", str(run), "--format", "packed", "--quiet", "--json"]) == 0

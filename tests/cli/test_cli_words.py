@@ -77,7 +77,7 @@ def test_train(run, csham, hostile, capsys):
         ("predict", "{run}", "{data}"),
         ("predict", "{run}", "{data}", "--json"),
         ("explain", "{run}", "{data}/bee", "--samples", "2", "--output", "{out}"),
-        ("explain", "{run}", "{data}/bee", "--json", "--output", "{out}"),
+        ("explain", "{run}", "{data}/bee/2.png", "--json", "--output", "{out}"),
         ("export", "{run}", "--format", "safetensors", "--output", "{out}.safetensors"),
         ("share", "{run}", "{out}"),
         ("train", "--resume", "{run}"),
