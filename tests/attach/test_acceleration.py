@@ -26,7 +26,7 @@ NETWORKS = {
     "efficientnet_b0": ({}, "se", 16, "blocks.0.0.se"),
     "eca_resnext26ts": ({}, "eca", 8, "stages.0.0.attn"),
     "ese_vovnet19b_slim": ({}, "ese", 4, "stages.0.blocks.0.attn"),
-    "resnet18": ({"block_args": {"attn_layer": "cbam"}, **NARROW}, "cbam", 8, "layer1.0.se"),
+    "resnet18": ({"block_args": {"attn_layer": "cbam"}}, "cbam", 8, "layer1.0.se"),
 }
 # float32, where a rounding error before a ReLU or among equal maxima sends a gradient another way.
 TOLERANCE = 1e-2
