@@ -56,7 +56,9 @@ def step(model, run, images):
     }
 
 
-def assert_alike(found, wanted, tolerance=1e-4):
+# A convolution's gradient before a norm is a small difference of large sums: other vector instructions round it
+# otherwise, those of AVX2 by 1e-4.
+def assert_alike(found, wanted, tolerance=1e-3):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         wrong = (found[name].double() - value.double()).norm() / (value.double().norm() + 1e-3)
