@@ -86,7 +86,7 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
 
     formatters = []
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if not isinstance(axis.get_major_formatter(), (LogFormatter, ScalarFormatter)):  # of numbers, in any font
+        if not isinstance(axis.get_major_formatter(), (LogFormatter, ScalarFormatter)):  # any font has numbers
             formatters.append(axis.get_major_formatter())
             axis.get_ticklabels()  # makes them, which takes as long as drawing them
     texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]

@@ -8,9 +8,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_interpreter():
-    """Half the time of these tests.
+    """Let Triton's interpreter leave out what makes half of these tests' time.
 
-    The interpreter computes each sum of indices again in 64 bits, to find overflows that maps as small as the tests'
+    It computes each sum of indices again in 64 bits, to find overflows that maps as small as the tests'
     cannot have, and looks through the whole of its language for what to replace whenever one function calls another.
     """
     try:
