@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-long test-quick test-lowest test-networks test-exports test-yolo test-libraries test-cam test-keras sanitize docs dist lint bench bench-kernels setup setup-lowest clean
+.PHONY: demo test test-slow test-long test-lowest test-networks test-exports test-yolo test-libraries test-cam test-keras sanitize docs dist lint bench bench-kernels setup setup-lowest clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -20,7 +20,11 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+# The rest of what .ci/run runs.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 # Everything about all 57 networks of tests/attach/networks.py: a quarter of an hour on two cores.
 test-networks: $(READY)
@@ -70,10 +74,7 @@ test-keras: $(READY)
 	$(BIN)/uv pip install --quiet --python build/keras/bin/python keras tensorflow-cpu jax
 	CSHAM_LONG_TESTS=1 build/keras/bin/python -m pytest tests/test_keras_backends.py tests/test_keras.py
 
-test-quick: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
-
-# The quick suite, and who may import what, on the lowest versions that pyproject.toml declares.
+# The tests of make test, and who may import what, on the lowest versions that pyproject.toml declares.
 test-lowest: $(LOWEST_READY)
 	$(LOWEST)/bin/lint-imports
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow"

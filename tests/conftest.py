@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("csham")
 
 
 def pytest_collection_modifyitems(items):
-    """Leave out what takes a minute or more: all tests together are to take less than ten on two cores."""
+    """Leave out what takes a minute or more: make test is to take less than ten on two cores."""
     if not os.environ.get("CSHAM_LONG_TESTS"):
         for item in items:
             if item.get_closest_marker("long"):
