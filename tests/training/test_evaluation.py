@@ -51,15 +51,68 @@ def test_other_images_of_the_same_classes(finished, tmp_path, write_images):
     assert found.confusion.sum(1).tolist() == [5, 5, 5]
 
 
-def test_a_class_too_small_for_the_test_part_is_left_out_of_macro_averages(finished, tmp_path, write_images):
+@pytest.fixture
+def older(finished, copy_unlisted, tmp_path):
+    """The run as one of before summaries said which images it had, without its checkpoints."""
+    run = copy_unlisted(finished, tmp_path / "older")
+    shutil.rmtree(run / "checkpoints")
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["data_fingerprint"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_a_class_too_small_for_the_test_part_is_left_out_of_macro_averages(older, tmp_path, write_images):
     root = write_images(tmp_path / "more", classes=("ant", "bee"), count=10)
     write_images(root, classes=("cow",), count=1)
-    found = evaluate(finished, str(root))
+    found = evaluate(older, str(root))
     assert found.summary["images"] == 4
     assert found.summary["absent_classes"] == 1
     recalls = [row["recall"] for row in found.per_class]
     assert recalls[2] is None
     assert found.summary["macro_top1"] == pytest.approx((recalls[0] + recalls[1]) / 2)
+
+
+@pytest.fixture
+def grown(finished, images, copy_unlisted, tmp_path):
+    """Function that gives a copy of the run whose images were added to, and perhaps says less of them."""
+
+    def grow(*, summary=True):
+        run, data = copy_unlisted(finished, tmp_path / "grown"), tmp_path / images.name
+        shutil.copytree(images, data)
+        shutil.copy(data / "ant/0.png", data / "ant/more.png")
+        config = (run / "config.yaml").read_text().replace(str(images), str(data))
+        (run / "config.yaml").write_text(config)
+        if not summary:
+            found = json.loads((run / "summary.json").read_text())
+            del found["data_fingerprint"]
+            (run / "summary.json").write_text(json.dumps(found))
+        return run
+
+    return grow
+
+
+@pytest.mark.parametrize("summary", [True, False])
+def test_a_part_of_changed_images_is_not_drawn_anew(grown, summary):
+    """It would hold images that the run was trained on."""
+    run = grown(summary=summary)
+    for part in ("test", "validation", "train"):
+        with pytest.raises(UserError, match=rf"gives no {part} part, .* --part all"):
+            evaluate(run, part=part)
+    assert evaluate(run, part="all").summary["images"] == len(csham.data.prepare(RunFolder(run).read_config().data))
+
+
+def test_a_given_test_part_may_be_another(finished, tmp_path, write_images):
+    for part, count in (("train", 2), ("test", 4)):
+        write_images(tmp_path / "more" / part, count=count, seed=1)
+    assert evaluate(finished, str(tmp_path / "more")).summary["images"] == 12
+    with pytest.raises(UserError, match="gives no validation part"):
+        evaluate(finished, str(tmp_path / "more"), part="validation")
+
+
+def test_moved_images_are_the_runs(finished, images, tmp_path):
+    shutil.copytree(images, tmp_path / "moved")
+    assert evaluate(finished, str(tmp_path / "moved")).summary["top1"] == evaluate(finished).summary["top1"]
 
 
 def test_classes_that_differ_are_named(finished, tmp_path, write_images):

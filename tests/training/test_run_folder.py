@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import random
 
 import pytest
@@ -52,6 +53,17 @@ def test_a_place_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         RunFolder(tmp_path / "file" / "run").check_free()
+
+
+def test_a_path_that_libraries_cannot_open_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"must be UTF-8, .* --run DIR"):
+        RunFolder(tmp_path / os.fsdecode(b"caf\xe9") / "run").check_free()
+
+
+def test_a_run_among_its_images_is_refused(tmp_path, write_images):
+    data = write_images(tmp_path / "data", count=1)
+    with pytest.raises(UserError, match=r"among the images of .* --run DIR"):
+        RunFolder(data / "runs" / "one").check_free(str(data))
 
 
 def test_what_is_no_run_is_refused_and_runs_nearby_are_named(tmp_path):

@@ -20,6 +20,7 @@ from csham.errors import UserError, any_of
 from csham.explain.picture import enlarged
 from csham.inference import Trained
 from csham.inference.shared import is_shared
+from csham.training.division import rows_of_part
 from csham.training.run_folder import RunFolder
 
 __all__ = ["FOLDER", "Example", "Examples", "find_examples"]
@@ -116,8 +117,10 @@ def _test_part(network: Trained, opened: dict[tuple[str, int], PackedDataset | s
     dataset = opened[key]
     if isinstance(dataset, str):
         return dataset
-    rows = dataset.split(config.seed, config.validation).test
-    return _TestPart(dataset, rows) if len(rows) else f"the test part of {in_markdown(dataset.name)} has no images."
+    try:
+        return _TestPart(dataset, rows_of_part(dataset, run, config, "test"))
+    except UserError:  # whose words say where the images lie
+        return f"{in_markdown(dataset.name)} has no test part, or no longer the images that this was trained on."
 
 
 def _dataset(data: str, image_size: int) -> PackedDataset | str:

@@ -147,7 +147,7 @@ def _start(
             f"or leave {'it' if len(idle) == 1 else 'them'} out."
         )
     folder = RunFolder(run if run is not None else runs_dir / settings.default_name())
-    folder.check_free()
+    folder.check_free(settings.data)
     with _stoppable(folder, settings, limit):
         dataset = _open(settings, progress)
         return folder, csham.training.train(settings, run=folder.path, dataset=dataset, progress=progress, limit=limit)

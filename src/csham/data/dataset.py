@@ -122,7 +122,7 @@ class PackedDataset:
             "classes": list(self.classes),
             "images_per_class": dict(zip(self.classes, per_class.tolist(), strict=True)),
             "parts": counts,
-            "test_part": "given" if counts["test"] else "20% of each class, by seed",
+            "test_part": _test_part(counts["test"], int(per_class.max(initial=0))),
             "bad_files": [file._asdict() for file in self.bad_files],
             "ignored_files": self.ignored_files,
             "notes": list(self.notes),
@@ -144,6 +144,12 @@ def describe_data(dataset: PackedDataset) -> dict[str, Any]:
         "image_size": dataset.image_size,
         "fingerprint": content.hexdigest(),
     }
+
+
+def _test_part(given: int, most: int) -> str:
+    if given:
+        return "given"
+    return "20% of each class, by seed" if most > 1 else "none, since no class has two images"
 
 
 _PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}

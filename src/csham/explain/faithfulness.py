@@ -34,6 +34,7 @@ from csham.explain.picture import upsampled
 from csham.inference.trained import Trained
 from csham.inference.transform import ImageLike
 from csham.probing import eagerly, evaluating, uncompiled
+from csham.training.division import rows_of_part
 from csham.training.run_folder import RunFolder
 
 __all__ = [
@@ -216,12 +217,11 @@ def sample_test_images(
         raise UserError(f"the number of samples must be at least 1, got {count}.")
     if trained.path is None or not trained.path.is_dir():
         raise UserError(f"{trained.origin} does not say what it was trained on. Give the run folder for test images.")
-    config = RunFolder(trained.path).read_config()
+    folder = RunFolder(trained.path)
+    config = folder.read_config()
     if dataset is None:
         dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
-    test = dataset.split(config.seed, config.validation).test
-    if not len(test):
-        raise UserError(f"the test part of {dataset.source} has no images.")
+    test = rows_of_part(dataset, folder, config, "test")
     chosen = np.sort(np.random.default_rng(seed).permutation(test)[:count])
     return [np.array(dataset.images[index]) for index in chosen]
 

@@ -14,7 +14,7 @@ from csham.data.split import generator
 from csham.errors import UserError
 from csham.inference import Trained
 from csham.inference.transform import ImageLike
-from csham.training.config import TrainConfig
+from csham.training.division import rows_of_part
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 
@@ -56,15 +56,14 @@ def run_images(
         UserError: There is no run, its dataset cannot be read or has other classes, or the part is empty.
     """
     progress = progress or QuietProgress()
-    config = _config(trained)
+    folder = _folder(trained)
+    config = folder.read_config()
     dataset = prepare(
         data or config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress.preparing
     )
     if set(dataset.classes) != set(trained.classes):
         raise UserError(f"the classes of {dataset.source} are not the {len(trained.classes)} of the network.")
-    rows = getattr(dataset.split(config.seed, config.validation), part)
-    if not len(rows):
-        raise UserError(f"the {part} part of {dataset.source} has no images.")
+    rows = rows_of_part(dataset, folder, config, part)
     if count is not None:
         rows = np.sort(generator(config.seed, _CHOICE_SALT).permutation(rows)[:count])
     order = np.array([trained.classes.index(name) for name in dataset.classes])
@@ -114,7 +113,7 @@ def as_pixels(trained: Trained, images: Iterable[ImageLike] | np.ndarray) -> np.
     return pixels
 
 
-def _config(trained: Trained) -> TrainConfig:
+def _folder(trained: Trained) -> RunFolder:
     path = trained.path
     folder = None if path is None else RunFolder(path if path.is_dir() else path.parent)
     if folder is None or not folder.config_file.is_file():
@@ -122,7 +121,7 @@ def _config(trained: Trained) -> TrainConfig:
             f"{trained.origin} belongs to no run folder, so the images of its dataset cannot be found. Give other "
             "images to check the exported file on: images=[...] (--images FOLDER)."
         )
-    return folder.read_config()
+    return folder
 
 
 def _centres(dataset: PackedDataset, rows: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from csham.data import PackedDataset, prepare
+from csham.data.checks import check_images
 from csham.data.dataset import describe_data
-from csham.data.duplicates import check_leaks
 from csham.errors import UserError
 from csham.files import sha256_of
 from csham.study.grid import Cell, Network, Study, cell_key, differing_setting
@@ -125,7 +125,7 @@ class CellRunner:
         config = replace(study.cells()[0].config, **self._machine)
         parts = dataset.split(config.seed, config.validation)
         choose(config, len(parts.train))
-        for note in check_leaks(dataset, parts, allow=config.allow_leaks):
+        for note in check_images(dataset, parts, allow_leaks=config.allow_leaks):
             self._progress.note(note)
         return dataset
 

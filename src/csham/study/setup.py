@@ -14,8 +14,9 @@ from typing import Any
 
 from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
+from csham.data.checks import check_images
 from csham.data.dataset import describe_data
-from csham.data.duplicates import check_leaks
+from csham.data.sources.folder import check_apart
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
 from csham.settings import Help, check_choice, declared, split_names
@@ -218,6 +219,8 @@ def _check_place(store: Store, request: Request) -> None:
         raise no_study(path)
     # Of a study that was being made, or is at this moment.
     left = re.compile(rf"locks|logs|\.DS_Store|\.{re.escape(FILE)}\..+\.tmp")
+    if request.data is not None and not store.exists:
+        check_apart(request.data, path, "Name a folder elsewhere with --study DIR.")
     if path.is_dir() and not store.exists and not all(left.fullmatch(entry.name) for entry in path.iterdir()):
         raise UserError(f"{path} exists, and is neither a study nor empty. Name another folder with --study DIR.")
 
@@ -244,7 +247,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
     )
     _try_weights(study)
     steps = steps_notes(config, _train_images(config, dataset))
-    return Setup(store, study, dataset, (*_added(added), *steps, *_leaks(request, study, dataset)))
+    return Setup(store, study, dataset, (*_added(added), *steps, *_found(request, study, dataset)))
 
 
 def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
@@ -267,9 +270,9 @@ def _extended(request: Request, store: Store, preparing: Preparing) -> Setup:
         extended = replace(extended, worthwhile=request.worthwhile)
     if len(extended.cells()) > len(study.cells()) and request.command:
         extended = replace(extended, command=" && ".join(filter(None, [study.command, request.command])))
-    leaks = [] if dataset is None else _leaks(request, extended, dataset)
+    found = [] if dataset is None else _found(request, extended, dataset)
     edited = [f"{store.path / FILE} was edited: it counts as it is now"] if is_edited(store.path) else []
-    return Setup(store, extended, dataset, (*edited, *code_notes, *_added(added), *leaks))
+    return Setup(store, extended, dataset, (*edited, *code_notes, *_added(added), *found))
 
 
 def _check_names(study: Study, networks: Iterable[Network], file: Path | None = None) -> None:
@@ -309,9 +312,9 @@ def _added(backbones: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name} without attention is added: the others are compared with it" for name in backbones)
 
 
-def _leaks(request: Request, study: Study, dataset: PackedDataset) -> list[str]:
+def _found(request: Request, study: Study, dataset: PackedDataset) -> list[str]:
     parts = dataset.split(study.seeds[0], study.settings["validation"])
-    return check_leaks(dataset, parts, allow=request.machine.get("allow_leaks", False))
+    return check_images(dataset, parts, allow_leaks=request.machine.get("allow_leaks", False))
 
 
 def _networks(request: Request, backbones: Sequence[str], attentions: Sequence[str], recipe: str) -> list[Network]:

@@ -19,6 +19,7 @@ from csham.data.views import Views
 from csham.errors import UserError, unknown_name
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
+from csham.training.division import rows_of_part
 from csham.training.machine import choose
 from csham.training.metrics import TOP, Predictions
 from csham.training.network import NetworkInfo, held_weights, read_network
@@ -119,7 +120,7 @@ def evaluate(
         progress: Told about the reading of the dataset.
 
     Raises:
-        UserError: The run, its weights or the data cannot be used.
+        UserError: The run, its weights or the data cannot be used, or the part would hold other images than the run's.
     """
     check_part(part)
     folder = RunFolder(Path(run))
@@ -130,7 +131,7 @@ def evaluate(
         Measured(str(folder.path), network, info, held),
         config,
         data,
-        lambda dataset: _part(dataset, config, part),
+        lambda dataset: _part(dataset, folder, config, part),
         part=part,
         device=device,
         batch_size=batch_size or config.images_per_step,
@@ -430,10 +431,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _part(dataset: PackedDataset, config: TrainConfig, part: str) -> np.ndarray:
+def _part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig, part: str) -> np.ndarray:
     if part == "all":
         return np.arange(len(dataset.labels))
-    indices: np.ndarray = getattr(dataset.split(config.seed, config.validation), part)
-    if not len(indices):
-        raise UserError(f"the {part} part of {dataset.source} has no images.")
-    return indices
+    try:
+        return rows_of_part(dataset, folder, config, part)
+    except UserError as err:
+        raise UserError(f"{err} --part all measures all images.") from err

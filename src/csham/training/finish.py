@@ -10,6 +10,7 @@ import torch
 
 from csham.backbones.spec import NETWORK_FIELDS
 from csham.cost import count_flops
+from csham.data.dataset import describe_data
 from csham.data.duplicates import find_duplicates
 from csham.files import write_atomically
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
@@ -93,6 +94,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
         "train_images": len(session.parts.train),
         "validation_images": len(session.parts.validation),
         "bad_files": len(session.dataset.bad_files),
+        "data_fingerprint": describe_data(session.dataset)["fingerprint"],
         "test_images_trained_with": len(same.also_in(session.parts.test, session.parts.train)),
         # Apart from the metrics, one of which is called precision too.
         "machine": {name: getattr(config, name) for name in ("device", "precision", "compile")},

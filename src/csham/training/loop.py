@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from csham.data import PackedDataset, prepare
-from csham.data.duplicates import check_leaks
+from csham.data.checks import check_images
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
@@ -104,13 +104,13 @@ def train_in_turns(
     config.check_names()
     config.check_code()
     check_trackers(config.trackers)
-    folder.check_free()
+    folder.check_free(config.data)
     retain_memory()
     dataset = dataset or _open(config, progress)
-    leaks = check_leaks(dataset, dataset.split(config.seed, config.validation), allow=config.allow_leaks)
+    found = check_images(dataset, dataset.split(config.seed, config.validation), allow_leaks=config.allow_leaks)
     session = start_session(config, dataset, folder, progress)
     session.note("training with " + ", ".join(session.notes))
-    for note in [*steps_notes(session.config, len(session.parts.train)), *session.loss.notes, *leaks]:
+    for note in [*steps_notes(session.config, len(session.parts.train)), *session.loss.notes, *found]:
         session.note(note)
     state = session.new_state()
     start = session.checkpoint(state)

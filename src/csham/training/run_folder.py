@@ -79,11 +79,15 @@ class RunFolder:
         """True if the run came to its end."""
         return self.summary_file.is_file()
 
-    def check_free(self) -> None:
-        """Refuse a folder that holds something already, or that cannot be made; in the main process alone.
+    def check_free(self, data: str | None = None) -> None:
+        """Refuse a folder that holds something already, or where no run can be made; in the main process alone.
+
+        Args:
+            data: Images that it must not lie among.
 
         Raises:
-            UserError: The folder is a run, or anything else that is not empty; or its place is not writable.
+            UserError: The folder is a run, or anything else that is not empty; or its place is not writable, or has no
+                name that every library can open.
         """
         if not is_main_process():
             return  # the main process may have made the folder by now
@@ -92,7 +96,16 @@ class RunFolder:
                 f"the run folder {self.path} exists already. csham train --resume {self.path} goes on with "
                 "it; --run DIR starts another one."
             )
-        check_place(self.path, "Name another place with --run DIR.")
+        elsewhere = "Name another place with --run DIR."
+        try:
+            os.fspath(self.path.absolute()).encode()
+        except UnicodeEncodeError as err:  # safetensors opens no other
+            raise UserError(f"the path of a run must be UTF-8, unlike {os.fspath(self.path)!a}. {elsewhere}") from err
+        if data is not None:
+            from csham.data.sources.folder import check_apart  # noqa: PLC0415 - Pillow, which reading needs not
+
+            check_apart(data, self.path, elsewhere)
+        check_place(self.path, elsewhere)
 
     def check_run(self) -> None:
         """Refuse a path that is not a run folder.

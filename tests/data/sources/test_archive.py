@@ -84,6 +84,17 @@ def test_an_archive_is_the_folder_that_is_in_it(tmp_path, fill, cache_dir, kind,
     assert len(list(found.path.iterdir())) == 5
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_names_that_are_not_marked_as_utf8(tmp_path, images, cache_dir, encoding):
+    """As Linux's zip writes them, and programs that mean code page 437."""
+    raw = "bärsch".encode(encoding)
+    plain = "cat----"[: len(raw)]
+    path = pack(tmp_path / "pets.zip", [(name.replace("cat", plain), content) for name, content in images])
+    path.write_bytes(path.read_bytes().replace(plain.encode(), raw))
+    found = prepare(path, cache_dir=cache_dir)
+    assert (found.classes, len(found), found.bad_files) == (("bärsch", "dog"), len(images), [])
+
+
 def test_a_changed_archive_is_packed_anew(tmp_path, images, cache_dir):
     path = pack(tmp_path / "pets.zip", images)
     prepare(path, cache_dir=cache_dir)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from csham.data.sources import folder
 from csham.data.sources.base import default_image_size
-from csham.data.sources.folder import scan
+from csham.data.sources.folder import check_apart, scan
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 
@@ -61,6 +62,31 @@ def test_layouts(tmp_path, fill, layout, expected):
 def test_two_validation_parts_are_refused_by_name(tmp_path, fill, two):
     parts = {f"{part}/{name}": 1 for part in ("train", "test", *two) for name in "ab"}
     refused(fill(tmp_path / "data", parts), *two, "Keep one of them")
+
+
+@pytest.mark.parametrize("two", [("train", "Train"), ("test", "TEST")])
+def test_parts_that_differ_in_case_alone_are_refused(tmp_path, fill, two):
+    names = {"train", *two}
+    refused(fill(tmp_path / "data", {f"{name}/{c}": 1 for name in names for c in "ab"}), two[0], two[1], "Keep one")
+
+
+@pytest.mark.parametrize(
+    ("layout", "place", "among"),
+    [
+        ({"a": 1, "b": 1}, "runs/one", True),
+        ({"a": 1, "b": 1}, "a/one", True),
+        ({"a": 1, "b": 1}, ".runs/one", False),  # which is passed over
+        ({"a": 1, "b": 1}, "../runs/one", False),
+        ({"train/a": 1, "train/b": 1}, "runs/one", False),  # beside the part
+        ({"train/a": 1, "train/b": 1}, "train/one", True),
+    ],
+)
+def test_results_among_the_images_are_refused(tmp_path, fill, layout, place, among):
+    root = fill(tmp_path / "data", layout)
+    with pytest.raises(UserError, match="Name another") if among else nullcontext():
+        check_apart(str(root), root / place, "Name another.")
+    check_apart("digits", root / place, "Name another.")
+    scan(root)
 
 
 def test_order_labels_and_classes(tmp_path, fill):

@@ -91,6 +91,36 @@ def test_shards_without_parts_all_train_and_validation_alone_is_the_test_part(tm
     assert open_source(tmp_path / "b").listing.parts.tolist() == [TRAIN] * 4 + [TEST] * 2
 
 
+def with_parts(count, said):
+    return [row | {"split": said[i // 2 % len(said)]} for i, row in enumerate(rows(count))]
+
+
+def test_a_column_says_which_rows_test(tmp_path):
+    fields = [*FIELDS, ("split", pa.string())]
+    listing = open_source(
+        write(tmp_path / "one.parquet", with_parts(12, ["train", "Validation", "test"]), fields)
+    ).listing
+    assert listing.parts.tolist() == [TRAIN, TRAIN, VALIDATION, VALIDATION, TEST, TEST] * 2
+    for number in range(2):  # more than what the files are called
+        write(tmp_path / f"a/train-{number}.parquet", with_parts(4, ["train", "test"]), fields)
+    assert open_source(tmp_path / "a").listing.parts.tolist() == [TRAIN, TRAIN, TEST, TEST] * 2
+    write(tmp_path / "a/more.parquet", rows(4))
+    refused(tmp_path / "a", "more.parquet", "no column part or split")
+
+
+def test_a_column_of_that_name_that_says_something_else(tmp_path):
+    path = write(tmp_path / "x.parquet", with_parts(8, ["head", "tail"]), [*FIELDS, ("split", pa.string())])
+    refused(path, "row 0", "unknown part 'head' in column 'split'", "DATA:IMAGE,LABEL")
+    assert open_source(f"{path}:image,label").listing.parts.tolist() == [TRAIN] * 8
+
+
+@pytest.mark.parametrize("name", ["._train-0.parquet", ".ipynb_checkpoints/train-0-checkpoint.parquet"])
+def test_what_programs_leave_behind_is_passed_over(tmp_path, name):
+    write(tmp_path / "a/train-0.parquet", rows(4))
+    write(tmp_path / "a" / name, rows(4)).write_bytes(b"no Parquet")
+    assert len(open_source(tmp_path / "a").listing.labels) == 4
+
+
 def test_shards_that_differ(tmp_path):
     write(tmp_path / "a/train-0.parquet", rows(4))
     write(tmp_path / "a/more.parquet", rows(4))
@@ -151,7 +181,7 @@ def test_two_columns_of_labels_are_asked_for_by_name(tmp_path, cache_dir):
     assert fine.path != coarse.path
     assert prepare(f"{folder}:img,fine_label", cache_dir=cache_dir).classes == fine.classes
     refused(f"{folder}:label", "no column 'label'", "fine_label")
-    refused(f"{folder}:img", "no column of labels")
+    refused(f"{folder}:img", "labels in column 'img' are struct")
 
 
 def test_columns_that_are_not_there(tmp_path):
@@ -160,6 +190,7 @@ def test_columns_that_are_not_there(tmp_path):
     )
     path = write(tmp_path / "b.parquet", [{"image": None, "x": 1.0}], [("image", IMAGE), ("x", pa.float32())], {})
     refused(path, "no column of labels", "x (float)")
+    refused(f"{path}:x", "labels in column 'x' are float", "whole numbers or text")
     fields = [("image", pa.binary()), ("mask", pa.binary()), ("label", pa.int64())]
     refused(write(tmp_path / "c.parquet", [], fields, {}), "2 columns that could be its images", "DATA:IMAGE,LABEL")
 

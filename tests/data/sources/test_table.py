@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csham.data import prepare
@@ -218,6 +218,7 @@ def test_a_changed_table_or_file_is_packed_anew(two_classes, cache_dir):
 
 
 @settings(max_examples=200, deadline=None)
+@example(content=b".,0\n\0,1")  # a folder, and a path that nothing can have
 @given(
     content=st.binary(max_size=200) | st.text(alphabet='path,label\n"\tcatdog/01.\0é;|', max_size=200).map(str.encode)
 )

@@ -152,7 +152,7 @@ class _Zip(_Archive):
     def members(self) -> list[_Member]:
         with zipfile.ZipFile(self.path) as archive:
             members = [
-                self.checked(info.filename, info.file_size, is_folder=info.is_dir(), fault=_fault_of_zipped(info))
+                self.checked(_name(info), info.file_size, is_folder=info.is_dir(), fault=_fault_of_zipped(info))
                 for info in archive.infolist()
             ]
         if sum(member.size for member in members if is_image(member.path)) > self.most_in_all():
@@ -162,9 +162,19 @@ class _Zip(_Archive):
     def read(self, paths: Collection[str]) -> Iterator[tuple[str, Content]]:
         with zipfile.ZipFile(self.path) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-                path = self.checked(info.filename, info.file_size, is_folder=info.is_dir(), fault=None).path
+                path = self.checked(_name(info), info.file_size, is_folder=info.is_dir(), fault=None).path
                 if path in paths and not info.is_dir():
                     yield path, _unzipped(archive, info)
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Name of a member: Linux's zip writes UTF-8 without the mark, which zipfile takes for IBM's code page 437."""
+    if info.flag_bits & 0x800:  # the mark
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
 def _fault_of_zipped(info: zipfile.ZipInfo) -> str | None:
@@ -177,10 +187,10 @@ def _fault_of_zipped(info: zipfile.ZipInfo) -> str | None:
 def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Content:
     try:
         with archive.open(info) as file:  # which gives no more than the size that was checked
-            return Encoded(info.filename, file.read())
+            return Encoded(_name(info), file.read())
     except Exception as err:  # one member's wrong checksum or garbled header is that of one bad file
         words = " ".join(str(err).split())[:120] or type(err).__name__
-        return Unreadable(info.filename, f"cannot be unpacked ({words})")
+        return Unreadable(_name(info), f"cannot be unpacked ({words})")
 
 
 class _Tar(_Archive):

@@ -26,6 +26,7 @@ __all__ = [
     "is_silent",
     "list_images",
     "note_background",
+    "part_folders",
     "some",
 ]
 
@@ -67,7 +68,7 @@ def list_images(tree: Tree) -> Listing:
         UserError: No images, fewer than two classes, an empty class, or classes that differ between parts.
     """
     root = tree.root
-    folders, notes = _part_folders(tree)
+    folders, notes = part_folders(tree)
     names_in = {part: tree.subfolders(folder) for part, folder in folders.items()}
     classes = sorted(names_in[TRAIN])
     _check_classes(tree, folders, names_in)
@@ -132,8 +133,12 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
-    """Folder of each part that is there, and notes about folders that look like a part but are none."""
+def part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
+    """Folder of each part that is there, and notes about folders that look like a part but are none.
+
+    Raises:
+        UserError: There is no training part, or two folders could each be one part.
+    """
     root, names = tree.root, tree.subfolders(tree.root)
     by_name = {name.lower(): root / name for name in names}
     others = set(by_name) - {"train", "test", *VALIDATION_NAMES}
@@ -142,6 +147,10 @@ def _part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
         if names and set(by_name) <= PART_NAMES:
             raise UserError(f"{root} holds only {', '.join(names)}, but no train/. {EXPECTED}")
         return {TRAIN: root}, []
+    for part in ("train", "test"):
+        same = [name for name in names if name.lower() == part]
+        if len(same) > 1:
+            raise UserError(f"{root} holds {' and '.join(same)}, each of which could be the {part} part. Keep one.")
     folders = {TRAIN: by_name["train"]}
     validation = [name for name in names if name.lower() in VALIDATION_NAMES]
     if len(validation) > 1:

@@ -15,9 +15,9 @@ import numpy as np
 
 from csham.data.decode import Content, Encoded, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
-from csham.data.sources.columns import PARTS, check_classes, path_and_columns, settled_parts
+from csham.data.sources.columns import PART_COLUMNS, PARTS, check_classes, path_and_columns, settled_parts
 from csham.data.sources.folder import image_files
-from csham.data.sources.layout import is_class_name, note_background
+from csham.data.sources.layout import is_class_name, is_silent, note_background
 from csham.data.split import TRAIN
 from csham.errors import UserError
 
@@ -32,7 +32,7 @@ _MOST_IN_ALL, _MOST_RATIO = 2**30, 100  # bytes unpacked, and how many times the
 
 
 class ParquetSource(Source):
-    """Rows of an encoded image and a label; which part they are in, the file's name or its folder's says."""
+    """Rows of an encoded image and a label; their part a column says, or the file's name or its folder's."""
 
     def __init__(self, path: Path, files: list[Path], columns: tuple[str, ...] = ()) -> None:
         _need_pyarrow(path)
@@ -52,6 +52,7 @@ class ParquetSource(Source):
             return cls(path, [path], columns) if path.name.lower().endswith(_ENDING) else None
         try:
             files = sorted(file for pattern in ("*", "*/*") for file in path.glob(pattern + _ENDING) if file.is_file())
+            files = [file for file in files if not any(map(is_silent, file.relative_to(path).parts))]
         except OSError:
             return None  # for the folder to tell
         return cls(path, files, columns) if files and next(image_files(str(path)), None) is None else None
@@ -79,6 +80,7 @@ class _Shard:
     path: Path
     image: str
     label: str
+    part: str | None
     names: list[str] | None
     rows: int
     groups: int
@@ -127,8 +129,10 @@ def _open_shard(path: Path, columns: tuple[str, ...]) -> _Shard:
         schema = file.schema_arrow
         features = _features(schema.metadata or {})
         image, label = _columns(path, schema, features, columns)
+        said = [name for name in schema.names if name.lower() in PART_COLUMNS and name != label]
+        part = said[0] if said and len(columns) < 2 else None  # whoever names both columns has no other read
         names = _names(path, features.get(label, {}))
-    return _Shard(path, image, label, names, rows, groups)
+    return _Shard(path, image, label, part, names, rows, groups)
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
@@ -153,7 +157,13 @@ def _columns(path: Path, schema: Any, features: dict[str, dict[str, Any]], asked
     labels = [field.name for field in schema if features.get(field.name, {}).get("_type") == "ClassLabel"]
     labels = labels or [field.name for field in schema if field.name in _LABEL_NAMES and _holds_labels(field.type)]
     if asked:
-        labels = [asked[-1]] if _holds_labels(schema.field(asked[-1]).type) else []
+        kind = schema.field(asked[-1]).type
+        if not _holds_labels(kind):
+            raise UserError(
+                f"{path}: the labels in column {asked[-1]!r} are {kind}, where whole numbers or text name a class. "
+                "Write the file again with such labels, or name another column."
+            )
+        labels = [asked[-1]]
         images = [name for name in asked[:-1] if _holds_images(schema.field(name).type)] if asked[1:] else images
     for what, names in (("images", images), ("labels", labels)):
         if len(names) != 1:
@@ -199,11 +209,12 @@ def _names(path: Path, feature: dict[str, Any]) -> list[str] | None:
 def _list_rows(path: Path, shards: list[_Shard]) -> Listing:
     root = path if path.is_dir() else path.parent
     files, labels, parts = [], [], []
-    for shard, part in zip(shards, _parts(path, shards), strict=True):
+    columns_say = any(shard.part for shard in shards)
+    for shard, part in zip(shards, [None] * len(shards) if columns_say else _parts(path, shards), strict=True):
         name = shard.path.relative_to(root).as_posix()
         files += [f"{name} row {row}" for row in range(shard.rows)]
-        labels += _labels(shard)
-        parts.append(np.full(shard.rows, part, np.uint8))
+        labels += [_label(shard, row, value) for row, value in enumerate(_values(shard, shard.label))]
+        parts.append(_parts_of_rows(shard) if part is None else np.full(shard.rows, part, np.uint8))
     if not labels:
         raise UserError(f"{path} holds no rows.")
     classes, notes = _classes(shards, set(labels))
@@ -233,15 +244,33 @@ def _parts(path: Path, shards: list[_Shard]) -> list[int]:
     return [PARTS[word[1]] for word in words if word is not None]
 
 
-def _labels(shard: _Shard) -> list[str]:
-    """Class of each row, by name."""
+def _values(shard: _Shard, column: str) -> list[Any]:
     with _opened(shard.path) as file:
-        values = file.read(columns=[shard.label]).column(0).to_pylist()
+        values: list[Any] = file.read(columns=[column]).column(0).to_pylist()
     if len(values) != shard.rows:
         raise UserError(
-            f"{shard.path} holds {len(values):,} labels for {shard.rows:,} rows. Copy or download it again."
+            f"{shard.path} holds {len(values):,} values of {column!r} for {shard.rows:,} rows. Copy or download it "
+            "again."
         )
-    return [_label(shard, row, value) for row, value in enumerate(values)]
+    return values
+
+
+def _parts_of_rows(shard: _Shard) -> np.ndarray:
+    """Part of each row, by the column that says it."""
+    if shard.part is None:
+        raise UserError(
+            f"{shard.path} has no column {' or '.join(PART_COLUMNS)} as the other files have. Write it again with one, "
+            "or move it away."
+        )
+    values = _values(shard, shard.part)
+    unknown = next((row for row, value in enumerate(values) if str(value).lower() not in PARTS), None)
+    if unknown is not None:
+        raise UserError(
+            f"row {unknown} of {shard.path}: unknown part {str(values[unknown])[:80]!r} in column {shard.part!r}. "
+            "Known: train, val (or valid, validation) and test. If that column says something else, name those to "
+            "read: DATA:IMAGE,LABEL."
+        )
+    return np.array([PARTS[value.lower()] for value in values], np.uint8)
 
 
 def _label(shard: _Shard, row: int, value: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from csham.data.decode import Content, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
-from csham.data.sources.columns import PARTS, check_classes, path_and_columns, settled_parts
+from csham.data.sources.columns import PART_COLUMNS, PARTS, check_classes, path_and_columns, settled_parts
 from csham.data.sources.layout import is_class_name, note_background
 from csham.errors import UserError
 
@@ -25,7 +25,7 @@ _ENDINGS = (".csv", ".tsv")
 _NAMES = {
     "path": ("path", "image", "file", "filename", "file_name", "filepath", "image_path"),
     "label": ("label", "class", "class_name", "category"),
-    "part": ("part", "split"),
+    "part": PART_COLUMNS,
 }
 _EXPECTED = (
     "A table's first line names its columns: path (or image, file, filename), label (or class) and, if it says which "
@@ -105,7 +105,7 @@ def _list_table(path: Path, columns: tuple[str, ...]) -> tuple[Listing, list[_St
     lines, labels, parts = [lines[row] for row in order], labels[order], parts[order]
     listing = Listing(path.parent, classes, [line.path for line in lines], labels, parts)
     statuses = [_status(file) for file in listing.paths()]
-    if all(status.size < 0 for status in statuses):
+    if all(status.size < 0 or status.fault is not None for status in statuses):
         raise UserError(
             f"none of the {len(lines):,} files that {path} names is there. First: {listing.paths()[0]}. Paths are "
             "taken from the table's folder, unless they are absolute."
