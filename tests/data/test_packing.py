@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import csham.data
 from csham.data import cache, packing, prepare
+from csham.data.decode import Unreadable
 from csham.data.packing import open_packed
 from csham.errors import UserError
 
@@ -124,6 +126,26 @@ def test_bad_files_leave_no_gap(two_classes, cache_dir):
     for row, name in enumerate(names):
         np.testing.assert_array_equal(dataset.images[row], Image.open(two_classes / f"{name}.png"))
     np.testing.assert_array_equal(dataset.sums[:, :, 0], dataset.images.astype(np.int64).sum((1, 2)))
+
+
+def test_a_file_that_may_be_read_again_is_packed(two_classes, cache_dir, monkeypatch):
+    """Of permissions and disks a fingerprint of sizes and times says nothing; root may read everything."""
+    whole, denied = packing.decode_chunk, str(two_classes / "cat/002.png")
+
+    def decode(contents, *rest):
+        contents = [Unreadable(path, "no permission to read it") if path == denied else path for path in contents]
+        return whole(contents, *rest)
+
+    read = Path.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "decode_chunk", decode)
+        assert len(prepare(two_classes, cache_dir=cache_dir)) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: read(path) if str(path) != denied else read(path / "none"))
+        still = prepare(two_classes, cache_dir=cache_dir)
+        assert (len(still), still.from_cache) == (10, True)
+    again = prepare(two_classes, cache_dir=cache_dir)
+    assert (len(again), again.bad_files, again.rebuilt) == (11, [], "files that could not be read then can be read now")
 
 
 def test_more_bad_files_than_allowed(two_classes, cache_dir):

@@ -29,6 +29,7 @@ __all__ = [
     "decode_chunk",
     "fit_square",
     "image_suffixes",
+    "is_hindered",
     "open_image",
     "reason",
     "square_pixels",
@@ -294,13 +295,19 @@ def reason(path: str, err: Exception) -> str:
         if isinstance(err, kind):
             return words
     if isinstance(err, OSError) and err.strerror:
-        return f"cannot be read ({err.strerror})"
+        return f"{_HINDERED}({err.strerror})"
     words = " ".join(str(err).split())
     if "truncated" in words.lower():
         return "truncated"
     return f"cannot be decoded ({words[:120] or type(err).__name__})"
 
 
+def is_hindered(file: BadFile) -> bool:
+    """Return True if a permission or the disk was at fault, which may change while the file does not."""
+    return file.reason == _REASONS[PermissionError] or file.reason.startswith(_HINDERED)
+
+
+_HINDERED = "cannot be read "
 _EMPTY = "empty file (0 bytes)"
 _REASONS: dict[type[Exception], str] = {
     FileNotFoundError: "no such file (a broken link?)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 
 from csham.data import cache
 from csham.data.dataset import PackedDataset, stored_side
-from csham.data.decode import BadFile, DecodedChunk, decode_chunk
+from csham.data.decode import BadFile, DecodedChunk, decode_chunk, is_hindered
 from csham.data.sources import Chunk, Images, Listing, Source, Workplace, open_source
 from csham.data.sources.base import chunk_images
 from csham.errors import UserError
@@ -60,7 +61,7 @@ def prepare(
     source = open_source(data)
     size = image_size or source.default_size()
     path = cache.entry_path(root, source.name, source.location, size)
-    dataset, _ = _try_open(path, source.fingerprint, thorough=thorough)
+    dataset, _ = _try_open(path, source, thorough=thorough)
     if dataset is None:
         dataset = _build_alone(source, size, path, root, max_bad, progress or _silent, thorough=thorough)
     _check_bad(dataset.bad_files, max_bad, source)
@@ -84,7 +85,7 @@ def open_packed(data: str | Path | Source, *, image_size: int, cache_dir: Path |
     """
     source = open_source(data)
     path = cache.entry_path(cache_root(cache_dir), source.name, source.location, image_size)
-    dataset, _ = _try_open(path, source.fingerprint, thorough=False)
+    dataset, _ = _try_open(path, source, thorough=False)
     if dataset is not None:
         _name_files(dataset, source)
     return dataset
@@ -117,12 +118,29 @@ def _check_size(image_size: int | None) -> None:
         raise UserError(f"the image size must be 8 to 1024 pixels, got {image_size}.")
 
 
-def _try_open(path: Path, fingerprint: str, *, thorough: bool) -> tuple[PackedDataset | None, str | None]:
+def _try_open(path: Path, source: Source, *, thorough: bool) -> tuple[PackedDataset | None, str | None]:
     """The cached dataset, or None with the reason why what is there cannot be used."""
     try:
-        return cache.open_entry(path, fingerprint, thorough=thorough), None
+        dataset = cache.open_entry(path, source.fingerprint, thorough=thorough)
     except cache.Damaged as why:
         return None, str(why)
+    if dataset is not None and _readable_now(dataset.bad_files, source):
+        return None, "files that could not be read then can be read now"
+    return dataset, None
+
+
+def _readable_now(bad: list[BadFile], source: Source) -> bool:
+    """Return True if a file that something kept from being read can be read now, which its fingerprint does not say."""
+    hindered = {file.path for file in bad if is_hindered(file)}
+    if not hindered or source.listing is None:
+        return False
+    pairs = zip(source.listing.paths(), source.listing.names(), strict=True)
+    for path in [path for path, name in pairs if name in hindered]:
+        with contextlib.suppress(OSError):
+            if Path(path).is_file():  # not a pipe, which could wait for ever
+                Path(path).read_bytes()
+                return True
+    return False
 
 
 def _build_alone(
@@ -130,15 +148,19 @@ def _build_alone(
 ) -> PackedDataset:
     """Build the cache entry, unless another process does so first."""
     with cache.locked(path, lambda: progress(0, 0, "waiting for another process that packs the same images")):
-        dataset, reason = _try_open(path, source.fingerprint, thorough=thorough)
+        dataset, reason = _try_open(path, source, thorough=thorough)
         if dataset is not None:
             return dataset
         if reason is not None:
             warnings.warn(f"{source.name} is packed anew: {reason}", stacklevel=3)
         _build(source, size, path, root, max_bad, progress)
-        dataset, damage = _try_open(path, source.fingerprint, thorough=thorough)
-        if dataset is None:
-            raise UserError(f"{path} was just written but cannot be used because {damage}. Is the disk sound?")
+        try:
+            dataset = cache.open_entry(path, source.fingerprint, thorough=thorough)
+        except cache.Damaged as damage:
+            raise UserError(
+                f"{path} was just written but cannot be used because {damage}. Is the disk sound?"
+            ) from damage
+    assert dataset is not None  # nobody else replaces it meanwhile
     dataset.rebuilt, dataset.from_cache = reason, False
     return dataset
 
