@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -235,6 +236,17 @@ def copy_unlisted():
         return shutil.copytree(run, place, ignore=shutil.ignore_patterns("csham.sha256"))
 
     return copy
+
+
+@pytest.fixture
+def older(finished, copy_unlisted, tmp_path):
+    """A finished run of before summaries said which images it had, without its checkpoints."""
+    run = copy_unlisted(finished, tmp_path / "older")
+    shutil.rmtree(run / "checkpoints")
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["data_fingerprint"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -36,10 +36,10 @@ def test_a_table_of_an_older_run_has_what_it_measured(capsys):
     ]
 
 
-def test_classes_without_images_are_mentioned(csham, finished, tmp_path, write_images):
+def test_classes_without_images_are_mentioned(csham, older, tmp_path, write_images):
     root = write_images(tmp_path / "more", classes=("ant", "bee"), count=5)
     write_images(root, classes=("cow",), count=1)  # one image is not divided: it trains
-    assert "1 classes have no images here; macro averages leave them out" in csham("evaluate", finished, root)[1]
+    assert "1 classes have no images here; macro averages leave them out" in csham("evaluate", older, root)[1]
 
 
 def test_json_has_everything_and_agrees_with_the_summary(csham, finished):
@@ -73,13 +73,13 @@ def test_output_is_a_folder_of_numbers_and_pictures(csham, finished, images, tmp
         assert "Name another" in err
 
 
-def test_several_views_and_what_has_no_value_are_said(csham, finished, tmp_path, write_images):
+def test_several_views_and_what_has_no_value_are_said(csham, older, tmp_path, write_images):
     root = write_images(tmp_path / "more", classes=("ant",), count=10)
     write_images(root, classes=("bee", "cow"), count=1)
-    code, out, err = csham("evaluate", finished, root, "--tta")
+    code, out, err = csham("evaluate", older, root, "--tta")
     assert code == 0, err
     assert "ROC AUC, macro has no value here: all images are of one class" in out
     assert "test-time augmentation: mean probabilities of 2 views: the image and its mirror image" in out
-    found = json.loads(csham("evaluate", finished, root, "--json")[1])
+    found = json.loads(csham("evaluate", older, root, "--json")[1])
     assert found["undefined"] == {"auc": "all images are of one class"}
     assert "auc" not in found

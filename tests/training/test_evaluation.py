@@ -51,17 +51,6 @@ def test_other_images_of_the_same_classes(finished, tmp_path, write_images):
     assert found.confusion.sum(1).tolist() == [5, 5, 5]
 
 
-@pytest.fixture
-def older(finished, copy_unlisted, tmp_path):
-    """The run as one of before summaries said which images it had, without its checkpoints."""
-    run = copy_unlisted(finished, tmp_path / "older")
-    shutil.rmtree(run / "checkpoints")
-    summary = json.loads((run / "summary.json").read_text())
-    del summary["data_fingerprint"]
-    (run / "summary.json").write_text(json.dumps(summary))
-    return run
-
-
 def test_a_class_too_small_for_the_test_part_is_left_out_of_macro_averages(older, tmp_path, write_images):
     root = write_images(tmp_path / "more", classes=("ant", "bee"), count=10)
     write_images(root, classes=("cow",), count=1)
