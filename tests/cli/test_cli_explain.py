@@ -105,6 +105,10 @@ def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, 
         (["IMAGE", "--weights", "lost"], "unknown weights 'lost'"),
         (["IMAGE", "--samples", "0"], "--samples must be at least 1"),
         (["IMAGE", "--output", "BAD"], "is not a folder"),
+        (["IMAGE", "--device", "tpu"], "unknown device 'tpu'"),
+        (["IMAGE", "--seed", "-1"], "--seed must be from 0 to below 2**63, got -1"),
+        (["--samples", "2", "--seed", str(2**70)], "--seed must be from 0"),
+        (["--samples", "2", "--target", "ant"], "--target is for pictures"),
         (["IMAGE", "--compare", "gone"], "there is no run folder gone"),
     ],
 )
@@ -118,7 +122,14 @@ def test_what_cannot_work_is_told_and_leaves_nothing(csham, finished, images, tm
         "BAD": tmp_path / "bad.png",
     }
     monkeypatch.chdir(tmp_path)
-    code, _, err = csham("explain", finished, *(known.get(word, word) for word in words), "--device", "cpu")
+    code, _, err = csham("explain", finished, "--device", "cpu", *(known.get(word, word) for word in words))
     assert code == 2
     assert message in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.png", "place"]
+
+
+def test_a_network_without_its_run_has_no_scores_and_leaves_no_folder(csham, tmp_path):
+    code, _, err = csham("explain", "zoo:resnet14-digits", "--samples", "2", "--output", tmp_path / "out")
+    assert code == 2
+    assert "does not say what it was trained on. Give the run folder for test images" in err
+    assert not list(tmp_path.iterdir())

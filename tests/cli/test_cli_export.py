@@ -54,6 +54,16 @@ def test_the_ending_of_the_output_names_the_format(csham, finished, tmp_path):
     assert "net.bin does not say what to write. Let it end in .onnx, .pt2 or .safetensors, or name" in err
 
 
+def test_a_folder_gets_the_file_under_its_usual_name(csham, finished, tmp_path):
+    words = ("export", finished, "--samples", "4", "--json", "--quiet", "--output", tmp_path, "--format", "safetensors")
+    code, out, err = csham(*words)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["path"] == str(tmp_path / "model.safetensors")
+    code, _, err = csham(*words)
+    assert code == 2
+    assert "model.safetensors exists already" in err
+
+
 def test_images_of_a_folder_for_a_file_without_its_run(csham, finished, images, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes((finished / "model.safetensors").read_bytes())
@@ -77,6 +87,7 @@ def test_images_of_a_folder_for_a_file_without_its_run(csham, finished, images, 
         (["--calibration-images", "0"], "--calibration-images must be at least 1"),
         (["--format", "pt2", "--quantize"], "--quantize is for --format onnx"),
         (["--quantize", "--images", "."], "leave --images out"),
+        (["digits", "--images", "."], "checked on digits or on the images of --images, not on both"),
         (["--format", "safetensors", "--preprocessing"], "holds weights, no graph"),
     ],
 )

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ def test_the_table_of_two_runs(csham, attended, finished):
 
 
 def test_page_and_json(csham, attended, tmp_path):
-    words = ["gates", attended, attended, "--samples", "4", "--output", tmp_path / "page", "--json", "--quiet"]
+    again = shutil.copytree(attended, tmp_path / "again")
+    words = ["gates", attended, again, "--samples", "4", "--output", tmp_path / "page", "--json", "--quiet"]
     code, out, _ = csham(*words)
     assert code == 0
     found = json.loads(out)
@@ -58,6 +60,8 @@ def test_the_same_page_twice_and_nothing_to_draw(csham, attended, finished, tmp_
         (["nowhere"], "there is no run folder"),
         (["RUN", "--samples", "1"], "the number of samples must be at least 2"),
         (["RUN", "--samples", "0"], "--samples must be at least 1"),
+        (["RUN", "--seed", "-1"], "--seed must be from 0 to below 2**63, got -1"),
+        (["RUN", "--device", "meta"], "unknown device 'meta'"),
         (["RUN", "--data", "digits"], "has other classes than the data of"),
         (["RUN", "--output", "RUN"], "a report replaces its whole folder"),
     ],

@@ -56,6 +56,16 @@ def test_any_table_as_markdown(csham, kind):
     assert [row.split(" ")[1] for row in rows] == [row["name"] for row in found]
 
 
+def test_a_narrow_terminal_gets_every_word(csham, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    out = csham("list", "zoo")[1]
+    assert max(map(len, out.splitlines())) <= 20
+    left, right = ("".join(line[part].strip() for line in out.splitlines()[2:]) for part in (slice(10), slice(10, 20)))
+    for row in json.loads(csham("list", "zoo", "--json")[1]):
+        assert row["name"] in left
+        assert row["license"] in right
+
+
 def test_all_tables_as_markdown_have_headings(csham):
     out = csham("list", "--markdown")[1]
     assert [line for line in out.splitlines() if line.startswith("#")] == [f"### {kind}" for kind in KINDS]

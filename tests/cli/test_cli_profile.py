@@ -78,6 +78,12 @@ def test_all_is_every_attention(profile):
     assert {row["flops_uncounted"] for row in rows} == {""}
 
 
+def test_all_beside_a_name_is_all(profile):
+    code, out, _ = profile("--attention", "csham", "--precision", "bf16,all", "--strategy", "transfer", "--json")
+    assert code == 0
+    assert [row["precision"] for row in json.loads(out)["costs"]] == ["fp32", "bf16"] * 2
+
+
 def test_progress_is_told(csham):
     words = [word for word in QUICK.split() if word != "--quiet"]
     code, _, err = csham(*words, "--attention", "csham")
@@ -141,6 +147,9 @@ def test_ctrl_c_leaves_what_was_measured(profile, tmp_path, monkeypatch):
         ("--rounds 0", "--rounds must be at least 1"),
         ("--num-classes 0", "--num-classes must be at least 1"),
         ("--threads 0", "--threads must be at least 1"),
+        ("--seed -1", "seed must be a whole number from 0 to below 2**63, got -1"),
+        ("--seconds nan", "seconds must be a number of 0 or more, got nan"),
+        ("--attention cshan,all", "unknown attention 'cshan'. Did you mean 'csham'"),
         ("--csv nowhere/rows.csv", "there is no folder nowhere"),
         ("--output .", ". is a folder"),
         ("--plot cost.gif", "must end in .png, .svg, .pdf"),

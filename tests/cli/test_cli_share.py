@@ -1,4 +1,6 @@
+import ast
 import json
+import shlex
 import shutil
 
 
@@ -9,6 +11,18 @@ def test_a_folder_and_what_to_do_with_it(csham, finished, tmp_path):
         assert word in out
     code, out, _ = csham("share", finished, tmp_path / "b", "--licence", "mit", "--quiet")
     assert (code, "hf upload" in out) == (0, False)
+
+
+def test_words_to_paste_are_quoted(csham, finished, tmp_path):
+    run, folder = shutil.copytree(finished, tmp_path / "my run"), tmp_path / "it's mine"
+    code, out, _ = csham("share", run, folder)
+    assert code == 0
+    load, upload = (line.partition(": ")[2] for line in out.splitlines()[-2:])
+    assert ast.literal_eval(load.removeprefix("csham.load")) == str(folder)
+    assert shlex.split(upload) == ["hf", "upload", "user/name", str(folder)]
+    (run / "summary.json").unlink()
+    _, _, err = csham("share", run, tmp_path / "other")
+    assert f"csham train --resume '{run}' goes on" in err
 
 
 def test_json(csham, finished, tmp_path):

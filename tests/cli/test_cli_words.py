@@ -148,6 +148,21 @@ def test_a_name_in_a_table_is_no_picture(capsys):
     ]
 
 
+@pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
+def test_an_encoding_of_few_signs_takes_every_word(form):
+    words = [sys.executable, "-m", "csham", "list", "results", *form]
+    done = subprocess.run(words, check=False, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "resnet" in done.stdout.decode("ascii")
+    if form == ["--json"]:
+        json.loads(done.stdout)
+
+
+def test_closed_streams_are_no_error():
+    done = subprocess.run(["sh", "-c", '"$0" -m csham list zoo >&- 2>&-', sys.executable], check=False)
+    assert done.returncode == 0
+
+
 def test_a_warning_is_a_line():
     # In a process of its own: pytest has handlers of what is logged.
     done = subprocess.run([sys.executable, "-c", NOTED], capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """csham.cost: what comes out, in which order things are timed, and what becomes of failures."""
 
+import math
 import types
 
 import pytest
@@ -201,6 +202,27 @@ def test_networks_are_left_as_they_were():
     assert all(value.equal(state[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_is_measured_in_its_own_type(dtype):
+    network = CifarResNet(8).to(dtype)
+    found = csham.cost(network, **SMALL)
+    assert found.train_step_ms
+    assert network.fc.weight.dtype == dtype
+
+
+def test_a_frozen_network_has_no_training_step():
+    network = CifarResNet(8).requires_grad_(False)
+    with pytest.raises(UserError, match=r"training at batch size 2: .* all of them are frozen.*training=False"):
+        csham.cost(network, **SMALL)
+    assert csham.cost(network, **SMALL, training=False).latency_ms
+
+
+@pytest.mark.parametrize("given", [{}, {"device": "meta"}])
+def test_nothing_is_measured_on_the_meta_device(given):
+    with pytest.raises(UserError, match="nothing is computed on the meta device"):
+        csham.cost(CifarResNet(8).to("cpu" if given else "meta"), **SMALL, **given)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -213,6 +235,8 @@ def test_networks_are_left_as_they_were():
         ({"precisions": ["bf61"]}, "unknown precision 'bf61'. Did you mean 'bf16'"),
         ({"precisions": []}, "at least one"),
         ({"batch_sizes": [1, 2]}, "one network gives one Cost"),
+        *(({"seconds": seconds}, "seconds must be a number of 0 or more") for seconds in (-1, math.nan, math.inf)),
+        *(({"seed": seed}, r"seed must be a whole number from 0 to below 2\*\*63") for seed in (-1, 2**63, 0.5)),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

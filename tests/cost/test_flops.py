@@ -116,6 +116,40 @@ def test_a_function_of_sixty_numbers(function, expected):
     assert (found.total, found.uncounted) == (expected, ())
 
 
+class Encoder(nn.Module):
+    """PyTorch's own layer of a transformer, over the positions of a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_transformer_of_pytorch_s_by_hand(fast):
+    N = 5 * 4
+    matmul = 2 * N * 8 * 24 + 2 * 2 * N * N * 8 + 2 * N * 8 * 8 + 2 * 2 * N * 8 * 16
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        assert count_flops(Encoder(), (8, 5, 4)).matmul == matmul
+        assert torch.backends.mha.get_fastpath_enabled() is fast
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@pytest.mark.parametrize("function", [lambda x: x.view(3, 20) @ x.view(60)[:20], lambda x: x.view(60) @ x.view(60)])
+def test_products_with_a_vector_count_two_to_a_multiply_add(function):
+    class Network(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    found = count_flops(Network(), (3, 4, 5))
+    assert (found.matmul, found.total, found.uncounted) == (120, 120, ())
+
+
 def test_an_operator_without_formula_is_named():
     class Network(nn.Module):
         def forward(self, x):

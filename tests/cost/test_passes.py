@@ -1,6 +1,7 @@
 """Passes: what they do and leave, how they are timed, and peaks that are known beforehand."""
 
 import gc
+from contextlib import suppress
 from itertools import islice
 
 import pytest
@@ -51,6 +52,30 @@ def test_a_training_step_does_all_the_work_and_changes_no_weight(network):
     assert sum(map(bool, reached)) > len(weights)
     assert all(a.equal(b) for a, b in zip(weights, network.parameters(), strict=True))
     assert all(p.grad is None for p in network.parameters())
+
+
+class Rooted(nn.Module):
+    """The root of a mean of zeros, whose gradient is not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1, bias=False)
+
+    def forward(self, x):
+        return self.conv(0 * x).mean((2, 3)).sqrt()
+
+
+@pytest.mark.parametrize("ended_by", [None, KeyboardInterrupt])
+def test_weights_outlive_a_gradient_that_is_not_finite(ended_by):
+    network = Rooted()
+    weight = network.conv.weight.detach().clone()
+    step_of = training(network, forward_of(network, CPU, "fp32", False), torch.randn(2, 3, 4, 4))
+    with suppress(KeyboardInterrupt), step_of as step:
+        step()
+        assert not network.conv.weight.isfinite().any()
+        if ended_by is not None:
+            raise ended_by
+    assert network.conv.weight.equal(weight)
 
 
 def test_bf16_is_autocast(network):

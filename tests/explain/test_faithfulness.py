@@ -94,6 +94,8 @@ def test_rows_hold_intervals_of_paired_differences_and_a_verdict():
             scores("good", low, high),
             scores("bad", high, low),
             scores("half", low, middle),
+            scores("both", low, low),
+            scores("apart", high, high),
             scores("same", middle, middle),
             scores(RANDOM, middle, middle),
             scores(CENTRE, [0.1, 0.5, 0.3], [0.7, 0.5, 0.6]),
@@ -105,6 +107,8 @@ def test_rows_hold_intervals_of_paired_differences_and_a_verdict():
         "good": "better than random order, not clearly than centre first",
         "bad": "worse than random order",
         "half": "better than random order in deletion only",
+        "both": "better than random order in deletion, worse in insertion",
+        "apart": "better than random order in insertion, worse in deletion",
         "same": "not told apart from random order",
         RANDOM: "knows nothing of the image",
         CENTRE: "knows nothing of the image",
@@ -160,6 +164,8 @@ def test_samples_are_test_images_by_seed(attended, finished):
         sample_test_images(trained, 0)
     with pytest.raises(ValueError, match="Give the run folder"):
         sample_test_images(csham.load(attended / "model.safetensors"), 2)
+    with pytest.raises(ValueError, match=r"resnet14-digits does not say what it was trained on\. Give the run folder"):
+        sample_test_images(csham.load("zoo:resnet14-digits"), 2)
     with pytest.raises(ValueError, match="no images to measure"):
         measure_faithfulness([trained], [])
 

@@ -1,5 +1,7 @@
 """Weights by stage: against arrays of single images, and networks of which the weights are known."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -145,8 +147,14 @@ def test_a_study_stands_for_its_finished_runs(attended, tmp_path):
         trained_runs([folder])
     cell = Store(folder).study.cells()[0]
     (folder / "runs").mkdir()
-    (folder / "runs" / cell.name).symlink_to(attended)
+    shutil.copytree(attended, folder / "runs" / cell.name)
     assert trained_runs([attended, folder]) == [attended, folder / "runs" / cell.name]
+
+
+def test_a_run_that_is_named_twice_is_measured_once(attended, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(attended)
+    monkeypatch.chdir(attended.parent)
+    assert len(trained_runs([attended, f"{attended}/", attended.name, tmp_path / "link"])) == 1
 
 
 def test_the_table_has_means_over_runs():

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,25 @@ def test_a_graph_for_larger_images_than_the_networks_own_is_not_taken(as_trained
     assert found.notes == ("takes images of 16 x 16 pixels only: its graph for other sizes holds from 25 pixels on",)
 
 
+class Squares(nn.Module):
+    """Goes another way where the image is a square; ONNX would answer as if none were."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.head(x.mean((2, 3)))
+        return y if x.shape[2] == x.shape[3] else 2 * y
+
+
+def test_a_graph_that_is_wrong_at_the_networks_own_size_is_not_taken(as_trained, pixels, tmp_path):
+    found = export(as_trained(Squares()), tmp_path / "squares.onnx", images=pixels)
+    assert (found.dynamic, found.sizes, found.top1_agreement) == (("batch",), ((16, 16),), 100)
+    (note,) = found.notes
+    assert note.startswith("takes images of 16 x 16 pixels only: at 16 x 16 its logits are off by ")
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_smaller_images_than_the_graph_is_for_are_not_promised(as_trained, tmp_path):
@@ -249,6 +269,16 @@ def test_a_file_that_is_there_is_kept_when_the_new_one_fails(as_trained, pixels,
         export(as_trained(Random()), path, images=pixels, force=True)
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["old.pt2"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_only_files_are_replaced(tiny, pixels, tmp_path, force):
+    os.mkfifo(tmp_path / "pipe.pt2")
+    with pytest.raises(UserError, match=r"pipe\.pt2 is not a file\. Name a file"):
+        export(tiny, tmp_path / "pipe.pt2", images=pixels, force=force)
+    assert (tmp_path / "pipe.pt2").is_fifo()
+    with pytest.raises(UserError, match=r"is a folder\. Name a file"):
+        export(tiny, tmp_path, images=pixels, force=force)
 
 
 class Broken(nn.Module):

@@ -184,6 +184,7 @@ class Says(Own):
         (Says(lambda y: (y, y)), {"image_size": 32}, "makes a tuple of one image"),
         (Says(lambda y: y.argmax(1)), {"image_size": 32}, r"makes \(1,\) int64 of one image"),
         (Says(lambda y: None), {"image_size": 32}, "makes None of one image"),
+        (Own(1), {"image_size": 32}, r"makes one logit of an image, z, .* torch\.cat\(\[-z, z\], 1\) / 2"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(network, facts, message, files, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from csham.errors import UserError
 from csham.training.config import resolve
-from csham.training.machine import choose
+from csham.training.machine import choose, choose_device
 
 MANY = 10_000_000
 
@@ -120,6 +120,20 @@ def test_a_setting_that_is_no_precision_is_refused(monkeypatch):
 def test_a_device_that_is_not_there(device):
     with pytest.raises(UserError, match="no CUDA device"):
         choose(settings(device=device), 1)
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta", "xpu:0", "cpu:x", "cpu:", "cpu:1", "auto:0"])
+def test_a_device_that_nothing_runs_on(device):
+    with pytest.raises(UserError, match="unknown device"):
+        choose_device(device)
+
+
+def test_numbered_devices(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(device) for device in ("cpu:0", "cuda", "cuda:1")] == ["cpu:0", "cuda", "cuda:1"]
+    for device in ("cuda:2", "cuda:", "cuda:x", "cuda:01"):
+        with pytest.raises(UserError, match=f"unknown device '{device}'.*Known: cuda, cuda:0, cuda:1"):
+            choose_device(device)
 
 
 def test_fp16_needs_cuda():

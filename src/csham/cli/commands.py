@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -108,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _make_printable()
     words = sys.argv[1:] if argv is None else list(argv)
     if words == ["--version"]:
         say(__version__)
@@ -126,6 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as err:
         return _explain(err, debug="--debug" in words)
     return 0
+
+
+def _make_printable() -> None:
+    """Let nothing that is printed fail, where a stream was closed (``>&-``) or has an encoding of few signs."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for all that follows
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @functools.cache

@@ -36,6 +36,7 @@ __all__ = [
     "check_folder",
     "check_output",
     "check_report_packages",
+    "check_seed",
     "check_trained",
     "code_words",
     "metrics_table",
@@ -72,6 +73,12 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a ``--seed`` that generators of random numbers do not take."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be from 0 to below 2**63, got {seed}.")
 
 
 def use_named_code(code: Sequence[str] | None, attentions: Iterable[str] = (), backbones: Iterable[str] = ()) -> None:
@@ -147,8 +154,8 @@ def check_report_packages() -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print a result on standard output for another program."""
-    say(*map(_printable_json, json.dumps(content, indent=2, ensure_ascii=False).split("\n")))
+    """Print a result on standard output for another program, in ASCII, which every encoding has."""
+    say(*json.dumps(content, indent=2).split("\n"))
 
 
 def print_table(
@@ -167,8 +174,7 @@ def print_table(
     table, console = _upright(title, header, rows), _console()
     unsqueezed = console.options.update(max_width=_UNBOUND)
     if (stack or turn) and console.measure(table, options=unsqueezed).maximum > console.width:
-        first, *others = map(list, zip(header, *rows, strict=True))
-        table = _stacked(title, header, rows) if stack else _upright(title, [*map(printable, first)], others)
+        table = _stacked(title, header, rows, console.width) if stack else _turned(title, header, rows)
     console.print(table)
 
 
@@ -194,15 +200,6 @@ def metrics_table(title: str, measured: Mapping[str, Mapping[str, Any]]) -> None
     print_table(title, ["", *(metric.title for metric in known)], rows, turn=True)
 
 
-def _printable_json(line: str) -> str:
-    """Write out what cannot be printed, which only texts hold, as JSON does."""
-    if line.isprintable():
-        return line
-    units = (sign.encode("utf-16-be", "surrogatepass").hex() for sign in line)
-    escaped = ("".join(f"\\u{digits[at : at + 4]}" for at in range(0, len(digits), 4)) for digits in units)
-    return "".join(sign if sign.isprintable() else code for sign, code in zip(line, escaped, strict=True))
-
-
 _UNBOUND = 10_000
 
 
@@ -226,10 +223,17 @@ def _upright(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -
     return table
 
 
-def _stacked(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+def _turned(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Build a table whose columns are the rows."""
+    first, *others = map(list, zip(header, *rows, strict=True))
+    return _upright(title, [*map(printable, first)], others)
+
+
+def _stacked(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> Table:
     """Build a table of two columns: the first values, and the others below each other with their names."""
     table = _table(title)
-    table.add_column(header[0], no_wrap=True)
+    whole = 3 * max((len(_cell(row[0])) for row in rows), default=0) < 2 * width  # else nothing is left for the second
+    table.add_column(header[0], no_wrap=whole, overflow="fold")
     table.add_column(header[1], overflow="fold")
     for first, second, *others in rows:
         named = [f"{name}: {_cell(value)}" for name, value in zip(header[2:], others, strict=True) if _cell(value)]

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import csham
-from csham.cli.common import check_counts, check_trained, print_json, print_table, use_named_code
+from csham.cli.common import (
+    check_counts,
+    check_folder,
+    check_seed,
+    check_trained,
+    print_json,
+    print_table,
+    use_named_code,
+)
 from csham.cli.options import (
     IMAGES_HELP,
     MACHINE,
@@ -90,9 +98,13 @@ def explain(
 ) -> None:
     """A picture for each image: attention of each stage, Grad-CAM, the answers; and how faithful the maps are."""
     check_counts(top_k=top_k, batch_size=batch_size, samples=samples)
+    check_seed(seed)
     if not images and samples is None:
         raise UserError("there is nothing to explain. Name images or folders, or --samples N for a table of scores.")
+    if not images and target is not None:
+        raise UserError("--target is for pictures; scores are of the class that each image is given. Name images too.")
     _check_method(method, samples, road=road)
+    check_folder("--output", output)
     folder = PictureFolder(output or Path("explanations"), picture_format, npz=npz)
     paths = folder.images(images or [])
     for one in filter(None, (run, compare)):
@@ -102,8 +114,6 @@ def explain(
     from csham.explain.faithfulness import score_table  # noqa: PLC0415
 
     table = None if output is None or samples is None else output / "faithfulness.csv"
-    if table is not None:
-        table.parent.mkdir(parents=True, exist_ok=True)
     drawn: list[dict[str, Any]] = []
     unreadable: list[tuple[str, str]] = []
     progress = create_progress(quiet=quiet)
@@ -131,6 +141,7 @@ def explain(
     finally:
         progress.close()
     if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
         write_csv(table, score_table(scores))
     if as_json:
         print_json(

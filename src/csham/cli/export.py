@@ -52,7 +52,10 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.", show_default="newest")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The file.", show_default="RUN/export/model.*", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(
+            help="The file, or a folder that exists.", show_default="RUN/export/model.*", rich_help_panel=OUTPUT
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.", rich_help_panel=OUTPUT)] = False,
     samples: Annotated[int, typer.Option(help="Test images to check on; 0 for all.")] = 1000,
@@ -74,11 +77,12 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """One file for deployment, its answers checked against the network's on real images."""
-    file_format = file_format or ("onnx" if output is None else format_of(output))
+    file = None if output is None or output.is_dir() else output
+    file_format = file_format or ("onnx" if file is None else format_of(file))
     check_format(file_format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
-    _check_options(samples, tolerance, calibration_images, quantize, file_format, images)
+    _check_options(samples, tolerance, calibration_images, quantize, file_format, images, data)
     place = run if run.is_dir() else run.parent if run.exists() else Path()  # hf:user/name and zoo:name are no places
-    path = output or place / "export" / f"model{FORMATS[file_format].ending}"
+    path = file or (output or place / "export") / f"model{FORMATS[file_format].ending}"
     small = path.with_name(f"{path.stem}-int8{path.suffix}")
     for target in [path, small] if quantize else [path]:
         check_free(target, force)
@@ -134,7 +138,13 @@ def export(
 
 
 def _check_options(
-    samples: int, tolerance: float, calibration_images: int, quantize: bool, file_format: str, images: Path | None
+    samples: int,
+    tolerance: float,
+    calibration_images: int,
+    quantize: bool,
+    file_format: str,
+    images: Path | None,
+    data: str | None,
 ) -> None:
     if samples < 0:
         raise UserError(f"--samples must be at least 1, or 0 for all, got {samples}.")
@@ -147,6 +157,8 @@ def _check_options(
         raise UserError(
             "--quantize measures the accuracy, for which it needs the run's test images: leave --images out."
         )
+    if data is not None and images is not None:
+        raise UserError(f"the file is checked on {data} or on the images of --images, not on both. Leave one out.")
 
 
 def _record(found: Exported | Quantized) -> dict[str, Any]:

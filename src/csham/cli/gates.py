@@ -14,6 +14,7 @@ from csham.cli.common import (
     check_counts,
     check_folder,
     check_report_packages,
+    check_seed,
     print_json,
     print_note,
     print_table,
@@ -58,6 +59,7 @@ def gates(
 ) -> None:
     """What the weights of attention do, by stage: near 1/2 or 1, how they vary, and how many never do."""
     check_counts(samples=samples, batch_size=batch_size)
+    check_seed(seed)
     check_choice(weights)
     check_folder("--output", output)
     if output is not None:

@@ -165,14 +165,12 @@ def profile(
 
 
 def _names(kind: str, names: Sequence[str], choices: Iterable[str]) -> Sequence[str]:
-    """Check names; ``all`` is every one of ``choices``."""
+    """Check names; ``all`` among them is every one of ``choices``."""
     known = [name for name in choices if name != _PLAIN]
-    if list(names) == ["all"]:
-        return known
     for name in names:
-        if name not in known and name != _PLAIN:
+        if name not in (*known, _PLAIN, "all"):
             raise unknown_name(kind, name, [*known, "all"])
-    return names
+    return known if "all" in names else names
 
 
 def _pairs(attentions: Sequence[str], strategies: Sequence[str]) -> dict[str, Pair]:

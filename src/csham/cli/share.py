@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def share(
     if not RunFolder(run).finished:
         raise UserError(
             f"{run} has not finished: nothing was measured on its test images yet, which is what a model card says. "
-            f"csham train --resume {run} goes on with it."
+            f"csham train --resume {shlex.quote(str(run))} goes on with it."
         )
     use_named_code(code)
     from csham.share.folder import share as write  # noqa: PLC0415  imports torch
@@ -54,5 +55,5 @@ def share(
         return
     if license == "unknown":
         say("no licence was given, so the card says that it is unknown: --license apache-2.0, for example")
-    say(f'back in Python: csham.load("{folder}")')
-    say(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {folder}")
+    say(f"back in Python: csham.load({str(folder)!r})")
+    say(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {shlex.quote(str(folder))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from csham.cost.task import Entry, Task, Way, reason
 from csham.errors import UserError, unknown_name
 from csham.memory import retain_memory
 from csham.ops import choose
+from csham.probing import likeness
 
 __all__ = ["Comparison", "Progress", "Settings", "cost"]
 
@@ -71,6 +73,10 @@ class Settings:
             raise UserError(f"cost: input_size must be (C, H, W), got {self.input_size!r}.")
         if not (self.precisions and self.compiled):
             raise UserError("cost: precisions and compiled must name at least one each.")
+        if not 0 <= self.seconds < math.inf:
+            raise UserError(f"cost: seconds must be a number of 0 or more, got {self.seconds}.")
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
+            raise UserError(f"cost: seed must be a whole number from 0 to below 2**63, got {self.seed}.")
 
 
 def cost(
@@ -98,7 +104,8 @@ def cost(
 
     Args:
         networks: A network; or several by name, each a network or a function that builds one. They are moved to
-            ``device`` and its memory format while they are measured, and are afterwards what and where they were.
+            ``device`` and its memory format while they are measured, and are afterwards what and where they were. The
+            images are of the type of their weights.
         image_size: Side of the images, in pixels, with three channels.
         input_size: (C, H, W), instead.
         batch_sizes: Images of a batch, by default 8 on a CPU and 64 elsewhere.
@@ -170,6 +177,8 @@ class Comparison:
             raise UserError("cost: no networks were given.")
         self.settings = settings
         self.device = settings.device or _device_of(networks)
+        if self.device.type == "meta":
+            raise UserError("cost: nothing is computed on the meta device. Name another: device='cpu'.")
         self.batch_sizes = settings.batch_sizes or ((8,) if self.device.type == "cpu" else (64,))
         self._progress = progress or _Silence()
         self._entries = [Entry(name, source) for name, source in networks.items()]
@@ -267,6 +276,7 @@ class Comparison:
 
     def _make_tasks(self, entry: Entry, network: nn.Module, batches: Mapping[int, Tensor]) -> Iterator[Task]:
         """Make the tasks of one network: forward passes at every batch size and 1, and training steps."""
+        batches = {size: images.to(likeness(network).dtype) for size, images in batches.items()}
         kinds = [("inference", size) for size in batches]
         kinds += [("training", size) for size in self.batch_sizes if self.settings.training]
         for way in self._ways():

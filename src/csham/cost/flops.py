@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, log2, prod
 from typing import Any
@@ -56,13 +57,24 @@ def count_flops(network: nn.Module, input_size: Sequence[int]) -> Flops:
     """
     image = blank_image(network, input_size)
     # By the reference, because a mode does not see what a kernel computes.
-    with unchanged(network), torch.no_grad(), use_kernels("reference"):
+    with unchanged(network), torch.no_grad(), use_kernels("reference"), _transformers_in_parts():
         network.eval()
         # The mode entered last is asked first: torch's takes composite operators apart, ours sees what they consist of.
         with _Elementwise() as rest, FlopCounterMode(display=False, custom_mapping=_MORE_PRODUCTS) as products:
             network(image)
     matmul = int(products.get_total_flops())
     return Flops(matmul + rest.flops, matmul, tuple(sorted(rest.uncounted)))
+
+
+@contextmanager
+def _transformers_in_parts() -> Iterator[None]:
+    """Keep PyTorch's transformer layers from running as one operator each, which they do in evaluation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Elementwise(TorchDispatchMode):
@@ -93,8 +105,16 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-# torch 2.8 counts it on GPUs alone.
-_MORE_PRODUCTS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+def _with_vector(first: Any, *_: Any, **__: Any) -> int:
+    """Count the product of a matrix or a vector with a vector: each number of the first is used once."""
+    return 2 * prod(first)
+
+
+_MORE_PRODUCTS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch 2.8 counts it on GPUs alone
+    torch.ops.aten.mv: _with_vector,
+    torch.ops.aten.dot: _with_vector,
+}
 
 Formula = Callable[[tuple[Any, ...], Tensor], int]
 

@@ -95,9 +95,18 @@ def training(network: nn.Module, forward: Forward, images: Tensor) -> Iterator[P
 
     The learning rate is 0, so that all the arithmetic is done and the weights stay as they are. Gradients and momentum
     are gone afterwards.
+
+    Raises:
+        UserError: Every parameter is frozen; from a step, the network returns no tensor.
     """
-    network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            "a training step needs parameters to train, and all of them are frozen. With training=False "
+            "(--no-training) the rest is measured."
+        )
+    network.train()
+    weights = [p.detach().clone() for p in parameters]  # 0 times a gradient that is not finite makes them NaN
     settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     fused = images.device.type in ("cpu", "cuda")
     optimizer = torch.optim.SGD(parameters, lr=0.0, fused=fused or None, **settings)
@@ -120,6 +129,9 @@ def training(network: nn.Module, forward: Forward, images: Tensor) -> Iterator[P
         yield step
     finally:
         optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.copy_(weight)
 
 
 @contextmanager

@@ -215,9 +215,9 @@ def sample_test_images(
     """
     if count < 1:
         raise UserError(f"the number of samples must be at least 1, got {count}.")
-    if trained.path is None or not trained.path.is_dir():
+    folder = None if trained.path is None else RunFolder(trained.path)
+    if folder is None or not folder.config_file.is_file():
         raise UserError(f"{trained.origin} does not say what it was trained on. Give the run folder for test images.")
-    folder = RunFolder(trained.path)
     config = folder.read_config()
     if dataset is None:
         dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
@@ -348,9 +348,7 @@ def _verdict(better: Mapping[str, Sequence[bool | None]]) -> str:
     random, centre = (better[name] for name in (RANDOM, CENTRE))
     if all(random):
         return f"better than {RANDOM}" + (f" and than {CENTRE}" if all(centre) else f", not clearly than {CENTRE}")
-    if any(one is False for one in random) and not any(random):
-        return f"worse than {RANDOM}"
-    if any(random):
-        kind = ("deletion", "insertion")[list(random).index(True)]
-        return f"better than {RANDOM} in {kind} only"
-    return f"not told apart from {RANDOM}"
+    if True in random:
+        (kind, _), (other, also) = sorted(zip(_JUDGED, random, strict=True), key=lambda pair: pair[1] is not True)
+        return f"better than {RANDOM} in {kind}" + (f", worse in {other}" if also is False else " only")
+    return f"worse than {RANDOM}" if False in random else f"not told apart from {RANDOM}"

@@ -178,7 +178,7 @@ def measure_runs(
 
 
 def trained_runs(paths: Iterable[Path | str]) -> list[Path]:
-    """Put the finished runs in the place of a study among some paths.
+    """Put the finished runs in the place of a study among some paths, each once however often it is named.
 
     Args:
         paths: Run folders and folders of studies.
@@ -186,7 +186,8 @@ def trained_runs(paths: Iterable[Path | str]) -> list[Path]:
     Raises:
         UserError: A study keeps no trained networks.
     """
-    return [run for path in map(Path, paths) for run in _runs_of(path)]
+    runs = {run.resolve(): run for path in map(Path, paths) for run in _runs_of(path)}
+    return list(runs.values())
 
 
 def measure_gates(trained: Trained, images: Iterable[ImageLike], *, batch_size: int = 16) -> list[StageGates]:

@@ -119,9 +119,9 @@ def export(
     path = Path(path)
     if dynamic_size not in (True, False, "auto"):
         raise UserError(f"dynamic_size is True, False or 'auto', got {dynamic_size!r}.")
+    check_free(path, force)
     format = format or format_of(path)
     check_format(format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
-    check_free(path, force)
     trained = as_trained(trained, module)
     if trained.path is None and not FORMATS[format].graph:
         raise UserError(
@@ -243,6 +243,8 @@ class _Task:
         self.progress.note(f"exporting to {self.format.name}")
         run, least = self._written(draft, dynamic_size=True)
         native = self._compare(run, self.pixels)
+        if not native.within(self.tolerance):
+            raise _FixedSizeError(f"at {S} x {S} its logits are off by {native.max_error:.2g}")
         everything, sizes, notes = native, [(S, S)], []
         for height, width in (larger, smaller):
             if min(height, width) < least:

@@ -111,12 +111,14 @@ def format_of(path: Path) -> str:
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Refuse to replace what exists, unless ``force`` and it is a file.
+    """Refuse to replace what exists, unless ``force`` and it is a file; never a device or a pipe.
 
     Raises:
         UserError: Something is there.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file.")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file. Name a file.")
     if path.exists() and not force:
         raise UserError(f"{path} exists already. Name another file, or replace it with --force (force=True).")

@@ -90,8 +90,14 @@ def _count_classes(network: nn.Module, kind: str, side: int) -> int:
             logits = network(blank_image(network, (3, side, side)))
     except Exception as err:  # whatever a third-party network fails with
         raise UserError(f"{kind} could not be run on an image of {side} pixels: {described(err)}.") from err
-    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 1 and logits.is_floating_point():
-        return logits.shape[1]
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) and logits.is_floating_point() else ()
+    if len(shape) == 2 and shape[0] == 1 and shape[1] > 1:
+        return shape[1]
+    if shape == (1, 1):
+        raise UserError(
+            f"{kind} makes one logit of an image, z, whose softmax is always 1. Give a module around it whose forward "
+            "returns two, torch.cat([-z, z], 1) / 2: of these the second one's probability is the sigmoid of z."
+        )
     what = kind_of(logits)
     if isinstance(logits, Tensor):
         kinds = {4: "a map of "} if logits.is_floating_point() else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def _summary(run: RunFolder) -> dict[str, Any]:
     if not run.finished:
         raise UserError(
             f"{run.path} has not finished: nothing was measured on its test images yet, which is what a model card "
-            f"says. csham train --resume {run.path} goes on with it."
+            f"says. csham train --resume {shlex.quote(str(run.path))} goes on with it."
         )
     return run.read_summary()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from csham.errors import UserError, unknown_name
-from csham.training.config import TrainConfig
+from csham.training.config import MachineSettings, TrainConfig
 
 __all__ = ["Choices", "choose", "choose_device", "choose_precision", "cpu_multiplies_bf16", "missing_compiler"]
 
@@ -71,18 +71,20 @@ def _because(choice: str, reason: str) -> str:
 
 def choose_device(asked: str) -> str:
     """Replace ``auto`` by the fastest kind of device there is; refuse a device that is not there."""
+    MachineSettings(device=asked)  # refuses a kind that csham does not know
     if asked == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = asked.partition(":")
+    kind = asked.partition(":")[0]
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {asked}: this machine shows PyTorch no CUDA device. Use --device cpu.")
-    if kind == "cuda" and number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
-        last = torch.cuda.device_count() - 1
-        raise UserError(f"--device {asked}: the CUDA devices here are cuda:0 to cuda:{last}.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: PyTorch finds no Metal device here. Use --device cpu.")
+    count = torch.cuda.device_count() if kind == "cuda" else int(kind != "auto")
+    there = [kind, *(f"{kind}:{number}" for number in range(count))]
+    if asked not in there:
+        raise unknown_name("device", asked, there)
     return asked
 
 
