@@ -6,8 +6,8 @@
 Every study has five attentions, which share the plain network's runs, so that their differences move together. Prints
 the share of studies in which something false is said of any of them, for false "helps", false "no difference worth
 having" (a true difference of just more than the margin) and false "helps" when more seeds are added until there is one;
-and the share of 95% intervals that hold the true difference. Appends a row for each to
-benchmarks/data/verdict_errors.csv.
+and the share of 95% intervals that hold the true difference. Runs are rounded as they are stored. Appends a row for
+each to benchmarks/data/verdict_errors.csv.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from csham.cli.common import print_markdown
 from csham.study.pooling import estimate
-from csham.study.statistics import WORTHWHILE, Judgement, bootstrap_interval, judge
+from csham.study.statistics import STORED, WORTHWHILE, Judgement, bootstrap_interval, judge
 from record import append_rows
 
 ATTENTIONS = 5
@@ -65,20 +65,29 @@ def row(
     return {"noise": noise, "of": whose, "sd": sd, "seeds": seeds, "how": how, "percent": round(percent, 2)}
 
 
-def differences(noise: str, studies: int, seeds: int, whose: str = "all networks") -> np.ndarray:
-    """Draw differences without a true one, (studies, ATTENTIONS, seeds)."""
+def differences(
+    noise: str, studies: int, seeds: int, whose: str = "all networks", *, sd: float = 1.0, true: float = 0.0
+) -> np.ndarray:
+    """Draw differences of runs as they are stored, (studies, ATTENTIONS, seeds)."""
     rng = np.random.default_rng(seeds)
     draw = NOISES[noise]
     if whose == "the difference":
-        return draw(rng, (studies, ATTENTIONS, seeds))
+        return sd * draw(rng, (studies, ATTENTIONS, seeds))
     if whose == "the plain network":
-        return 0.3 * rng.normal(size=(studies, ATTENTIONS, seeds)) - draw(rng, (studies, 1, seeds))
-    return draw(rng, (studies, ATTENTIONS, seeds)) - draw(rng, (studies, 1, seeds))
+        networks = 0.3 * rng.normal(size=(studies, ATTENTIONS, seeds))
+    else:
+        networks = draw(rng, (studies, ATTENTIONS, seeds))
+    return stored(true + sd * networks) - stored(sd * draw(rng, (studies, 1, seeds)))
+
+
+def stored(points: np.ndarray) -> np.ndarray:
+    """Round accuracies as runs keep them."""
+    return np.round(points / STORED) * STORED
 
 
 def share(tables: Iterable[np.ndarray], wrong: Callable[[list[Judgement]], bool]) -> float:
     """Return in how many percent of the studies something wrong is said."""
-    return 100 * float(np.mean([wrong(judge(table.tolist())) for table in tables]))
+    return 100 * float(np.mean([wrong(judge(table.tolist(), rounded=STORED)) for table in tables]))
 
 
 def says(verdict: str) -> Callable[[list[Judgement]], bool]:
@@ -90,11 +99,11 @@ def false_helps(studies: int) -> Iterator[dict[str, Any]]:
     """No attention does anything; a spread of many margins, so that there is no other verdict to give."""
     for noise in NOISES:
         for seeds in (3, 5, 10):
-            tables = 10 * differences(noise, studies, seeds)
+            tables = differences(noise, studies, seeds, sd=10)
             yield row(noise, str(seeds), share(tables, says("helps")), whose="all networks")
     for whose, sign in (("the plain network", 1), ("the difference", 1), ("the difference", -1)):
         for verdict in ("helps", "hurts"):
-            tables = 10 * sign * differences(SKEWED, studies, 5, whose)
+            tables = sign * differences(SKEWED, studies, 5, whose, sd=10)
             tail = "rare gains" if (sign < 0) != (whose == "the plain network") else "rare losses"
             yield row(SKEWED, "5", share(tables, says(verdict)), whose=f"{whose}, {tail}", how=verdict)
 
@@ -103,7 +112,7 @@ def false_no_difference(studies: int) -> Iterator[dict[str, Any]]:
     """All attentions are just worth having."""
     for sd in (0.1, 0.2, 0.3):
         for seeds in (3, 5, 10):
-            tables = sd * differences(NORMAL, studies, seeds) + WORTHWHILE * 1.02
+            tables = differences(NORMAL, studies, seeds, sd=sd, true=WORTHWHILE * 1.02)
             verdict = says("no difference worth having")
             yield row(NORMAL, str(seeds), share(tables, verdict), sd=sd, how="verdict")
             yield row(NORMAL, str(seeds), share(tables, within), sd=sd, how="an interval within the margin")
@@ -117,8 +126,8 @@ def within(found: list[Judgement]) -> bool:
 def adding_seeds(studies: int) -> Iterator[dict[str, Any]]:
     """No attention does anything; the study is extended and looked at again."""
     for looks in LOOKS:
-        tables = 10 * differences(NORMAL, studies, looks[-1])
-        counts = [any(says("helps")(judge(table[:, :n].tolist())) for n in looks) for table in tables]
+        tables = differences(NORMAL, studies, looks[-1], sd=10)
+        counts = [any(says("helps")(judge(table[:, :n].tolist(), rounded=STORED)) for n in looks) for table in tables]
         yield row(NORMAL, ", ".join(map(str, looks)), 100 * float(np.mean(counts)))
 
 
@@ -127,7 +136,7 @@ def coverage(studies: int) -> Iterator[dict[str, Any]]:
     for noise in (NORMAL, SKEWED):
         for seeds in (3, 5, 10, 20):
             tables = differences(noise, studies, seeds)[:, 0, :]
-            found = [judge([table.tolist()])[0] for table in tables]
+            found = [judge([table.tolist()], rounded=STORED)[0] for table in tables]
             for name, intervals in (
                 ("Student-t", [c.t_interval for c in found]),
                 ("BCa", [bootstrap_interval(table) for table in tables]),

@@ -26,6 +26,9 @@ OWN = "DejaVu Sans"  # comes with matplotlib
 # Fonts that have a glyph for every letter, which shows the letter's block, or nothing.
 _STAND_INS = re.compile(r"last ?resort|blank|notdef", re.IGNORECASE)
 
+# Control characters but white space, and what is no letter: XML holds none of them, and no font draws them.
+_NO_LETTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
 
 def families(text: str) -> list[str]:
     """Name the font families that a text is to be drawn with: matplotlib's own, then others for letters it lacks."""
@@ -34,11 +37,11 @@ def families(text: str) -> list[str]:
 
 
 def drawable(text: str) -> str:
-    """Return a text with codes, as Python writes them, for letters that no font of this machine has.
+    """Return a text with codes, as Python writes them, for letters that no font of this machine has, or none could.
 
     Warns once of each script of such letters, with what to install.
     """
-    return "".join(map(_drawn, text))
+    return "".join(map(_drawn, _coded(text)))
 
 
 def fitted(text: str, width: float, size: float = 7.5, weight: str = "normal", *, keep: str = "start") -> str:
@@ -79,7 +82,8 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
 
     Args:
         figure: All of its texts are there.
-        codes: Write codes for letters that no font has; else they are kept, for a file that holds text as text.
+        codes: Write codes for letters that no font has; else they are kept, for a file that holds text as text. Control
+            characters become codes in any case.
     """
     from matplotlib.text import Text  # noqa: PLC0415  takes a second
     from matplotlib.ticker import LogFormatter, ScalarFormatter  # noqa: PLC0415
@@ -89,14 +93,15 @@ def legible(figure: Figure, *, codes: bool = True) -> Iterator[None]:
         if not isinstance(axis.get_major_formatter(), (LogFormatter, ScalarFormatter)):  # any font has numbers
             formatters.append(axis.get_major_formatter())
             axis.get_ticklabels()  # makes them, which takes as long as drawing them
-    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    write = drawable if codes else _coded
+    texts = [text for text in figure.findobj(Text) if not _is_plain(text.get_text())]
     before = [(text, text.get_text(), text.get_fontfamily()) for text in texts]
     try:
         for text, words, _ in before:
             text.set_fontfamily(families(words))
-            text.set_text(drawable(words) if codes else words)
-        for one in formatters if codes else ():  # drawing writes the labels of ticks anew
-            vars(one)["format_ticks"] = partial(_formatted, one.format_ticks)
+            text.set_text(write(words))
+        for one in formatters:  # drawing writes the labels of ticks anew
+            vars(one)["format_ticks"] = partial(_formatted, one.format_ticks, write)
         with warnings.catch_warnings(), _without_notes_on_weights():
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             yield
@@ -120,8 +125,16 @@ def _without_notes_on_weights() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _formatted(format_ticks: Callable[[Any], list[str]], places: Any) -> list[str]:
-    return [drawable(label) for label in format_ticks(places)]
+def _formatted(format_ticks: Callable[[Any], list[str]], write: Callable[[str], str], places: Any) -> list[str]:
+    return [write(label) for label in format_ticks(places)]
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and not _NO_LETTERS.search(text)
+
+
+def _coded(text: str) -> str:
+    return _NO_LETTERS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
 
 
 def _is_unseen(letter: str) -> bool:

@@ -162,7 +162,7 @@ def settings_of(case):
 def record_of(case, study, number, place, seed, label, key):
     """One line of records.jsonl."""
     settings = case.networks[place]
-    config = {name: settings[name] for name in NETWORK if name != "instead_of"}
+    config = {name: value for name, value in settings.items() if name != "instead_of"}
     record = {
         "format": 1,
         "key": key,

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,7 +11,11 @@ from study_cases import network, networks_of, write_study
 
 from csham.errors import UserError
 from csham.report.overview_page import write_overview
+from csham.report.study_report import write_report
+from csham.study.catalogue import read_results
 from csham.study.overview import see_together
+from csham.study.study_file import read_study
+from csham.study.study_file import write_study as write_plan
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,6 @@ def test_all_comparisons_are_one_table_without_budget_controls(overview):
 
 
 def test_differences_are_those_of_the_studies_own_report(studies, overview):
-    from csham.report.study_report import write_report
-
     own = write_report(studies / "first", studies / "own report").results
     ours = {one.name: one for one in overview.verdict.metrics[0].comparisons if one.backbone == "first"}
     for comparison in own.comparisons:
@@ -82,6 +85,62 @@ def test_one_run_alone_says_nothing_of_costs(tmp_path):
     assert {one.measured for one in see_together([study]).costs} == {True}
     (study / "records.jsonl").write_text("".join([*plain[:2], *(line for line in lines if line not in plain)]))
     assert {one.measured for one in see_together([study]).costs} == {True, False}
+
+
+def test_times_of_runs_are_those_of_seeds_and_a_processor_that_both_had(tmp_path):
+    study = write_study(tmp_path / "times", networks=[network(), network(attention="se")], epochs=1, costs=False)
+    records = [json.loads(line) for line in (study / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        seed, attends = record["seed"], "se" in record["label"]
+        record["environment"]["processor"] = "slow" if (attends, seed) == (True, 2) else "fast"
+        seconds = (100 if seed == 2 else 10) * (1.5 if attends else 1)  # the third seed's machine was busy
+        record["result"]["seconds"] = record["history"][0]["seconds"] = seconds
+    (study / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (cost,) = see_together([study]).costs
+    assert cost.ratio == pytest.approx(1.5)
+    assert cost.machine == "cpu with torch 2.15, fast"
+
+
+def test_what_a_studys_own_report_warns_of_is_said_of_several_too(tmp_path):
+    study = write_study(tmp_path / "old", networks=[network(), network(attention="se")], epochs=1, costs=False)
+    records = [json.loads(line) for line in (study / "records.jsonl").read_text().splitlines()]
+    records[0]["environment"]["commit"] = "another"
+    (study / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_plan(study, replace(read_study(study), seeds=(0, 1)))
+    with (study / "study.yaml").open("a") as file:
+        file.write("# edited\n")
+    notes = see_together([study]).notes
+    for said in (
+        "old: The commit of csham differs between runs",
+        "old: 2 records belong to other settings",
+        "old: study.yaml was edited or damaged",
+        "old: 6 lines of ",
+    ):
+        assert [note for note in notes if note.startswith(said)], notes
+    told = []
+    read_results(study, told.append)
+    assert told == notes[: len(told)]
+    own = set(write_report(study).warnings)
+    assert {note.removeprefix("old: ") for note in told} <= own
+
+
+def test_backbones_of_ones_own_are_groups_by_their_code(tmp_path):
+    for name, digest in (("one", "a" * 64), ("other", "b" * 64)):
+        plain = network("my_net:make", backbone_sha256=digest)
+        write_study(tmp_path / name, networks=[plain, {**plain, "attention": "se"}], epochs=1, costs=False)
+    both = [network("my_net:make", backbone_sha256=digest * 64) for digest in "ab"]
+    both += [{**plain, "attention": "se"} for plain in both]
+    write_study(tmp_path / "both", networks=both, epochs=1, costs=False)
+    overview = see_together([tmp_path / name for name in ("one", "other", "both")])
+    (metric,) = overview.verdict.metrics
+    assert [(one.backbone, one.name) for one in metric.comparisons] == [
+        ("one", "se"),
+        ("other", "se"),
+        ("both, my_net:make (code aaaaaaa)", "se"),
+        ("both, my_net:make (code bbbbbbb)", "se"),
+    ]
+    assert len(metric.pooled) == 1
+    assert {one.variant for one in overview.costs} == {"se"}
 
 
 def test_page_tables_and_markdown(overview, tmp_path):

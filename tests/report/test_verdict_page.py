@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import random
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -67,6 +68,19 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path):
     ]
     assert files[0] == files[1]
     assert len(files[0]) > 10
+
+
+def test_control_characters_of_names_are_codes_in_pictures(tmp_path: Path):
+    rows = [
+        {**row, "name": row["name"].replace("gate", "gate\x1b[31m\x00"), "set": f"{row['set']}\x0b"} for row in _table()
+    ]
+
+    write_verdict(csham.verdict(rows, metric="map", groups="set"), tmp_path / "page")
+
+    [picture] = (tmp_path / "page/figures").glob("*.svg")
+    words = "".join(ElementTree.parse(picture).getroot().itertext())
+    assert "<b>gate\\x1b[31m\\x00</b>" in words
+    assert "\x1b" not in words
 
 
 def test_another_folder_is_left_alone(tmp_path: Path):

@@ -5,7 +5,10 @@ import statistics
 import pytest
 from scipy import stats
 
+from csham.errors import UserError
 from csham.study.catalogue import read_results
+from csham.training.config import resolve
+from csham.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,20 @@ def test_costs_are_over_the_plain_network(studies):
     expected = {one.variant: one.ratio for one in see_together([studies / "deep" / "down"]).costs if one.measured}
     assert rows
     assert {name: rows[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_run_of_code_of_ones_own_is_listed_without_the_code(tmp_path):
+    config = resolve({"data": "digits", "backbone": "my_net:make", "backbone_sha256": "a" * 64, "attention": "se"})
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.config_file.write_text(config.to_yaml())
+    run.write_json("summary.json", {"top1": 60.0, "epochs": 3})
+    run.write_json("environment.json", {})
+    (row,) = read_results(tmp_path)
+    assert (row.network, row.attention, row.top1) == ("my_net:make (code aaaaaaa)", "se", 60.0)
+    run.config_file.write_text(config.to_yaml().replace("attention: se", "attention: [se]"))
+    with pytest.raises(UserError, match=r"config\.yaml: "):
+        read_results(tmp_path)
 
 
 def test_one_study_is_a_folder_too(studies):

@@ -61,6 +61,21 @@ def test_cells_of_other_stores_are_taken_over(study, stores):
     assert not ours.repeats()
 
 
+def test_lines_without_sums_get_none_by_moving(study, stores):
+    ours, theirs, third = stores
+    old = [done(study, cell, 60.0) | {"format": 1} for cell in study.cells()[:2]]
+    theirs.records_file.write_text(json.dumps(old[0]) + "\n")
+    theirs.repeats_file.write_text(json.dumps(old[1]) + "\n")
+    theirs.append(done(study, study.cells()[2], 60.0))
+    merge_records(ours, [theirs.path], lambda text: None)
+    assert "2 lines of" in ours.unchecked()
+    assert ["sum" in json.loads(line) for line in ours.records_file.read_text().splitlines()] == [False, True, False]
+    third.append(done(study, study.cells()[0], 60.1))
+    merge_records(third, [theirs.path], lambda text: None)
+    (kept,) = third.repeats_file.read_text().splitlines()
+    assert json.loads(kept) == old[0]
+
+
 def test_what_was_merged_is_known_the_next_time(study, stores):
     ours, theirs, _ = stores
     for cell in study.cells():

@@ -1,13 +1,14 @@
 """One estimate from several groups."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csham.study.pooling import pool, pooled_sentence
+from csham.study.pooling import estimate, pool, pooled_sentence
 from csham.study.verdict import verdict
 
 
@@ -68,6 +69,25 @@ def test_verdicts(mean, error, said):
         {name: with_mean_and_se(mean + shift, error) for name, shift in (("a", 0), ("b", 0.1), ("c", -0.1))}
     )
     assert one.verdict == said
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e8, 1e12])
+def test_a_group_that_is_far_surer_than_the_others_carries_the_estimate(ratio):
+    means, deviations = np.array([0.2, 1.5]), np.array([0.01, 0.01 * ratio])
+    found = estimate(means, deviations, 5)
+    assert found.mean == pytest.approx(0.2, abs=1e-5)
+    assert found.between == 0
+
+
+def test_the_spread_between_groups_is_exact_where_one_is_surest():
+    means, deviations = [0.2, 1.5, 3.0], [1e-6, 20.0, 0.5]
+    weights = [5 / Fraction(value) ** 2 for value in deviations]
+    total = sum(weights)
+    mean = sum(w * Fraction(m) for w, m in zip(weights, means, strict=True)) / total
+    q = sum(w * (Fraction(m) - mean) ** 2 for w, m in zip(weights, means, strict=True))
+    expected = (q - 2) / (total - sum(w**2 for w in weights) / total)
+    found = estimate(np.array(means), np.array(deviations), 5)
+    assert found.between**2 == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_groups_without_spread_or_pairs_are_named_and_left_out():

@@ -9,6 +9,7 @@ import pytest
 from csham.errors import UserError
 from csham.study.results import assess, per_class_difference
 from csham.study.statistics import compare
+from csham.training.config import BEFORE
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,14 @@ def test_comparisons_are_the_statistics_of_the_whole_table():
         assert {name: getattr(found, name) for name in vars(expected)} == vars(expected)
     assert [c.verdict for c in results.comparisons] == ["helps", "cannot tell yet", "helps", "hurts"]
     assert [c.name for c in results.comparisons] == ["se", "cbam", WIDER.label, "se"]
+
+
+def test_gains_of_as_many_images_have_no_spread_as_stored():
+    right = dict(zip(range(3), (336, 337, 339), strict=True))  # of 359
+    records = [record(n, s, round(100 * (right[s] + 3 * (n is SE)) / 359, 4)) for n in (PLAIN, SE) for s in right]
+    (found,) = assess(Study((PLAIN, SE), seeds=tuple(right)), records).comparisons
+    assert len(set(found.differences)) > 1
+    assert (found.verdict, found.t_interval, found.p_t) == ("cannot tell yet", None, None)
 
 
 def test_only_seeds_of_both_are_paired():
@@ -336,6 +345,12 @@ def test_a_run_from_before_a_setting_did_what_the_setting_says_since():
         records = [*records_of(PLAIN, SE)[:-1], record(SE, 4, 71.0, config={**config, "last_batch": last_batch})]
         warnings = assess(Study((PLAIN, SE)), records).warnings
         assert len([w for w in warnings if w.startswith("The setting last_batch differs")]) == warned
+
+
+def test_a_setting_that_is_a_list_in_a_file_is_the_tuple_of_before_there_was_any():
+    config = {"epochs": 5, "lr": 0.2, "continued": list(BEFORE["continued"])}
+    records = [*records_of(PLAIN, SE)[:-1], record(SE, 4, 71.0, config=config)]
+    assert assess(Study((PLAIN, SE)), records).warnings == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from csham.study.statistics import (
     ALPHA,
     EXACT_UP_TO,
     FEW,
+    STORED,
     _equivalence_power,
     _power,
     binomial_se,
@@ -26,6 +28,7 @@ from csham.study.statistics import (
     sign_flip_p,
     with_sign,
 )
+from csham.training.metrics import METRICS
 
 DIFFERENCES = [0.8, 1.1, -0.2, 0.7, 0.35]
 
@@ -259,6 +262,37 @@ def test_equal_differences_of_few_seeds_decide_nothing(value, n):
     assert found.verdict == "cannot tell yet"
     assert found.seeds_needed == 6
     assert f"; about {6 - n} more seed{'s' if n < 5 else ''} to settle it." in found.sentence
+
+
+def stored(right, images):
+    """Percent of an accuracy as a run keeps it."""
+    return round(100 * right / images, 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "more", "right"),
+    [(359, 3, (336, 337, 339)), (360, 2, (335, 336, 337)), (128, 2, (1, 2, 3))],  # the last: halves, rounded to even
+)
+def test_counts_that_rounding_alone_tells_apart_are_equal(images, more, right):
+    differences = [stored(count + more, images) - stored(count, images) for count in right]
+    assert np.ptp(differences) > 5e-5
+    found = one(differences, rounded=STORED)
+    assert (found.sd, found.t_interval, found.p_t, found.verdict) == (0.0, None, None, "cannot tell yet")
+    assert one([*differences, *differences], rounded=STORED).bootstrap_interval is None
+    differences[0] += 100 / 200_000  # an image of very many
+    assert one(differences, rounded=STORED).t_interval is not None
+
+
+def test_the_step_of_what_is_stored_is_that_of_the_metrics():
+    third = replace(METRICS["top1"], compute=lambda predictions, classes: 1 / 3).measure(None, 3)
+    assert third == round(100 / 3 / STORED) * STORED != round(10 / 3 / STORED) * 10 * STORED
+
+
+def test_what_is_stored_gets_the_verdicts_of_what_was_counted():
+    right = np.random.default_rng(0).binomial(359, 0.99, (200, 6, 3))
+    for exact, kept in zip(100 * right / 359, np.round(100 * right / 359, 4), strict=True):
+        found = judge(kept[1:] - kept[0], rounded=STORED)
+        assert [one.verdict for one in found] == [one.verdict for one in judge(exact[1:] - exact[0])]
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.0, "no difference worth having"), (5.0, "helps"), (-5.0, "hurts")])

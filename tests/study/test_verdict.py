@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +110,49 @@ def test_fractions_of_one_are_shown_in_percent():
         verdict([*rows, *small[9:]][:9] + small[9:], metric="top1")
 
 
+@pytest.mark.parametrize(
+    ("as_given", "rounded"),
+    [
+        (lambda right: round(right / 3.6, 2), 0.01),
+        (lambda right: f"{right / 360:.4f}", 0.01),
+        (lambda right: float(np.float32(right / 360)), 100 * 2.0**-24),
+    ],
+)
+def test_gains_of_as_many_images_are_equal_however_accuracies_were_rounded(as_given, rounded: float):
+    rows = [
+        {"name": name, "seed": seed, "acc": as_given(right + more)}
+        for name, more in (("plain", 0), ("gate", 1))
+        for seed, right in enumerate((320, 317, 325, 322, 311))
+    ]
+
+    found = verdict(rows, metric="acc")
+
+    (gate,) = found.metrics[0].comparisons
+    assert len(set(gate.differences)) > 1
+    assert found.metrics[0].measure.rounded == pytest.approx(rounded)
+    assert (gate.verdict, gate.t_interval, gate.p_t) == ("cannot tell yet", None, None)
+    assert f"acc was rounded to steps of {rounded:.2g}" in found.notes[-1]
+    assert verdict(rows, metric="acc", rounded=0.0).metrics[0].comparisons[0].t_interval is not None
+
+
+def test_whole_numbers_are_counts():
+    rows = [{**row, "wrong": 30 - round(10 * row["top1"] - 700)} for row in _runs({"gate": [0.1, 0.2, 0.1, 0.3, 0.2]})]
+
+    found = verdict(rows, metric="wrong", lower_is_better="wrong", worthwhile=0.5)
+
+    assert found.metrics[0].comparisons[0].differences == (1, 2, 1, 3, 2)
+    assert found.metrics[0].comparisons[0].verdict == "helps"
+
+
 def test_lower_is_better_where_it_is_said():
     rows = [{**row, "val_loss": 5 - row["top1"] / 100} for row in _runs({"gate": _GOOD})]
 
     with pytest.raises(UserError, match="is lower better for val_loss"):
         verdict(rows, metric="val_loss")
+    for name in ("wer", "test/CER", "val_nll", "ppl.test", "ECE"):
+        with pytest.raises(UserError, match="is lower better for"):
+            verdict([{**row, name: 0.2} for row in rows], metric=name)
+    assert verdict([{**row, "power": row["top1"]} for row in rows], metric="power").metrics  # although it has wer in it
     with pytest.raises(UserError, match=r"worth having.*--worthwhile val_loss=NUMBER"):
         verdict(rows, metric="val_loss", lower_is_better="val_loss")
     found = verdict(rows, metric="val_loss", lower_is_better="val_loss", worthwhile=0.002)
@@ -164,7 +203,19 @@ def test_runs_without_a_partner_or_a_number_are_left_out_and_said():
     (gate,) = found.metrics[0].comparisons
     assert gate.seeds == tuple("012345")
     assert "1 run without top1 left out: plain, seed 6." in found.notes
-    assert any("without a partner" in note and "gate, seed 20" in note for note in found.notes)
+    (alone,) = [note for note in found.notes if "without a partner" in note]
+    assert alone.startswith("4 runs without a partner of the same seed left out: plain, seed 7; plain, seed 8; gate, ")
+    assert "gate, seed 6; gate, seed 20" in alone
+
+
+def test_a_partner_may_lack_one_metric_and_have_another():
+    rows = [{**row, "map": row["top1"]} for row in _runs({"gate": [1.0 + s / 10 for s in range(9)]})]
+    rows[3]["map"] = "nan"
+
+    found = verdict(rows, metric=["top1", "map"])
+
+    assert "1 run without a partner of the same seed in map left out: gate, seed 3." in found.notes
+    assert [metric.comparisons[0].n for metric in found.metrics] == [9, 8]
 
 
 def test_repeated_rows_count_once_and_contradictions_are_refused():
@@ -184,6 +235,33 @@ def test_one_seed_is_one_however_it_is_written():
     assert verdict(mixed, metric="top1").metrics[0].comparisons[0].n == 6
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, Decimal])
+def test_large_seeds_stay_apart(kind: type):
+    rows = [{**row, "seed": kind(2**62 + row["seed"])} for row in _runs({"gate": _GOOD})]
+
+    assert verdict(rows, metric="top1").metrics[0].comparisons[0].seeds == tuple(str(2**62 + s) for s in range(6))
+
+
+def test_decimal_numbers_are_numbers():
+    rows = _runs({"gate": _GOOD})
+    exact = [{**row, "seed": Decimal(row["seed"]), "top1": Decimal(f"{row['top1']:.2f}")} for row in rows]
+
+    assert verdict(exact, metric="top1").metrics == verdict(rows, metric="top1").metrics
+
+
+def test_json_lines_as_python_writes_them(tmp_path: Path):
+    rows = [{**row, "top1": float("nan") if row["seed"] == 2 else row["top1"]} for row in _runs({"gate": _GOOD})]
+    rows = [{**row, "note": 'NaN, "Infinity"'} for row in rows]
+
+    found = verdict(_write(tmp_path / "runs.jsonl", rows), metric="top1")
+
+    assert found.metrics == verdict(rows, metric="top1").metrics
+    assert "2 runs without top1 left out: plain, seed 2; gate, seed 2." in found.notes
+    rows[0]["top1"] = -float("inf")
+    with pytest.raises(UserError, match=r"line 1 of .*'-Infinity', which is no finite number"):
+        verdict(_write(tmp_path / "runs.jsonl", rows), metric="top1")
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
@@ -200,6 +278,7 @@ def test_one_seed_is_one_however_it_is_written():
         ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": 8, "top1": "71,5"}], {}, r"row 16 .*'71,5', which is no"),
         ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": 8, "top1": float("inf")}], {}, "no finite number"),
         ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": "", "top1": 71}], {}, "row 16 of the table has no seed"),
+        ([*_runs({"gate": _GOOD}), {"name": "gate", "seed": "NA", "top1": 71}], {}, "row 16 of the table has no seed"),
         ([{**row, "seed": f"{row['name']}{row['seed']}"} for row in _runs({"gate": _GOOD})], {}, "shares a seed"),
         ([{**row, "top1": True} for row in _runs({"gate": _GOOD})], {}, "no finite number"),
         (5, {}, "a table is a path"),

@@ -13,9 +13,7 @@ from csham.report.tables import counted
 from csham.study.costs import COSTS_FILE, read_costs
 from csham.study.findings import FailedCell, MissingCell, Results
 from csham.study.grid import Study
-from csham.study.results import assess
-from csham.study.store import Store
-from csham.study.study_file import FILE, is_edited
+from csham.study.reading import read_folder
 
 __all__ = ["Costs", "Material", "read_material"]
 
@@ -81,21 +79,10 @@ def read_material(path: Path) -> Material:
     Raises:
         UserError: It is not a study, or a file of it cannot be understood.
     """
-    notes: list[str] = []
-    store = Store(path, note=notes.append)
-    study = store.study
-    cells = study.cells()
-    by_key = store.by_key()
-    records = [by_key[cell.key] for cell in cells if cell.key in by_key]
-    costs = _read_costs(path, [network.label for network in study.networks])
-    results = assess(study, records, keys=[cell.key for cell in cells], repeats=store.repeats())
-    if others := len(by_key) - len(records):
-        belong, are = ("belongs", "is") if others == 1 else ("belong", "are")
-        notes.append(f"{counted(others, 'record')} {belong} to other settings than study.yaml's and {are} left out.")
-    if is_edited(path):
-        notes.append(f"{FILE} was edited or damaged since csham wrote it; this report goes by what it says now.")
-    warnings = [*_unfinished(len(cells), results), *results.warnings, *notes, *costs.notes]
-    return Material(path, study, records, results, costs, warnings, store.unchecked())
+    read = read_folder(path)
+    costs = _read_costs(path, [network.label for network in read.study.networks])
+    warnings = [*_unfinished(len(read.study.cells()), read.results), *read.warnings, *costs.notes]
+    return Material(path, read.study, read.records, read.results, costs, warnings, read.unchecked)
 
 
 def _read_costs(path: Path, labels: Sequence[str]) -> Costs:

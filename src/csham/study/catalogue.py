@@ -137,14 +137,14 @@ def _of_network(part: StudyPart, row: NetworkRow, name: str) -> ResultRow:
 
 def _of_run(place: Path, name: str) -> ResultRow:
     run = RunFolder(place)
-    config, summary = run.read_config(), run.read_summary()
+    config, summary = run.read_config(to_build=False), run.read_summary()
     missing = [key for key in ("top1", "epochs") if not is_number(summary.get(key))]
     if missing:
         raise UserError(f"{run.summary_file} is not that of a finished run: it lacks {', '.join(missing)}.")
     return ResultRow(
         result=name,
-        network=config.backbone,
-        attention="none" if config.attention == "none" else config.label.removeprefix(f"{config.backbone} + "),
+        network=config.base,
+        attention="none" if config.attention == "none" else config.label.removeprefix(f"{config.base} + "),
         data=Path(without_places(config.data)).name,
         image_size=int(config.image_size or 0),
         recipe=config.recipe,

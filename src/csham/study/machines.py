@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from csham.study.record import is_number
-from csham.study.statistics import ALPHA, has_spread, with_sign
+from csham.study.statistics import ALPHA, STORED, has_spread, with_sign
 
 __all__ = ["machine_notes", "machine_of"]
 
@@ -71,7 +71,7 @@ def _compared(label: str, pair: tuple[str, str], tops: Mapping[tuple[str, str], 
         how = f"{len(one)} and {len(other)} seeds"
     difference = fmean(samples[0]) - (0.0 if paired else fmean(samples[1]))
     shown = f"{label} on {pair[1]} against {pair[0]}: {with_sign(difference)} points"
-    if not any(has_spread(np.array(sample)) for sample in samples):
+    if not any(has_spread(np.array(sample), STORED) for sample in samples):
         return f"{shown} with each of {how}, which leaves no spread to test."
     found = stats.ttest_1samp(samples[0], 0.0) if paired else stats.ttest_ind(*samples, equal_var=False)
     low, high = found.confidence_interval(1 - ALPHA)

@@ -52,8 +52,9 @@ def merge_records(store: Store, places: Iterable[Path], note: Callable[[str], No
 
 def _merge(store: Store, other: Store, cells: Mapping[str, Cell], note: Callable[[str], None]) -> None:
     taken = known = repeated = busy = 0
-    for record in [*other.records(), *other.repeats()]:
-        if record["status"] != "done" or record["key"] not in cells:
+    for line in [*other.lines(), *other.repeat_lines()]:
+        record = line.record
+        if record is None or record["status"] != "done" or record["key"] not in cells:
             continue
         cell = cells[record["key"]]
         ours = store.by_key().get(cell.key)
@@ -63,12 +64,12 @@ def _merge(store: Store, other: Store, cells: Mapping[str, Cell], note: Callable
                 busy += 1
                 continue
             with claim:
-                store.append(record)
+                store.append(record, checked=line.checked)
             taken += 1
         elif any(_same_run(record, one) for one in (ours, *store.repeats())):
             known += 1
         else:
-            store.append_repeat(record)
+            store.append_repeat(record, checked=line.checked)
             repeated += 1
             if why := _disagreement(ours, record, store.records()):
                 note(f"{cell.label}: {why}")

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from csham.errors import UserError
 from csham.study.costs import read_costs
 from csham.study.findings import Results, plain_values
 from csham.study.grid import Study
-from csham.study.machines import machine_notes, machine_of
+from csham.study.machines import machine_of
+from csham.study.reading import read_folder
 from csham.study.record import is_number
-from csham.study.results import assess
-from csham.study.store import Store
+from csham.study.statistics import STORED
 from csham.study.verdict import TableVerdict, verdict
 
 __all__ = ["CostRow", "Overview", "StudyPart", "StudyShare", "see_together"]
@@ -147,6 +147,7 @@ def see_together(studies: Iterable[Path | str]) -> Overview:
             baseline=BASELINE,
             unit="percent",
             worthwhile=margins.pop(),
+            rounded=STORED,
         )
     notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
     return Overview(
@@ -182,20 +183,14 @@ class StudyPart:
         Raises:
             UserError: It is no study, or a file cannot be understood.
         """
-        notes: list[str] = []
-        store = Store(path, note=notes.append)
-        study = store.study
-        keys = {cell.key for cell in study.cells()}
-        results = assess(study, store.records(), keys=keys)
-        plain = [network.label for network in study.networks if network.plain]
-        repeats = [record for record in store.repeats() if record["key"] in keys]
-        notes = [*machine_notes(results.runs.values(), repeats, plain), *notes]
+        read = read_folder(path)
+        notes = [*read.warnings, *([f"{read.unchecked}."] if read.unchecked else [])]
         try:
             measured = read_costs(path) or {}
         except UserError as err:
             measured = {}
             notes.append(f"{err}; times are those of the runs.")
-        return cls(path.resolve().name, study, results, measured, notes)
+        return cls(path.resolve().name, read.study, read.results, measured, notes)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each finished run of the networks that are compared."""
@@ -209,14 +204,14 @@ class StudyPart:
 
     def _named(self) -> dict[str, tuple[str, str]]:
         """Return the group and the variant of each label; budget controls are left to the study's own report."""
-        plain = {network.backbone for network in self.study.networks if network.plain}
+        plain = {network.base for network in self.study.networks if network.plain}
         groups = {name: self.name if len(plain) == 1 else f"{self.name}, {name}" for name in plain}
         return {
-            network.label: (groups[network.backbone], BASELINE)
+            network.label: (groups[network.base], BASELINE)
             if network.plain
-            else (groups[network.backbone], network.label.removeprefix(f"{network.backbone} + "))
+            else (groups[network.base], network.label.removeprefix(f"{network.base} + "))
             for network in self.study.networks
-            if network.instead_of is None and network.backbone in groups
+            if network.instead_of is None and network.base in groups
         }
 
     def share(self) -> StudyShare:
@@ -242,8 +237,12 @@ class StudyPart:
         rows = []
         for machine, times, measured in self._times():
             for label, (group, variant) in named.items():
-                if variant != BASELINE and label in times and plain[group] in times:
-                    rows.append(CostRow(group, variant, machine, times[label] / times[plain[group]], measured))
+                ours, theirs = times.get(label, {}), times.get(plain[group], {})
+                both = ours.keys() & theirs.keys()
+                # Of a single run nobody knows what else the machine did meanwhile, or that it was asleep.
+                if variant != BASELINE and len(both) >= (1 if measured else 2):
+                    ratio = fsum(ours[key] for key in both) / fsum(theirs[key] for key in both)
+                    rows.append(CostRow(group, variant, machine, ratio, measured))
         return rows
 
     def measured_times(self) -> dict[str, float]:
@@ -251,16 +250,17 @@ class StudyPart:
         rows = self.measured.get("costs", [])
         return {row["network"]: float(row["train_step_ms"]) for row in rows if is_number(row.get("train_step_ms"))}
 
-    def _times(self) -> Iterable[tuple[str, Mapping[str, float], bool]]:
-        if times := self.measured_times():
+    def _times(self) -> Iterable[tuple[str, Mapping[str, Mapping[int, float]], bool]]:
+        """Give machines with the times that each network took there, by seed; or of one seed, measured side by side."""
+        if times := {label: {0: ms} for label, ms in self.measured_times().items()}:
             machine = self.measured.get("machine", {})
             parts = (machine.get("gpu") or machine.get("processor"), machine.get("cpu_capability"))
             yield ", ".join(map(str, filter(None, parts))) or "one machine", times, True
-        for machine in sorted({machine_of(record) for record in self.results.runs.values()}):
-            seconds: dict[str, list[float]] = {}
-            for (label, _), record in self.results.runs.items():
-                alone = not (record.get("environment") or {}).get("shares_process")
-                if alone and machine_of(record) == machine and is_number(value := record["result"].get("seconds")):
-                    seconds.setdefault(label, []).append(float(value))
-            # Of a single run nobody knows what else the machine did meanwhile, or that it was asleep.
-            yield machine, {label: fmean(values) for label, values in seconds.items() if len(values) > 1}, False
+        seconds: dict[str, dict[str, dict[int, float]]] = {}
+        for (label, seed), record in self.results.runs.items():
+            environment = record.get("environment") or {}
+            machine = ", ".join(map(str, filter(None, [machine_of(record), environment.get("processor")])))
+            if not environment.get("shares_process") and is_number(value := record["result"].get("seconds")):
+                seconds.setdefault(machine, {}).setdefault(label, {})[seed] = float(value)
+        for machine in sorted(seconds):
+            yield machine, seconds[machine], False

@@ -119,7 +119,9 @@ def estimate(means: np.ndarray, deviations: np.ndarray, pairs: np.ndarray | int)
     weights = 1 / variances
     q = float(weights @ (means - np.average(means, weights=weights)) ** 2)
     df = len(means) - 1
-    between = max(0.0, (q - df) / float(weights.sum() - (weights**2).sum() / weights.sum()))
+    # The sum of weights less that of their squares over it, which cancel where one group has nearly all the weight.
+    scale = sum(weight * np.delete(weights, i).sum() for i, weight in enumerate(weights)) / weights.sum()
+    between = max(0.0, (q - df) / float(scale))
     weights = 1 / (variances + between)
     mean = float(np.average(means, weights=weights))
     factor = max(1.0, float(weights @ (means - mean) ** 2) / df)

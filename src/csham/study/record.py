@@ -152,13 +152,18 @@ class Line:
     torn: bool = False
 
 
-def written_line(record: Mapping[str, Any]) -> bytes:
-    """Return the line of a record, with its sum.
+def written_line(record: Mapping[str, Any], *, checked: bool = True) -> bytes:
+    """Return the line of a record.
+
+    Args:
+        record: The record.
+        checked: True for a line with a sum; False for one that came without, of which a sum now would say nothing.
 
     Raises:
         ValueError: It is none.
     """
-    line = (json.dumps(summed(_finite(record)), allow_nan=False) + "\n").encode()
+    values = _finite(record)
+    line = (json.dumps(summed(values) if checked else values, allow_nan=False) + "\n").encode()
     if read_line(line).record is None:
         raise ValueError(f"not a record: {line[:200]!r}")
     return line

@@ -31,7 +31,7 @@ from csham.study.grid import Network, Study
 from csham.study.headline import headline
 from csham.study.machines import machine_notes
 from csham.study.record import is_number
-from csham.study.statistics import binomial_se, compare, judge
+from csham.study.statistics import STORED, binomial_se, compare, judge
 from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
 from csham.training.metrics import of_study
 
@@ -162,6 +162,7 @@ def _comparisons(
     networks = [network for network in study.networks if not network.plain]
     paired = [_paired(study.seeds, tops, network.label, against[network.label]) for network in networks]
     differences = [list(pairs.values()) for pairs in paired]
+    judged = compare(differences, study.worthwhile, rounded=STORED)
     means = {
         network.label: sum(values) / len(values)
         for network, values in zip(networks, differences, strict=True)
@@ -180,7 +181,7 @@ def _comparisons(
             controls=_against_controls(study, tops, network.label, means),
             more={one.name: one.compute(tuple(pairs.values())) for one in STATISTICS.values() if one.compute},
         )
-        for network, pairs, found in zip(networks, paired, compare(differences, study.worthwhile), strict=True)
+        for network, pairs, found in zip(networks, paired, judged, strict=True)
     ]
 
 
@@ -190,7 +191,7 @@ def _paired(
     """Return the differences of two networks by seed, where both have one."""
     if other is None:
         return {}
-    # Accuracies carry four decimals; what lies beyond comes from subtracting.
+    # What lies beyond comes from subtracting.
     return {
         seed: round(tops[label, seed] - tops[other, seed], 6)
         for seed in seeds
@@ -205,7 +206,7 @@ def _against_controls(
     for control in study.networks:
         if control.instead_of == label:
             values = list(_paired(study.seeds, tops, label, control.label).values())
-            judgement = judge([values], study.worthwhile)[0]
+            judgement = judge([values], study.worthwhile, STORED)[0]
             found.append(
                 AgainstControl(
                     label=control.label,
@@ -330,7 +331,12 @@ def _facts(record: Record) -> dict[str, str]:
         **{f"version of {name}": version for name, version in (environment.get("versions") or {}).items()},
         **{f"setting {name}": value for name, value in config.items() if name not in _NOT_SHARED},
     }
-    return {name: str(value) for name, value in facts.items() if value is not None}
+    # A list of a file and a tuple of today's are one setting.
+    return {
+        name: str(list(value) if isinstance(value, tuple) else value)
+        for name, value in facts.items()
+        if value is not None
+    }
 
 
 def _differs(

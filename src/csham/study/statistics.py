@@ -13,10 +13,11 @@ comparisons of one study; what corrects for testing many things at once goes ove
 "cannot tell yet"
     Else, and always with fewer than 3 pairs.
 
-Where all differences are the same number there is no spread to measure: accuracies are counts of images, and with a
-small test set counts coincide by chance. Then there are no t-interval and no t-test. The sign-flip p, 2 / 2**n, stands
-in for the t-test's, and the chance that all n seeds fall on one side of a margin that is the median, 1 / 2**n, for the
-test of equivalence; so 6 seeds are the fewest that can end in a verdict.
+Where all differences are the same number, but for what rounding the accuracies makes of it, there is no spread to
+measure: accuracies are counts of images, and with a small test set counts coincide by chance. Then there are no
+t-interval and no t-test. The sign-flip p, 2 / 2**n, stands in for the t-test's, and the chance that all n seeds fall on
+one side of a margin that is the median, 1 / 2**n, for the test of equivalence; so 6 seeds are the fewest that can end
+in a verdict.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
     "FEW",
     "MOST_SEEDS",
     "POWER",
+    "STORED",
     "WORTHWHILE",
     "Difference",
     "Interval",
@@ -64,6 +66,8 @@ MOST_SEEDS = 1000  # more are not worth counting
 RESAMPLES = 9_999
 FLIPS = 99_999
 NO_SPREAD = 1e-9  # percentage points: only rounding of the subtraction is smaller
+STORED = 1e-4  # percentage points: runs keep their metrics with four decimals
+_ROUNDINGS = 2.5  # steps: differences that are equal on paper can be two apart, of four numbers rounded
 
 Verdict = Literal["helps", "hurts", "no difference worth having", "cannot tell yet"]
 Interval = tuple[float, float]
@@ -127,6 +131,7 @@ def compare(
     table: Sequence[Sequence[float]],
     worthwhile: float | Sequence[float] = WORTHWHILE,
     units: Sequence[str] | None = None,
+    rounded: float | Sequence[float] = 0.0,
 ) -> list[Difference]:
     """Say of every comparison of a table what its differences show.
 
@@ -134,11 +139,12 @@ def compare(
         table: For each comparison its paired differences, one per seed, in percentage points; perhaps none.
         worthwhile: The least difference worth having, in percentage points; one, or one for each comparison.
         units: For each comparison the word behind its numbers, or none; None where all are percentage points.
+        rounded: Step that the numbers were rounded to before they were subtracted; one, or one for each comparison.
 
     Raises:
         UserError: A difference, or ``worthwhile``, is not a finite number.
     """
-    judgements, margins = judge(table, worthwhile), _margins(worthwhile, len(table))
+    judgements, margins = judge(table, worthwhile, rounded), _margins(worthwhile, len(table))
     levels = _levels([_p_differs(found) for found in judgements])
     equivalence_levels = _levels([found.p_equivalent for found in judgements])
     words = ["points"] * len(table) if units is None else units
@@ -150,10 +156,14 @@ def compare(
     ]
 
 
-def judge(table: Sequence[Sequence[float]], worthwhile: float | Sequence[float] = WORTHWHILE) -> list[Judgement]:
+def judge(
+    table: Sequence[Sequence[float]],
+    worthwhile: float | Sequence[float] = WORTHWHILE,
+    rounded: float | Sequence[float] = 0.0,
+) -> list[Judgement]:
     """Do what :func:`compare` does, as far as the verdicts need it: without the bootstrap and the look ahead."""
-    margins = _margins(worthwhile, len(table))
-    tests = [_Tests.of(_checked(differences), margin) for differences, margin in zip(table, margins, strict=True)]
+    margins, steps = _margins(worthwhile, len(table)), _each(rounded, len(table))
+    tests = [_Tests.of(_checked(values), *rest) for values, *rest in zip(table, margins, steps, strict=True)]
     differs, sign_flip, equivalent = (
         holm([getattr(test, name) for test in tests]) for name in ("p_differs", "p_sign_flip", "p_equivalent")
     )
@@ -240,9 +250,9 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray) -> Interval | 
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
-def has_spread(values: np.ndarray) -> bool:
-    """Return False for numbers that differ by nothing but the rounding of a subtraction."""
-    return bool(np.ptp(values) > NO_SPREAD)
+def has_spread(values: np.ndarray, rounded: float = 0.0) -> bool:
+    """Return False for differences that differ by no more than rounding: of a subtraction, and before to such steps."""
+    return bool(np.ptp(values) > max(NO_SPREAD, _ROUNDINGS * rounded))
 
 
 def binomial_se(top1: float, images: int) -> float:
@@ -283,12 +293,12 @@ class _Tests:
         return _p_differs(self)
 
     @classmethod
-    def of(cls, values: np.ndarray, worthwhile: float) -> _Tests:
+    def of(cls, values: np.ndarray, worthwhile: float, rounded: float) -> _Tests:
         n, p_sign_flip = len(values), sign_flip_p(values)
         if n < 2:
             return cls(n, float(values[0]) if n else None, p_sign_flip=p_sign_flip)
         mean = _sum(values) / n
-        if not has_spread(values):
+        if not has_spread(values, rounded):
             return cls(n, mean, 0.0, None, None, p_sign_flip, 0.5**n if abs(mean) < worthwhile else 1.0)
         sd = math.sqrt(_sum((values - mean) ** 2) / (n - 1))
         se = sd / math.sqrt(n)
@@ -320,11 +330,14 @@ class _Margin:
 
 
 def _margins(worthwhile: float | Sequence[float], count: int) -> Sequence[float]:
-    margins = [worthwhile] * count if isinstance(worthwhile, int | float) else worthwhile
-    for margin in [worthwhile] if isinstance(worthwhile, int | float) else margins:
+    for margin in _each(worthwhile, max(count, 1)):
         if not (math.isfinite(margin) and margin >= 0):
             raise UserError(f"worthwhile must be a number of percentage points, 0 or more, got {margin!r}.")
-    return margins
+    return _each(worthwhile, count)
+
+
+def _each(value: float | Sequence[float], count: int) -> Sequence[float]:
+    return [value] * count if isinstance(value, int | float) else value
 
 
 def _verdict(test: _Tests, p_differs: float | None, p_equivalent: float | None) -> Verdict:
@@ -379,7 +392,7 @@ def _complete(
     seeds = outlook.seeds_needed()
     return Difference(
         **vars(found),
-        bootstrap_interval=bootstrap_interval(values) if found.n >= FEW else None,
+        bootstrap_interval=bootstrap_interval(values) if found.n >= FEW and found.t_interval else None,
         level=level,
         smallest_detectable=outlook.smallest_detectable(),
         seeds_needed=seeds,

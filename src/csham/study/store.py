@@ -110,7 +110,11 @@ class Store:
         A line that another process is writing at this moment is left out. A line that is no record, or not the one
         that was written, is told and left out too: its cell counts as not done.
         """
-        records: dict[str, dict[str, Any]] = {}
+        return [line.record for line in self.lines() if line.record is not None]
+
+    def lines(self) -> list[Line]:
+        """Return the lines of the :meth:`records`."""
+        lines: dict[str, Line] = {}
         for number, line in enumerate(self._lines(), start=1):
             if line.record is None:
                 self._note_once(
@@ -123,8 +127,8 @@ class Store:
                     f"{self.records_file}, line {number} has format {line.record['format']!r}; this version of csham "
                     f"reads up to {FORMAT}. Use the version that wrote it."
                 )
-            records[line.record["key"]] = line.record
-        return list(records.values())
+            lines[line.record["key"]] = line
+        return list(lines.values())
 
     def unchecked(self) -> str:
         """Say which lines are from before they had sums; nothing if none is."""
@@ -136,13 +140,17 @@ class Store:
         """Return the records by the keys of their cells."""
         return {record["key"]: record for record in self.records()}
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Mapping[str, Any], *, checked: bool = True) -> None:
         """Add a record; it is on the disk afterwards, whole or not at all.
+
+        Args:
+            record: The record.
+            checked: False for one of another store whose line there has no sum; it gets none here.
 
         Raises:
             UserError: The folder is not writable, or the disk is full.
         """
-        line = written_line(record)
+        line = written_line(record, checked=checked)
         with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
             self._repair()
             if not self.records_file.exists():
@@ -162,19 +170,24 @@ class Store:
 
     def repeats(self) -> list[dict[str, Any]]:
         """Return the second runs of cells, oldest first; a changed line is told and left out."""
+        return [line.record for line in self.repeat_lines() if line.record is not None]
+
+    def repeat_lines(self) -> list[Line]:
+        """Return the lines of the :meth:`repeats`."""
         if not self.repeats_file.is_file():
             return []
         lines = [read_line(line) for line in self.repeats_file.read_bytes().splitlines()]
         for number, line in enumerate(lines, start=1):
             if line.record is None:
                 self._note_once(f"{self.repeats_file}, line {number} {line.fault}, and is left out.")
-        return [line.record for line in lines if line.record is not None]
+        return [line for line in lines if line.record is not None]
 
-    def append_repeat(self, record: Mapping[str, Any]) -> None:
-        """Keep a second run of a cell that is done."""
+    def append_repeat(self, record: Mapping[str, Any], *, checked: bool = True) -> None:
+        """Keep a second run of a cell that is done; ``checked`` is as for :meth:`append`."""
         with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
+            line = written_line(record, checked=checked)
             before = self.repeats_file.read_bytes() if self.repeats_file.is_file() else b""
-            write_atomically(self.repeats_file, lambda file: file.write(before + written_line(record)))
+            write_atomically(self.repeats_file, lambda file: file.write(before + line))
 
     def mark_failed(self, cell: Cell, error: Mapping[str, str]) -> None:
         """Leave word in a cell's run folder that this attempt is over, so that a later one begins anew."""

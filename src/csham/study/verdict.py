@@ -11,8 +11,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any, Literal
+
+import numpy as np
 
 from csham.errors import UserError, unknown_name
 from csham.study.comparison_statistics import STATISTICS
@@ -31,7 +34,11 @@ Cell = tuple[str, str, str]  # group, variant, seed
 _BASELINES = ("plain", "none", "baseline", "vanilla", "base", "control")
 _VARIANTS = ("variant", "name", "model", "attention", "label", "method")
 _MISSING = ("na", "n/a", "nan", "null", "none", "-", "<na>", "nat")
-_USUALLY_LOW = re.compile(r"loss|err|rmse|mae|mse|fid|perplexity|latency|(^|[._/-])(ms|seconds)\b", re.IGNORECASE)
+_USUALLY_LOW = re.compile(
+    r"loss|err|rmse|mae|mse|fid|perplexity|latency"
+    r"|(?<![a-z])(ms|seconds|wer|cer|eer|nll|ppl|brier|ece|lpips)(?![a-z])",
+    re.IGNORECASE,
+)
 _NAMED = 6  # more than these are counted
 _SMALLEST = 1e-6
 
@@ -45,17 +52,19 @@ class Measure:
         better: Direction of better values.
         unit: ``"percent"``, ``"fraction"`` (of one, shown in percent), or ``"plain"``, a number in a unit of its own.
         worthwhile: Least gain worth having; percentage points unless ``unit`` is ``"plain"``.
+        rounded: Step that values were rounded to, as they are shown; 0 where they were not.
     """
 
     name: str
     better: Literal["higher", "lower"]
     unit: Unit
     worthwhile: float
+    rounded: float
 
     @property
     def factor(self) -> float:
-        """What values of the table are multiplied with to be shown."""
-        return 100.0 if self.unit == "fraction" else 1.0
+        """Number that values of the table are multiplied with to be shown."""
+        return _factor(self.unit)
 
     @property
     def word(self) -> str:
@@ -138,6 +147,7 @@ def verdict(
     unit: Unit | Mapping[str, Unit] | None = None,
     lower_is_better: str | Iterable[str] = (),
     higher_is_better: str | Iterable[str] = (),
+    rounded: float | None = None,
 ) -> TableVerdict:
     """Judge the variants of a table of runs against its baseline.
 
@@ -155,6 +165,8 @@ def verdict(
             100 for percent, and those of which lower is better for plain numbers.
         lower_is_better: Metrics of which less is better.
         higher_is_better: Metrics of which more is, although their names sound otherwise.
+        rounded: Step that the values were rounded to, as the table has them; None takes the last decimal of each
+            column, or the precision of float32 where all its values are that.
 
     Raises:
         UserError: A column is not there, a value is no number, runs are there twice, or no seed is shared.
@@ -176,13 +188,14 @@ def verdict(
     base = _baseline(content, baseline, list(dict.fromkeys(cell[1] for cell in rows)))
     values = {name: _values(content, name, rows, notes) for name in names}
     measures = [
-        _measure(content, name, values[name], lower, higher, _of(worthwhile, name), _of(unit, name), notes)
+        _measure(content, name, values[name], lower, higher, _of(worthwhile, name), _of(unit, name), rounded, notes)
         for name in names
     ]
-    _note_pairing(rows, base, notes)
-    return TableVerdict(
-        table=content.name, baseline=base, metrics=_judged(content, measures, values, rows, base), notes=notes
-    )
+    _note_pairing(values, base, notes)
+    metrics = _judged(content, measures, values, rows, base)
+    if rounded is None:
+        _note_rounding(metrics, notes)
+    return TableVerdict(table=content.name, baseline=base, metrics=metrics, notes=notes)
 
 
 def _listed(names: str | Iterable[str]) -> list[str]:
@@ -213,7 +226,8 @@ def _rows(
     repeated = 0
     for row in content.rows:
         for column in (variant, seed, *grouping):
-            if _is_empty(row.values.get(column)):
+            value = row.values.get(column)
+            if _is_missing(value) if column == seed else _is_empty(value):
                 raise UserError(f"{row.place} of {content.name} has no {column}. Fill it in, or remove the row.")
         group = ", ".join(_word(row.values[column]) for column in grouping)
         cell = (group, _word(row.values[variant]), _word(row.values[seed]))
@@ -252,7 +266,7 @@ def _values(content: RunTable, name: str, rows: Mapping[Cell, Row], notes: list[
     values, missing = {}, []
     for cell, row in rows.items():
         value = row.values.get(name)
-        if _is_empty(value) or str(value).strip().lower() in _MISSING:
+        if _is_missing(value):
             missing.append(_shown(cell))
         else:
             values[cell] = _number(content, name, row, value)
@@ -265,7 +279,7 @@ def _values(content: RunTable, name: str, rows: Mapping[Cell, Row], notes: list[
 
 def _number(content: RunTable, name: str, row: Row, value: Any) -> float:
     number = math.nan
-    if isinstance(value, Real | str) and not isinstance(value, bool):
+    if isinstance(value, Real | Decimal | str) and not isinstance(value, bool):
         try:
             number = float(value)
         except ValueError:
@@ -286,6 +300,7 @@ def _measure(
     higher: Sequence[str],
     worthwhile: float | None,
     unit: Unit | None,
+    rounded: float | None,
     notes: list[str],
 ) -> Measure:
     if name in lower and name in higher:
@@ -307,7 +322,27 @@ def _measure(
             f"worthwhile of {name} must be 0, or {_SMALLEST:g} or more, got {margin!r}. Give smaller numbers in a "
             "smaller unit, such as ms for s."
         )
-    return Measure(name=name, better="lower" if name in lower else "higher", unit=unit, worthwhile=float(margin))
+    return Measure(
+        name=name,
+        better="lower" if name in lower else "higher",
+        unit=unit,
+        worthwhile=float(margin),
+        rounded=_factor(unit) * (_step(values.values()) if rounded is None else rounded),
+    )
+
+
+def _factor(unit: Unit) -> float:
+    return 100.0 if unit == "fraction" else 1.0
+
+
+def _step(values: Iterable[float]) -> float:
+    """Return the step between numbers of so many decimals, or of float32 where all are; whole numbers are counts."""
+    numbers = np.array(list(values))
+    decimals = max(-int(Decimal(f"{number:.12g}").as_tuple().exponent) for number in numbers)
+    with np.errstate(over="ignore"):
+        single = numbers.astype(np.float32)
+    largest = float(np.spacing(np.abs(single).max())) if (single == numbers).all() else 0.0
+    return max(10.0**-decimals if decimals > 0 else 0.0, largest)
 
 
 def _unit(content: RunTable, name: str, values: Mapping[Cell, float], notes: list[str]) -> Unit:
@@ -328,15 +363,37 @@ def _unit(content: RunTable, name: str, values: Mapping[Cell, float], notes: lis
     return "percent"
 
 
-def _note_pairing(rows: Mapping[Cell, Row], base: str, notes: list[str]) -> None:
-    """Say which runs have no partner."""
-    alone: list[str] = []
-    for group, variant, seed in rows:
-        others = {v for g, v, s in rows if g == group and s == seed and v != variant}
-        if (variant == base and not others) or (variant != base and base not in others):
-            alone.append(_shown((group, variant, seed)))
-    if alone:
-        notes.append(f"{_count(len(alone), 'run')} without a partner of the same seed left out: {_some(alone)}.")
+def _note_pairing(values: Mapping[str, Mapping[Cell, float]], base: str, notes: list[str]) -> None:
+    """Say which runs have no partner, of each metric if it is not the same of all."""
+    alone = {name: _alone(cells, base) for name, cells in values.items()}
+    same = len({tuple(cells) for cells in alone.values()}) == 1
+    for name in list(alone)[:1] if same else alone:
+        if found := alone[name]:
+            of = "" if same else f" in {name}"
+            notes.append(
+                f"{_count(len(found), 'run')} without a partner of the same seed{of} left out: {_some(found)}."
+            )
+
+
+def _alone(cells: Iterable[Cell], base: str) -> list[str]:
+    variants: dict[tuple[str, str], set[str]] = {}
+    for group, variant, seed in cells:
+        variants.setdefault((group, seed), set()).add(variant)
+    return [
+        _shown((group, variant, seed))
+        for group, variant, seed in cells
+        if len(variants[group, seed]) < 2 or base not in variants[group, seed]
+    ]
+
+
+def _note_rounding(metrics: Iterable[MetricVerdict], notes: list[str]) -> None:
+    """Say where gains differ on paper and count as equal."""
+    for one in metrics:
+        if any(found.sd == 0 and len(set(found.differences)) > 1 for found in one.comparisons):
+            notes.append(
+                f"{one.measure.name} was rounded to steps of {one.measure.rounded:.2g}, and gains that differ by no "
+                "more than rounding can make of equal ones count as equal. Give it with more decimals."
+            )
 
 
 def _judged(
@@ -358,6 +415,7 @@ def _judged(
         [list(differences.values()) for differences in pairs],
         [measure.worthwhile for measure, _, _ in wanted],
         [measure.word for measure, _, _ in wanted],
+        [measure.rounded for measure, _, _ in wanted],
     )
     found: dict[str, list[Comparison]] = {measure.name: [] for measure in measures}
     for (measure, group, variant), differences, difference in zip(wanted, pairs, judged, strict=True):
@@ -424,10 +482,16 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
 
+def _is_missing(value: Any) -> bool:
+    return _is_empty(value) or str(value).strip().lower() in _MISSING
+
+
 def _word(value: Any) -> str:
-    """Write a value of a column so that 0, 0.0 and "0" are one seed."""
-    if isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer():
-        return str(int(float(value)))
+    """Write a value of a column so that 0, 0.0 and "0" are one seed, and 2**62 and 2**62 + 1 are two."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, Real | Decimal) and not isinstance(value, bool) and float(value).is_integer():
+        return str(math.floor(value))
     text = str(value).strip()
     return text.removesuffix(".0") if re.fullmatch(r"-?[0-9]{1,15}\.0", text) else text
 

@@ -154,8 +154,11 @@ class RunFolder:
         remove_file(self.summary_file)
         self.write_text("config.yaml", config.to_yaml())
 
-    def read_config(self) -> TrainConfig:
+    def read_config(self, *, to_build: bool = True) -> TrainConfig:
         """Read the settings back; those that the run is older than are as they were in it.
+
+        Args:
+            to_build: False if nothing is built of them, so that code of the user's own need not be there.
 
         Raises:
             UserError: The folder is no run, or the file was changed since it was written, or cannot be a run's.
@@ -168,7 +171,8 @@ class RunFolder:
             raise UserError(f"{self.config_file} lacks {', '.join(missing)}: a run's file has every setting.")
         try:
             config = resolve({}, BEFORE | settings)
-            NetworkSpec.check_names(config)
+            if to_build:
+                NetworkSpec.check_names(config)
         except UserError as err:
             raise UserError(f"{self.config_file}: {err}") from err
         return config
