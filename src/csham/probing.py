@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["blank_image", "eagerly", "evaluating", "likeness", "uncompiled"]
+__all__ = ["blank_image", "eagerly", "evaluating", "is_compiled", "likeness", "uncompiled"]
 
 
 def blank_image(model: nn.Module, size: Sequence[int]) -> Tensor:
@@ -38,8 +38,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        # By train(), from above to below, which some modules do more in, such as to take a merged LoRA apart again.
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.train(training)
+        for module, training in modes:
+            module.training = training  # where train() does not, as of layers that are to stay frozen
 
 
 def eagerly() -> Any:
@@ -55,7 +59,16 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return True if torch.compile was given a module, to wrap or in place."""
+    return _is_compilers(module) or module._compiled_call_impl is not None
+
+
 def _is_wrapper(model: nn.Module) -> bool:
+    return _is_compilers(model) or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+
+
+def _is_compilers(module: nn.Module) -> bool:
+    # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
-    compiled = compiler is not None and isinstance(model, compiler.OptimizedModule)
-    return compiled or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+    return compiler is not None and isinstance(module, compiler.OptimizedModule)

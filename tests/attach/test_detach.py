@@ -14,7 +14,10 @@ import csham
 from csham.attach.names import POSITIONS, STRATEGIES
 from csham.backbones import CifarResNet
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs")
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
 
 
 def shape_of(model):
@@ -122,6 +125,24 @@ class Runs(nn.Module):
         return self.all(x).mean((2, 3))
 
 
+def layers():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+
+def compiled_within():
+    return nn.Sequential(torch.compile(layers(), backend="eager"), nn.ReLU())
+
+
+def compiled_in_place():
+    model = layers()
+    model.compile(backend="eager")
+    return model
+
+
+def exported():
+    return torch.export.export(layers(), (torch.zeros(1, 3, 8, 8),)).module()
+
+
 @pytest.mark.parametrize(
     ("build", "choice", "message"),
     [
@@ -133,6 +154,9 @@ class Runs(nn.Module):
         (lambda: CifarResNet(14), {"input_size": (4, 32, 32)}, "could not be run"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), {}, "has lazy layers without shapes yet"),
         (lambda: torch.compile(CifarResNet(14), backend="eager"), {}, "Attach, then compile"),
+        (compiled_within, {}, "0 is compiled already, and would not see the change"),
+        (compiled_in_place, {}, "this network is compiled already"),
+        (exported, {}, "this network was exported"),
         (
             lambda: nn.DataParallel(CifarResNet(14)),
             {},
@@ -142,7 +166,7 @@ class Runs(nn.Module):
         (
             lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))),
             {},
-            "a scripted network can be neither",
+            "this network is scripted and can be neither",
         ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Conv2d(4, 4, 3))),

@@ -167,6 +167,34 @@ def test_follows_the_networks_type():
     assert model(images().bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("attention", ["csham", "se", "a2"])
+def test_follows_the_type_of_the_maps_where_norms_have_another(attention):
+    model = small_resnet().to(torch.bfloat16).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.float()
+    csham.attach(model, attention, gated=True)
+    attached = [p for name, p in model.named_parameters() if ".attached." in name]
+    assert {p.dtype for p in attached} == {torch.bfloat16}
+    assert model(images().bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_network_that_works_in_less_than_its_weights_gets_attention_of_their_type():
+    class Autocast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = small_resnet()
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.model(x)
+
+    model = Autocast()
+    csham.attach(model, gated=True)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    model(images()).sum().backward()
+
+
 def test_other_attentions_attach_too():
     for name in ("se", "eca", "cbam"):
         model = small_resnet()

@@ -104,6 +104,28 @@ def test_two_recordings_at_once_both_see():
         assert inner.keys() == outer.keys() == {point.name for point in points}
 
 
+def test_branches_that_got_their_attention_one_by_one_keep_apart():
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            (self.rgb, points), (self.depth, _) = network("se"), network("se")
+            self.points = [point.name for point in points]
+
+        def forward(self, x):
+            return self.rgb(x) + self.depth(2 * x)
+
+    model = Two().eval()
+    x = torch.randn(2, 3, 16, 16)
+    with csham.attention_maps(torch.nn.DataParallel(model)) as maps:
+        model(x)
+    assert maps.keys() == {f"{branch}.{point}" for branch in ("rgb", "depth") for point in model.points}
+    with csham.attention_maps(model.rgb) as alone:
+        model.rgb(x)
+    assert list(alone) == model.points
+    for point in model.points:
+        assert torch.equal(maps[f"rgb.{point}"]["channel"], alone[point]["channel"])
+
+
 def test_a_network_without_attention_is_named():
     model = CifarResNet(14)
     with pytest.raises(ValueError, match="CifarResNet has no attention attached"), csham.attention_maps(model):

@@ -134,6 +134,13 @@ def test_other_numbers_of_image_channels():
         ({"backbone": "resnet20", "attention": "csham", "strategy": "x"}, "unknown strategy 'x'"),
         ({"backbone": "resnet20", "position": "x"}, "unknown position 'x'"),
         ({"backbone": "resnet20", "pretrained": True}, "no pretrained weights"),
+        ({"backbone": "resnet20", "num_classes": -1}, "num_classes must be a whole number of at least 0, got -1"),
+        ({"backbone": "resnet20", "num_classes": 2.5}, "num_classes must be a whole number of at least 0, got 2.5"),
+        ({"backbone": "resnet20", "num_classes": "10"}, "at least 0, got '10'"),
+        ({"backbone": "resnet18", "in_chans": 0}, "in_chans must be a whole number of at least 1, got 0"),
+        ({"backbone": "resnet20", "in_chans": 1.5}, "in_chans must be a whole number of at least 1, got 1.5"),
+        ({"backbone": "resnet20", "image_size": "32"}, "image_size must be a whole number of at least 1, got '32'"),
+        ({"backbone": "resnet20", "image_size": 32.5}, "at least 1, got 32.5"),
     ],
 )
 def test_wrong_names_are_named(settings, message):

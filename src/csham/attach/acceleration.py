@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from csham.attach.installed.host_class import with_plain_class
 from csham.errors import UserError
+from csham.probing import is_compiled
 
 __all__ = ["AcceleratedModule", "accelerate"]
 
@@ -72,11 +72,9 @@ def accelerate(model: nn.Module) -> list[AcceleratedModule]:
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UserError(f"accelerate: expected a network, an nn.Module, got {type(model).__name__}.")
-    # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
     for name, module in model.named_modules():
         what = name or "this network"
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"accelerate: {what} is scripted and cannot be changed.")
-        if module._compiled_call_impl is not None or (compiler and isinstance(module, compiler.OptimizedModule)):
+        if is_compiled(module):
             raise UserError(f"accelerate: {what} is compiled already. Accelerate, then compile.")

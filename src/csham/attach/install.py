@@ -19,7 +19,7 @@ from csham.attach.graph.hosts import norm_within
 from csham.attach.graph.points import PointChoice, common_path, find_points, in_stages
 from csham.attach.graph.trace import trace
 from csham.attach.graph.values import Trace
-from csham.attach.installed.attached import Attached, accept_weights_of, accepts_weights, attends, hang, place_below
+from csham.attach.installed.attached import Attached, accept_weights_of, accepts_weights, attends, hang, places_below
 from csham.attach.installed.host_class import unmark_host
 from csham.attach.installed.keeping import watch, watches
 from csham.attach.installed.transfer import ChannelWeightTransfer
@@ -31,7 +31,7 @@ from csham.layers.names import AttentionName, check_opens
 from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
 from csham.own_code import described
-from csham.probing import blank_image, evaluating, likeness
+from csham.probing import blank_image, evaluating, is_compiled, likeness
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
@@ -124,6 +124,11 @@ def attach(
     if open_gates:
         check_opens(entry)
         settings = {**settings, "open_gates": True}
+    if fixed := [name for name in ("name", "channels") if name in settings]:
+        raise UserError(
+            f"attach: {' and '.join(fixed)} cannot be set: attention= says which attention, and the network how many "
+            "channels. Leave it out."
+        )
     _check_model(model)
     if not dry_run and likeness(model).device.type == "meta":
         warnings.warn(
@@ -136,15 +141,14 @@ def attach(
     chosen = in_stages(find_points(model, run, position, points), stages)
     steps = plan(chosen, strategy, period)
     transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
-    names = [step.point.name for step in steps]
-    places = {name: place_below(model.get_submodule(name)) for name in names if fuse}
-    epilogues = find_epilogues(model, run, places)
+    places = places_below(model, [step.point.name for step in steps])
+    epilogues = find_epilogues(model, run, places) if fuse else {}
     if dry_run:  # without memory, and without drawing random numbers
         settings = {**settings, "device": torch.device("meta")}
-    built = [_build(model, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
+    built = [_build(model, run, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
     _check_separate(built, entry.name)
     if not dry_run:
-        epilogues = _install(model, run, steps, built, transfers, epilogues)
+        epilogues = _install(model, run, steps, built, places, transfers, epilogues)
     fused = {f"{block}.{end.host}".lstrip(".") for block, epilogue in epilogues.items() for end in epilogue.ends}
     return [
         _report(step, entry.name, attached, step.point.name in fused)
@@ -172,6 +176,7 @@ def detach(model: nn.Module) -> nn.Module:
                 if attends(hook) or watches(hook) or ChannelWeightTransfer.owns(hook):
                     del hooks[number]
                     module._forward_hooks_always_called.pop(number, None)
+                    module._forward_pre_hooks_with_kwargs.pop(number, None)
         for number, hook in list(module._load_state_dict_pre_hooks.items()):
             if accepts_weights(hook):
                 del module._load_state_dict_pre_hooks[number]
@@ -191,24 +196,30 @@ def _check_model(model: nn.Module) -> None:
         raise UserError(
             f"attach: {kind} has attention attached already. csham.detach(model) takes it out, with its weights."
         )
-    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        what = f"{scripted} is scripted and" if scripted else "a scripted network"
-        raise UserError(f"attach: {what} can be neither looked into nor changed. Attach first, then export.")
-    quantized = next((name for name, m in model.named_modules() if _QUANTIZED.match(type(m).__module__)), None)
-    if quantized is not None:
-        raise UserError(
-            f"attach: {quantized or kind} works on 8-bit integers, which attention does not rescale and which cannot "
-            "be trained. Attach to the network before it is quantized."
-        )
-    # Looked up among what is imported: a compiled network has imported the compiler, which takes seconds.
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    if compiler is not None and isinstance(model, compiler.OptimizedModule):
-        raise UserError("attach: this network is compiled already, and would not see the change. Attach, then compile.")
+    for name, module in model.named_modules():
+        if reason := _unfit(module):
+            raise UserError(f"attach: {name or 'this network'} {reason}")
     _check_unwrapped(model)
 
 
-_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
+def _unfit(module: nn.Module) -> str:
+    """Say why a module can be neither looked into nor changed, if that is so."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is scripted and can be neither looked into nor changed. Attach first, then export."
+    if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # which raises
+        return "was exported, for training or for evaluation, and cannot be changed. Attach first, then export."
+    if _QUANTIZED.match(type(module).__module__):
+        return (
+            "works on 8-bit integers, which attention does not rescale and which cannot be trained. Attach to the "
+            "network before it is quantized."
+        )
+    if is_compiled(module):
+        return "is compiled already, and would not see the change. Attach, then compile."
+    return ""
+
+
+# FloatFunctional lives there too, and is how a network of floats adds that may be quantized later.
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.(?!modules\.functional_modules)")
 
 
 def _check_unwrapped(model: nn.Module) -> None:
@@ -243,6 +254,7 @@ def _report(step: Step, attention: str, attached: Attached, fused: bool) -> Atta
 
 def _build(
     model: nn.Module,
+    run: Trace,
     step: Step,
     attention: AttentionName,
     transfer: ChannelWeightTransfer | None,
@@ -252,7 +264,11 @@ def _build(
     host = model.get_submodule(step.point.name)
     tensors = [*host.parameters(), *model.parameters()]
     like = next((t for t in tensors if t.is_floating_point()), None)
-    place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
+    # The map's type, which behind a norm in float32 may be another; but not that of autocast, which no weights have.
+    dtype = run.values[run.outputs_of(step.point.name)[0] or 0].dtype
+    place: dict[str, Any] = {}
+    if like is not None:
+        place = {"device": like.device, "dtype": dtype if any(t.dtype == dtype for t in tensors) else like.dtype}
     layer = create_attention(attention, step.point.channels, **(place | settings))
     if step.part in ("channel", "spatial"):
         # The whole is built and one part kept, so that names and settings mean the same under every strategy.
@@ -284,6 +300,7 @@ def _install(
     run: Trace,
     steps: Sequence[Step],
     built: Sequence[Attached],
+    places: dict[str, str],
     transfers: dict[int, ChannelWeightTransfer],
     epilogues: dict[str, Epilogue],
 ) -> dict[str, Epilogue]:
@@ -295,7 +312,7 @@ def _install(
     try:
         for step, attached in zip(steps, built, strict=True):
             host = model.get_submodule(step.point.name)
-            hang(attached, host, place_below(host), _levels(run, step.point.name))
+            hang(attached, host, places[step.point.name], _levels(run, step.point.name))
             if inner := norm_within(run, step.point.name):
                 accept_weights_of(host, inner)
         for stage, transfer in transfers.items():

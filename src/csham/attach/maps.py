@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from csham.attach.install import attached_modules
+from csham.attach.installed.attached import Attached, attends
 from csham.errors import UserError
 from csham.layers.recording import record_weights, tells_weights
-from csham.probing import eagerly
+from csham.probing import eagerly, uncompiled
 
 __all__ = ["attention_maps"]
 
@@ -31,7 +32,8 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
         For the name of each point that has run: ``"channel"``, (B, C), and ``"spatial"``, (B, 1, H, W), as far as the
         point has them, and ``"full"``, (B, C, H, W), for attentions that weigh each value by itself. All detached, on
         the network's device. A point that applies another's channel weights shows those. Points whose attention weighs
-        nothing, such as double attention, or does not tell its weights are left out.
+        nothing, such as double attention, or does not tell its weights are left out. Where branches that were attached
+        to one by one have points of the same name, names are those of the modules in ``model``.
 
     Raises:
         UserError: No attention is attached.
@@ -45,7 +47,8 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
     if not points:
         raise UserError(f"attention_maps: {type(model).__name__} has no attention attached. Use csham.attach first.")
     maps: dict[str, dict[str, Tensor]] = {}
-    undo = [_record(point, maps) for point in points]
+    names = _names(model, points)
+    undo = [_record(point, names[point], maps) for point in points]
     try:
         with eagerly():
             yield maps
@@ -54,9 +57,18 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
             stop()
 
 
-def _record(point: nn.Module, maps: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
-    name = str(point.name)
+def _names(model: nn.Module, points: Sequence[Attached]) -> dict[nn.Module, str]:
+    """Name points as attach did; if two got one name, as in branches that it was called for in turn, by their paths."""
+    names: dict[nn.Module, str] = {point: point.name for point in points}
+    if len(set(names.values())) == len(points):
+        return names
+    hosts = [
+        (path, host, hook) for path, host in uncompiled(model).named_modules() for hook in host._forward_hooks.values()
+    ]
+    return names | {host.get_submodule(hook.args[0]): path for path, host, hook in hosts if attends(hook)}
 
+
+def _record(point: nn.Module, name: str, maps: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
     def begin(module: nn.Module, args: object) -> None:
         maps.pop(name, None)
 

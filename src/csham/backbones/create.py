@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable
+from operator import index
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -102,6 +103,8 @@ def create_model(
             f"create_model: {', '.join(settings)}: no such setting; attentions have settings of their own, and there "
             "is none. Name one with attention=, or leave it out."
         )
+    num_classes = _whole("num_classes", num_classes, 0)
+    image_size, in_chans = _whole("image_size", image_size, 1), _whole("in_chans", in_chans, 1)
     model = _create_backbone(backbone, num_classes, image_size, in_chans, pretrained, weights_file)
     if attention is not None and not plain:
         side = max(image_size, 32)
@@ -119,6 +122,16 @@ def create_model(
             **settings,
         )
     return model
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise UserError(f"create_model: {name} must be a whole number of at least {least}, got {value!r}.")
+    return number
 
 
 def check_size(model: nn.Module, name: str, num_classes: int, in_chans: int, image_size: int) -> None:

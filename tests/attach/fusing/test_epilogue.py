@@ -153,6 +153,19 @@ class TwoEnds(nn.Module):
         return F.relu(self.second(x) + x, inplace=True)
 
 
+class SharesItsLast(Block):
+    """The branch ends with an activation that other blocks end theirs with too."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), act)
+
+
+def one_activation_for_all():
+    act = nn.Hardtanh()
+    return Net(*(SharesItsLast(act) for _ in range(4)))
+
+
 def small_resnet(block=Bottleneck, layers=(1, 1, 1, 1), **settings):
     return ResNet(block, layers, num_classes=5, channels=(8, 16, 24, 32), **settings)
 
@@ -174,6 +187,7 @@ FUSED = {
     "torchvision regnet": (lambda: torchvision.models.regnet_x_400mf(num_classes=5), 22),
     "functional": (FunctionalNet, 1),  # the other multiplies before it adds
     "several ends": (SeveralEnds, 3),
+    "one activation for all branches": (one_activation_for_all, 4),
     "two ends in each block": (lambda: Net(TwoEnds(), TwoEnds()), 4),
 } | {
     kind.__name__: (lambda kind=kind: Net(kind(), kind()), 2)

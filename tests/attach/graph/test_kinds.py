@@ -150,3 +150,16 @@ def test_8_bit_integers_are_named():
         model = torchvision.models.quantization.mobilenet_v2(quantize=True, num_classes=3)
     with pytest.raises(ValueError, match=r"features\.0\.0 works on 8-bit integers, .* before it is quantized"):
         csham.attach(model, "se")
+
+
+def test_a_network_of_floats_that_may_be_quantized_later_is_like_any_other():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.add = nn.Conv2d(8, 8, 3, padding=1), torch.ao.nn.quantized.FloatFunctional()
+
+        def forward(self, x):
+            return self.add.add_relu(self.conv(x), x)
+
+    points = csham.attach(nn.Sequential(nn.Conv2d(3, 8, 1), Block(), Block()), "se")
+    assert [point.name for point in points] == ["1.conv", "2.conv"]

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ def test_stages_choose_among_points_and_keep_their_numbers():
     assert found(stages=-1) == ["layer3.0.bn2", "layer3.1.bn2"]
     assert found(stages=(0, -1), position="stage") == ["layer1.1", "layer3.1"]
     assert found(stages=range(2), points="layer?") == ["layer1", "layer2"]
+    assert found(stages=np.int64(2)) == found(stages=[-1])
     points = csham.attach(small(), dry_run=True, stages=[2])
     assert {point.stage for point in points} == {2}
 
@@ -53,14 +55,23 @@ def test_stages_choose_among_points_and_keep_their_numbers():
         ({"points": "blocks.*"}, "points='blocks.*' names no module"),
         ({"points": []}, "points= is empty"),
         ({"points": [3]}, "takes names of modules, a pattern or a function, got 3"),
+        ({"points": 1}, "takes names of modules, a pattern or a function, got 1"),
+        ({"points": nn.Sequential(nn.ReLU())}, "takes names of modules, a pattern or a function, got a Sequential"),
         ({"points": lambda name, module: False}, "points= chose none of the"),
         ({"points": "fc"}, "fc (Linear) puts out (1, 3), not a feature map"),
         ({"points": "layer1", "position": "post"}, "both position='post' and points= say where"),
         ({"stages": 3}, "stages=3 must be numbers of stages, from 0 to 2 here: 0: layer1 (16 channels)"),
+        ({"stages": 1.0}, "stages=1.0 must be numbers of stages"),
         ({"stages": [-4]}, "must be numbers of stages"),
         ({"stages": [True]}, "must be numbers of stages"),
         ({"stages": []}, "must be numbers of stages"),
         ({"stages": ["layer1"]}, "must be numbers of stages"),
+        ({"input_size": 224}, "input_size must be (C, H, W), whole numbers from 1 on, got 224"),
+        ({"input_size": (64, 64)}, "Pass input_size=(C, H, W) of its images"),
+        ({"input_size": (3, 64.0, 64.0)}, "input_size must be (C, H, W)"),
+        ({"input_size": (3, 0, 64)}, "input_size must be (C, H, W)"),
+        ({"channels": 16}, "channels cannot be set: attention= says which"),
+        ({"channels": 16, "name": "se"}, "name and channels cannot be set"),
     ],
 )
 def test_a_choice_that_cannot_be_is_named(choice, message):

@@ -1,7 +1,9 @@
 """Where each position lies, on networks whose blocks are known."""
 
+import dataclasses
 import functools
 import re
+import types
 
 import pytest
 import timm
@@ -220,3 +222,74 @@ def test_a_forward_that_adds_twice_ends_with_what_follows_the_second():
 
     points = csham.attach(Flat(), "se", position="post", dry_run=True)
     assert [point.name for point in points] == ["after_two"]
+
+
+class Chain(nn.Module):
+    """Halves the resolution six times; what it says is an attribute of an object, or the logits alone."""
+
+    def __init__(self, answer=lambda logits: logits):
+        super().__init__()
+        sizes = ((3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9))
+        self.stages = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(*pair, 3, 2, 1), nn.BatchNorm2d(pair[1]), nn.ReLU()) for pair in sizes)
+        )
+        self.head = nn.Linear(9, 2)
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(self.head(self.stages(x).mean((2, 3))))
+
+
+def test_a_map_that_is_small_only_in_the_probe_is_a_map():
+    """Of 64 pixels six halvings leave one."""
+    assert names(Chain(), position="last") == ["stages.5.2"]
+    assert names(Chain(), position="stage") == names(Chain(), position="stage", input_size=(3, 256, 256))
+
+
+def test_a_convolution_over_the_whole_map_pools_it():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 2, 32), nn.Flatten(1))
+    assert names(model, position="last") == ["1"]
+
+
+@dataclasses.dataclass
+class Plain:
+    logits: torch.Tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    loss: torch.Tensor | None
+    several: list[Plain]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Plain, lambda y: types.SimpleNamespace(logits=y), lambda y: Slotted(None, [Plain(y)])],
+    ids=["dataclass", "attribute", "nested"],
+)
+def test_a_network_may_answer_with_an_object(answer):
+    assert names(Chain(answer)) == names(Chain())
+
+
+class Identities(nn.Module):
+    """Branches whose ends identities put out, for the addition or beside it."""
+
+    def __init__(self, *, beside):
+        super().__init__()
+        self.stem, self.beside = nn.Conv2d(3, 8, 1), beside
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.identities = nn.ModuleList(nn.Identity() for _ in range(3))
+
+    def forward(self, x):
+        x, means = self.stem(x), []
+        for conv, identity in zip(self.convs, self.identities, strict=True):
+            branch = F.gelu(conv(x))
+            end = identity(branch)
+            means.append(end.mean((2, 3)))
+            x = x + (branch if self.beside else end)
+        return torch.cat([x.mean((2, 3)), *means], 1)
+
+
+@pytest.mark.parametrize(("beside", "expected"), [(False, "identities"), (True, "convs")])
+def test_an_identity_shows_a_value_where_all_that_use_it_come_after(beside, expected):
+    assert names(Identities(beside=beside)) == [f"{expected}.{i}" for i in range(3)]

@@ -284,3 +284,28 @@ def test_points_of_both_ways_come_in_the_order_in_which_they_run():
     encoder = ["downs.0", "downs.1", "downs.2", "bottleneck"]
     expected = [*(f"{block}.layers.4" for block in encoder), "up_blocks.0", "up_blocks.1", "up_blocks.2.layers.4"]
     assert [point.name for point in csham.attach(model, "se", dry_run=True)] == expected
+
+
+class NamedSkips(nn.Module):
+    """A U-Net whose skip connections are identities, beside the way down."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 6, 3, 1, 1), nn.Conv2d(6, 6, 3, 1, 1)
+        self.deep, self.deeper = nn.Conv2d(6, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.up, self.out = nn.Conv2d(14, 4, 3, 1, 1), nn.Conv2d(8, 2, 1)
+        self.skip_one, self.skip_two = nn.Identity(), nn.Sequential(nn.Identity())
+
+    def forward(self, x):
+        one = F.relu(self.one(x))
+        first = self.skip_one(one)
+        two = F.relu(self.three(F.relu(self.two(F.max_pool2d(one, 2)))))
+        second = self.skip_two(two)
+        x = F.relu(self.deeper(F.relu(self.deep(F.max_pool2d(two, 2)))))
+        x = F.relu(self.up(torch.cat([second, F.interpolate(x, scale_factor=2.0)], 1)))
+        return self.out(torch.cat([first, F.interpolate(x, scale_factor=2.0)], 1))
+
+
+def test_a_skip_connections_identity_misses_the_way_down():
+    names = [point.name for point in csham.attach(NamedSkips(), "se")]
+    assert names == ["one", "three", "deeper", "up"]

@@ -165,3 +165,42 @@ def test_where_a_checkpoint_finds_attention():
     assert set(model.state_dict()) - before == {"0.1.1.attached.gate", "0.0.attached.gate"}
     csham.attach(other := nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)), "eca", points=["1"])
     assert "1.attached.attention.conv.weight" in other.state_dict()
+
+
+class Activates(nn.Module):
+    """A block that shares its activation with all others of its class, of other networks too."""
+
+    def __init__(self, act=nn.ReLU()):  # noqa: B008  as some write it
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), act)
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def test_a_layer_that_blocks_share_holds_no_attention():
+    model, other = (nn.Sequential(nn.Conv2d(3, 8, 1), Activates(), Activates()) for _ in range(2))
+    before = set(model.state_dict())
+    points = csham.attach(model, "eca")
+    assert [point.name for point in points] == ["1.body", "2.body"]
+    new = set(model.state_dict()) - before
+    assert new == {f"{block}.body.1.attached.attention.conv.weight" for block in (1, 2)}
+    assert not any("attached" in name for name in other.state_dict())
+    csham.attach(other, "eca")
+
+
+def test_two_points_in_one_layer_keep_apart():
+    """Where all that a container has is shared, and where a container's last layer is a point too."""
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(act), nn.Sequential(act), nn.Sequential(nn.Conv2d(8, 8, 1)))
+    before = set(model.state_dict())
+    csham.attach(model, "simam", points=["1", "2", "3.0", "3"], gated=True)
+    assert len({id(module) for module in model.modules() if type(module).__name__ == "Attached"}) == 4
+    csham.detach(model)
+    assert set(model.state_dict()) == before
+
+
+def test_an_empty_container_has_no_place_for_attention():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential())
+    with pytest.raises(ValueError, match=r"attach: 1 is empty, .* Choose modules"):
+        csham.attach(model, "eca", points="1")

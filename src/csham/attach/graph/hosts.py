@@ -52,7 +52,7 @@ def around_joins(trace: Trace, joins: list[int]) -> Ends:
 
 def host_of(trace: Trace, value: Value, wanted: set[int] | None = None) -> str | None:
     """Return the innermost module that puts out a value, one with weights rather than an identity within it."""
-    hosts = [host for host in value.hosts if _sees_only(trace, host, wanted)]
+    hosts = [host for host in value.hosts if _sees_only(trace, host, wanted) and not value.goes_round(host)]
     layers = [host for host in hosts if host in trace.weighted - trace.containers]
     if len(layers) > 1 and _has_placeholder(value, *layers[:2]):
         return layers[1]
@@ -79,7 +79,11 @@ def outermost_at(trace: Trace, end: int, ends: list[int]) -> str | None:
     """Return the outermost module that puts out a value and holds no other of ``ends``."""
     for name in reversed(trace.values[end].hosts):
         number = next(number for number, call in enumerate(trace.calls) if call.name == name)
-        if _sees_only(trace, name) and len(within_call(trace, number, ends)) <= 1:
+        if (
+            _sees_only(trace, name)
+            and not trace.values[end].goes_round(name)
+            and len(within_call(trace, number, ends)) <= 1
+        ):
             return name
     return None
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
+from operator import index
+from typing import Any, SupportsIndex
 
 from torch import nn
 
@@ -83,13 +85,13 @@ def in_stages(points: Sequence[Point], stages: Iterable[int] | int | None) -> li
     if stages is None:
         return list(points)
     count = points[-1].stage + 1
-    wanted = [stages] if isinstance(stages, int) else list(stages)
-    bad = [s for s in wanted if isinstance(s, bool) or not isinstance(s, int) or not -count <= s < count]
-    if bad or not wanted:
+    wanted: list[Any] = list(stages) if isinstance(stages, Iterable) else [stages]
+    whole = all(isinstance(s, SupportsIndex) and not isinstance(s, bool) for s in wanted)
+    if not (wanted and whole and all(-count <= index(s) < count for s in wanted)):
         raise UserError(
             f"attach: stages={stages!r} must be numbers of stages, from 0 to {count - 1} here: {_describe(points)}."
         )
-    return [point for point in points if point.stage in {s % count for s in wanted}]
+    return [point for point in points if point.stage in {index(s) % count for s in wanted}]
 
 
 def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
@@ -156,12 +158,13 @@ def _no_points(kind: str, position: str, lost: list[str]) -> str:
 
 def _chosen(model: nn.Module, trace: Trace, points: PointChoice) -> list[str]:
     modules = dict(model.named_modules())
-    if callable(points):
+    if callable(points) and not isinstance(points, nn.Module):
         names = [name for name, module in modules.items() if name and points(name, module)]
         if not names:
             raise UserError(f"attach: points= chose none of the {len(modules) - 1} modules of {type(model).__name__}.")
     else:
-        patterns = [points] if isinstance(points, str) else list(points)
+        single = isinstance(points, str | nn.Module)
+        patterns: list[Any] = list(points) if isinstance(points, Iterable) and not single else [points]
         if not patterns:
             raise UserError("attach: points= is empty. Name at least one module.")
         names = [name for pattern in patterns for name in _matching(pattern, modules, model, trace)]
@@ -174,7 +177,8 @@ def _chosen(model: nn.Module, trace: Trace, points: PointChoice) -> list[str]:
 
 def _matching(pattern: object, modules: dict[str, nn.Module], model: nn.Module, trace: Trace) -> list[str]:
     if not isinstance(pattern, str):
-        raise UserError(f"attach: points= takes names of modules, a pattern or a function, got {pattern!r}.")
+        got = f"a {type(pattern).__name__}" if isinstance(pattern, nn.Module) else repr(pattern)
+        raise UserError(f"attach: points= takes names of modules, a pattern or a function, got {got}.")
     if pattern and pattern in modules:
         return [pattern]
     names = [name for name in modules if name and fnmatchcase(name, pattern)]

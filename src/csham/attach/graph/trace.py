@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
 from functools import partial
+from operator import index
 from typing import Any
 
 import torch
@@ -53,9 +56,11 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
     with evaluating(model), use_kernels("reference"):
         for size in _sizes(model, input_size):
             try:
-                return _record(model, blank_image(model, size))
+                run = _record(model, blank_image(model, size))
             except Exception as err:  # any failure of a third-party network means: try the next size
                 failures.append(f"{'x'.join(map(str, size))}: {' '.join(str(err).split())[:300]}")
+                continue
+            return _with_more_room(model, run) if input_size is None and run.is_cramped else run
     other = other_maps(type(model).__name__, model)
     if other is not None:
         raise UserError(f"attach: {other}")
@@ -71,17 +76,37 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
     )
 
 
-def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[int, int, int]]:
+def _with_more_room(model: nn.Module, run: Trace) -> Trace:
+    """Run a network on larger images, if it takes them and its last maps are larger then than one position."""
+    channels, height, width = run.values[0].shape[1:]
+    try:
+        larger = _record(model, blank_image(model, (channels, 4 * height, 4 * width)))
+    except Exception:  # it takes no others
+        return run
+    return run if larger.is_cramped else larger
+
+
+def _sizes(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[int, ...]]:
     if input_size is not None:
-        return [input_size]
+        return [_checked(input_size)]
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = conv.in_channels if conv is not None else 3
     config = getattr(model, "pretrained_cfg", None) or {}
     if conv is None and other_maps(type(model).__name__, model) is not None:
         return [(channels, _SIDES[0], _SIDES[0])]  # no side helps, and 3-D convolutions of 512 pixels take seconds
-    sizes = [(channels, side, side) for side in _SIDES]
+    sizes: list[tuple[int, ...]] = [(channels, side, side) for side in _SIDES]
     usual = config.get("input_size") if isinstance(config, dict) else None
     return [sizes[0], tuple(usual), *sizes[1:]] if usual else sizes
+
+
+def _checked(input_size: Iterable[int]) -> tuple[int, ...]:
+    try:
+        size = tuple(map(index, input_size))  # of other lengths too: the network says on what it works
+    except TypeError:
+        size = ()
+    if min(size, default=0) < 1:
+        raise UserError(f"attach: input_size must be (C, H, W), whole numbers from 1 on, got {input_size!r}.")
+    return size
 
 
 def _inputs(model: nn.Module) -> list[str]:
@@ -102,11 +127,20 @@ def _record(model: nn.Module, images: Tensor) -> Trace:
                 stack.callback(handle.remove)
         with recorder:
             output = model(images)
-    known = [recorder.index[id(leaf)] for leaf in tree_leaves(output) if id(leaf) in recorder.index]
+    known = recorder.use(list(_leaves(output)))
     modules = dict(model.named_modules())
     weighted = frozenset(name for name, module in modules.items() if any(True for _ in module.parameters()))
     containers = frozenset(name for name, module in modules.items() if isinstance(module, CONTAINERS))
     return Trace(recorder.values, recorder.calls, weighted, containers, max(known, default=None))
+
+
+def _leaves(output: Any, levels: int = 3) -> Iterator[Any]:
+    """List what an output holds, in attributes too, as a dataclass does, which torch takes for a leaf."""
+    for leaf in tree_leaves(output):
+        yield leaf
+        if levels and not isinstance(leaf, (Tensor, nn.Module, type)):
+            names = [field.name for field in fields(leaf)] if is_dataclass(leaf) else getattr(leaf, "__dict__", ())
+            yield from _leaves([getattr(leaf, name, None) for name in names], levels - 1)
 
 
 class _Recorder(TorchFunctionMode):
@@ -118,7 +152,9 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.running: list[int] = []
         self.index: dict[int, int] = {}  # id of a tensor: index of the value it now holds
+        self._before: list[int] = []  # the number of values before each call
         self._alive: list[Tensor] = []  # an id is only good while its tensor lives
+        self._handed_on: dict[int, frozenset[str]] = {}  # id of a tensor: names of the modules that handed it on
         self._add("images", (), images, "NCHW")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -130,22 +166,32 @@ class _Recorder(TorchFunctionMode):
         if inputs:
             name = getattr(func, "__name__", str(func))
             targets = [args[0]] if name == "__setitem__" else tree_leaves(output)
+            targets = [target for target in targets if isinstance(target, Tensor)]
+            if targets:  # no shape or size
+                self.use((args, kwargs))
             for tensor in targets:
-                if isinstance(tensor, Tensor):
-                    self._add(name, inputs, tensor, layout(name, tensor, args, kwargs), _filters(name, args, kwargs))
+                self._add(name, inputs, tensor, layout(name, tensor, args, kwargs), _filters(name, args, kwargs))
         return output
 
+    def use(self, inputs: Any) -> tuple[int, ...]:
+        """Note which modules had handed on what is used now, and return the values that it is."""
+        for leaf in tree_leaves(inputs):
+            if id(leaf) in self.index:
+                self.values[self.index[id(leaf)]].uses.add(self._handed_on.get(id(leaf), frozenset()))
+        return self._known(inputs)
+
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self._before.append(len(self.values))
         self.calls.append(Call(name, self.running[-1] if self.running else 0))
         self.running.append(len(self.calls) - 1)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         number = self.running.pop()
         call = self.calls[number]
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and id(leaf) not in self.index:
                 # Computed where no function was seen, such as in a scripted function: from the module's input.
-                inputs = self._known(args)
+                inputs = self.use(args)
                 if inputs:
                     weights = any(p.dim() > 1 for p in module.parameters())
                     layout = self._layouts(inputs)("opaque", leaf, args, {})
@@ -153,6 +199,19 @@ class _Recorder(TorchFunctionMode):
         if isinstance(output, Tensor) and id(output) in self.index:
             call.output = self.index[id(output)]
             self.values[call.output].hosts.append(call.name)
+            if call.output < self._before[number]:
+                return self._hand_on(call, output)
+        return None
+
+    def _hand_on(self, call: Call, tensor: Tensor) -> Tensor:
+        """Make another tensor of one that a module gives as it was given it, so that they can be told apart."""
+        with torch._C.DisableTorchFunction():
+            other = tensor.view_as(tensor)
+        self.index[id(other)] = self.index[id(tensor)]
+        self._handed_on[id(other)] = self._handed_on.get(id(tensor), frozenset()) | {call.name}
+        self._alive.append(other)
+        self.values[self.index[id(tensor)]].handed_on.add(call.name)
+        return other
 
     def _known(self, inputs: Any) -> tuple[int, ...]:
         indices = (self.index.get(id(leaf)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
@@ -162,9 +221,10 @@ class _Recorder(TorchFunctionMode):
         self, op: str, parents: tuple[int, ...], tensor: Tensor, layout: str | None, filters: tuple[int, ...] = ()
     ) -> None:
         call = self.running[-1] if self.running else 0
-        value = Value(len(self.values), op, parents, tuple(tensor.shape), layout, filters, call)
+        value = Value(len(self.values), op, parents, tuple(tensor.shape), layout, filters, call, dtype=tensor.dtype)
         self.values.append(value)
         self.index[id(tensor)] = value.index
+        self._handed_on.pop(id(tensor), None)
         self._alive.append(tensor)
 
     def _layouts(self, inputs: tuple[int, ...]) -> Any:

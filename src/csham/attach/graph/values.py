@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ADDITIONS", "CONVOLUTIONS", "LONGEST_BRANCH", "Call", "Trace", "Value"]
 
@@ -44,6 +48,9 @@ class Value:
         filters: Shape of the weight, where a convolution computed it.
         call: Number of the innermost module call during which it was computed.
         hosts: Names of the modules that put it out, the innermost first.
+        dtype: Its type.
+        handed_on: Those of ``hosts`` that were given it, and put it out as it was.
+        uses: For its uses, which of these it had come through by then.
     """
 
     index: int
@@ -54,6 +61,13 @@ class Value:
     filters: tuple[int, ...]
     call: int
     hosts: list[str] = field(default_factory=list)
+    dtype: torch.dtype | None = None
+    handed_on: set[str] = field(default_factory=set)
+    uses: set[frozenset[str]] = field(default_factory=set)
+
+    def goes_round(self, host: str) -> bool:
+        """Return True if some use of it does not come through a host that was given it: U-Nets name their skips so."""
+        return host in self.handed_on and any(host not in use for use in self.uses)
 
     @property
     def is_map(self) -> bool:
@@ -122,6 +136,12 @@ class Trace:
     def outputs_of(self, name: str) -> list[int | None]:
         """Return what each call of a module put out."""
         return [call.output for call in self.calls if call.name == name]
+
+    @property
+    def is_cramped(self) -> bool:
+        """True if convolutions with windows larger than their map left one position, which then looks pooled."""
+        ones = (value for value in self.values if value.is_conv and value.is_map and value.shape[2:] == (1, 1))
+        return any(value.filters[2:] > self.values[value.parents[0]].shape[2:] for value in ones)
 
     def trunk(self) -> list[int]:
         """Values through which everything flows on its way from the images to the output, in order.

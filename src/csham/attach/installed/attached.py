@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -17,10 +18,11 @@ from csham.attach.graph.trace import CONTAINERS
 from csham.attach.installed.norm_source import norm_source
 from csham.attach.installed.recomputed_norm import norm_recomputed
 from csham.attach.installed.transfer import ChannelWeightTransfer
+from csham.errors import UserError
 from csham.layers.attention import apply, apply_and_lend
 from csham.layers.opaque import Opaque
 
-__all__ = ["Attached", "attend", "attends", "hang", "place_below"]
+__all__ = ["Attached", "attend", "attends", "hang", "places_below"]
 
 _CHILD = "attached"
 
@@ -210,15 +212,39 @@ def _take_from(inner: str, host: nn.Module, state_dict: dict[str, Any], prefix: 
         state_dict[f"{prefix}{_CHILD}.{key.removeprefix(before)}"] = state_dict.pop(key)
 
 
-def place_below(host: nn.Module) -> str:
-    """Say where below a host its attention is to live: in it, or in a layer of it if it would run a new child."""
-    path: list[str] = []
-    module = host
-    while isinstance(module, CONTAINERS):
-        name, module = list(module.named_children())[-1]
-        path.append(name)
-    child = next(name for name in _child_names() if not hasattr(module, name))
-    return ".".join([*path, child])
+def places_below(model: nn.Module, hosts: Iterable[str]) -> dict[str, str]:
+    """Say where below each host its attention is to live: in it, or in a layer of it if it would run a new child.
+
+    Of the layers it is the last of those that occur least often in the network: one that blocks share, such as an
+    activation, would hold the attention of them all.
+
+    Raises:
+        UserError: A host would run a new child, and has no layer.
+    """
+    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    taken: set[tuple[nn.Module, str]] = set()
+    places = {}
+    for host in hosts:
+        layers = list(_layers(model.get_submodule(host)))
+        if not layers:
+            raise UserError(
+                f"attach: {host or type(model).__name__} is empty, and would run the attention as a layer of its own. "
+                "Choose modules that have layers, or are around it, with points=."
+            )
+        path, layer = min(layers, key=lambda found: uses[id(found[1])])
+        child = next(name for name in _child_names() if not hasattr(layer, name) and (layer, name) not in taken)
+        taken.add((layer, child))
+        places[host] = ".".join([*path, child])
+    return places
+
+
+def _layers(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """List the layers of a container, and of those within it, with their paths, from the last; or a layer itself."""
+    if not isinstance(module, CONTAINERS):
+        yield path, module
+        return
+    for name, child in reversed(list(module.named_children())):
+        yield from _layers(child, (*path, name))
 
 
 def _child_names() -> Iterator[str]:

@@ -18,7 +18,7 @@ from torch.fx import Proxy
 from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from csham.attach.installed.attached import Attached, attends, hang, place_below
+from csham.attach.installed.attached import Attached, attends, hang, places_below
 from csham.attach.installed.host_class import is_marked, mark_host
 from csham.errors import UserError
 
@@ -130,7 +130,7 @@ def _depth(path: str) -> int:
 def _move(attached: Attached, host: nn.Module, levels: int) -> None:
     # Some conversions take the children along.
     path = next((path for path, module in host.named_modules() if module is attached), None)
-    hang(attached, host, path or place_below(host), levels)
+    hang(attached, host, path or places_below(host, [""])[""], levels)
 
 
 def _attached(host: nn.Module, hook: Any) -> Attached | None:

@@ -10,9 +10,10 @@ torch.fx the weights are values.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ __all__ = ["ChannelWeightTransfer"]
 
 _TRACED = "_csham_lent"
 _numbers = count()
+
+_Slot = tuple[tuple[nn.Module | None, ...], Tensor | None]
+_EMPTY: _Slot = ((), None)
 
 
 class ChannelWeightTransfer:
@@ -41,9 +45,9 @@ class ChannelWeightTransfer:
 
     def lend(self, weights: Tensor) -> None:
         """Make ``weights``, (B, C), those that :meth:`borrow` returns until the stage ends."""
-        depth, _ = self._slot
-        if depth:
-            self._slot = depth, weights
+        running, _ = self._slot
+        if running:
+            self._slot = running, weights
 
     def borrow(self, borrower: str, lender: str) -> Tensor:
         """Return the weights that were lent last, (B, C).
@@ -71,7 +75,7 @@ class ChannelWeightTransfer:
             Result of ``run``, and the weights that it lent.
         """
         around = self._slot
-        self._slot = 1, weights
+        self._slot = (None,), weights
         try:
             return run(), self._slot[1]
         finally:
@@ -103,16 +107,16 @@ class ChannelWeightTransfer:
             module: The stage, or a block that may be run on its own.
             hands_on: True if what follows on the module's output borrows weights.
         """
-        module.register_forward_pre_hook(partial(_enter, self))
+        module.register_forward_pre_hook(partial(_enter, self), with_kwargs=True)
         module.register_forward_hook(partial(_leave, self, hands_on), always_call=True)
 
     @property
-    def _slot(self) -> tuple[int, Tensor | None]:
-        """Number of calls under way that hold the stage's points, one within the other; and the weights lent last."""
-        return getattr(self._local, "slot", (0, None))
+    def _slot(self) -> _Slot:
+        """Modules under way that hold the stage's points, one within the other; and the weights lent last."""
+        return getattr(self._local, "slot", _EMPTY)
 
     @_slot.setter
-    def _slot(self, slot: tuple[int, Tensor | None]) -> None:
+    def _slot(self, slot: _Slot) -> None:
         self._local.slot = slot
 
     def _hand_on(self, output: Any, weights: Tensor | None) -> None:
@@ -144,22 +148,29 @@ class ChannelWeightTransfer:
 # Hooks are functions of the module level, bound by partial, so that a deep copy of the network binds its own transfer.
 
 
-def _enter(transfer: ChannelWeightTransfer, module: nn.Module, args: tuple[Any, ...]) -> None:
-    depth, weights = transfer._slot
-    if not depth:
-        weights = transfer._take(args)
+def _enter(
+    transfer: ChannelWeightTransfer,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    running, weights = transfer._slot
+    given = (*args, *kwargs.values())
+    # A module is never within itself: what says so was left behind by Ctrl-C, for which torch calls no hooks.
+    if not running or any(one is module for one in running):
+        running, weights = (), transfer._take(given)
     else:
-        transfer._note(args, weights)
-    transfer._slot = depth + 1, weights
+        transfer._note(given, weights)
+    transfer._slot = (*running, module), weights
 
 
 def _leave(
     transfer: ChannelWeightTransfer, hands_on: bool, module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    depth, weights = transfer._slot
+    running, weights = transfer._slot
     if hands_on:
         transfer._hand_on(output, weights)
-    transfer._slot = (depth - 1, weights) if depth > 1 else (0, None)
+    transfer._slot = (running[:-1], weights) if len(running) > 1 else _EMPTY
 
 
 def _may_be_run_again() -> bool:
