@@ -8,7 +8,12 @@ import csham
 from csham.attach.names import STRATEGIES
 from csham.backbones import CifarResNet
 from csham.layers.attention import apply, apply_and_lend, parts_of
+from csham.layers.cbam import CBAM, CBAMSpatial
+from csham.layers.channel import ChannelAttention
+from csham.layers.from_timm import SqueezeExcite
 from csham.layers.names import ATTENTIONS, AttentionName
+from csham.layers.recording import record_weights
+from csham.layers.spatial import SpatialAttention
 
 
 class Means(nn.Module):
@@ -112,3 +117,54 @@ def test_parts_are_modules_with_weights():
     assert parts_of(csham.create_attention("bam", 16)) is not None
     assert parts_of(nn.ModuleDict({"channel": nn.ReLU(), "spatial": nn.ReLU()})) is None
     assert parts_of(Means(4)) is None
+
+
+def residual(kind):
+    """A subclass whose forward adds the map once more."""
+    return type("Residual", (kind,), {"forward": lambda self, x: x + super(type(self), self).forward(x)})
+
+
+@pytest.mark.parametrize("kind", [csham.CSHAM, ChannelAttention, SpatialAttention, CBAM, SqueezeExcite])
+def test_a_forward_of_a_subclass_is_called_wherever_it_hangs(kind):
+    x, shortcut, w = torch.randn(2, 8, 6, 5), torch.randn(2, 8, 6, 5), torch.rand(2, 8)
+    theirs, ours = residual(kind)(8).eval(), kind(8).eval()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(apply(theirs, x, shortcut), (x + ours(x) + shortcut).relu())
+    scaled = x * w[:, :, None, None]
+    torch.testing.assert_close(apply(theirs, x, channel_weights=w), scaled + ours(scaled))
+    ours.forward = lambda x: 2 * x
+    torch.testing.assert_close(apply(ours, x), 2 * x)
+    inherits = type("Inherits", (kind,), {})(8)
+    inherits.attend = lambda x, *args, **kwargs: x  # in the one call, which needs no other
+    assert apply(inherits, x) is x
+
+
+@pytest.mark.parametrize("kind", [ChannelAttention, SpatialAttention, CBAMSpatial])
+def test_weights_of_a_subclass_are_used_whether_anybody_looks_or_not(kind):
+    class Sharp(kind):
+        def weights(self, x):
+            return super().weights(x) ** 2
+
+    x, shortcut, w = torch.randn(2, 9, 6, 5), torch.randn(2, 9, 6, 5), torch.rand(2, 9)
+    layer = Sharp(9).eval()
+    channel = kind is ChannelAttention
+    steps = [
+        layer,
+        lambda x: apply(layer, x, shortcut),
+        lambda x: apply_and_lend(layer, x)[0] if channel else apply(layer, x, channel_weights=w),
+    ]
+    unseen = [step(x) for step in steps]
+    squares = layer.weights(x)
+    torch.testing.assert_close(unseen[0], x * (squares[:, :, None, None] if channel else squares))
+    stop = record_weights(layer, lambda kind, weights: None)
+    for step, expected in zip(steps, unseen, strict=True):
+        assert torch.equal(step(x), expected)
+    stop()
+
+
+def test_parts_of_a_subclass_are_called_in_their_place():
+    x = torch.randn(2, 8, 6, 5)
+    for whole in (csham.CSHAM(8).eval(), CBAM(8).eval()):
+        alone = whole.channel(x)
+        whole.channel.forward = lambda x, alone=alone: 2 * alone
+        torch.testing.assert_close(whole(x), whole.spatial(2 * alone))

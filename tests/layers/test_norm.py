@@ -1,11 +1,14 @@
 """Norms of a single value, and everything else as torch's."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import csham
 from csham.layers.checks import largest_divisor
 from csham.layers.norm import BatchNorm2d, GroupNorm
 
@@ -77,6 +80,59 @@ def test_a_norm_that_is_settled_keeps_its_statistics():
     norm(torch.randn(8, 1, 4, 4))
     assert float(norm.running_mean) == pytest.approx(7 * 0.99, abs=0.01)
     BatchNorm2d(1, track_running_stats=False).settle()  # there is nothing to keep
+
+
+WITH_NORMS = ["csham", "csham_spatial", "cbam", "lcbam", "bam", "triplet"]
+
+
+def statistics(layer):
+    return {name: value.clone() for name, value in layer.state_dict().items() if "running" in name or "num_" in name}
+
+
+@pytest.mark.parametrize("name", WITH_NORMS)
+def test_an_empty_batch_in_training_leaves_the_statistics(name):
+    layer = csham.create_attention(name, 16)
+    layer(torch.randn(4, 16, 8, 8))
+    before = statistics(layer)
+    assert before
+    assert layer(torch.randn(0, 16, 8, 8)).shape == (0, 16, 8, 8)
+    torch.testing.assert_close(statistics(layer), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", WITH_NORMS)
+def test_statistics_that_are_not_to_be_tracked_stay_while_batches_are_normalised_by_their_own(name):
+    layer = csham.create_attention(name, 16)
+    x = torch.randn(4, 16, 8, 8)
+    tracked = layer(x)
+    before = statistics(layer)
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+    torch.testing.assert_close(layer(x), tracked)
+    torch.testing.assert_close(statistics(layer), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("name", WITH_NORMS)
+def test_a_pass_keeps_the_statistics_it_used_for_its_gradient(name, kernels):
+    """In evaluation, and on one image so small that a norm has one value."""
+    torch.manual_seed(0)
+    layer = csham.create_attention(name, 16)
+    x = torch.randn(4, 16, 8, 8)
+    passes = [(False, x), (True, x[:1, :, :4, :4])]
+    layer(x)
+    with csham.ops.use_kernels(kernels):
+        for training, given in passes:
+            alone = copy.deepcopy(layer).train(training)
+            alone(given).square().sum().backward()
+            layer.train(training)
+            loss = layer(given).square().sum()
+            layer.train()
+            layer(3 * x + 1)  # whose statistics are others
+            loss.backward()
+            for one, other in zip(layer.parameters(), alone.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad)
+            layer.zero_grad()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

@@ -52,6 +52,27 @@ def test_a_layer_is_one_node(build, training):
     assert targets == ["conv", "attention", "bn"]
 
 
+class Named(csham.CSHAM):
+    """A forward that calls its map otherwise."""
+
+    def forward(self, features):
+        return super().forward(features)
+
+
+class ByName(Net):
+    def forward(self, x):
+        return self.bn(self.attention(features=self.conv(x)))
+
+
+def test_a_map_may_be_given_by_the_name_that_a_forward_calls_it():
+    torch.manual_seed(1)
+    net = ByName(Named(64)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    traced = fx.symbolic_trace(net)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["conv", "attention", "bn"]
+    assert torch.equal(traced(x), net(x))
+
+
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
 def test_a_layer_that_is_traced_or_scripted_alone_says_what_to_do(build):
     layer = build()

@@ -190,6 +190,12 @@ class Raises(Unlearnt):
         raise KeyError("scale")
 
 
+class Lazy(Unlearnt):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.convs = nn.Sequential(nn.LazyConv2d(channels, 1))
+
+
 ONE = nn.Identity()
 
 
@@ -203,6 +209,10 @@ ONE = nn.Identity()
         (lambda: Gate(64), r"lambda\(256\) failed: TypeError: .* An attention is a class or function of a number of"),
         (Gate(64), "Gate is a module, and one for every point would share its weights. Give its class"),
         (lambda channels: ONE, "returned the same module for two points"),
+        (
+            Lazy,
+            r"Lazy\(256\) has a layer whose size its first pass decides: convs\.0\. Build it from the channels: nn\.",
+        ),
         (7, "an attention is a name, or a class or function of channels, got 7"),
         ("gate_module:Gate", r"To run it, add --code gate_module:Gate; in Python, call csham.register_attention"),
         ("csham:Gate", "unknown attention 'csham:Gate'"),

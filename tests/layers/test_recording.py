@@ -137,3 +137,64 @@ def test_a_pass_that_failed_leaves_nothing_to_the_next():
 def test_what_has_no_weights_is_refused():
     with pytest.raises(UserError, match="Conv2d is no attention with weights to look at"):
         record_weights(nn.Conv2d(3, 3, 1), print)
+
+
+class Scaled(nn.Module):
+    """A method with more arguments, called by their names."""
+
+    def weights(self, features, power=1.0):
+        return features.mean((2, 3)).sigmoid() ** power
+
+    def forward(self, x):
+        return x * self.weights(features=x, power=2.0)[:, :, None, None]
+
+
+def test_a_method_may_have_further_arguments_and_be_called_by_name():
+    x = torch.randn(2, 16, 6, 5)
+    y, found = recorded(Scaled(), x)
+    assert [kind for kind, _ in found] == ["channel"]
+    assert torch.equal(y, applied(x, found))
+
+
+class Pair(nn.Module):
+    """A method whose result multiplies nothing."""
+
+    def weights(self, x):
+        return x.mean((2, 3)).sigmoid(), x.mean().sigmoid()
+
+    def forward(self, x):
+        channels, all_of_it = self.weights(x)
+        return x * channels[:, :, None, None] * all_of_it
+
+
+class Scalar(nn.Module):
+    def weights(self, x):
+        return x.mean().sigmoid()
+
+    def forward(self, x):
+        return x * self.weights(x)
+
+
+class Filters(nn.Module):
+    """Its ``weights`` are a module, or a list of parameters."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, x):
+        return x * next(self.parameters()).flatten()[:1].sigmoid()
+
+
+LISTED = nn.ParameterList([torch.ones(1)])
+
+
+@pytest.mark.parametrize("layer", [Pair(), Scalar(), Filters(nn.Sequential(nn.Conv2d(16, 16, 1))), Filters(LISTED)])
+def test_a_point_whose_weights_are_none_is_left_out(layer):
+    network = csham.backbones.CifarResNet(14, num_classes=3).eval()
+    x = torch.randn(1, 3, 32, 32)
+    csham.attach(network, lambda channels: copy.deepcopy(layer))
+    expected = network(x)
+    with csham.attention_maps(network) as maps:
+        assert torch.equal(network(x), expected)
+    assert maps == {}

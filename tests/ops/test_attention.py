@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from kernel_cases import SHAPES, STEPS, Case, differences, run
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import csham
@@ -21,6 +22,14 @@ from csham.errors import UserError
 # float32: sums of thousands of terms in another order, which may cancel. bfloat16: the output is rounded once, and so
 # is the gradient of x.
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-3}
+
+
+def prune_half(conv):
+    prune.l1_unstructured(conv, "weight", 0.5)
+
+
+def parametrized(conv):
+    nn.utils.parametrizations.spectral_norm(conv)
 
 
 def check(case, kernels="cpu"):
@@ -336,6 +345,74 @@ def test_hooks_on_the_parts_of_a_layer_are_called(cpu_kernels, kind):
     with ops.use_kernels("cpu"):
         layer(torch.randn(2, 4, 8, 8))
     assert seen == [(2, 4, 8, 8)]
+
+
+INSIDE = ["channel.avg", "channel.max", "channel.join", "channel.act", "spatial.main", "spatial.main_bn"]
+HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("inside", [*INSIDE, "spatial.neighbor", "spatial.neighbor_bn", "spatial.act"])
+def test_hooks_on_what_is_inside_are_called(cpu_kernels, inside, hook):
+    layer = csham.CSHAM(4)
+    seen = []
+    getattr(layer.get_submodule(inside), f"register_{hook}")(lambda *args: seen.append(inside) and None)
+    with ops.use_kernels("cpu"):
+        layer(torch.randn(2, 4, 8, 8, requires_grad=True)).sum().backward()
+    assert len(seen) == (3 if inside == "channel.act" else 1)
+
+
+class Capped(nn.ReLU):
+    def forward(self, x):
+        return x.clamp(0, 0.1)
+
+
+class Halved(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("change", ["act", "filter", "forward"])
+def test_a_replaced_part_does_what_it_says(cpu_kernels, change):
+    torch.manual_seed(0)
+    layer = csham.CSHAM(4).eval()
+    x = torch.randn(2, 4, 8, 8)
+    plain = layer(x)
+    if change == "act":
+        layer.channel.act = layer.spatial.act = Capped()
+    elif change == "filter":
+        halved = Halved(2, 1, 7, padding=3, bias=False)
+        halved.load_state_dict(layer.spatial.main.state_dict())
+        layer.spatial.main = halved
+    else:
+        layer.spatial.main_bn.forward = torch.zeros_like
+    with ops.use_kernels("cpu"):
+        got = layer(x)
+    assert not torch.allclose(got, plain)
+    with ops.use_kernels("reference"):
+        torch.testing.assert_close(got, layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [prune_half, nn.utils.weight_norm, nn.utils.spectral_norm, parametrized])
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+def test_filters_that_are_made_anew_at_each_call_train(cpu_kernels, kernels, change):
+    torch.manual_seed(0)
+    layer = csham.CSHAM(4)
+    convs = [part for part in layer.modules() if isinstance(part, nn.Conv1d | nn.Conv2d)]
+    for conv in convs:
+        change(conv)
+    x = torch.randn(2, 4, 8, 8)
+    before = [conv.weight.detach().clone() for conv in convs]
+    optimizer = torch.optim.SGD(layer.parameters(), 0.5)
+    with ops.use_kernels(kernels):
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            assert all(parameter.grad is not None for parameter in layer.parameters())
+            optimizer.step()
+        layer(x)
+    assert len(convs) == 5
+    assert not any(torch.equal(conv.weight, old) for conv, old in zip(convs, before, strict=True))
 
 
 @pytest.mark.long

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torchvision.ops import misc as torchvision_misc
 
 from csham import ops
-from csham.layers.attention import Fused, has_hooks
+from csham.layers.attention import Fused
 from csham.layers.cbam import CBAMChannel, CBAMSpatial, CBAMSteps, LightCBAMChannel, LightCBAMSpatial
 from csham.layers.opaque import Unscriptable
 from csham.module_class import change_class
+from csham.ops.calls import has_hooks, is_bare
 
 __all__ = [
     "AcceleratedCecaModule",
@@ -130,7 +131,7 @@ class AcceleratedSqueezeExcitation(ChannelScaling, torchvision_misc.SqueezeExcit
 
     def _on_kernels(self, x: Tensor) -> bool:
         pool = self.avgpool
-        plain = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and not has_hooks(pool)
+        plain = is_bare(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1))
         return plain and super()._on_kernels(x)
 
     def _excite(self, squeezed: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class _AcceleratedBatchNormAct2d(timm_layers.BatchNormAct2d):
     @property
     def is_plain_batch_norm(self) -> bool:
         """True if nothing follows the norm."""
-        return all(type(after) is nn.Identity and not has_hooks(after) for after in (self.drop, self.act))
+        return all(is_bare(after, nn.Identity) for after in (self.drop, self.act))
 
 
 def accelerate_layer(module: nn.Module) -> str | None:

@@ -11,18 +11,21 @@ Any module from (B, C, H, W) to the same is an attention, and can be attached. W
 - A method ``open_gates`` without arguments, which sets what the weights start from so that they start near 1: what
   ``csham.attach(..., open_gates=True)`` calls, and refuses an attention without.
 - A base class :class:`Fused`, :class:`ChannelStep`, :class:`SpatialStep` or :class:`TwoSteps`: it computes in one call
-  what :func:`apply` and :func:`apply_and_lend` otherwise put together from those above.
+  what :func:`apply` and :func:`apply_and_lend` otherwise put together from those above. A ``forward`` or ``weights``
+  that a subclass puts over such a class's is called, and nothing is computed past it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
 from csham import ops
 from csham.layers.checks import check_channels, check_input
-from csham.layers.opaque import Opaque
+from csham.layers.opaque import Opaque, as_written
+from csham.ops.calls import has_hooks, is_bare
 
 __all__ = [
     "ChannelStep",
@@ -33,12 +36,12 @@ __all__ = [
     "apply",
     "apply_and_lend",
     "connect",
-    "has_hooks",
     "has_weights",
     "is_plain",
-    "is_recorded",
     "parts_of",
 ]
+
+Kind = TypeVar("Kind", bound="Fused")
 
 
 class Gate(Opaque, nn.Module):
@@ -92,7 +95,15 @@ class Fused:
         raise NotImplementedError
 
 
-class ChannelStep(Fused):
+class _Step(Fused):
+    """Base of parts that compute their weights and scale by them, in one call where nothing asks for the weights."""
+
+    def weighs_at_once(self) -> bool:
+        """Return True if ``_scale`` computes what ``weights`` does, and nobody records these."""
+        return not _is_recorded(self) and _agrees(type(self), "weights", "_scale")
+
+
+class ChannelStep(_Step):
     """Base of channel parts that scale with the weights that they also return, to be lent."""
 
     def weights(self, x: Tensor) -> Tensor:
@@ -116,7 +127,7 @@ class ChannelStep(Fused):
         Returns:
             The map, (B, C, H, W), and the channel weights, (B, C).
         """
-        if is_recorded(self):
+        if not self.weighs_at_once():
             weights = self.weights(x)
             return ops.finish(ops.scale(x, weights), shortcut), weights
         return self._scale(x, shortcut, source)
@@ -126,7 +137,7 @@ class ChannelStep(Fused):
         raise NotImplementedError
 
 
-class SpatialStep(Fused):
+class SpatialStep(_Step):
     """Base of spatial parts that apply borrowed channel weights in the same call."""
 
     def weights(self, x: Tensor) -> Tensor:
@@ -149,7 +160,7 @@ class SpatialStep(Fused):
             channel_weights: ``w``, (B, C); None for ones.
             source: As for :meth:`Fused.attend`.
         """
-        if is_recorded(self):
+        if not self.weighs_at_once():
             if channel_weights is not None:
                 x = ops.scale(x, channel_weights)
             return ops.finish(ops.scale(x, self.weights(x)), shortcut)
@@ -212,16 +223,15 @@ def apply(
         connection: Connection of the layer's two parts, as for :func:`connect`; None for the layer's own.
         source: As for :meth:`Fused.attend`.
     """
-    free = not has_hooks(layer)
     if channel_weights is not None:
-        if free and isinstance(layer, SpatialStep):
+        if _attends(layer, SpatialStep):
             return layer.attend(x, shortcut, channel_weights, source=source)
         x, source = ops.scale(x, channel_weights), None
     if connection is not None:
-        if free and isinstance(layer, TwoSteps):
+        if _attends(layer, TwoSteps):
             return layer.attend(x, shortcut, connection, source=source)
         return ops.finish(connect(x, layer.channel, layer.spatial, connection), shortcut)
-    if free and isinstance(layer, Fused):
+    if _attends(layer, Fused):
         return layer.attend(x, shortcut, source=source)
     return ops.finish(layer(x), shortcut)
 
@@ -263,21 +273,35 @@ def parts_of(layer: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
 def has_weights(layer: nn.Module) -> bool:
     """Return True if an attention tells its weights by a method of that name."""
-    return callable(getattr(layer, "weights", None))
+    return callable(getattr(type(layer), "weights", None))  # not a module of that name, which could be called too
 
 
-def is_recorded(layer: Any) -> bool:
-    """Return True if the weights of a layer are recorded, and it must compute them by its method ``weights``."""
+def is_plain(part: Any, *kinds: type[nn.Module]) -> bool:
+    """Return True if nothing but the mathematics of one of ``kinds`` happens where ``part`` is called."""
+    return is_bare(part, *kinds) and not _is_recorded(part)
+
+
+def _is_recorded(layer: Any) -> bool:
     return "weights" in layer.__dict__
 
 
-def has_hooks(module: Any) -> bool:
-    """Return True if a module has hooks on its calls, and must then be called as one."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def _attends(layer: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Return True if a layer does by ``attend`` what it does when it is called, and nobody watches its calls."""
+    agrees = isinstance(layer, kind) and _agrees(type(layer), "forward", "attend", "attend_and_lend", "_scale")
+    return agrees and not has_hooks(layer)
 
 
-def is_plain(part: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Return True if nothing but the mathematics of one of ``kinds`` happens where ``part`` is called."""
-    return type(part) in kinds and not has_hooks(part) and not is_recorded(part)
+def _agrees(kind: type, method: str, *at_once: str) -> bool:
+    """Return True if a class has the ``method`` that stood beside its methods ``at_once``, which do the same."""
+    return _agreement(kind, method, at_once)
+
+
+# As in csham.ops.choice: torch.compile need not read the classes.
+_agrees._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _agreement(kind: type, method: str, at_once: tuple[str, ...]) -> bool:
+    owner = next(base for base in kind.__mro__ if any(name in vars(base) for name in at_once))
+    ours, beside = (as_written(getattr(one, method, None)) for one in (kind, owner))
+    return ours is beside

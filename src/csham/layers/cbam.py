@@ -15,11 +15,12 @@ from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
 
 from csham import ops
-from csham.layers.attention import ChannelStep, SpatialStep, TwoSteps, has_hooks, is_plain
+from csham.layers.attention import ChannelStep, SpatialStep, TwoSteps, is_plain
 from csham.layers.checks import check_channels, check_count, check_input, check_odd
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque, Unscriptable
 from csham.layers.opening import open_gate
+from csham.ops.calls import has_hooks
 
 __all__ = ["CBAM", "CBAMChannel", "CBAMSpatial", "CBAMSteps", "LightCBAM", "LightCBAMChannel", "LightCBAMSpatial"]
 

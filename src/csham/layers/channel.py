@@ -13,6 +13,7 @@ from csham.layers.attention import ChannelStep
 from csham.layers.checks import check_channels, check_input, check_odd, create_activation
 from csham.layers.opaque import Opaque
 from csham.layers.opening import open_gate
+from csham.ops.calls import filter_of
 
 __all__ = ["ChannelAttention", "in_todays_names"]
 
@@ -84,10 +85,7 @@ class ChannelAttention(Opaque, ChannelStep, nn.Module):
 
     def operands(self) -> ops.ChannelParameters:
         """Return what the functions of :mod:`csham.ops` take."""
-        avg, maximum, join = self.avg, self.max, self.join
-        return ops.ChannelParameters(
-            avg.weight, avg.bias, maximum.weight, maximum.bias, join.weight, join.bias, self.act
-        )
+        return ops.ChannelParameters(*filter_of(self.avg), *filter_of(self.max), *filter_of(self.join), self.act)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the channel weights of ``x``, (B, C), without applying them."""

@@ -24,8 +24,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     averages (Kingma and Ba, arXiv:1412.6980, section 3), in the same buffers as torch's.
 
     A single value per channel, which has no variance and which torch refuses, is normalised by the running statistics,
-    in training too. A state_dict with statistics but without ``num_batches_tracked``, such as another framework's, is
-    taken to be past its beginning. Everything else is torch's.
+    in training too, and moves them as little as an empty batch does. A state_dict with statistics but without
+    ``num_batches_tracked``, such as another framework's, is taken to be past its beginning. Everything else is torch's.
     """
 
     # So that kernels may do what it does.
@@ -33,11 +33,12 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (B, C, H, W)."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if not self.training or self.running_mean is None or self.running_var is None:
-            return super().forward(x)
         self._check_input_dim(x)
+        if self.running_mean is not None and (not self.training or x.numel() <= x.shape[1]):
+            statistics = ops.running_statistics(self)
+            return F.batch_norm(x, *statistics, self.weight, self.bias, False, 0.0, self.eps)
+        if self.running_mean is None or self.running_var is None or not self.track_running_stats:
+            return super().forward(x)
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         # A momentum of 1 leaves the batch's own statistics in the buffers.
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)

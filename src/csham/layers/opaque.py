@@ -10,7 +10,7 @@ from torch.fx import Proxy
 
 from csham.errors import UserError
 
-__all__ = ["Opaque", "Unscriptable"]
+__all__ = ["Opaque", "Unscriptable", "as_written"]
 
 
 class Unscriptable:
@@ -59,13 +59,21 @@ class Opaque(Unscriptable):
         return str(path)
 
 
+def as_written(forward: Any) -> Any:
+    """Return a class's ``forward`` without what lets torch.fx write a node in its place."""
+    return forward.__wrapped__ if hasattr(forward, _MARK) else forward
+
+
 _MARK = "_csham_one_node"
 
 
 def _or_node(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
-    def called(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.as_node(x, *args, **kwargs) if isinstance(x, Proxy) else forward(self, x, *args, **kwargs)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Proxy):
+            return forward(self, *args, **kwargs)
+        return self.as_node(x, *args[1:], **{name: value for name, value in kwargs.items() if value is not x})
 
     setattr(called, _MARK, True)
     return called

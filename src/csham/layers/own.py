@@ -146,6 +146,7 @@ def _own(
     with torch.random.fork_rng(devices=[]):
         built, channels = _built(name, layer, torch.nn.Module)
     code = where_from(layer, caller, reference)
+    _refuse_lazy(f"{name}({channels})", built)
     two_part = parts_of(built) is not None
     return OwnAttention(
         name,
@@ -177,3 +178,14 @@ def _built(name: str, layer: Any, module: type) -> tuple[Any, int]:
         f"{name}({_TRIED[0]}) failed: {described(failures[0])}. An attention is a class or function of a number of "
         "channels; what else it needs goes into a function: lambda channels: MyGate(channels, size=7)."
     ) from failures[0]
+
+
+def _refuse_lazy(called: str, built: Any) -> None:
+    from torch.nn.parameter import is_lazy  # noqa: PLC0415
+
+    lazy = [path for path, part in built.named_modules() if any(map(is_lazy, part.parameters(recurse=False)))]
+    if lazy:
+        raise UserError(
+            f"{called} has a layer whose size its first pass decides: {lazy[0] or 'itself'}. Build it from the "
+            "channels: nn.Conv2d(channels, ...) for nn.LazyConv2d(...)."
+        )

@@ -21,7 +21,8 @@ def record_weights(layer: nn.Module, note: Note) -> Callable[[], None]:
     """Have every forward pass of an attention tell the weights that it multiplies its map with.
 
     Multiplied into the layer's input, all that one pass notes gives its output (of ``shuffle``, before the channels
-    change places). Attentions that add instead of scaling, such as ``a2``, note nothing.
+    change places). Attentions that add instead of scaling, such as ``a2``, note nothing, and nor do those whose method
+    ``weights`` returns anything but (B, C), (B, C, 1, 1) or an array of four axes.
 
     Args:
         layer: An attention of :func:`csham.create_attention`, one of its parts ``channel`` and ``spatial``, or any
@@ -68,14 +69,19 @@ class _Observed:
         self.layer = layer
         self.notes: list[Note] = []
 
-    def __call__(self, x: Tensor) -> Tensor:
-        weights = type(self.layer).weights(self.layer, x)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        weights = type(self.layer).weights(self.layer, *args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(x, Tensor) and isinstance(weights, Tensor) and weights.dim() in (2, 4):
+            self._tell(x, weights)
+        return weights
+
+    def _tell(self, x: Tensor, weights: Tensor) -> None:
         # Channel weights as a convolution makes them, (B, C, 1, 1).
         of_channels = weights.shape[1:] == (x.shape[1], 1, 1) and x.shape[2:] != (1, 1)
         told = weights.flatten(1) if of_channels else weights
         for note in tuple(self.notes):
             note(_kind(told), told)
-        return weights
 
 
 def _observe(layer: nn.Module, note: Note) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from csham.layers.checks import check_channels, check_dropout, check_input, crea
 from csham.layers.norm import BatchNorm2d
 from csham.layers.opaque import Opaque
 from csham.layers.opening import open_gate
+from csham.ops.calls import filter_of
 
 __all__ = ["SpatialAttention"]
 
@@ -69,9 +70,8 @@ class SpatialAttention(Opaque, SpatialStep, nn.Module):
 
     def operands(self) -> ops.SpatialParameters:
         """Return what the functions of :mod:`csham.ops` take."""
-        return ops.SpatialParameters(
-            self.main.weight, self.main_bn, self.neighbor.weight, self.neighbor_bn, self.act, self.dropout
-        )
+        (main, _), (neighbor, _) = filter_of(self.main), filter_of(self.neighbor)
+        return ops.SpatialParameters(main, self.main_bn, neighbor, self.neighbor_bn, self.act, self.dropout)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the spatial weights of ``x``, (B, 1, H, W), without applying them."""

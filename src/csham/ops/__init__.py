@@ -17,6 +17,7 @@ from csham.ops.attention import (
     hybrid_attention,
     pool_channels,
     pool_positions,
+    running_statistics,
     spatial_attention,
     spatial_weights_of,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "hybrid_attention",
     "pool_channels",
     "pool_positions",
+    "running_statistics",
     "scale",
     "source_of",
     "spatial_attention",

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from csham.errors import UserError
 from csham.ops import reference
+from csham.ops.calls import has_hooks, is_bare
 from csham.ops.choice import kernels, kernels_setting
 from csham.ops.operators.carry import Carry
 from csham.ops.operators.channel_pool import channel_pool
@@ -23,7 +24,7 @@ from csham.ops.operators.normed import Source
 from csham.ops.operators.position_pool import position_pool
 from csham.ops.operators.scale import scale
 from csham.ops.operators.spatial_gate import Norm, spatial_gate
-from csham.ops.reference import Activation
+from csham.ops.reference import Activation, Filter
 from csham.ops.tracing import exporting
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "hybrid_attention",
     "pool_channels",
     "pool_positions",
+    "running_statistics",
     "spatial_attention",
     "spatial_weights_of",
 ]
@@ -50,11 +52,11 @@ _DTYPES = {
 class ChannelParameters(NamedTuple):
     """Arguments of :func:`csham.ops.channel_weights` after the map."""
 
-    avg_weight: Tensor
+    avg_weight: Filter
     avg_bias: Tensor | None
-    max_weight: Tensor
+    max_weight: Filter
     max_bias: Tensor | None
-    fuse_weight: Tensor
+    fuse_weight: Filter
     fuse_bias: Tensor | None
     act: Activation
 
@@ -62,9 +64,9 @@ class ChannelParameters(NamedTuple):
 class SpatialParameters(NamedTuple):
     """Arguments of :func:`csham.ops.spatial_weights` after the map."""
 
-    main_weight: Tensor
+    main_weight: Filter
     main_norm: nn.Module
-    neighbor_weight: Tensor
+    neighbor_weight: Filter
     neighbor_norm: nn.Module
     act: Activation
     dropout: Activation | None = None
@@ -122,7 +124,7 @@ def channel_attention(
     Returns:
         ``w ⊙ x`` and the channel weights ``w``, (B, C), to lend to other points.
     """
-    chosen = _kernels_for(x, parameters.act)
+    chosen = _kernels_for(x, *parameters)
     if chosen is None:
         w = reference.channel_weights(x, *parameters)
         return finish(reference.scale(x, w), shortcut), w
@@ -147,7 +149,7 @@ def spatial_attention(
         shortcut: As for :func:`channel_attention`.
         source: As for :func:`channel_attention`.
     """
-    chosen = _kernels_for(x, parameters.act)
+    chosen = _kernels_for(x, *_spatial_parts(parameters))
     if chosen is None:
         if channel_weights is not None:
             x = reference.scale(x, channel_weights)
@@ -180,7 +182,7 @@ def hybrid_attention(
     """
     if connection == "reversed":
         return channel_attention(spatial_attention(x, spatial, source=source), channel, shortcut)[0]
-    chosen = _kernels_for(x, channel.act, spatial.act)
+    chosen = _kernels_for(x, *channel, *_spatial_parts(spatial))
     if chosen is None:
         return finish(_hybrid_reference(x, channel, spatial, connection), shortcut)
     read = _read(x, source)
@@ -255,13 +257,13 @@ def finish(y: Tensor, shortcut: Tensor | None) -> Tensor:
     return y if shortcut is None else (y + shortcut).relu_()
 
 
-def _kernels_for(x: Tensor, *acts: Activation) -> str | None:
-    """Name the kernels that run for a map, None for the reference."""
+def _kernels_for(x: Tensor, *parts: Filter | Activation | None) -> str | None:
+    """Name the kernels that run for a map and the filters and activations of a step, None for the reference."""
     # An exported graph is of plain operations, and a transform (vmap, jvp) or a tangent must see them.
     tracing = exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if tracing or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    if x.numel() == 0 or not all(_is_relu(act) or _is_linear(act) for act in acts):
+    if x.numel() == 0 or not all(_is_known(part) for part in parts if callable(part)):
         return None
     if x.dtype not in _DTYPES["triton"]:
         _refuse_if_forced(x)
@@ -285,12 +287,17 @@ def _refuse_if_forced(x: Tensor) -> None:
         )
 
 
+def _spatial_parts(parameters: SpatialParameters) -> tuple[Filter, Filter, Activation]:
+    return parameters.main_weight, parameters.neighbor_weight, parameters.act
+
+
+def _is_known(act: Any) -> bool:
+    """Return True for an activation that kernels compute; a convolution that is to be called is none."""
+    return _is_relu(act) or act is _identity or is_bare(act, nn.Identity)
+
+
 def _is_relu(act: Any) -> bool:
-    return isinstance(act, nn.ReLU)
-
-
-def _is_linear(act: Any) -> bool:
-    return isinstance(act, nn.Identity) or act is _identity
+    return is_bare(act, nn.ReLU)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -308,13 +315,13 @@ def _laid_out(x: Tensor) -> Tensor:
     return dense if dense.is_contiguous(memory_format=torch.channels_last) else dense.contiguous()
 
 
-def _filters(parameters: ChannelParameters) -> tuple[Tensor, ...]:
+def _filters(parameters: Any) -> tuple[Tensor, ...]:  # of a channel step; arrays, where kernels run
     *filters, _ = parameters
     zero = parameters.avg_weight.new_zeros(1)
     return tuple((zero if f is None else f).float().contiguous() for f in filters)
 
 
-def _neighbor_weight(x: Tensor, parameters: SpatialParameters) -> Tensor | None:
+def _neighbor_weight(x: Tensor, parameters: Any) -> Tensor | None:
     return parameters.neighbor_weight.float().contiguous() if min(x.shape[-2:]) >= 2 else None
 
 
@@ -357,9 +364,7 @@ def _csham_spatial_weights(
     return reference.with_zero_gradients(s, parameters.neighbor_weight, parameters.neighbor_norm)
 
 
-def _spatial_weights(
-    chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: SpatialParameters
-) -> Tensor:
+def _spatial_weights(chosen: str, mean: Tensor, maximum: Tensor, neighbors: Tensor | None, parameters: Any) -> Tensor:
     main, norm, _, neighbor_norm, act, dropout = parameters
     if dropout is not None or not (_is_plain(norm) and _is_plain(neighbor_norm)):
         # Norms that see more than this process, dropout and the like: torch's own.
@@ -375,7 +380,7 @@ def _spatial_weights(
         neighbors,
         main.float().contiguous(),
         _norm(norm, training),
-        _norm(neighbor_norm, neighbor_training),
+        _norm(neighbor_norm, neighbor_training, read=neighbors is not None),
         _is_relu(act),
     )
     batches = [(norm, gate.norm_mean, gate.norm_var, mean.numel())] if training else []
@@ -408,7 +413,7 @@ def _is_plain(norm: Any) -> bool:
         and norm.track_running_stats
         and norm.running_mean.dtype == torch.float32
         and norm.momentum is not None
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
+        and not has_hooks(norm)
     )
 
 
@@ -417,9 +422,21 @@ def _in_training(norm: Any, x: Tensor) -> bool:
     return norm.training and x.numel() > 1
 
 
-def _norm(norm: Any, training: bool) -> Norm:
+def _norm(norm: Any, training: bool, read: bool = True) -> Norm:
     weight, bias = (None if part is None else part.float() for part in (norm.weight, norm.bias))
-    return Norm(weight, bias, norm.running_mean, norm.running_var, training, norm.eps)
+    mean, var = running_statistics(norm) if read and not training else (norm.running_mean, norm.running_var)
+    return Norm(weight, bias, mean, var, training, norm.eps)
+
+
+def running_statistics(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return a norm's running mean and variance, to normalise by.
+
+    Where there may be a gradient they are copies, which it finds again after other batches have moved the norm's own.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    if not torch.is_grad_enabled() or exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return mean, var
+    return mean.clone(), var.clone()
 
 
 def follow(norm: Any, mean: Tensor, var: Tensor) -> None:

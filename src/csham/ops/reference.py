@@ -18,15 +18,17 @@ from csham.ops.tracing import exporting
 __all__ = ["channel_weights", "scale", "spatial_weights", "spatial_weights_of", "with_zero_gradients"]
 
 Activation = Callable[[Tensor], Tensor]
+Filter = Tensor | nn.Module
+"""Filter of a convolution, or the module that has it and is called."""
 
 
 def channel_weights(
     x: Tensor,
-    avg_weight: Tensor,
+    avg_weight: Filter,
     avg_bias: Tensor | None,
-    max_weight: Tensor,
+    max_weight: Filter,
     max_bias: Tensor | None,
-    fuse_weight: Tensor,
+    fuse_weight: Filter,
     fuse_bias: Tensor | None,
     act: Activation,
 ) -> Tensor:
@@ -37,7 +39,7 @@ def channel_weights(
 
     Args:
         x: Feature map, (B, C, H, W), any floating dtype and memory format, H, W >= 1.
-        avg_weight: Filter for the averages, (1, 1, k), k odd.
+        avg_weight: Filter for the averages, (1, 1, k), k odd; or, here and below, a module to call instead.
         avg_bias: (1,), or None for 0; likewise below.
         max_weight: Filter for the maxima, (1, 1, k).
         max_bias: (1,).
@@ -48,20 +50,19 @@ def channel_weights(
     Returns:
         Channel weights, (B, C), in (0, 1); in [0.5, 1) where ``act`` is ReLU.
     """
-    padding = int(avg_weight.shape[-1]) // 2  # torch.jit.trace gives sizes as tensors, which older conv1d refuse
     average = x.mean((2, 3))[:, None]  # (B, 1, C)
     maximum = x.amax((2, 3))[:, None]
-    average = act(F.conv1d(average, avg_weight, avg_bias, padding=padding))
-    maximum = act(F.conv1d(maximum, max_weight, max_bias, padding=padding))
-    logits = act(F.conv1d(torch.cat([average, maximum], 1), fuse_weight, fuse_bias, padding=padding))
+    average = act(_convolve(F.conv1d, average, avg_weight, avg_bias))
+    maximum = act(_convolve(F.conv1d, maximum, max_weight, max_bias))
+    logits = act(_convolve(F.conv1d, torch.cat([average, maximum], 1), fuse_weight, fuse_bias))
     return logits[:, 0].sigmoid()
 
 
 def spatial_weights(
     x: Tensor,
-    main_weight: Tensor,
+    main_weight: Filter,
     main_norm: Activation,
-    neighbor_weight: Tensor,
+    neighbor_weight: Filter,
     neighbor_norm: Activation,
     act: Activation,
     dropout: Activation | None = None,
@@ -73,7 +74,8 @@ def spatial_weights(
 
     Args:
         x: Feature map, (B, C, H, W), any floating dtype and memory format, H, W >= 1.
-        main_weight: 7x7 filter over the two statistics, (1, 2, 7, 7).
+        main_weight: 7x7 filter over the two statistics, (1, 2, 7, 7); or, here and below, a module as for
+            :func:`channel_weights`.
         main_norm: Batch norm of a (B, 1, H, W) map.
         neighbor_weight: 3x3 filter over the pooled channels, (1, C, 3, 3).
         neighbor_norm: Batch norm of a (B, 1, H / 4, W / 4) map.
@@ -95,7 +97,7 @@ def spatial_weights_of(
     mean: Tensor,
     maximum: Tensor,
     neighbors: Tensor | None,
-    main_weight: Tensor,
+    main_weight: Filter,
     main_norm: Activation,
     neighbor_norm: Activation,
     act: Activation,
@@ -116,7 +118,7 @@ def spatial_weights_of(
     Returns:
         Spatial weights, (B, 1, H, W), in (0, 1).
     """
-    position = F.conv2d(torch.cat([mean, maximum], 1), main_weight, padding=int(main_weight.shape[-1]) // 2)
+    position = _convolve(F.conv2d, torch.cat([mean, maximum], 1), main_weight)
     if dropout is not None:
         position = dropout(position)
     logits = act(main_norm(position))
@@ -168,11 +170,19 @@ def scale(x: Tensor, weights: Tensor) -> Tensor:
     return x * weights.to(x.dtype)
 
 
-def _conv3x3_stride2_same(x: Tensor, weight: Tensor) -> Tensor:
+def _convolve(convolve: Callable[..., Tensor], x: Tensor, weight: Filter, bias: Tensor | None = None) -> Tensor:
+    """Convolve with zeros around, to the same size."""
+    if isinstance(weight, nn.Module):
+        return weight(x)
+    # torch.jit.trace gives sizes as tensors, which older conv1d refuse
+    return convolve(x, weight, bias, padding=int(weight.shape[-1]) // 2)
+
+
+def _conv3x3_stride2_same(x: Tensor, weight: Filter) -> Tensor:
     """Convolve with stride 2, padded as TensorFlow's SAME: an even side is padded at its end only."""
     height, width = x.shape[-2:]
     x = F.pad(x, (width % 2, 1, height % 2, 1))
-    return F.conv2d(x, weight, stride=2)
+    return weight(x) if isinstance(weight, nn.Module) else F.conv2d(x, weight, stride=2)
 
 
 def _upsample_nearest(x: Tensor, height: int, width: int) -> Tensor:
