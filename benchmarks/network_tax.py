@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 import csham
-from csham.cost.passes import orders, unchanged
+from csham.cost.passes import orders, without_gradients
 from csham.cost.result import Spread
 from csham.cost.task import Task
 from csham.ops import choose, use_kernels
+from csham.probing import unchanged
 from csham.provenance import versions
 from csham.training.machine import cpu_multiplies_bf16
 from record import append_rows, list_of
@@ -129,7 +130,7 @@ def measure(name: str, args: argparse.Namespace, kernels: str, device: torch.dev
         network = build(name, variant, size).to(device).to(memory_format=torch.channels_last)
         for kind in args.passes:
             task = Task(network, kind, way, images, fullgraph=True)
-            with unchanged(network):
+            with unchanged(network), without_gradients(network):
                 seconds = _seconds_of(task.warm_up, variant)
             print(f"  {name} {variant} {kind}: ready after {seconds:.0f} s", flush=True)
             tasks[variant, kind] = task

@@ -160,6 +160,51 @@ def test_finding_the_points_leaves_modes_statistics_and_random_numbers_alone():
     assert model.layer1[0].bn2.attached.training is True
 
 
+class Counts(nn.Module):
+    """Counts the calls of a block, and starts from the first map that it sees, as ActNorm does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.is_ready = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), False
+        self.mean = nn.Parameter(torch.zeros(8, 1, 1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        y = self.conv(x)
+        return self.act(y + x)
+
+
+class Begins(Counts):
+    def forward(self, x):
+        if not self.is_ready:
+            self.mean.data.copy_(x.mean((0, 2, 3))[:, None, None])
+            self.is_ready = True
+        return super().forward(x) - self.mean
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_networks_that_remember_what_they_saw_have_not_seen_anything(dry_run):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Counts(), Begins(), Counts())
+    before, x = copy.deepcopy(model), torch.randn(2, 3, 16, 16)
+    points = csham.attach(model, Same, dry_run=dry_run)
+    assert len(points) == 3
+    assert not any(block.calls or getattr(block, "is_ready", False) for block in model[1:])
+    assert model(x).equal(before(x))
+    assert [block.calls.item() for block in model[1:]] == [1, 1, 1]
+    with pytest.raises(ValueError, match="made a map of"):
+        csham.attach(before, lambda channels: nn.AvgPool2d(2))
+    assert [block.calls.item() for block in before[1:]] == [1, 1, 1]
+
+
+class Same(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x
+
+
 def test_follows_the_networks_type():
     model = small_resnet().to(torch.bfloat16).eval()
     csham.attach(model, strategy="transfer", gated=True)

@@ -195,13 +195,23 @@ def test_the_least_size_of_the_table_works_and_a_smaller_one_would_not(name, lea
             check_size(model, name, 3, 3, least - 1)
 
 
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
 def test_what_is_no_classifier():
     with pytest.raises(UserError, match=r"it is no classifier of 5 classes: it returns a tuple, not logits, \(B, 5\)"):
         check_size(Tuple(3, 5), "it", 5, 3, 32)
 
 
 def test_the_network_is_left_as_it_was():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Counting(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model[1].eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     check_size(model, "it", 4, 3, 32)

@@ -1,8 +1,10 @@
 """csham.cost: what comes out, in which order things are timed, and what becomes of failures."""
 
+import json
 import math
-import types
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -68,9 +70,9 @@ def test_one_network():
 
 
 def test_the_package_and_the_function_are_one():
-    assert isinstance(csham.cost, types.ModuleType | types.FunctionType)
     import csham.cost as room
 
+    assert csham.cost is room
     assert callable(room)
     assert room.cost.__name__ == "cost"
     with pytest.raises(UserError, match="one of the two"):
@@ -202,6 +204,43 @@ def test_networks_are_left_as_they_were():
     assert all(value.equal(state[name]) for name, value in network.state_dict().items())
 
 
+class Observed(nn.Conv2d):
+    """Merges what it learned in evaluation, counts its calls, and keeps the range of each channel, of no size before.
+
+    So do layers of loralib and observers of quantization.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.merged, self.calls = False, 0
+        self.register_buffer("range", torch.empty(0))
+        self.register_buffer("last", torch.zeros(()))
+
+    def train(self, mode=True):
+        if self.merged == mode:
+            self.weight.data += (-1) ** mode / 3
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        self.calls += 1
+        self.range.resize_(x.shape[1]).copy_(x.detach().amax((0, 2, 3)))
+        self.last.fill_(1)
+        return super().forward(x)
+
+
+def test_networks_that_remember_what_they_saw_are_left_as_they_were():
+    network = nn.Sequential(Observed(3, 4, 3), nn.Flatten()).train()
+    conv, weight = network[0], network[0].weight.detach().clone()
+    conv.weight.grad = torch.ones_like(conv.weight)
+    for measure in (lambda: csham.cost(network, **SMALL), lambda: csham.cost.count_flops(network, (3, 8, 8))):
+        measure()
+        assert (network.training, conv.training, conv.merged, conv.calls) == (True, True, False, 0)
+        assert (conv.range.shape, conv.last) == ((0,), 0)
+        assert conv.weight.equal(weight)
+        assert conv.weight.grad.equal(torch.ones_like(weight))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_is_measured_in_its_own_type(dtype):
     network = CifarResNet(8).to(dtype)
@@ -242,6 +281,12 @@ def test_nothing_is_measured_on_the_meta_device(given):
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(UserError, match=message):
         csham.cost(CifarResNet(8), **{**SMALL, **settings})
+
+
+def test_whole_numbers_may_be_numpys():
+    one = np.int64(1)
+    settings = Settings(input_size=(3, 8 * one, 8), batch_sizes=(one,), rounds=one, seed=one)
+    assert json.loads(json.dumps(asdict(settings)))["input_size"] == [3, 8, 8]
 
 
 def test_no_networks():

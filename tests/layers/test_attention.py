@@ -162,6 +162,36 @@ def test_weights_of_a_subclass_are_used_whether_anybody_looks_or_not(kind):
     stop()
 
 
+# A hook on BAM's is not called: its statistics would be taken twice.
+@pytest.mark.parametrize(("whole", "hooked"), [("csham", False), ("csham", True), ("cbam", True), ("bam", False)])
+def test_a_forward_over_a_channel_part_is_what_a_lender_runs(whole, hooked):
+    part = csham.create_attention(whole, 16).channel.eval()
+    x, shortcut = torch.randn(2, 16, 6, 5), torch.randn(2, 16, 6, 5)
+    expected, weights = part(x) / 2, part.weights(x)
+    if hooked:
+        part.register_forward_hook(lambda part, args, y: y / 2)
+    else:
+        kind = type(part)
+        part.__class__ = type("Halved", (kind,), {"forward": lambda self, x: super(type(self), self).forward(x) / 2})
+    told = []
+    stop = record_weights(part, lambda kind, weights: told.append(weights))
+    y, lent = apply_and_lend(part, x, shortcut)
+    stop()
+    torch.testing.assert_close(y, (expected + shortcut).relu())
+    torch.testing.assert_close(lent, weights)
+    assert len(told) == 1
+    torch.testing.assert_close(apply_and_lend(part, x)[0], expected)
+
+
+def test_a_lender_of_none_of_cshams_classes_computes_its_weights_once():
+    layer, calls = Channels(8), []
+    layer.weights = lambda x: calls.append(x) or Channels.weights(layer, x)
+    x = torch.randn(2, 8, 6, 5)
+    y, weights = apply_and_lend(layer, x)
+    torch.testing.assert_close(y, x * weights[:, :, None, None])
+    assert len(calls) == 1
+
+
 def test_parts_of_a_subclass_are_called_in_their_place():
     x = torch.randn(2, 8, 6, 5)
     for whole in (csham.CSHAM(8).eval(), CBAM(8).eval()):

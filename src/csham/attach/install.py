@@ -31,7 +31,7 @@ from csham.layers.names import AttentionName, check_opens
 from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
 from csham.own_code import described
-from csham.probing import blank_image, evaluating, is_compiled, likeness
+from csham.probing import blank_image, evaluating, is_compiled, likeness, unchanged
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
@@ -331,7 +331,7 @@ def _fuse(model: nn.Module, epilogues: dict[str, Epilogue], sides: Sequence[int]
     for name, epilogue in epilogues.items():
         fuse_block(model.get_submodule(name), epilogue)
     try:
-        with evaluating(model), use_kernels("reference"):
+        with unchanged(model), evaluating(model), use_kernels("reference"):
             model(blank_image(model, sides))
     except Exception:  # to fuse is to compute the same in less time, and no reason to fail
         for name in epilogues:
@@ -353,7 +353,7 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
     failures = []
     for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
         try:
-            with evaluating(model), use_kernels("reference"):
+            with unchanged(model), evaluating(model), use_kernels("reference"):
                 strange = _running_out_of_turn(model, built, sides)
         except _WrongOutputError:
             raise

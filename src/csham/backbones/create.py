@@ -27,7 +27,7 @@ from csham.backbones.weights import NewWeightsWarning, load_weights_file
 from csham.errors import UserError
 from csham.layers.own import Attention, find_attention
 from csham.own_code import described, kind_of
-from csham.probing import blank_image, evaluating
+from csham.probing import blank_image, evaluating, unchanged
 
 __all__ = ["check_size", "create_model"]
 
@@ -275,7 +275,7 @@ def _change(model: nn.Module, entry: BackboneName | None, *, small: bool) -> tup
 def _output(model: nn.Module, in_chans: int, image_size: int) -> tuple[Any, str | None]:
     """Return what a network makes of a blank image, and what goes wrong, if anything does."""
     try:
-        with evaluating(model):
+        with unchanged(model), evaluating(model):
             return model(blank_image(model, (in_chans, image_size, image_size))), None
     except Exception as err:
         return None, shorten(str(err) or type(err).__name__, 120, placeholder=" ...").rstrip(".")

@@ -61,15 +61,15 @@ def _cifar_resnet(depth: int, params: int, published: str) -> BackboneName:
     )
 
 
-def _wide_resnet(depth: int, width: int, params: int, published: str, note: str = "") -> BackboneName:
+def _wide_resnet(depth: int, width: int, params: int, published: str) -> BackboneName:
     summary = f"wide ResNet for 32 pixels, {16 * width} to {64 * width} channels"
     return BackboneName(
-        f"wrn{depth}_{width}", summary, _ZAGORUYKO, params, published, note, library="csham", depth=depth, width=width
+        f"wrn{depth}_{width}", summary, _ZAGORUYKO, params, published, library="csham", depth=depth, width=width
     )
 
 
-def _vgg(depth: int, params: int, published: str, note: str = "") -> BackboneName:
-    return BackboneName(f"vgg{depth}_bn", "VGG with batch norm", _SIMONYAN, params, published, note, min_size=32)
+def _vgg(depth: int, params: int, published: str) -> BackboneName:
+    return BackboneName(f"vgg{depth}_bn", "VGG with batch norm", _SIMONYAN, params, published, min_size=32)
 
 
 def _densenet(depth: int, params: int, published: str = "", note: str = "") -> BackboneName:

@@ -161,7 +161,7 @@ class NetworkSpec(Settings):
 
     @property
     def codes(self) -> dict[str, Code]:
-        """Where those of ``"attention"`` and ``"backbone"`` come from that are the user's own, as far as is known."""
+        """Origins of those of ``"attention"`` and ``"backbone"`` that are the user's own, as far as is known."""
         found = {"attention": code_of(self.attention), "backbone": backbone_code_of(self.backbone)}
         return {kind: code for kind, code in found.items() if code is not None}
 

@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from operator import index
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from csham.cost.flops import count_flops
-from csham.cost.passes import PRECISIONS, in_its_place, orders, unchanged
+from csham.cost.passes import PRECISIONS, in_its_place, orders, without_gradients
 from csham.cost.result import Cost, Spread
 from csham.cost.task import Entry, Task, Way, reason
 from csham.errors import UserError, unknown_name
 from csham.memory import retain_memory
 from csham.ops import choose
-from csham.probing import likeness
+from csham.probing import likeness, unchanged
 
 __all__ = ["Comparison", "Progress", "Settings", "cost"]
 
@@ -61,6 +62,8 @@ class Settings:
         for precision in self.precisions:
             if precision not in PRECISIONS:
                 raise unknown_name("precision", precision, PRECISIONS)
+        for name in ("input_size", "batch_sizes", "rounds", "seed"):
+            object.__setattr__(self, name, _as_ints(getattr(self, name)))
         numbers = {
             "input_size": self.input_size,
             "batch_sizes": self.batch_sizes or (1,),
@@ -76,7 +79,7 @@ class Settings:
         if not 0 <= self.seconds < math.inf:
             raise UserError(f"cost: seconds must be a number of 0 or more, got {self.seconds}.")
         if not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
-            raise UserError(f"cost: seed must be a whole number from 0 to below 2**63, got {self.seed}.")
+            raise UserError(f"cost: seed must be a whole number from 0 to below 2**63, got {self.seed!r}.")
 
 
 def cost(
@@ -244,6 +247,7 @@ class Comparison:
         if self._channels_last():
             network = network.to(memory_format=torch.channels_last)
         stack.enter_context(unchanged(network))
+        stack.enter_context(without_gradients(network))
         entry.params = sum(p.numel() for p in network.parameters())
         entry.flops = count_flops(network, self.settings.input_size)
         return network
@@ -350,6 +354,16 @@ def _device_of(networks: Mapping[str, nn.Module | Callable[[], nn.Module]]) -> t
     tensors = (p for network in networks.values() if isinstance(network, nn.Module) for p in network.parameters())
     weight = next(tensors, None)
     return torch.device("cpu") if weight is None else weight.device
+
+
+def _as_ints(given: Any) -> Any:
+    """Return whole numbers of any type, NumPy's too, as Python's, and anything else as it is."""
+    if isinstance(given, tuple):
+        return tuple(map(_as_ints, given))
+    try:
+        return index(given)
+    except TypeError:
+        return given
 
 
 def _input_size(image_size: int | None, input_size: tuple[int, int, int] | None) -> tuple[int, int, int]:

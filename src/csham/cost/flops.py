@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
-from csham.cost.passes import unchanged
 from csham.ops import use_kernels
-from csham.probing import blank_image
+from csham.probing import blank_image, evaluating, unchanged
 
 __all__ = ["Flops", "count_flops"]
 
@@ -56,12 +55,10 @@ def count_flops(network: nn.Module, input_size: Sequence[int]) -> Flops:
         input_size: (C, H, W).
     """
     image = blank_image(network, input_size)
+    rest, products = _Elementwise(), FlopCounterMode(display=False, custom_mapping=_MORE_PRODUCTS)
     # By the reference, because a mode does not see what a kernel computes.
-    with unchanged(network), torch.no_grad(), use_kernels("reference"), _transformers_in_parts():
-        network.eval()
-        # The mode entered last is asked first: torch's takes composite operators apart, ours sees what they consist of.
-        with _Elementwise() as rest, FlopCounterMode(display=False, custom_mapping=_MORE_PRODUCTS) as products:
-            network(image)
+    with unchanged(network), evaluating(network), use_kernels("reference"), _transformers_in_parts(), rest, products:
+        network(image)  # what was entered last is asked first: torch's mode takes operators apart, ours sees the parts
     matmul = int(products.get_total_flops())
     return Flops(matmul + rest.flops, matmul, tuple(sorted(rest.uncounted)))
 

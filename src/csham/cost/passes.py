@@ -34,7 +34,7 @@ __all__ = [
     "seconds_per_call",
     "static_bytes",
     "training",
-    "unchanged",
+    "without_gradients",
 ]
 
 Forward = Callable[[Tensor], Tensor]
@@ -135,21 +135,14 @@ def training(network: nn.Module, forward: Forward, images: Tensor) -> Iterator[P
 
 
 @contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
-    """Put modes, buffers and gradients back into the state they had."""
-    modes = [(module, module.training) for module in network.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+def without_gradients(network: nn.Module) -> Iterator[None]:
+    """Take the gradients of a network away, and put them back afterwards."""
     gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from csham.attach.install import attached_modules
 from csham.errors import UserError
 from csham.own_code import described, kind_of
-from csham.probing import blank_image, eagerly, evaluating, likeness
+from csham.probing import blank_image, eagerly, evaluating, likeness, unchanged
 from csham.training.network import NetworkInfo
 
 __all__ = ["ModuleFacts", "info_of"]
@@ -86,7 +86,7 @@ def _image_size(kind: str, size: Any) -> int:
 def _count_classes(network: nn.Module, kind: str, side: int) -> int:
     """Run a network once, and refuse what is no row of logits."""
     try:
-        with evaluating(network), eagerly():
+        with unchanged(network), evaluating(network), eagerly():
             logits = network(blank_image(network, (3, side, side)))
     except Exception as err:  # whatever a third-party network fails with
         raise UserError(f"{kind} could not be run on an image of {side} pixels: {described(err)}.") from err

@@ -233,7 +233,7 @@ class SpatialAttention(_Attention):
         return {**super().get_config(), "dropout": self.dropout}
 
     def _surroundings(self, x: Any, training: bool | None) -> Any:
-        """What the neighbourhood says of each position, (B, H, W); 0 where a side of one pixel leaves none to pool."""
+        """The neighbour term of each position, (B, H, W); 0 where a side of one pixel leaves none to pool."""
         sizes = ops.shape(x)
         height, width = (sizes[axis] for axis in (1, 2, 3) if axis != self.channel_axis)
 

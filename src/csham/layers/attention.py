@@ -239,9 +239,17 @@ def apply(
 def apply_and_lend(
     layer: Any, x: Tensor, shortcut: Tensor | None = None, source: ops.Source | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scale the channels of ``x`` by a channel part, and return its weights too; see :class:`ChannelStep`."""
-    if isinstance(layer, ChannelStep) and not has_hooks(layer):
+    """Scale the channels of ``x`` by a channel part, and return its weights too; see :class:`ChannelStep`.
+
+    One of csham's with hooks or a ``forward`` put over it is called. Of any other the weights alone are asked for, so
+    that they are computed once.
+    """
+    if _attends(layer, ChannelStep):
         return layer.attend_and_lend(x, shortcut, source=source)
+    kind = type(layer)
+    if issubclass(kind, ChannelStep) or (issubclass(kind, Gate) and _has_another_forward(kind)):
+        # Those lent are not told to who records: the call has told what it used.
+        return ops.finish(layer(x), shortcut), kind.weights(layer, x)
     weights = layer.weights(x)
     return ops.finish(ops.scale(x, weights), shortcut), weights
 
@@ -296,8 +304,13 @@ def _agrees(kind: type, method: str, *at_once: str) -> bool:
     return _agreement(kind, method, at_once)
 
 
+def _has_another_forward(kind: type[Gate]) -> bool:
+    return as_written(kind.forward) is not as_written(Gate.forward)
+
+
 # As in csham.ops.choice: torch.compile need not read the classes.
 _agrees._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_has_another_forward._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -42,7 +42,7 @@ def test_stages_choose_among_points_and_keep_their_numbers():
     assert found(stages=-1) == ["layer3.0.bn2", "layer3.1.bn2"]
     assert found(stages=(0, -1), position="stage") == ["layer1.1", "layer3.1"]
     assert found(stages=range(2), points="layer?") == ["layer1", "layer2"]
-    assert found(stages=np.int64(2)) == found(stages=[-1])
+    assert found(stages=np.int64(2)) == found(stages=np.array(2)) == found(stages=[-1])
     points = csham.attach(small(), dry_run=True, stages=[2])
     assert {point.stage for point in points} == {2}
 
@@ -64,6 +64,7 @@ def test_stages_choose_among_points_and_keep_their_numbers():
         ({"stages": 1.0}, "stages=1.0 must be numbers of stages"),
         ({"stages": [-4]}, "must be numbers of stages"),
         ({"stages": [True]}, "must be numbers of stages"),
+        ({"stages": np.array(1.5)}, "must be numbers of stages"),
         ({"stages": []}, "must be numbers of stages"),
         ({"stages": ["layer1"]}, "must be numbers of stages"),
         ({"input_size": 224}, "input_size must be (C, H, W), whole numbers from 1 on, got 224"),
@@ -198,3 +199,37 @@ def test_a_module_that_gives_its_parameter_alone_is_no_map_and_no_hindrance():
 
     points = csham.attach(Shifted(), dry_run=True)
     assert [point.name for point in points] == [f"network.{name}" for name in found()]
+
+
+class Adds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+class SideBySide(nn.Module):
+    """Two encoders whose maps are pooled, or put out, one by one."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.one, self.other = (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), Adds(), Adds()) for _ in range(2))
+        self.head = nn.Linear(16, 2)
+        self.end = end
+
+    def forward(self, x):
+        ways = [way(x) for way in (self.one, self.other)]
+        return dict(enumerate(ways)) if self.end == "maps" else self.head(torch.cat([w.mean((2, 3)) for w in ways], 1))
+
+
+@pytest.mark.parametrize("position", ["stage", "last"])
+def test_ways_beside_one_another_are_named_where_a_position_follows_one(position):
+    with pytest.warns(UserWarning, match="2 of the 4 blocks of SideBySide, .* lead to other outputs"):
+        points = csham.attach(SideBySide("maps"), "se", position=position, dry_run=True)
+    assert all(point.name.startswith("other") for point in points)
+    with pytest.raises(
+        ValueError, match=r"several ways run beside one another .*position='post' \(4 points\), or name"
+    ):
+        csham.attach(SideBySide("logits"), "se", position=position, dry_run=True)

@@ -327,6 +327,40 @@ def test_activation_checkpointing_of_blocks_that_are_called_by_keyword():
     assert_same(gradients(model, x, Keywords(model)), gradients(model, x))
 
 
+@pytest.mark.parametrize("holder", [lambda x: (x, None), lambda x: [x], lambda x: {"maps": [(x,)]}])
+def test_activation_checkpointing_of_blocks_that_take_more_than_a_map(holder):
+    def first(held):
+        while not isinstance(held, torch.Tensor):
+            held = next(iter(held.values() if isinstance(held, dict) else held))
+        return held
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, held):
+            x = first(held)
+            return holder(x + self.conv(x.relu()))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 4, 1), nn.Sequential(Block(), Block(), Block(), Block())
+
+        def forward(self, x, checkpointed=False):
+            held = holder(self.stem(x))
+            for block in self.blocks:
+                held = checkpoint(block, held, use_reentrant=False) if checkpointed else block(held)
+            return first(held).mean((2, 3))
+
+    model = Network()
+    points = csham.attach(model, "csham", strategy="transfer", input_size=(3, 16, 16))
+    assert [point.part for point in points] == ["channel", "spatial"] * 2
+    x = torch.randn(2, 3, 16, 16)
+    assert_same(gradients(model, x, lambda x: model(x, checkpointed=True)), gradients(model, x))
+
+
 def test_without_gradients_nothing_is_kept_either():
     model = network().eval()
     with torch.no_grad():

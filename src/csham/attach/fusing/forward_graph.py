@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
+from csham.probing import unchanged
+
 __all__ = ["ForwardGraph", "Setting", "forward_graph"]
 
 # A path below the module, an attribute of what is there, and its value.
@@ -57,13 +59,17 @@ def forward_graph(module: nn.Module, opened: Sequence[str], *, training: bool) -
         parent, _, name = path.rpartition(".")
         twins[path] = twins[parent]._modules[name] = _twin(module.get_submodule(path), path, reads)
     before = [dict(vars(twin)) for twin in twins.values()]
+    versions = _versions(module)
     reads.clear()
     try:
-        with _in_mode([*module.modules(), *twins.values()], training), _without_randomness():
+        with unchanged(module), _in_mode([*module.modules(), *twins.values()], training), _without_randomness():
             graph = _Tracer(twins.values()).trace(twins[""])
+            written = _versions(module) != versions
     except Exception:  # whatever third-party code does with a stand-in for a tensor
         return None
     settings = tuple((path, name, value) for (path, name), value in reads.items())
+    if written:  # done while tracing, such as to count calls, and in no graph
+        return None
     if not all(isinstance(value, _CONSTANTS) for *_, value in settings):
         return None
     if not all(_same(old, vars(twin)) for old, twin in zip(before, twins.values(), strict=True)):
@@ -86,6 +92,10 @@ def _twin(module: nn.Module, path: str, reads: dict[tuple[str, str], Any]) -> nn
     attributes = {k: v.copy() if isinstance(v, (dict, list, set)) else v for k, v in vars(module).items()}
     object.__getattribute__(twin, "__dict__").update(attributes)
     return twin
+
+
+def _versions(module: nn.Module) -> list[int]:
+    return [tensor._version for tensor in [*module.parameters(), *module.buffers()]]
 
 
 def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:

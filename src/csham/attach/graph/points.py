@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from torch import nn
 
@@ -37,6 +37,8 @@ _FINDERS: dict[str, Callable[[Trace], Ends]] = {
     "last": last_map,
 }
 
+# Those that look at the way from the images to the output computed last.
+_ON_THE_WAY = ("stage", "last")
 
 # From so many convolutions on it is a surprise that there is a single point; and how many modules are then named.
 _MANY_LAYERS, _EXAMPLES = 4, 6
@@ -85,13 +87,24 @@ def in_stages(points: Sequence[Point], stages: Iterable[int] | int | None) -> li
     if stages is None:
         return list(points)
     count = points[-1].stage + 1
-    wanted: list[Any] = list(stages) if isinstance(stages, Iterable) else [stages]
-    whole = all(isinstance(s, SupportsIndex) and not isinstance(s, bool) for s in wanted)
-    if not (wanted and whole and all(-count <= index(s) < count for s in wanted)):
+    given: Any = stages
+    try:
+        wanted = list(given)
+    except TypeError:  # a number, or an array of one without axes
+        wanted = [given]
+    if not (wanted and all(_is_whole(s) and -count <= index(s) < count for s in wanted)):
         raise UserError(
             f"attach: stages={stages!r} must be numbers of stages, from 0 to {count - 1} here: {_describe(points)}."
         )
     return [point for point in points if point.stage in {index(s) % count for s in wanted}]
+
+
+def _is_whole(number: Any) -> bool:
+    try:
+        index(number)
+    except TypeError:
+        return False
+    return not isinstance(number, bool)
 
 
 def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
@@ -101,8 +114,9 @@ def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
         raise UserError(f"attach: {other}")
     names, lost = _FINDERS[position](trace)
     if not names:
-        raise UserError(_no_points(kind, position, lost))
-    for doubt in (_lost(kind, names, lost), _mostly_tokens(kind, trace), _only_one(kind, trace, position, names)):
+        raise UserError(_no_points(kind, trace, position, lost))
+    doubts = (_lost(kind, names, lost), _mostly_tokens(kind, trace), _only_one(kind, trace, position, names))
+    for doubt in (*doubts, _left_aside(kind, trace, position)):
         if doubt:
             warnings.warn(f"attach: {doubt}", stacklevel=4)
     return names
@@ -141,7 +155,22 @@ def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
     return f"found only one point in {kind}, {names[0]}. {' '.join(choices)}" if choices else ""
 
 
-def _no_points(kind: str, position: str, lost: list[str]) -> str:
+def _left_aside(kind: str, trace: Trace, position: str) -> str:
+    """Say which blocks a position leaves out because they lead to another output than the one it looks at."""
+    if position not in _ON_THE_WAY:
+        return ""
+    blocks = block_ends(trace)[0]
+    aside = [name for name in blocks if (trace.outputs_of(name)[-1] or 0) not in trace.above_output]
+    if not aside:
+        return ""
+    return (
+        f"{len(aside)} of the {len(blocks)} blocks of {kind}, such as {aside[-1]}, lead to other outputs than the one "
+        f"that is computed last, and position={position!r} follows the way to that one alone. Use position='post', or "
+        "name modules with points=."
+    )
+
+
+def _no_points(kind: str, trace: Trace, position: str, lost: list[str]) -> str:
     if lost:
         inside = ", ".join(dict.fromkeys(name or kind for name in lost))
         return (
@@ -152,6 +181,14 @@ def _no_points(kind: str, position: str, lost: list[str]) -> str:
         return (
             f"attach: found no residual branches in {kind}: nothing adds a feature map to what was computed from it. "
             "Use position='post' (end of every block), 'stage', 'last', or name modules with points=."
+        )
+    modules = map_modules(trace, range(len(trace.values)))
+    if modules and not any(trace.values[number].is_map for number in trace.trunk()[1:]):
+        blocks = len(block_ends(trace)[0])
+        other = f"Use position='post' ({blocks} points), or name" if blocks else "Name"
+        return (
+            f"attach: several ways run beside one another through {kind}, and position={position!r} looks at feature "
+            f"maps that everything flows through. {other} modules with points=, such as {', '.join(modules)}."
         )
     return f"attach: found no feature maps (B, C, H, W) in {kind} for position={position!r}. Name modules with points=."
 

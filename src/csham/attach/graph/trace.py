@@ -19,7 +19,7 @@ from csham.attach.graph.kinds import other_maps
 from csham.attach.graph.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
-from csham.probing import blank_image, evaluating
+from csham.probing import blank_image, evaluating, unchanged
 
 __all__ = ["CONTAINERS", "trace"]
 
@@ -53,7 +53,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
         raise UserError(f"{type(model).__name__} is scripted, and cannot be looked into. Give what it was made of.")
     failures = []
     # Attention that is in the network already: seen as plain operations, and without building kernels.
-    with evaluating(model), use_kernels("reference"):
+    with unchanged(model), evaluating(model), use_kernels("reference"):
         for size in _sizes(model, input_size):
             try:
                 run = _record(model, blank_image(model, size))

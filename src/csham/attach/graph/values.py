@@ -155,6 +155,15 @@ class Trace:
             chain.append(self._flow[0][chain[-1]])
         return chain[::-1]
 
+    @cached_property
+    def above_output(self) -> frozenset[int]:
+        """The output, and every value that it was computed from."""
+        above = {self.output}
+        for index in range(self.output or 0, 0, -1):
+            if index in above:
+                above.update(self.values[index].parents)
+        return frozenset(index for index in above if index is not None)
+
     @property
     def skips(self) -> frozenset[int]:
         """Joins of what went through smaller maps with what a skip connection led past them."""

@@ -180,4 +180,9 @@ def _may_be_run_again() -> bool:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in (values if isinstance(values, tuple) else (values,)) if isinstance(value, Tensor)]
+    """List the tensors in tuples, lists and dictionaries; torch.compile follows this."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = tuple(values.values())
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (tuple, list)) else []

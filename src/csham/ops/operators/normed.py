@@ -17,7 +17,7 @@ __all__ = ["Source", "source_of"]
 
 
 class Source(NamedTuple):
-    """What operators read for a map.
+    """A map as operators read it.
 
     Attributes:
         x: The map, (B, C, H, W), or a norm's input, whose gradient goes to the norm's output.

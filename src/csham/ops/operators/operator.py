@@ -1,4 +1,4 @@
-"""What all operators have in common: how they are defined, called and differentiated, and their list."""
+"""The class of all operators, how they are defined, called and differentiated, and their list."""
 
 from __future__ import annotations
 
