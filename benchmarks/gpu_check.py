@@ -199,6 +199,7 @@ def modules(args: argparse.Namespace) -> Iterator[str]:
         times = timed(args, "modules", what, [("copy", copy), *module_steps(args, number, OPS)])
         for variant, milliseconds in times.items():
             note(args, "modules", what, variant, milliseconds=milliseconds, ratio=milliseconds / times["copy"])
+        let_go(args)
 
 
 def module_steps(args: argparse.Namespace, number: int, ops: Sequence[str]) -> Iterator[tuple[str, Step]]:
@@ -210,7 +211,7 @@ def module_steps(args: argparse.Namespace, number: int, ops: Sequence[str]) -> I
         ours = one.op.startswith("csham") and one.implementation == kernels
         if not ours and not (one.implementation == "timm" and (one.compiled or args.tiny)):
             continue
-        module: Any = torch.compile(one.module, fullgraph=True) if one.compiled else one.module
+        module: Any = torch.compile(one.module, dynamic=False, fullgraph=True) if one.compiled else one.module
         x = map_of(args, shape, layout).requires_grad_()
         grad = torch.randn_like(x)
         leaves = [x, *module.parameters()]
@@ -238,10 +239,15 @@ def networks(args: argparse.Namespace) -> Iterator[str]:
                 plain = milliseconds if variant == "none" else plain
                 ratio = {} if plain is None else {"ratio": milliseconds / plain}
                 note(args, "networks", what, variant, milliseconds=milliseconds, **ratio)
-            torch.compiler.reset()
-            gc.collect()
-            if args.device == "cuda":
-                torch.cuda.empty_cache()
+            let_go(args)
+
+
+def let_go(args: argparse.Namespace) -> None:
+    """Forget what was compiled, so that what comes next is compiled as in a process of its own, and free memory."""
+    torch.compiler.reset()
+    gc.collect()
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def network_steps(args: argparse.Namespace, number: int, variants: Sequence[str]) -> Iterator[tuple[str, Step]]:
@@ -259,7 +265,7 @@ def network_steps(args: argparse.Namespace, number: int, variants: Sequence[str]
 
 def training_step(args: argparse.Namespace, network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Step:
     """Return a function that trains one step, and reads nothing back."""
-    model: Any = network if args.tiny else torch.compile(network, fullgraph=True)
+    model: Any = network if args.tiny else torch.compile(network, dynamic=False, fullgraph=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
     def step() -> None:

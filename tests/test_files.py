@@ -17,6 +17,7 @@ import pytest
 from csham.files import (
     SEAL,
     SUMS,
+    cache_root,
     has_right_seal,
     has_right_sum,
     new_file,
@@ -519,3 +520,23 @@ def test_a_file_without_a_sum_in_it_is_from_before(tmp_path, content):
 def test_json_that_is_none_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text)
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user of whom the system knows no home folder, as a container may have."""
+    pwd = pytest.importorskip("pwd", reason="Windows takes the home folder from the environment alone")
+
+    def nobody(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "CSHAM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+
+
+def test_without_a_home_folder_the_cache_has_to_be_named(homeless, tmp_path, monkeypatch):
+    with pytest.raises(OSError, match=r"CSHAM_CACHE=DIR in the environment: '~/.cache'"):
+        cache_root()
+    monkeypatch.setenv("CSHAM_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path

@@ -77,13 +77,22 @@ _written_sums: dict[Path, str] = {}
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
-    """The folder for everything cached: the one given, or ``$CSHAM_CACHE``, or the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    if chosen := os.environ.get("CSHAM_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "csham"
+    """The folder for everything cached: the one given, or ``$CSHAM_CACHE``, or the user's cache folder.
+
+    Raises:
+        OSError: It is in a home folder, and there is none, as in a container with a user of its own.
+    """
+    if chosen := cache_dir or os.environ.get("CSHAM_CACHE"):
+        return _absolute(chosen)
+    return _absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "csham"
+
+
+def _absolute(folder: Path | str) -> Path:
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as err:
+        what = "there is no such home folder. Keep the cache in another: CSHAM_CACHE=DIR in the environment"
+        raise FileNotFoundError(errno.ENOENT, what, str(folder)) from err
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -248,8 +248,15 @@ def _check_rules(name: str, value: Any, rules: Iterable[Any]) -> None:
             raise _wrong(name, value, rule.expected)
 
 
-def _checked_type(name: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` as the type of the field, or refuse it; a number as text is refused too."""
+def _checked_type(name: str, value: Any, hint: Any, other: str = "") -> Any:
+    """Return ``value`` as the type of the field, or refuse it; a number as text is refused too.
+
+    Args:
+        name: Of the field.
+        value: Given for it.
+        hint: The type.
+        other: Says what else may be given.
+    """
     kind = typing.get_origin(hint)
     if kind in (tuple, list):
         item_type = typing.get_args(hint)[0]
@@ -264,11 +271,11 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
         except OverflowError:  # a whole number beyond all floats
             number = math.inf
         if not math.isfinite(number):
-            raise _wrong(name, value, "a finite number")
+            raise _wrong(name, value, f"a finite number{other}")
         return number
     if type(value) is hint:
         return value
-    raise _wrong(name, value, _TYPE_NAMES[hint])
+    raise _wrong(name, value, f"{_TYPE_NAMES[hint]}{other}")
 
 
 def _checked_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:
@@ -282,10 +289,7 @@ def _checked_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:
     first = next((option for option in options if option in _TYPE_NAMES), None)
     if first is None:
         raise _wrong(name, value, "a list or empty")
-    other = "'auto'" if Auto in options else "empty"
-    if type(value) is not first:
-        raise _wrong(name, value, f"{_TYPE_NAMES[first]} or {other}")
-    return value
+    return _checked_type(name, value, first, " or 'auto'" if Auto in options else " or empty")
 
 
 _TYPE_NAMES: dict[Any, str] = {

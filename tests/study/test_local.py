@@ -263,18 +263,56 @@ def test_shards_share_out_every_cell(make_study):
     assert sum(map(len, parts)) == 10
 
 
-def test_gpus_are_given_out_one_to_a_job(monkeypatch):
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    """Function that returns the GPUs of a machine whose driver lists two, of which torch sees as many as it is told."""
     from csham.study.engines import local
 
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
-    assert local._gpus({}) == ["2", "GPU-abc"]
-    assert local._gpus({"device": "cuda"}) == ["2", "GPU-abc"]
-    assert local._gpus({"device": "cpu"}) == local._gpus({"device": "cuda:1"}) == []
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(local.shutil, "which", lambda name: name)
-    listed = subprocess.CompletedProcess([], 0, "GPU 0: NVIDIA A (UUID: x)\n  MIG 1g\nGPU 1: NVIDIA A (UUID: y)\n")
-    monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: listed)
-    assert local._gpus({}) == ["0", "1"]
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(
+        "#!/bin/sh\necho 'GPU 0: NVIDIA A (UUID: x)'\necho '  MIG 1g'\necho 'GPU 1: NVIDIA A (UUID: y)'\n"
+    )
+    driver.chmod(0o755)
+    (tmp_path / "torch.py").write_text(
+        "import os\n"
+        "class cuda:\n"
+        "    is_available = staticmethod(lambda: bool(int(os.environ['SEEN'])))\n"
+        "    device_count = staticmethod(lambda: int(os.environ['SEEN']))\n"
+    )
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def seen(visible, number, device="auto"):
+        monkeypatch.setenv("SEEN", str(number))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return local._gpus({"device": device})
+
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen", "expected"),
+    [
+        ("2,GPU-abc", 2, ["2", "GPU-abc"]),
+        ("0,-1,1", 9, ["0"]),  # CUDA stops at the first that is none
+        ("0,,1", 9, ["0"]),
+        ("-1", 9, []),
+        ("", 9, []),
+        ("0,7", 1, ["0"]),
+        ("0", 0, []),
+        (None, 2, ["0", "1"]),
+        (None, 0, []),
+    ],
+)
+def test_gpus_that_torch_sees_are_given_out_one_to_a_job(gpus, visible, seen, expected):
+    assert gpus(visible, seen) == expected
+
+
+def test_gpus_are_not_given_out_where_a_device_was_named(gpus):
+    assert gpus("0,1", 2, device="cuda") == ["0", "1"]
+    assert gpus("0,1", 2, device="cpu") == gpus("0,1", 2, device="cuda:1") == []
 
 
 @pytest.mark.long

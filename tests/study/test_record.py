@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csham.study.record import Line, is_number, read_line, written_line
+from csham.study.record import Line, describe_error, is_number, read_line, written_line
 
 COMMITTED = Path(__file__).parents[2] / "results/cifar100-resnet20/records.jsonl"
 
@@ -145,3 +145,12 @@ def test_a_number_beyond_all_floats_is_none(old, name):
 )
 def test_anything_else_is_no_record(line):
     assert read_line(line) == Line(None, fault="is not a record", torn=True)
+
+
+def test_an_error_leaves_the_home_folder_out_where_there_is_one(make_study, monkeypatch):
+    error, study = ValueError("/somewhere/me/x is no image"), make_study()
+    monkeypatch.setenv("HOME", "/somewhere/me")
+    assert describe_error(error, study)["message"] == "~/x is no image"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # a user that the system does not know
+    assert describe_error(error, study)["message"] == str(error)

@@ -160,6 +160,22 @@ def test_what_torch_has_one_of_is_each_cells_own():
         assert [one for one in seen if one[0] == seed] == expected
 
 
+@pytest.mark.parametrize(("name", "which"), [("cuda:1", ("cuda:1",)), ("cuda", ("cuda",)), ("mps", ())])
+def test_of_several_gpus_only_the_one_that_was_named_is_touched(monkeypatch, name, which):
+    touched = []
+
+    class Module:
+        synchronize = staticmethod(lambda *given: touched.append(given))
+        get_rng_state = staticmethod(lambda *given: touched.append(given))
+        set_rng_state = staticmethod(lambda state, *given: touched.append(given))
+
+    monkeypatch.setattr(torch, "get_device_module", {name.partition(":")[0]: Module}.get)
+    device = _Device(name)
+    device.synchronize()
+    device.put_back(device.state())
+    assert touched == [which] * 3
+
+
 def test_a_cell_that_finds_no_memory_is_tried_with_fewer_and_has_failed_alone(make_store):
     def out_of_memory():
         raise torch.OutOfMemoryError("CUDA out of memory.")

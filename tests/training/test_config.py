@@ -122,6 +122,8 @@ def test_its_file_can_be_read_by_people():
         ({"optimizer": "adam"}, "unknown optimizer 'adam'. Did you mean 'adamw'"),
         ({"ema": 1.0}, "--ema must be between 0 and 1, got 1.0"),
         ({"backbone_lr": 0.0}, "--backbone-lr must be above 0, got 0.0"),
+        ({"backbone_lr": float("inf")}, "--backbone-lr must be a finite number or empty, got inf"),
+        ({"clip_norm": "1"}, "--clip-norm must be a number or empty, got '1'"),
         ({"freeze_backbone": 1.5}, "--freeze-backbone must be a whole number, got 1.5"),
         ({"recipe": "papr"}, "unknown recipe 'papr'. Did you mean 'paper'"),
         ({"epoch": 3}, "unknown setting 'epoch'. Did you mean 'epochs'"),

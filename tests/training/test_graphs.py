@@ -17,18 +17,20 @@ from torch.utils._pytree import tree_leaves
 
 from csham.data import prepare
 from csham.errors import UserError
-from csham.training import machine
+from csham.training import graphs, machine
+from csham.training.averaging import Average
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import resolve
 from csham.training.evaluation import evaluate
 from csham.training.graphs import GraphedAnswers, GraphedSteps, NoHostValues, Replays
-from csham.training.interrupt import InterruptedRunError
-from csham.training.loop import _resumed, resume, train
+from csham.training.interrupt import InterruptedRunError, StopRequest
+from csham.training.loop import _resumed, resume, train, train_in_turns
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
 from csham.training.session import start_session
-from csham.training.step import Steps
+from csham.training.step import Step, Steps
 from csham.training.steps import steps_of_update
+from csham.training.turns import drain
 
 
 class Recording(TorchDispatchMode):
@@ -81,9 +83,12 @@ def recorded(monkeypatch):
     made = []
 
     def captured(self, function):
-        with torch.random.fork_rng(devices=[]), Recording() as recording:
-            function()
-        recording.put_back()
+        recording = Recording()
+        try:
+            with torch.random.fork_rng(devices=[]), recording:
+                function()
+        finally:
+            recording.put_back()
         made.append(recording)
         return recording.replay
 
@@ -294,6 +299,66 @@ def test_graphs_that_were_asked_for_are_an_error(session_of, recorded):
     session.network.fc = Odd(session.network.fc, REFUSED["reads a value back"])
     with pytest.raises(UserError, match=r"--graph: .*_local_scalar_dense.* reads a value back. Use --no-graph"):
         trained(session, 2)
+
+
+def full_at(monkeypatch, owner, name, call):
+    """Let a function find no memory once it has done what it does, the first time or a later one."""
+    told, function = [], getattr(owner, name)
+
+    def fill(*args, **kwargs):
+        result = function(*args, **kwargs)
+        told.append(name)
+        if len(told) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return result
+
+    monkeypatch.setattr(owner, name, fill)
+
+
+# Of the first update: watched, captured. Of the first that trains the backbone: beside the graph of the other.
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_where_graphs_leave_no_memory_the_run_goes_on_without(session_of, recorded, monkeypatch, tmp_path, call):
+    """An update is taken back that had changed weights, their average and momentum, and had begun the backbone's."""
+    session, notes = session_of(**FAST), []
+    assert len(session.train_batches) == 6
+    torch.save(session.network.state_dict(), tmp_path / "lenet5.pt")
+    given = {**FAST, "recipe": "finetune", "weights_file": str(tmp_path / "lenet5.pt"), "freeze_backbone": 1}
+    given |= {"optimizer": "sgd", "momentum": 0.9, "ema": 0.9}
+    plain = trained(session_of(**given, graph=False), 9, epoch=0)
+    session = session_of(**given)
+    session.graph_was_chosen, session.progress.note = True, notes.append
+    session.folder.path.mkdir()
+    full_at(monkeypatch, Average, "update", call)
+    assert differing(trained(session, 9, epoch=0), plain) == []
+    assert len(recorded) == (call == 4)
+    assert len([note for note in notes if "out of memory" in note]) == 1
+    assert session.config.graph is False
+
+
+def test_where_graphs_leave_no_memory_for_answers_they_go(settings, recorded, monkeypatch, tmp_path):
+    given = {**settings, **FAST, "precision": "fp32"}
+    train(resolve({**given, "graph": False}), run=tmp_path / "plain")
+    full_at(monkeypatch, graphs, "answers", 1)
+    train(resolve(given), run=tmp_path / "run")
+    assert len(recorded) == 1
+    assert RunFolder(tmp_path / "run").read_config().graph is False
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "plain")
+
+
+def test_graphs_without_memory_are_an_error_that_names_the_way_on(session_of, recorded, monkeypatch):
+    full_at(monkeypatch, Step, "update", 2)
+    with pytest.raises(UserError, match=r"--graph: .*out of memory.* Use --no-graph"):
+        trained(session_of(**FAST), 2)
+    full_at(monkeypatch, Step, "update", 1)  # there is no graph yet
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(session_of(**FAST), 2)
+
+
+def test_beside_other_runs_memory_is_theirs_to_make_room_for(settings, recorded, monkeypatch, tmp_path):
+    full_at(monkeypatch, Step, "update", 3)
+    with pytest.raises(UserError, match=r"Try --batch-size 4, .* --no-graph needs less"):
+        drain(train_in_turns(resolve({**settings, **FAST}), run=tmp_path / "run", stop=StopRequest()))
+    assert RunFolder(tmp_path / "run").read_config().graph is True
 
 
 def test_a_run_is_that_of_the_loop(settings, recorded, tmp_path):

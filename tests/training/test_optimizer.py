@@ -150,3 +150,38 @@ def test_a_backbone_that_was_frozen_begins_its_momentum_later():
         optimizer.step()
         optimizer.zero_grad()
         assert [torch.equal(p, b) for p, b in zip(backbone, before, strict=True)] == [frozen] * len(before)
+
+
+@pytest.fixture
+def written_memory():
+    """Memory that nobody wrote is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_first_step_that_overflows_changes_nothing(written_memory, resumed):
+    torch.manual_seed(0)
+    network, expected, images = nn.Linear(3, 3), nn.Linear(3, 3), torch.randn(2, 3)
+    expected.load_state_dict(network.state_dict())
+    scaler, ours, theirs = (
+        torch.amp.GradScaler("cpu"),
+        create_optimizer(network, config_of(precision="fp16")),
+        create_optimizer(expected, config_of(precision="fp32")),
+    )
+    if resumed:  # where there had been no step
+        ours.load_state_dict(theirs.state_dict())
+    for factor in (float("inf"), 1.0, 1.0):
+        ours.zero_grad()
+        scaler.scale(network(images).square().sum() * factor).backward()
+        scaler.step(ours)
+        scaler.update()
+    for _ in range(2):
+        theirs.zero_grad()
+        expected(images).square().sum().backward()
+        theirs.step()
+    assert torch.equal(network.weight, expected.weight)
+    saved = ours.state_dict()
+    ours.load_state_dict(saved)
+    assert torch.equal(ours.state[network.weight]["momentum_buffer"], theirs.state[expected.weight]["momentum_buffer"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -275,7 +276,8 @@ def _shortened(text: str, study: Study) -> str:
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 1:
             text = re.sub(re.escape(place) + r"[/\\]", "", text)
-    return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
+    home = os.path.expanduser("~")  # noqa: PTH111  which is "~" where there is none
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 def _finite(value: Any) -> Any:

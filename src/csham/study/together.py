@@ -145,10 +145,11 @@ class _Device:
     def __init__(self, name: str) -> None:
         self._name, self._kind = name, name.partition(":")[0]
         self._module: Any = None if self._kind == "cpu" else torch.get_device_module(self._kind)
+        self._which = (name,) if self._kind == "cuda" else ()  # Metal has one device, and its functions take none
 
     def synchronize(self) -> None:
         if self._module is not None:
-            self._module.synchronize()
+            self._module.synchronize(*self._which)
 
     def held(self) -> float:
         return float(torch.cuda.memory_reserved(self._name)) if self._kind == "cuda" else 0.0
@@ -169,7 +170,7 @@ class _Device:
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cudnn.benchmark,
             torch.get_rng_state(),
-            None if self._module is None else self._module.get_rng_state(),
+            None if self._module is None else self._module.get_rng_state(*self._which),
         )
 
     def put_back(self, state: _State) -> None:
@@ -179,7 +180,7 @@ class _Device:
             torch.backends.cudnn.benchmark = state.benchmark
         torch.set_rng_state(state.generator)
         if self._module is not None:
-            self._module.set_rng_state(state.on_device)
+            self._module.set_rng_state(state.on_device, *self._which)
 
 
 class _State(NamedTuple):

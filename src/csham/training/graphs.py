@@ -8,6 +8,7 @@ epoch's draws and rates, which are on the device: a counter beside them picks th
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -77,12 +78,19 @@ class Replays:
     Args:
         device: Device of all their tensors.
         compiled: True if torch.compile's code is in them, which looks into no dispatch mode.
+        alone: False if the process has other runs, so that one that finds no memory beside them waits for them, and
+            does not go on without graphs.
+
+    Attributes:
+        functions: All that are captured, or will be.
     """
 
     _drawn: ClassVar[torch.cuda.Event | None] = None  # after the last replay that drew random numbers, of any run
 
-    def __init__(self, device: torch.device, *, compiled: bool) -> None:
+    def __init__(self, device: torch.device, *, compiled: bool, alone: bool = True) -> None:
         self._device, self._compiled = device, compiled
+        self.alone = alone
+        self.functions: list[_Replayed] = []
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
@@ -115,6 +123,16 @@ class Replays:
             raise
         replay: Callable[[], None] = graph.replay
         return replay
+
+    def let_go(self) -> None:
+        """Let go of every graph, and of the memory that they alone use."""
+        if self._stream is not None:
+            torch.cuda.synchronize(self._device)
+        for function in self.functions:
+            function.replay = None
+        if self._stream is not None:
+            gc.collect()  # what an error held is in circles
+            torch.cuda.empty_cache()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -155,63 +173,83 @@ class _Replayed:
 
     Args:
         function: The function.
-        held: Returns all tensors that outlive a call.
+        keep: Keeps the values of all that outlives a call; returns what puts them back.
         replays: Captures it.
         checking: Makes a context for its second run, which raises at its end what the run has shown.
         capturing: Makes a context for it to be captured in.
+
+    Attributes:
+        replay: Replays it; None before it is captured.
     """
 
     def __init__(
         self,
         function: Callable[[], None],
-        held: Callable[[], Iterable[Tensor]],
+        keep: Callable[[], Callable[[], None]],
         replays: Replays,
         checking: Callable[[], AbstractContextManager[None]] = nullcontext,
         capturing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._function, self._held, self._replays = function, held, replays
+        self._function, self._keep, self._replays = function, keep, replays
         self._checking, self._capturing = checking, capturing
         self._calls: list[Callable[[], None]] = [self._run, self._try]
+        self.replay: Callable[[], None] | None = None
+        replays.functions.append(self)
 
     def __call__(self) -> None:
         """Run or replay it.
 
         Raises:
-            CannotReplayError: It is no function of tensors alone. Nothing has changed then.
+            CannotReplayError: It is no function of tensors alone, or finds no memory beside graphs. Nothing has changed
+                then.
         """
         if self._calls:
             self._calls[0]()
             del self._calls[0]
             return
-        if not hasattr(self, "_replay"):
-            self._replay = self._capture()
-        self._replay()
+        if self.replay is None:
+            self.replay = self._capture()
+        self.replay()
 
     def _run(self) -> None:
-        with self._replays.beside():
+        beside_graphs = any(function.replay is not None for function in self._replays.functions)
+        with self._refused(torch.OutOfMemoryError) if beside_graphs else nullcontext(), self._replays.beside():
             self._function()
 
     def _try(self) -> None:
-        before = [(tensor, tensor.detach().clone()) for tensor in self._held()]
-        try:
-            with self._checking(), self._replays.beside(), self._replays.watched():
-                self._function()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as err:  # whatever a network of somebody's own may raise
-            with torch.no_grad():
-                for tensor, value in before:
-                    tensor.copy_(value)
-            raise CannotReplayError(_said(err)) from err
+        # Whatever a network of somebody's own may raise.
+        with self._refused(Exception), self._checking(), self._replays.beside(), self._replays.watched():
+            self._function()
 
     def _capture(self) -> Callable[[], None]:
+        with self._refused(Exception, "capturing failed: ", runs=False), self._capturing():  # likewise
+            return self._replays.captured(self._function)
+
+    @contextmanager
+    def _refused(self, errors: type[Exception], what: str = "", *, runs: bool = True) -> Iterator[None]:
+        """Put everything back where such an error comes from what is within, and raise that it cannot be replayed."""
+        put_back = None
         try:
-            with self._capturing():
-                return self._replays.captured(self._function)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as err:  # likewise
-            raise CannotReplayError(f"capturing failed: {_said(err)}") from err
+            put_back = self._keep() if runs else None
+            yield
+        except errors as err:
+            if isinstance(err, torch.OutOfMemoryError) and not self._replays.alone:
+                raise
+            if put_back is not None:
+                put_back()
+            raise CannotReplayError(what + _said(err)) from err
+
+
+def _keeping(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Keep the values of tensors; return what puts them back."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for tensor, value in before:
+            tensor.copy_(value)
+
+    return put_back
 
 
 def _said(err: Exception) -> str:
@@ -252,19 +290,23 @@ class GraphedSteps:
         key = (len(steps), together, epoch < session.config.freeze_backbone)
         if key not in self._graphs:
             update = partial(self._update, len(steps), together)
-            self._graphs[key] = _Replayed(update, self._held, self._replays, self._checking, self._capturing)
+            self._graphs[key] = _Replayed(update, self._keep, self._replays, self._checking, self._capturing)
         try:
             with self._replays.in_turn() if self._draws else nullcontext():
                 seed_step(session, epoch, steps[0])
                 self._graphs[key]()
         except CannotReplayError as err:
-            session.optimizer.zero_grad(set_to_none=True)
-            self._graphs.clear()
-            session.give_up_graphs(str(err))
-            self._plain.run(epoch, steps, together)
+            why = str(err)
+        else:
+            self._rows.passed(steps)
+            set_rates(session.optimizer, rates_of_step(session, epoch, steps[-1])[:-1])  # numbers, as in a checkpoint
             return
-        self._rows.passed(steps)
-        set_rates(session.optimizer, rates_of_step(session, epoch, steps[-1])[:-1])  # numbers, as a checkpoint has them
+        # Only here has the error let go of the step that it came from, whose memory the next one needs.
+        session.optimizer.zero_grad(set_to_none=True)
+        self._graphs.clear()
+        self._replays.let_go()
+        session.give_up_graphs(why)
+        self._plain.run(epoch, steps, together)
 
     def _update(self, count: int, together: int) -> None:
         """Take the next ``count`` rows, and update the weights."""
@@ -293,12 +335,22 @@ class GraphedSteps:
             for mine, new in zip(self._made[place], values, strict=True):
                 mine.copy_(new)
 
-    def _held(self) -> list[Tensor]:
+    def _keep(self) -> Callable[[], None]:
+        """Keep all that an update changes; return what puts it back."""
         session = self._session
-        states = [value for state in session.optimizer.state.values() for value in state.values()]
+        known = {parameter: dict(state) for parameter, state in session.optimizer.state.items()}
+        states = [value for state in known.values() for value in state.values()]
         networks = [session.network] + ([] if session.average is None else [session.average.network])
         weights = [value for network in networks for value in (*network.parameters(), *network.buffers())]
-        return [self._sums, self._rows.counter, *weights, *(value for value in states if isinstance(value, Tensor))]
+        held = [self._sums, self._rows.counter, *weights, *(value for value in states if isinstance(value, Tensor))]
+        put_values_back = _keeping(held)
+
+        def put_back() -> None:
+            put_values_back()
+            session.optimizer.state.clear()  # an update begins the momentum of what was frozen before
+            session.optimizer.state.update(known)
+
+        return put_back
 
     @contextmanager
     def _checking(self) -> Iterator[None]:
@@ -426,14 +478,14 @@ class _Part:
     """Answers to one part of the data, whose rows are on the device."""
 
     def __init__(self, session: Session, part: str, keep: bool, replays: Replays) -> None:
-        self._session, self._keep = session, keep
+        self._session, self._keep, self._replays = session, keep, replays
         self._batches = session.evaluation_batches(part)
         self._host = list(self._batches.rows_in_order())
         device = session.accelerator.device
         self._rows = torch.from_numpy(np.stack([rows for rows, _ in self._host])).to(device)
         self._counter = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns: list[Tensor] = []
-        self._replayed = _Replayed(self._answer, lambda: [self._counter], replays)
+        self._replayed = _Replayed(self._answer, lambda: _keeping([self._counter]), replays)
 
     def answered(self) -> Iterator[Answered]:
         self._session.answering.eval()
@@ -443,15 +495,19 @@ class _Part:
 
     @torch.no_grad()
     def _next(self) -> list[Tensor]:
-        if not self._session.config.graph:
-            self._answer()
-            return self._columns
-        try:
-            self._replayed()
-        except CannotReplayError as err:
-            self._session.give_up_graphs(str(err))
-            self._answer()
-        return [column.clone() for column in self._columns]  # the next replay writes where these are
+        why = None
+        if self._session.config.graph:
+            try:
+                self._replayed()
+            except CannotReplayError as err:
+                why = str(err)
+            else:
+                return [column.clone() for column in self._columns]  # the next replay writes where these are
+        if why is not None:
+            self._replays.let_go()
+            self._session.give_up_graphs(why)
+        self._answer()
+        return self._columns
 
     def _answer(self) -> None:
         rows = self._rows.index_select(0, self._counter)[0]

@@ -247,7 +247,7 @@ def _run(
         with lock if session.is_main else nullcontext(), own if stop is None else nullcontext():
             if reopen and session.is_main:
                 session.folder.reopen(session.config)
-            return (yield from Loop(session, state, stop or own).run())
+            return (yield from Loop(session, state, stop or own, alone=stop is None).run())
     except filelock.Timeout as err:
         raise UserError(f"another process is training in {session.folder.path}.") from err
     except torch.OutOfMemoryError as err:
@@ -269,13 +269,14 @@ class Loop:
         state: Progress of the run so far.
     """
 
-    def __init__(self, session: Session, state: State, stop: StopRequest) -> None:
+    def __init__(self, session: Session, state: State, stop: StopRequest, *, alone: bool = True) -> None:
         self.session = session
         self.state = state
         self._steps: Steps | GraphedSteps = Steps(session, state.sums)
         self._answers: GraphedAnswers | None = None
         if session.config.graph:
-            replays = Replays(session.accelerator.device, compiled=session.config.compile is True)
+            compiled = session.config.compile is True
+            replays = Replays(session.accelerator.device, compiled=compiled, alone=alone)
             self._steps = GraphedSteps(session, state.sums, replays)
             self._answers = GraphedAnswers(session, replays)
         self._trackers = Trackers(session, state)
@@ -345,7 +346,8 @@ class Loop:
         """
         session, state = self.session, self.state
         on_cpu = session.accelerator.device.type == "cpu"
-        look = _passed(state.step, steps, _STEPS_BETWEEN_LOOKS)
+        # The last step too: an epoch may have fewer than that, and all processes meet at its end anyway.
+        look = _passed(state.step, steps, _STEPS_BETWEEN_LOOKS) or state.step == len(session.train_batches)
         if on_cpu or look:
             self._check_loss()
             self._tell()
@@ -606,7 +608,8 @@ def _note_threads(session: Session, folder: RunFolder) -> None:
 
 def _out_of_memory(session: Session, err: Exception) -> UserError:
     batch, cause = session.config.images_per_step, str(err).splitlines()[0]
+    graphs = " CUDA graphs hold memory of their own: --no-graph needs less." if session.config.graph else ""
     return UserError(
         f"{session.config.device} ran out of memory with --batch-size {batch}. Try --batch-size "
-        f"{max(batch // 2, 2)}, with a --lr as much smaller, in a new run. ({cause})"
+        f"{max(batch // 2, 2)}, with a --lr as much smaller, in a new run.{graphs} ({cause})"
     )

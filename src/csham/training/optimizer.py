@@ -32,7 +32,22 @@ def create_optimizer(network: nn.Module, config: TrainConfig, new: Iterable[str]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **common)
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **common)
+    sgd = torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **common)
+    if config.precision == "fp16" and config.momentum > 0:
+        _begin_momentum(sgd)
+        sgd.register_load_state_dict_post_hook(_begin_momentum)  # a checkpoint may be of before the first step
+    return sgd
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Make the momentum that parameters lack, 0, with which the first step does what it does without.
+
+    Where gradients overflow, a fused first step makes it and writes nothing into it, and the second goes on from that.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def rates_at(optimizer: Any, rate: float) -> list[float]:

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +39,7 @@ _ANY = sys.maxsize
 _ONE_RUN_A_PROCESS = ("wandb", "mlflow")
 _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_TO_SAY = 120.0  # of a driver that wakes up, or of importing PyTorch over a network
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -432,14 +432,27 @@ def _gpus(machine: Mapping[str, Any]) -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
+        names = [name.strip() for name in visible.split(",")]
+        shown = list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
+    else:
+        shown = [str(number) for number, _ in enumerate(_gpu_lines(_said(["nvidia-smi", "--list-gpus"])))]
+    return shown[: _seen_by_torch()] if shown else []
+
+
+def _seen_by_torch() -> int:
+    """Return how many GPUs PyTorch can use: it may be built without CUDA, the driver too old, a name not there."""
+    code = "import torch; print(torch.cuda.is_available() and torch.cuda.device_count())"
+    *_, last = ["0", *_said([sys.executable, "-c", code]).split()]
+    return int(last) if last.isdecimal() else 0
+
+
+def _said(command: Sequence[str]) -> str:
+    """Return the output of a command; empty where there is no such command, or it takes too long."""
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_TO_SAY, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(number) for number, _ in enumerate(_gpu_lines(listed.stdout))]
+        return ""
+    return done.stdout
 
 
 def _gpu_lines(text: str) -> Iterator[str]:
