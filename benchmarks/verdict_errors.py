@@ -5,9 +5,10 @@
 
 Every study has five attentions, which share the plain network's runs, so that their differences move together. Prints
 the share of studies in which something false is said of any of them, for false "helps", false "no difference worth
-having" (a true difference of just more than the margin) and false "helps" when more seeds are added until there is one;
-and the share of 95% intervals that hold the true difference. Runs are rounded as they are stored. Appends a row for
-each to benchmarks/data/verdict_errors.csv.
+having" (a true difference of just more than the margin), over groups together too, and false "helps" when more seeds
+are added until there is one; and the share of 95% intervals that hold the true difference. Runs are rounded as they are
+stored, and of one comparison alone as coarsely as tables have them. Appends a row for each to
+benchmarks/data/verdict_errors.csv.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from csham.cli.common import print_markdown
+from csham.study.grid import WORTHWHILE
 from csham.study.pooling import estimate
-from csham.study.statistics import STORED, WORTHWHILE, Judgement, bootstrap_interval, judge
+from csham.study.statistics import ALPHA, STORED, Judgement, bootstrap_interval, holm, judge
 from record import append_rows
 
 ATTENTIONS = 5
@@ -48,6 +50,8 @@ def main() -> None:
         ("false helps, adding seeds", adding_seeds, studies),
         ("interval holds", coverage, min(studies, 2000)),  # a bootstrap takes 5 ms
         ("pooled interval holds", pooled_coverage, studies),
+        ("false no difference, pooled", pooled_no_difference, studies),
+        ("rounded", rounded, studies),
     ):
         if words.only not in (None, question):
             continue
@@ -161,6 +165,45 @@ def pooled_coverage(studies: int) -> Iterator[dict[str, Any]]:
                     f"{groups} groups, {between} between them, half as wide as {np.median(np.diff(intervals)) / 2:.2f}"
                 )
                 yield row(NORMAL, str(seeds), 100 * float(np.mean(held)), sd=0.5, how=how)
+
+
+def pooled_no_difference(studies: int) -> Iterator[dict[str, Any]]:
+    """All attentions are just worth having, over five groups whose true differences scatter by 0.1."""
+    rng = np.random.default_rng(0)
+    truths = WORTHWHILE + 0.1 * rng.normal(size=(studies, ATTENTIONS, 5, 1))
+    for seeds in (5, 10):
+        tables = truths + 0.5 * rng.normal(size=(studies, ATTENTIONS, 5, seeds))
+        alone, corrected = [], []
+        for means, deviations in zip(tables.mean(3), tables.std(3, ddof=1), strict=True):
+            ps = [estimate(*one, seeds).p_equivalent(WORTHWHILE) for one in zip(means, deviations, strict=True)]
+            inside = [p < ALPHA / 2 for p in ps]
+            alone.append(any(inside))
+            corrected.append(any(i and (p or 0.0) < ALPHA for i, p in zip(inside, holm(ps), strict=True)))
+        yield row(NORMAL, str(seeds), 100 * float(np.mean(corrected)), sd=0.5, how="verdict")
+        yield row(NORMAL, str(seeds), 100 * float(np.mean(alone)), sd=0.5, how="an interval within the margin")
+
+
+def rounded(studies: int) -> Iterator[dict[str, Any]]:
+    """One comparison alone, of runs rounded to steps; the worst of several deviations, of both networks or of one."""
+    for step in (STORED, 0.1, 1.0):
+        for seeds in (3, 5, 6, 10):
+            nothing, something = [], []
+            for sd in (0.2 * step, 0.5 * step, step, 3 * step):
+                for plain_sd in (0.0, sd):
+                    rng = np.random.default_rng(seeds)
+                    level = rng.uniform(50, 90, (studies, 1))
+                    network, plain = (level + scale * rng.normal(size=(studies, seeds)) for scale in (sd, plain_sd))
+                    kept = [np.round(values / step) * step for values in (network + WORTHWHILE, network, plain)]
+                    found = [
+                        [judge([gains], margin, step)[0].verdict for gains in values - kept[2]]
+                        for values, margin in ((kept[0], WORTHWHILE), (kept[1], 0.0))
+                    ]
+                    nothing.append(found[0].count("no difference worth having"))
+                    something.append(studies - found[1].count("cannot tell yet"))
+            for how, counts in (("no difference worth having", nothing), ("helps or hurts", something)):
+                yield row(
+                    NORMAL, str(seeds), 100 * max(counts) / studies, sd=f"up to {3 * step:g}", how=f"{how}, {step:g}"
+                )
 
 
 if __name__ == "__main__":

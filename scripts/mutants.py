@@ -25,27 +25,25 @@ import sys
 import time
 import tomllib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/mutants"
-sys.path.append(str(BUILD / "tools"))  # last, so that nothing of the environment is replaced
-from cosmic_ray.ast import ast_nodes, get_ast  # noqa: E402
-from cosmic_ray.mutating import mutate_code  # noqa: E402
-from cosmic_ray.operators.provider import OperatorProvider  # noqa: E402
-
 TREE = BUILD / "tree"
 SOURCE = "src/csham"
 KNOWN = Path(__file__).with_name("mutants_known.toml")
 
-# The rooms, each with the same share of the mutants; of two of them what computes and what is read back.
+# The rooms, each with the same share of the mutants; of some of them what computes and what is read back.
 ROOMS = {
-    "study": "statistics store results findings comparison_statistics",
-    "training": "metrics config schedule loop checkpoints evaluation shared_norm steps",
+    "study": "statistics store results findings comparison_statistics verdict pooling headline machines overview",
+    "training": "metrics config loop checkpoints evaluation shared_norm steps course losses optimizer averaging",
     "data": "split batches crops duplicates cache sources/*",
     "layers": "**/*",
     "attach": "**/*",
+    "inference": "**/*",
+    "cost": "**/*",
 }
 
 # One for each kind of mistake. Most others of Cosmic Ray's (a product for a sum, << for +) end in an error anywhere.
@@ -98,7 +96,9 @@ class Mutant:
 def main() -> int:
     """Sample, try and report; 1 if any survived."""
     options = parse()
+    sys.path.append(str(BUILD / "tools"))  # last, so that nothing of the environment is replaced
     copy_tree()
+    known = explained()
     rooms = [options.only] if options.only else list(ROOMS)
     mutants = [mutant for room in rooms for mutant in sample(room, options.count // len(rooms), options.seed)]
     if options.list:
@@ -110,7 +110,7 @@ def main() -> int:
         if run_tests(room) != "survived":
             sys.exit(f"The tests of {room} fail while nothing is changed: see {BUILD / 'output.txt'}")
     log = BUILD / f"{options.seed}.jsonl"
-    known = kept(log) | explained()
+    known = kept(log) | known
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     for mutant in mutants:
         outcome = known.get(mutant.key, "survived")
@@ -155,7 +155,7 @@ def sample(room: str, count: int, seed: int) -> list[Mutant]:
     """Draw places of the room, of every file in proportion to how many it has, and one change of each."""
     draw = random.Random(f"{seed} {room}")
     places = []
-    for path in sorted(path for name in ROOMS[room].split() for path in (TREE / SOURCE / room).glob(f"{name}.py")):
+    for path in files_of(room):
         found = sorted(changes(path.read_text(encoding="utf-8")).items())
         places += [(path, *place) for place in draw.sample(found, len(found))]
     step = len(places) / count
@@ -163,8 +163,19 @@ def sample(room: str, count: int, seed: int) -> list[Mutant]:
     return [change(path, *draw.choice(ways)) for path, _, ways in chosen]
 
 
+def files_of(room: str) -> list[Path]:
+    """Return the files of a room in the copy of the tree; a name of it that nothing has ends the program."""
+    found = {name: list((TREE / SOURCE / room).glob(f"{name}.py")) for name in ROOMS[room].split()}
+    if missing := [name for name, paths in found.items() if not paths]:
+        sys.exit(f"{SOURCE}/{room} has no {', '.join(missing)}: correct ROOMS in {Path(__file__).name}.")
+    return sorted(path for paths in found.values() for path in paths)
+
+
 def changes(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     """List for every place of the code the operators that change it, and which of their occurrences it is."""
+    from cosmic_ray.ast import ast_nodes, get_ast  # noqa: PLC0415
+    from cosmic_ray.operators.provider import OperatorProvider  # noqa: PLC0415
+
     places = defaultdict(list)
     passed = passed_over(code)
     nodes = list(ast_nodes(get_ast(code)))
@@ -201,6 +212,9 @@ def passed_over(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 def change(path: Path, operator: str, occurrence: int) -> Mutant:
     """Change one occurrence of what the operator changes."""
+    from cosmic_ray.mutating import mutate_code  # noqa: PLC0415
+    from cosmic_ray.operators.provider import OperatorProvider  # noqa: PLC0415
+
     code = path.read_text(encoding="utf-8")
     changed = mutate_code(code, OperatorProvider()[operator](), occurrence)
     old, new = code.splitlines(), changed.splitlines()
@@ -222,10 +236,31 @@ def kept(log: Path) -> dict[tuple[str, ...], str]:
 
 
 def explained() -> dict[tuple[str, ...], str]:
-    """Read what is known of mutants that no quick test notices."""
+    """Read what is known of mutants that no quick test notices; an entry whose code is gone ends the program."""
     tables = tomllib.loads(KNOWN.read_text(encoding="utf-8"))
     names = {"same": "same program", "slow": "killed by a slow test"}
-    return {(row["where"], row["before"], row["after"]): names[kind] for kind in tables for row in tables[kind]}
+    entries = {(row["where"], row["before"], row["after"]): names[kind] for kind in tables for row in tables[kind]}
+    there = [pair for room in ROOMS for path in files_of(room) for pair in definitions(path.read_text("utf-8"))]
+    stale = [where for where, before, _ in entries if not any(where == name and before in code for name, code in there)]
+    if stale:
+        sys.exit(f"{KNOWN.name} has entries whose code is gone: {', '.join(stale)}. Remove them.")
+    return entries
+
+
+def definitions(code: str) -> Iterator[tuple[str, str]]:
+    """Give each function and class with its lines, as mutants are known by them."""
+
+    def below(node: ast.AST, around: str) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            name = around
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                name = f"{around}.{child.name}".lstrip(".")
+                yield name, " ".join(line.strip() for line in lines[child.lineno - 1 : child.end_lineno])
+            yield from below(child, name)
+
+    lines = code.splitlines()
+    yield "", " ".join(line.strip() for line in lines)
+    yield from below(ast.parse(code), "")
 
 
 def warm_up() -> None:

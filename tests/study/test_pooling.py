@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from csham.study.pooling import estimate, pool, pooled_sentence
 from csham.study.verdict import verdict
@@ -88,6 +89,31 @@ def test_the_spread_between_groups_is_exact_where_one_is_surest():
     expected = (q - 2) / (total - sum(w**2 for w in weights) / total)
     found = estimate(np.array(means), np.array(deviations), 5)
     assert found.between**2 == pytest.approx(float(expected), rel=1e-9)
+
+
+def five_variants(mean):
+    """Comparisons of five variants in five groups whose differences scatter by just as much."""
+    groups = {f"net{i}": with_mean_and_se(mean + shift, 0.01) for i, shift in enumerate((-0.2, -0.1, 0.0, 0.1, 0.2))}
+    one = [row for row in rows_of(groups) if row["variant"] == "gate"]
+    plain = [row for row in rows_of(groups) if row["variant"] == "plain"]
+    rows = [*plain, *(dict(row, variant=f"gate{i}") for i in range(5) for row in one)]
+    return verdict(rows, metric="top1", groups="group").metrics[0].comparisons
+
+
+def test_no_difference_is_corrected_for_the_number_of_variants():
+    # By their intervals alone, an eighth of tables of five variants just worth having would dismiss one.
+    found = pool(five_variants(0.29), 0.5)
+    alone = pool([one for one in five_variants(0.29) if one.name == "gate0"], 0.5)
+    assert {(one.verdict, one.t_interval[1] < 0.5) for one in found} == {("cannot tell yet", True)}
+    assert [one.verdict for one in alone] == ["no difference worth having"]
+    assert [one.p_equivalent_holm for one in found] == [pytest.approx(5 * alone[0].p_equivalent)] * 5
+    assert {one.verdict for one in pool(five_variants(0.0), 0.5)} == {"no difference worth having"}
+
+
+def test_equivalence_over_groups_is_two_one_sided_tests():
+    found = estimate(np.array([0.1, 0.2, 0.4]), np.array([0.1, 0.2, 0.1]), 5)
+    low, high = (found.mean + 0.5) / found.se, (found.mean - 0.5) / found.se
+    assert found.p_equivalent(0.5) == pytest.approx(max(stats.t.sf(low, 2), stats.t.cdf(high, 2)))
 
 
 def test_groups_without_spread_or_pairs_are_named_and_left_out():

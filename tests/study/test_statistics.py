@@ -264,6 +264,41 @@ def test_equal_differences_of_few_seeds_decide_nothing(value, n):
     assert f"; about {6 - n} more seed{'s' if n < 5 else ''} to settle it." in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("differences", "step", "verdict", "seeds_needed"),
+    [
+        ([0.4, 0.6, 0.4, 0.5, 0.4, 0.5], 0.1, "helps", 6),  # on both sides of the margin
+        ([0.4, 0.4, 0.4, 0.4, 0.4, 0.4], 0.1, "helps", 6),  # may have been 0.5 before rounding
+        ([0.3, 0.4, 0.3, 0.2, 0.3, 0.3], 0.1, "helps", 6),  # one may have been
+        ([0.3, 0.3, 0.3, 0.2, 0.3, 0.3], 0.1, "no difference worth having", 6),
+        ([-0.3, -0.3, -0.3, -0.2, -0.3, -0.3], 0.1, "no difference worth having", 6),
+        ([0.0, 2.0, 0.0, 0.0, 0.0, 0.0], 1.0, "cannot tell yet", None),
+        ([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0], 1.0, "cannot tell yet", None),  # may be on any side of 0
+        ([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1.0, "helps", 10),
+        ([-1.0, -2.0, -1.0, -1.0, -1.0, -1.0], 1.0, "hurts", 6),
+        ([1.0, 2.0, 1.0], 1.0, "cannot tell yet", 6),
+        ([0.0, 1.0, 0.0], 1.0, "cannot tell yet", None),
+    ],
+)
+def test_without_spread_every_seed_must_show_it_whatever_rounding_did(differences, step, verdict, seeds_needed):
+    found = one(differences, rounded=step)
+    assert (found.t_interval, found.verdict, found.seeds_needed) == (None, verdict, seeds_needed)
+
+
+def test_a_gain_that_rounding_may_have_enlarged_says_that_it_may_be_small():
+    words = "perhaps by less than the 0.5 points"
+    assert words in one([0.6, 0.6, 0.6, 0.5, 0.6, 0.6], rounded=0.1).sentence
+    assert words not in one([0.6, 0.7, 0.6, 0.6, 0.6, 0.6], rounded=0.1).sentence
+
+
+def test_what_rounding_hides_is_not_called_the_same_with_each_seed():
+    found = one([0.0, 2.0, 0.0, 0.0, 0.0, 0.0], rounded=1.0)
+    assert found.sentence == (
+        "Cannot tell yet: +0.33 points (0.00 to +2.00, 6 seeds), of which rounding leaves no spread to measure; "
+        "more seeds like these would not settle it."
+    )
+
+
 def stored(right, images):
     """Percent of an accuracy as a run keeps it."""
     return round(100 * right / images, 4)
@@ -500,6 +535,21 @@ def test_attentions_that_do_nothing_rarely_help_with_other_seeds(seeds):
 def test_what_is_worth_having_is_rarely_called_nothing(noise, sd):
     found = shares(simulated(noise, difference=0.51, sd=sd), 0.5)
     assert 0 < found["no difference worth having"] <= 0.06  # 5%, and what chance adds in 1000 studies
+
+
+@pytest.mark.parametrize(("step", "sd"), [(STORED, STORED), (0.1, 0.05), (1.0, 0.1)])
+@pytest.mark.parametrize("plain_sd", [0.0, 1.0])
+def test_rounding_makes_nothing_of_what_is_worth_having_and_something_of_nothing(step, sd, plain_sd):
+    rng = np.random.default_rng(0)
+    level = rng.uniform(50, 90, (500, 1))
+    network, plain = (level + scale * rng.normal(size=(500, 10)) for scale in (sd, plain_sd * sd))
+    rounded = [step * np.round(values / step) for values in (network + 0.5, network, plain)]
+    verdicts = [
+        [judge([row], margin, step)[0].verdict for row in values - rounded[2]]
+        for values, margin in zip(rounded, (0.5, 0.0), strict=False)
+    ]
+    assert verdicts[0].count("no difference worth having") <= 25
+    assert len(verdicts[1]) - verdicts[1].count("cannot tell yet") <= 35  # 5%, and what chance adds in 500
 
 
 def test_intervals_alone_would_call_it_nothing_more_often():

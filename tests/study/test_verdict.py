@@ -337,3 +337,110 @@ def test_json_holds_every_number_and_no_nan():
 
     text = json.dumps(found, allow_nan=False)
     assert json.loads(text)["metrics"][0]["comparisons"][0]["variant"] == "gate"
+
+
+# Gains over plain in percent, with one decimal: what lies within 2.5 steps has no spread.
+_COARSE = {"plain": (92.1, 92.3, 92.0, 92.2, 92.4, 92.1), "cbam": (92.5, 92.9, 92.4, 92.7, 92.8, 92.6)}
+
+
+def _listed(values: dict[str, tuple[float, ...]]) -> list[dict[str, object]]:
+    return [
+        {"name": name, "seed": seed, "top1": top1} for name, tops in values.items() for seed, top1 in enumerate(tops)
+    ]
+
+
+def test_coarse_gains_about_the_margin_are_not_called_none():
+    found = verdict(_listed(_COARSE), metric="top1")
+
+    assert found.headline == "cbam helps: +0.47 points (+0.40 to +0.60, 6 seeds)."
+    assert "perhaps by less than the 0.5 points worth having" in found.metrics[0].comparisons[0].sentence
+
+
+def test_a_headline_says_what_lies_within_the_margin():
+    plain, gate = _COARSE["plain"], tuple(top1 + 0.1 for top1 in _COARSE["plain"])
+    spread = tuple(top1 + gain for top1, gain in zip(plain, (0.3, -0.2, 0.2, 0.0, -0.1, 0.1), strict=True))
+
+    def words(**variants: tuple[float, ...]) -> str:
+        return verdict(_listed({"plain": plain, **variants}), metric="top1").headline
+
+    assert words(gate=gate) == "gate makes no difference worth having (every seed within ±0.5 points)."
+    assert words(cbam=spread) == "cbam makes no difference worth having (95% within ±0.5 points)."
+    both = words(gate=gate, cbam=spread)
+    assert both == "gate and cbam make no difference worth having (95%, or every seed, within ±0.5 points)."
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 5), (0, 150)])
+def test_what_is_neither_a_fraction_nor_percent_has_a_unit_of_its_own(low: float, high: float):
+    rows = _listed({"plain": (low, 3, 4, 4), "gate": (2, 4, 5, high)})
+
+    with pytest.raises(UserError, match=r"how large a gain of top1 would be worth having"):
+        verdict(rows, metric="top1")
+    assert verdict(rows, metric="top1", worthwhile=1.0).metrics[0].measure.unit == "plain"
+
+
+@pytest.mark.parametrize(("highest", "unit"), [(1, "fraction"), (100, "percent")])
+def test_the_ends_of_a_unit_are_in_it(highest: float, unit: str):
+    lowest = 0 if unit == "fraction" else 2
+    rows = _listed({"plain": (lowest, highest / 3, highest), "gate": (highest / 2, highest, highest)})
+
+    assert verdict(rows, metric="top1").metrics[0].measure.unit == unit
+
+
+def test_values_of_fractions_are_in_percent_too():
+    rows = _runs({"gate": _GOOD})
+    small = [{**row, "top1": row["top1"] / 100} for row in rows]
+
+    percent, fraction = (verdict(table, metric="top1").metrics[0].values for table in (rows, small))
+
+    assert fraction["", "gate"].mean == pytest.approx(percent["", "gate"].mean)
+    assert fraction["", "gate"].values["0"] == pytest.approx(71.0)
+
+
+def test_the_step_of_a_fraction_is_given_as_the_table_has_it():
+    small = [{**row, "top1": row["top1"] / 100} for row in _runs({"gate": [0.1, 0.2, 0.1, 0.2, 0.1, 0.2]})]
+
+    (found,) = verdict(small, metric="top1", rounded=0.001).metrics
+
+    assert found.measure.rounded == pytest.approx(0.1)
+    assert found.comparisons[0].t_interval is None
+
+
+@pytest.mark.parametrize("name", ["plain", "none", "baseline", "vanilla", "base", "control"])
+def test_a_baseline_is_known_by_its_name(name: str):
+    rows = [{**row, "name": row["name"].replace("plain", name.upper())} for row in _runs({"gate": _GOOD})]
+
+    assert verdict(rows, metric="top1").baseline == name.upper()
+
+
+@pytest.mark.parametrize("column", ["variant", "name", "model", "attention", "label", "method"])
+def test_the_column_of_variants_is_known_by_its_name(column: str):
+    rows = [{column.title(): row["name"], "seed": row["seed"], "top1": row["top1"]} for row in _runs({"gate": _GOOD})]
+
+    assert [one.name for one in verdict(rows, metric="top1").metrics[0].comparisons] == ["gate"]
+
+
+@pytest.mark.parametrize("word", ["", "na", "n/a", "nan", "null", "none", "-", "<na>", "nat"])
+def test_a_run_without_a_number_is_known_by_the_word_in_its_place(word: str):
+    rows = [*_runs({"gate": _GOOD}), {"name": "gate", "seed": 6, "top1": f" {word.upper()} "}]
+
+    assert verdict(rows, metric="top1").metrics[0].comparisons[0].n == 6
+
+
+@pytest.mark.parametrize(
+    "name",
+    "loss err rmse mae mse fid perplexity latency ms seconds wer cer eer nll ppl brier ece lpips".split(),  # noqa: SIM905
+)
+def test_metrics_of_which_less_is_usually_better_ask_for_a_direction(name: str):
+    rows = [{**row, f"val_{name}": row["top1"]} for row in _runs({"gate": _GOOD})]
+
+    with pytest.raises(UserError, match=f"is lower better for val_{name}"):
+        verdict(rows, metric=f"val_{name}")
+
+
+def test_margins_smaller_than_numbers_are_kept_are_refused():
+    rows = _runs({"gate": _GOOD})
+
+    assert verdict(rows, metric="top1", worthwhile=1e-6).metrics[0].measure.worthwhile == 1e-6
+    assert verdict(rows, metric="top1", worthwhile=0.0).metrics[0].measure.worthwhile == 0
+    with pytest.raises(UserError, match="worthwhile of top1 must be 0, or"):
+        verdict(rows, metric="top1", worthwhile=0.5e-6)

@@ -29,7 +29,7 @@ from csham.cli.options import (
 )
 from csham.errors import UserError
 from csham.settings import Help
-from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, read_seeds
+from csham.study.grid import MACHINE_FIELDS, SHARED_FIELDS, WORTHWHILE, read_seeds
 from csham.study.plan import Plan
 from csham.study.run import Finished, choose_engine, dry_run
 from csham.study.run import compare as run_study
@@ -78,7 +78,7 @@ def compare(
         Path | None, option("Names and settings from a YAML file, such as a study.yaml.", _STUDY, "none")
     ] = None,
     worthwhile: Annotated[
-        float | None, option("Smallest difference of top-1 worth having, in percent.", _STUDY, "0.5")
+        float | None, option("Smallest difference of top-1 worth having, in percent.", _STUDY, f"{WORTHWHILE:g}")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed cells again.", rich_help_panel=_STUDY)

@@ -12,6 +12,7 @@ import typer
 from csham.cli.common import check_report_packages, print_json, print_table
 from csham.cli.options import DebugOption, JsonOption, PageOption
 from csham.errors import UserError
+from csham.study.grid import WORTHWHILE
 from csham.words import say
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def verdict(
         typer.Option(
             help="Smallest gain worth having, of all or by metric: 0.5, or map50=0.5,loss=0.01.",
             rich_help_panel=_READING,
-            show_default="0.5 percentage points",
+            show_default=f"{WORTHWHILE:g} percentage points",
         ),
     ] = None,
     unit: Annotated[

@@ -329,10 +329,9 @@ def _interval(values: np.ndarray) -> Interval | None:
     """Return the 95% Student-t interval of a mean."""
     if len(values) < 2:
         return None
-    from scipy.special import stdtrit  # noqa: PLC0415
+    from csham.study.statistics import t_interval  # noqa: PLC0415  scipy takes a second
 
-    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    return t_interval(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1)
 
 
 def _is_better(interval: Interval | None, sign: int) -> bool | None:

@@ -1,4 +1,4 @@
-"""What the weights of attention do, by stage: how near they are to 1/2 and to 1, how much they vary, how many never do.
+"""Weights of attention by stage: how near they are to 1/2 and to 1, how much they vary, how many never do.
 
 A weight is one of what an attention multiplies its map with: of one channel, one position, or one value. Weights that
 are the same for every image are a constant that the next convolution or norm could hold as well.
@@ -228,7 +228,7 @@ def measure_gates(trained: Trained, images: Iterable[ImageLike], *, batch_size: 
 
 
 class _Sums:
-    """What is kept of the weights of one kind at one point, whatever the number of images."""
+    """A summary of the weights of one kind at one point, of one size whatever the number of images."""
 
     def __init__(self) -> None:
         self.images = 0

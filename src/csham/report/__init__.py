@@ -8,7 +8,10 @@ them on a page (``study_page``, ``templates/``). May import everything below the
 
 from __future__ import annotations
 
+from csham._lazy import lazy_names
 from csham.report.cost_figure import write_cost_figure
 from csham.report.tables import write_csv
 
 __all__ = ["write_cost_figure", "write_csv"]
+
+__getattr__ = lazy_names(__name__, {})

@@ -261,6 +261,14 @@ def _pooled_table(result: TableVerdict) -> Table:
         Column("I²", lambda row: row.pooled.i2, keys=("i2",), show=lambda row: f"{100 * row.pooled.i2:.0f}%"),
         Column("p", lambda row: row.pooled.p, p_value, keys=("p",)),
         Column("p, Holm", lambda row: row.pooled.p_holm, p_value, keys=("p_holm",)),
+        Column("", lambda row: row.pooled.p_equivalent, keys=("p_equivalent",)),
+        Column(
+            "p, equivalent, Holm",
+            lambda row: row.pooled.p_equivalent_holm,
+            p_value,
+            keys=("p_equivalent_holm",),
+            help="That the mean is worth having: two one-sided tests, corrected for the number of variants.",
+        ),
     ]
     rows = [_PooledRow(one.measure, pooled) for one in result.metrics for pooled in one.pooled]
     return Table("pooled", f"Each variant against {result.baseline}, over groups.", columns, rows)

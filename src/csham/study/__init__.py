@@ -10,3 +10,7 @@
 Uses :mod:`csham.training` for single runs; the report and the command line build on this. Start with
 :mod:`csham.study.grid` for what a study is and :mod:`csham.study.store` for what it leaves behind.
 """
+
+from csham._lazy import lazy_names
+
+__getattr__ = lazy_names(__name__, {})

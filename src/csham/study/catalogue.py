@@ -18,11 +18,10 @@ from csham.study.overview import StudyPart
 from csham.study.record import is_number, without_places, words_without_places
 from csham.study.statistics import Interval, judge
 from csham.study.study_file import FILE
+from csham.training.metrics import DECIMALS
 from csham.training.run_folder import RunFolder
 
 __all__ = ["ResultRow", "read_results"]
-
-_DIGITS = 4  # of a percentage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +123,12 @@ def _of_network(part: StudyPart, row: NetworkRow, name: str) -> ResultRow:
         recipe=str(study.settings["recipe"]),
         epochs=study.settings["epochs"],
         seeds=row.n,
-        top1=round(row.top1.mean, _DIGITS),
+        top1=round(row.top1.mean, DECIMALS),
         top1_interval=_rounded(judge([list(row.top1.values.values())])[0].t_interval),
         difference=_rounded(found.mean) if found else None,
         difference_interval=_rounded(found.t_interval) if found else None,
         verdict=found.verdict if found else None,
-        cost=None if cost is None else round(cost, _DIGITS),
+        cost=None if cost is None else round(cost, DECIMALS),
         params=row.params,
         command=_portable(study.command),
     )
@@ -150,7 +149,7 @@ def _of_run(place: Path, name: str) -> ResultRow:
         recipe=config.recipe,
         epochs=summary["epochs"],
         seeds=1,
-        top1=round(float(summary["top1"]), _DIGITS),
+        top1=round(float(summary["top1"]), DECIMALS),
         top1_interval=None,
         difference=None,
         difference_interval=None,
@@ -172,4 +171,4 @@ def _rounded(value: Any) -> Any:
         return None
     if isinstance(value, tuple):
         return tuple(_rounded(one) for one in value)
-    return round(value, _DIGITS) + 0.0  # no -0.0
+    return round(value, DECIMALS) + 0.0  # no -0.0

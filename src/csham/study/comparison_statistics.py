@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from csham.study.statistics import FEW, MOST_SEEDS, Difference, Interval
+from csham.study.grid import MOST_SEEDS
+from csham.study.statistics import FEW, Difference, Interval
 
 __all__ = ["STATISTICS", "Statistic"]
 
@@ -48,7 +49,7 @@ def _too_few(one: Difference) -> str | None:
 def _how_many(one: Difference) -> str | None:
     if one.verdict != "cannot tell yet":
         return "\N{EN DASH}"
-    return None if one.seeds_needed else f"over {MOST_SEEDS}"
+    return None if one.seeds_needed or one.t_interval is None else f"over {MOST_SEEDS}"
 
 
 STATISTICS = {

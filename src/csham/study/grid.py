@@ -24,7 +24,9 @@ from csham.training.config import MACHINE_SETTINGS, SOURCE_SETTINGS, TrainConfig
 
 __all__ = [
     "MACHINE_FIELDS",
+    "MOST_SEEDS",
     "SHARED_FIELDS",
+    "WORTHWHILE",
     "Cell",
     "Data",
     "Network",
@@ -52,7 +54,11 @@ def shared_settings(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHARED_FIELDS}
 
 
-_MOST_SEEDS = 1000
+MOST_SEEDS = 1000
+"""Seeds that a study may have; more are not worth counting."""
+
+WORTHWHILE = 0.5
+"""Smallest difference worth having where nobody says another, in percent of top-1."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class Study:
     settings: Mapping[str, Any]
     networks: tuple[Network, ...]
     seeds: tuple[int, ...]
-    worthwhile: float = 0.5
+    worthwhile: float = WORTHWHILE
     command: str = ""
     weights_sha256: str | None = None
     controlled: tuple[str, ...] = ()
@@ -340,12 +346,12 @@ def read_seeds(given: object) -> tuple[int, ...]:
     else:
         numbers = given
     if isinstance(numbers, int) and not isinstance(numbers, bool):
-        numbers = list(range(min(numbers, _MOST_SEEDS + 1)))
+        numbers = list(range(min(numbers, MOST_SEEDS + 1)))
     if not isinstance(numbers, list | tuple) or not numbers:
         raise wrong
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
         raise wrong
     seeds = tuple(dict.fromkeys(numbers))
-    if len(seeds) > _MOST_SEEDS:
-        raise UserError(f"--seeds: a study takes at most {_MOST_SEEDS} seeds.")
+    if len(seeds) > MOST_SEEDS:
+        raise UserError(f"--seeds: a study takes at most {MOST_SEEDS} seeds.")
     return seeds

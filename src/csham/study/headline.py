@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from csham.study.findings import AgainstControl, Comparison
-from csham.study.statistics import FEW, Verdict, with_sign
+from csham.study.statistics import FEW, Verdict, extremes, with_sign
 
 __all__ = ["Words", "headline"]
 
@@ -77,7 +77,8 @@ def _numbers(c: Comparison, words: Words) -> str:
     gain = f"{with_sign(c.mean or 0.0)}{_space(words.unit)}"
     seeds = f"{c.n} seed{'s' if c.n != 1 else ''}"
     if c.t_interval is None:
-        return f"{gain} with each of {seeds}"
+        least, most = extremes(c.differences)
+        return f"{gain} with each of {seeds}" if least == most else f"{gain} ({least} to {most}, {seeds})"
     low, high = c.t_interval
     return f"{gain} (95% {with_sign(low)} to {with_sign(high)}, {seeds})"
 
@@ -92,7 +93,14 @@ def _no_difference(attentions: Iterable[Comparison], worthwhile: float, words: W
         return []
     named = _names(found, words)
     verb = "makes" if len(found) == 1 else "make"
-    return [f"{named} {verb} no difference worth having (95% within ±{worthwhile:g}{_space(words.unit)}){_few(found)}."]
+    margin = f"{_what_is_within(found)} within ±{worthwhile:g}{_space(words.unit)}"
+    return [f"{named} {verb} no difference worth having ({margin}){_few(found)}."]
+
+
+def _what_is_within(found: Iterable[Comparison]) -> str:
+    """Say what lies within the margin: the intervals or, without spread, every seed."""
+    measured = {c.t_interval is not None for c in found}
+    return "95%, or every seed," if len(measured) > 1 else "95%" if measured.pop() else "every seed"
 
 
 def _names(found: Sequence[Comparison], words: Words) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import special
 
 from csham.study.findings import Comparison
-from csham.study.statistics import ALPHA, Interval, Verdict, holm, with_sign
+from csham.study.statistics import ALPHA, Interval, Verdict, holm, t_interval, with_sign
 
 __all__ = ["Estimate", "Pooled", "estimate", "pool", "pooled_sentence"]
 
@@ -36,8 +36,10 @@ class Pooled:
         between: Estimated standard deviation of the groups' true differences.
         i2: Fraction of the variance of ``means`` that is between groups rather than chance.
         p: That the mean over groups is 0.
+        p_equivalent: That the mean over groups is worth having, two one-sided tests.
         p_holm: ``p`` after Holm's correction over the variants.
-        verdict: As of one group: by the interval within the margin, or by ``p_holm``.
+        p_equivalent_holm: ``p_equivalent``, likewise.
+        verdict: As of one group: by the interval within the margin and ``p_equivalent_holm``, or by ``p_holm``.
     """
 
     name: str
@@ -49,7 +51,9 @@ class Pooled:
     between: float
     i2: float
     p: float
+    p_equivalent: float
     p_holm: float
+    p_equivalent_holm: float
     verdict: Verdict
 
 
@@ -70,10 +74,11 @@ def pool(comparisons: Iterable[Comparison], worthwhile: float) -> list[Pooled]:
         if len(counted) > 1:
             means, deviations, pairs = np.array([(one.mean, one.sd, one.n) for one in counted], dtype=float).T
             found[name] = (counted, estimate(means, deviations, pairs))
-    corrected = holm([pooled.p for _, pooled in found.values()])
+    differs = holm([pooled.p for _, pooled in found.values()])
+    equivalent = holm([pooled.p_equivalent(worthwhile) for _, pooled in found.values()])
     return [
-        _judged(name, by_name[name], *found[name], float(p or 0.0), worthwhile)
-        for name, p in zip(found, corrected, strict=True)
+        _judged(name, by_name[name], *found[name], (float(p or 0.0), float(q or 0.0)), worthwhile)
+        for name, p, q in zip(found, differs, equivalent, strict=True)
     ]
 
 
@@ -103,8 +108,11 @@ class Estimate:
     @property
     def interval(self) -> Interval:
         """95% interval of the mean over groups."""
-        half = float(special.stdtrit(self.df, 1 - ALPHA / 2)) * self.se
-        return self.mean - half, self.mean + half
+        return t_interval(self.mean, self.se, self.df)
+
+    def p_equivalent(self, worthwhile: float) -> float:
+        """That the mean over groups is worth having, two one-sided tests."""
+        return float(special.stdtr(self.df, (abs(self.mean) - worthwhile) / self.se))
 
 
 def estimate(means: np.ndarray, deviations: np.ndarray, pairs: np.ndarray | int) -> Estimate:
@@ -134,12 +142,12 @@ def _judged(
     several: Sequence[Comparison],
     counted: Sequence[Comparison],
     pooled: Estimate,
-    p_holm: float,
+    corrected: tuple[float, float],
     worthwhile: float,
 ) -> Pooled:
-    low, high = pooled.interval
+    (low, high), (p_holm, p_equivalent_holm) = pooled.interval, corrected
     verdict: Verdict = "cannot tell yet"
-    if -worthwhile < low and high < worthwhile:
+    if -worthwhile < low and high < worthwhile and p_equivalent_holm < ALPHA:
         verdict = "no difference worth having"
     elif p_holm < ALPHA:
         verdict = "helps" if pooled.mean > 0 else "hurts"
@@ -153,7 +161,9 @@ def _judged(
         between=pooled.between,
         i2=pooled.i2,
         p=pooled.p,
+        p_equivalent=pooled.p_equivalent(worthwhile),
         p_holm=p_holm,
+        p_equivalent_holm=p_equivalent_holm,
         verdict=verdict,
     )
 

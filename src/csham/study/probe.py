@@ -13,13 +13,12 @@ from csham.cost.passes import forward_of, seconds_per_call, training
 from csham.memory import retain_memory
 from csham.study.grid import Cell, Network, Study
 from csham.training.machine import choose_device
+from csham.training.turns import EVALUATED
 
 __all__ = ["Probe", "estimate_seconds", "probe"]
 
 _FEW_IMAGES = 8
 _MOST_STEPS = 20
-# Evaluation passes images forward only, which takes about a third of a step.
-_EVALUATION = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def estimate_seconds(study: Study, cell: Cell, measured: Probe, parts: tuple[int
     assert measured.seconds_per_image is not None
     train, validation, test = parts
     evaluated = validation + (test if study.settings["track_test"] else 0)
-    per_epoch = train + _EVALUATION * evaluated
-    return measured.seconds_per_image * ((cell.config.epochs - epochs_done) * per_epoch + _EVALUATION * test)
+    per_epoch = train + EVALUATED * evaluated
+    return measured.seconds_per_image * ((cell.config.epochs - epochs_done) * per_epoch + EVALUATED * test)
 
 
 def _probe(study: Study, network: Network, device: torch.device, seconds: float) -> Probe:

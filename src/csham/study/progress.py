@@ -109,7 +109,7 @@ class BarStudyProgress(PlainStudyProgress):
 
     def cell(self, job: int, label: str, where: str, fraction: float, images_per_s: float) -> None:
         """Move the bar of a job."""
-        rate = f"{where}  {images_per_s:.0f} images/s" if images_per_s else where
+        rate = f"{where}  {speed(images_per_s)}" if images_per_s else where
         self._show(job, label, fraction, rate)
 
     def ended(self, job: int | None, record: Mapping[str, Any]) -> None:

@@ -16,13 +16,14 @@ from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS
 from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
 from csham.data.dataset import describe_data
-from csham.data.sources.folder import check_apart
+from csham.data.sources import check_apart
 from csham.errors import UserError, unknown_name
 from csham.files import sha256_of
 from csham.settings import Help, check_choice, declared, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
+    WORTHWHILE,
     Data,
     Network,
     Study,
@@ -241,7 +242,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         settings=shared_settings(config),
         networks=tuple(networks),
         seeds=tuple(request.seeds) or tuple(range(_SEEDS)),
-        worthwhile=0.5 if request.worthwhile is None else request.worthwhile,
+        worthwhile=WORTHWHILE if request.worthwhile is None else request.worthwhile,
         command=request.command,
         weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
     )

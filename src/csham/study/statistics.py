@@ -15,15 +15,16 @@ comparisons of one study; what corrects for testing many things at once goes ove
 
 Where all differences are the same number, but for what rounding the accuracies makes of it, there is no spread to
 measure: accuracies are counts of images, and with a small test set counts coincide by chance. Then there are no
-t-interval and no t-test. The sign-flip p, 2 / 2**n, stands in for the t-test's, and the chance that all n seeds fall on
-one side of a margin that is the median, 1 / 2**n, for the test of equivalence; so 6 seeds are the fewest that can end
-in a verdict.
+t-interval and no t-test. The chance that all n seeds fall on one side of their median takes their place: 2 / 2**n for a
+difference, if all are above 0 or all below, and 1 / 2**n for equivalence, if all lie within the margin by more than the
+step of the rounding, which is what it may have moved them by. Else p is 1. So 6 seeds are the fewest that can end in a
+verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -32,15 +33,15 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from csham.errors import UserError
+from csham.study.grid import MOST_SEEDS, WORTHWHILE
+from csham.training.metrics import DECIMALS
 
 __all__ = [
     "ALPHA",
     "EXACT_UP_TO",
     "FEW",
-    "MOST_SEEDS",
     "POWER",
     "STORED",
-    "WORTHWHILE",
     "Difference",
     "Interval",
     "Judgement",
@@ -48,25 +49,25 @@ __all__ = [
     "binomial_se",
     "bootstrap_interval",
     "compare",
+    "extremes",
     "has_spread",
     "holm",
     "judge",
     "points",
     "sign_flip_p",
+    "t_interval",
     "with_sign",
 ]
 
 ALPHA = 0.05
 POWER = 0.8
-WORTHWHILE = 0.5
 FEWEST = 3  # pairs; with two, the spread is a guess from one number
 FEW = 5  # fewer than these can say little, and a verdict from them says so
 EXACT_UP_TO = 20  # pairs; 2**19 sums take 10 ms
-MOST_SEEDS = 1000  # more are not worth counting
 RESAMPLES = 9_999
 FLIPS = 99_999
 NO_SPREAD = 1e-9  # percentage points: only rounding of the subtraction is smaller
-STORED = 1e-4  # percentage points: runs keep their metrics with four decimals
+STORED = 10.0**-DECIMALS  # percentage points: what runs keep their metrics in steps of
 _ROUNDINGS = 2.5  # steps: differences that are equal on paper can be two apart, of four numbers rounded
 
 Verdict = Literal["helps", "hurts", "no difference worth having", "cannot tell yet"]
@@ -84,7 +85,8 @@ class Judgement:
         t_interval: Student-t 95% interval of the mean; None with fewer than two, or without spread.
         p_t: Paired t-test, two-sided; None where there is no ``t_interval``.
         p_sign_flip: Sign-flip permutation test on abs(mean), two-sided; exact up to ``EXACT_UP_TO`` pairs.
-        p_equivalent: That the difference is worth having, two one-sided t-tests; None with fewer than two pairs.
+        p_equivalent: That the difference is worth having, two one-sided t-tests; None with fewer than two pairs. See
+            the top of this file for what it is without spread.
         p_t_holm: ``p_t`` after Holm's correction over the table.
         p_sign_flip_holm: ``p_sign_flip``, likewise.
         p_equivalent_holm: ``p_equivalent``, likewise.
@@ -144,14 +146,14 @@ def compare(
     Raises:
         UserError: A difference, or ``worthwhile``, is not a finite number.
     """
-    judgements, margins = judge(table, worthwhile, rounded), _margins(worthwhile, len(table))
-    levels = _levels([_p_differs(found) for found in judgements])
-    equivalence_levels = _levels([found.p_equivalent for found in judgements])
+    margins, tests = _margins(worthwhile, len(table)), _tests(table, worthwhile, rounded)
+    levels = _levels([test.p_differs for test in tests])
+    equivalence_levels = _levels([test.p_equivalent for test in tests])
     words = ["points"] * len(table) if units is None else units
     return [
-        _complete(found, _checked(differences), level, equivalence_level, _Margin(margin, unit), len(judgements))
-        for found, differences, level, equivalence_level, margin, unit in zip(
-            judgements, table, levels, equivalence_levels, margins, words, strict=True
+        _complete(found, test, level, equivalence_level, _Margin(margin, unit), len(tests))
+        for found, test, level, equivalence_level, margin, unit in zip(
+            _judged(tests), tests, levels, equivalence_levels, margins, words, strict=True
         )
     ]
 
@@ -162,8 +164,18 @@ def judge(
     rounded: float | Sequence[float] = 0.0,
 ) -> list[Judgement]:
     """Do what :func:`compare` does, as far as the verdicts need it: without the bootstrap and the look ahead."""
+    return _judged(_tests(table, worthwhile, rounded))
+
+
+def _tests(
+    table: Sequence[Sequence[float]], worthwhile: float | Sequence[float], rounded: float | Sequence[float]
+) -> list[_Tests]:
     margins, steps = _margins(worthwhile, len(table)), _each(rounded, len(table))
-    tests = [_Tests.of(_checked(values), *rest) for values, *rest in zip(table, margins, steps, strict=True)]
+    return [_Tests.of(_checked(values), *rest) for values, *rest in zip(table, margins, steps, strict=True)]
+
+
+def _judged(tests: Sequence[_Tests]) -> list[Judgement]:
+    """Correct the tests for being many, and say what they show."""
     differs, sign_flip, equivalent = (
         holm([getattr(test, name) for test in tests]) for name in ("p_differs", "p_sign_flip", "p_equivalent")
     )
@@ -200,6 +212,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else float(value) for p, value in zip(p_values, adjusted, strict=True)]
 
 
+def t_interval(mean: float, se: float, df: int) -> Interval:
+    """Return the Student-t 95% interval of an estimate with this standard error."""
+    half = float(special.stdtrit(df, 1 - ALPHA / 2)) * se
+    return mean - half, mean + half
+
+
 def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float | None:
     """Return how often the mean is as far from 0 as observed, or farther, when every difference's sign is a coin's.
 
@@ -219,7 +237,7 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float | None:
             n_resamples=FLIPS,
             batch=10_000,
             alternative="greater",
-            random_state=np.random.default_rng(0),
+            rng=np.random.default_rng(0),
         )
         return float(test.pvalue)
     sums = values[:1]  # its sign may stay: flipping all of them changes nothing
@@ -244,7 +262,7 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray) -> Interval | 
         n_resamples=RESAMPLES,
         confidence_level=1 - ALPHA,
         method="BCa",
-        random_state=np.random.default_rng(0),
+        rng=np.random.default_rng(0),
     ).confidence_interval
     low, high = sorted((sign * float(found.low), sign * float(found.high)))
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
@@ -270,6 +288,12 @@ def points(value: float) -> str:
     return f"{value:.2g}" if abs(value) < 0.095 else f"{value:.2f}"
 
 
+def extremes(values: Iterable[float]) -> tuple[str, str]:
+    """Write the smallest and the largest of some differences."""
+    values = list(values)
+    return with_sign(min(values)), with_sign(max(values))
+
+
 def with_sign(value: float) -> str:
     """Write a difference in percentage points, as :func:`points` does, with its sign."""
     return f"{'+' if value > NO_SPREAD else ''}{points(value)}"
@@ -277,35 +301,49 @@ def with_sign(value: float) -> str:
 
 @dataclass(frozen=True)
 class _Tests:
-    """The tests of one comparison by itself."""
+    """The tests of one comparison by itself.
 
-    n: int
+    Attributes:
+        values: Differences.
+        rounded: Step that their numbers were rounded to.
+        p_differs: The p that decides on a difference: the t-test's, or what stands in for it.
+        one_sided: True if all differences lie on one side of 0.
+        inside: True if all lie within the margin, wherever rounding moved them from.
+    """
+
+    values: np.ndarray
+    rounded: float
     mean: float | None = None
     sd: float | None = None
     interval: Interval | None = None
     p_t: float | None = None
+    p_differs: float | None = None
     p_sign_flip: float | None = None
     p_equivalent: float | None = None
+    one_sided: bool = False
+    inside: bool = False
 
     @property
-    def p_differs(self) -> float | None:
-        """The p that decides on a difference."""
-        return _p_differs(self)
+    def n(self) -> int:
+        return len(self.values)
 
     @classmethod
     def of(cls, values: np.ndarray, worthwhile: float, rounded: float) -> _Tests:
         n, p_sign_flip = len(values), sign_flip_p(values)
         if n < 2:
-            return cls(n, float(values[0]) if n else None, p_sign_flip=p_sign_flip)
+            return cls(values, rounded, float(values[0]) if n else None, p_sign_flip=p_sign_flip)
         mean = _sum(values) / n
         if not has_spread(values, rounded):
-            return cls(n, mean, 0.0, None, None, p_sign_flip, 0.5**n if abs(mean) < worthwhile else 1.0)
+            one_sided = bool((values > NO_SPREAD).all() or (values < -NO_SPREAD).all())
+            inside = bool(np.abs(values).max() + rounded < worthwhile)
+            ps = 2 * 0.5**n if one_sided else 1.0, p_sign_flip, 0.5**n if inside else 1.0
+            return cls(values, rounded, mean, 0.0, None, None, *ps, one_sided, inside)
         sd = math.sqrt(_sum((values - mean) ** 2) / (n - 1))
         se = sd / math.sqrt(n)
-        half = float(special.stdtrit(n - 1, 1 - ALPHA / 2)) * se
         p_t = 2 * float(special.stdtr(n - 1, -abs(mean) / se))
         p_equivalent = float(special.stdtr(n - 1, (abs(mean) - worthwhile) / se))
-        return cls(n, mean, sd, (mean - half, mean + half), p_t, p_sign_flip, p_equivalent)
+        interval = t_interval(mean, se, n - 1)
+        return cls(values, rounded, mean, sd, interval, p_t, p_t, p_sign_flip, p_equivalent)
 
     @property
     def equivalent_alone(self) -> bool:
@@ -350,11 +388,6 @@ def _verdict(test: _Tests, p_differs: float | None, p_equivalent: float | None) 
     return "cannot tell yet"
 
 
-def _p_differs(found: Judgement | _Tests) -> float | None:
-    """Return the p that decides on a difference: the t-test's, or the sign-flip test's where there is no spread."""
-    return found.p_sign_flip if found.p_t is None and found.n > 1 else found.p_t
-
-
 def _checked(differences: Sequence[float]) -> np.ndarray:
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or not np.isfinite(values).all():
@@ -386,17 +419,17 @@ def _level(others: Sequence[float], tests: int) -> float:
 
 
 def _complete(
-    found: Judgement, values: np.ndarray, level: float, equivalence_level: float, margin: _Margin, tests: int
+    found: Judgement, test: _Tests, level: float, equivalence_level: float, margin: _Margin, tests: int
 ) -> Difference:
-    outlook = _Outlook(found, level, min(equivalence_level, ALPHA / 2), margin.value)
+    outlook = _Outlook(found, test, level, min(equivalence_level, ALPHA / 2), margin.value)
     seeds = outlook.seeds_needed()
     return Difference(
         **vars(found),
-        bootstrap_interval=bootstrap_interval(values) if found.n >= FEW and found.t_interval else None,
+        bootstrap_interval=bootstrap_interval(test.values) if found.n >= FEW and found.t_interval else None,
         level=level,
         smallest_detectable=outlook.smallest_detectable(),
         seeds_needed=seeds,
-        sentence=_sentence(found, seeds, margin, tests),
+        sentence=_sentence(found, test, seeds, margin, tests),
     )
 
 
@@ -405,6 +438,7 @@ class _Outlook:
     """Outlook on other true differences and on more seeds, if the spread is as observed."""
 
     found: Judgement
+    test: _Tests
     level: float
     equivalence_level: float
     worthwhile: float
@@ -433,7 +467,7 @@ class _Outlook:
     def _shows_difference(self, n: int) -> bool:
         mean, sd = abs(self.found.mean or 0.0), self.found.sd or 0.0
         if not sd:
-            return mean > 0 and 2 * 0.5**n < self.level
+            return self.test.one_sided and 2 * 0.5**n < self.level
         return _power(mean / sd * math.sqrt(n), n - 1, self.level) >= POWER
 
     def _shows_equivalence(self, n: int) -> bool:
@@ -441,7 +475,7 @@ class _Outlook:
         if mean >= self.worthwhile:
             return False
         if not sd:
-            return 0.5**n < self.equivalence_level
+            return self.test.inside and 0.5**n < self.equivalence_level
         return _equivalence_power(mean, sd, n, self.worthwhile, self.equivalence_level) >= POWER
 
 
@@ -480,31 +514,34 @@ def _first(enough: Callable[[int], bool], least: int) -> int | None:
     return high
 
 
-def _sentence(found: Judgement, seeds_needed: int | None, margin: _Margin, tests: int) -> str:
+def _sentence(found: Judgement, test: _Tests, seeds_needed: int | None, margin: _Margin, tests: int) -> str:
     if found.mean is None:
         return "Cannot tell yet: no seed has been run both with and without it."
-    shown = _shown(found, found.mean, margin)
+    shown = _shown(found, test.values, margin)
     if found.verdict == "cannot tell yet":
-        text = f"Cannot tell yet: {shown}{_why_open(found, margin, tests)}{_what_it_takes(found.n, seeds_needed)}."
+        text = f"Cannot tell yet: {shown}{_why_open(found, margin, tests)}{_what_it_takes(found, seeds_needed)}."
     elif found.verdict == "no difference worth having":
         text = f"No difference worth having: {shown}{_how_little(found, margin)}."
     else:
-        text = f"{found.verdict.capitalize()}: {shown}{_perhaps_small(found, margin)}."
+        text = f"{found.verdict.capitalize()}: {shown}{_perhaps_small(found, test, margin)}."
     return text + (" Fewer than five seeds can say little." if 1 < found.n < FEW else "")
 
 
-def _shown(found: Judgement, mean: float, margin: _Margin) -> str:
-    gain = margin.of(with_sign(mean))
+def _shown(found: Judgement, values: np.ndarray, margin: _Margin) -> str:
+    gain = margin.of(with_sign(found.mean or 0.0))
     if found.t_interval is not None:
         low, high = found.t_interval
         return f"{gain} (95% {with_sign(low)} to {with_sign(high)}, {found.n} seeds)"
-    if found.n > 1:
+    if found.n == 1:
+        return f"{gain} with one seed, which says nothing of chance"
+    least, most = extremes(values)
+    if least == most:
         return f"{gain} with each of {found.n} seeds, which leaves no spread to measure"
-    return f"{gain} with one seed, which says nothing of chance"
+    return f"{gain} ({least} to {most}, {found.n} seeds), of which rounding leaves no spread to measure"
 
 
-def _perhaps_small(found: Judgement, margin: _Margin) -> str:
-    least = min(map(abs, found.t_interval)) if found.t_interval else abs(found.mean or 0.0)
+def _perhaps_small(found: Judgement, test: _Tests, margin: _Margin) -> str:
+    least = min(map(abs, found.t_interval)) if found.t_interval else float(np.abs(test.values).min()) - test.rounded
     return f"; perhaps by less than the {margin.text} worth having" if least < margin.value else ""
 
 
@@ -527,8 +564,10 @@ def _why_open(found: Judgement, margin: _Margin, tests: int) -> str:
     return ""
 
 
-def _what_it_takes(n: int, seeds_needed: int | None) -> str:
+def _what_it_takes(found: Judgement, seeds_needed: int | None) -> str:
+    n = found.n
     if seeds_needed is None:
-        return f"; more than {MOST_SEEDS} seeds would be needed"
+        several = f"more than {MOST_SEEDS} seeds would be needed"
+        return f"; {several if found.t_interval else 'more seeds like these would not settle it'}"
     more = seeds_needed - n
     return f"; {'about' if n > 1 else 'at least'} {more} more seed{'s' if more > 1 else ''} to settle it"

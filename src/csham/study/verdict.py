@@ -20,11 +20,12 @@ import numpy as np
 from csham.errors import UserError, unknown_name
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, Spread, plain_values
+from csham.study.grid import WORTHWHILE
 from csham.study.headline import Words, headline
 from csham.study.pooling import Pooled, pool, pooled_sentence
 from csham.study.results import spread
 from csham.study.run_table import Row, RunTable, read_runs
-from csham.study.statistics import WORTHWHILE, compare
+from csham.study.statistics import compare
 
 __all__ = ["Measure", "MetricVerdict", "TableVerdict", "Unit", "verdict"]
 
@@ -35,7 +36,7 @@ _BASELINES = ("plain", "none", "baseline", "vanilla", "base", "control")
 _VARIANTS = ("variant", "name", "model", "attention", "label", "method")
 _MISSING = ("na", "n/a", "nan", "null", "none", "-", "<na>", "nat")
 _USUALLY_LOW = re.compile(
-    r"loss|err|rmse|mae|mse|fid|perplexity|latency"
+    r"loss|err|mae|mse|fid|perplexity|latency"
     r"|(?<![a-z])(ms|seconds|wer|cer|eer|nll|ppl|brier|ece|lpips)(?![a-z])",
     re.IGNORECASE,
 )

@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "BINS",
+    "DECIMALS",
     "METRICS",
     "TOP",
     "Metric",
@@ -28,6 +29,10 @@ TOP = 5
 
 BINS = 15
 """Bins of calibration, of equal width, as in Guo et al., arXiv:1706.04599."""
+
+
+DECIMALS = 4
+"""Decimals of a percentage that is kept."""
 
 
 class UndefinedError(ValueError):
@@ -225,7 +230,7 @@ def _measured(classes: int) -> Iterable[Metric]:
 
 
 def _percent(fraction: float) -> float:
-    return round(100 * float(fraction), 4)
+    return round(100 * float(fraction), DECIMALS)
 
 
 def _kappa(predictions: Predictions, classes: int) -> float:
