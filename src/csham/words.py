@@ -8,8 +8,9 @@ tables and every other line that is printed pass them through :func:`printable`;
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-__all__ = ["printable", "say"]
+__all__ = ["printable", "say", "some"]
 
 
 def printable(text: object) -> str:
@@ -29,3 +30,9 @@ def say(*lines: object, error: bool = False) -> None:
     """
     text = "\n".join(map(printable, lines))
     print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def some(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """Name the first few, and say how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return between.join(names[:most]) + more

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import resized_crop
 
-from csham.data.batches import _CROP_SALT, _MIX_SALT, _POLICY_SALT, Batches
+from csham.data.batches import Batches
 from csham.data.crops import draw_boxes
 from csham.data.dataset import PackedDataset, stored_side
 from csham.data.mixing import mixed
@@ -21,6 +21,7 @@ from csham.data.policies import augmented, find_policy
 from csham.data.split import generator
 from csham.errors import UserError
 
+CROP_SALT, POLICY_SALT, MIX_SALT = 0xC509, 0xA067, 0x3175  # as they always were: runs go on with what they drew
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.3]
 
 
@@ -272,7 +273,7 @@ def test_resized_crops_are_boxes_of_the_stored_square(image_size):
     batch = batches_of(dataset, batch_size=12, seed=5, crop="resized", crop_scale=0.2).batch(2, 1)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     side = dataset.images.shape[1]
-    rng = generator(5, 2, 1, _CROP_SALT)
+    rng = generator(5, 2, 1, CROP_SALT)
     boxes, mirrored = draw_boxes(rng, 12, side, 0.2), rng.random(12) < 0.5
     assert 0 < mirrored.sum() < 12
     for row, box, flip, pixels in zip(batch.indices, boxes.tolist(), mirrored, bytes_of(batch.images), strict=True):
@@ -309,11 +310,28 @@ def test_a_policy_changes_what_was_cut_by_draws_of_the_batch(image_size, crop, p
     dataset = dataset_of(24, image_size)
     plain, changed = (batches_of(dataset, batch_size=12, seed=5, crop=crop, policy=name) for name in ("none", policy))
     cut = torch.from_numpy(bytes_of(plain.batch(2, 1).images))
-    draws = find_policy(policy).draw(generator(5, 2, 1, _POLICY_SALT), 12)
+    draws = find_policy(policy).draw(generator(5, 2, 1, POLICY_SALT), 12)
     batch = changed.batch(2, 1)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(bytes_of(batch.images), augmented(cut, draws, find_policy(policy)))
     assert equal(next(plain.in_order()), next(changed.in_order()))
+
+
+def test_runs_of_other_versions_drew_the_same():
+    padded, resized = batches_of(dataset_of(24, 16), batch_size=4, seed=5), dataset_of(24, 72)
+    assert padded.draw(2, 1).tolist() == [[10, 0, 3, 0], [13, 4, 1, 1], [20, 0, 0, 0], [14, 1, 1, 1]]
+    assert batches_of(resized, batch_size=4, seed=5, crop="resized").draw(2, 1).tolist() == [
+        [10, 4, 3, 77, 70, 0], [13, 13, 24, 55, 44, 1], [20, 23, 6, 55, 69, 0], [14, 5, 13, 76, 58, 0],
+    ]  # fmt: skip
+    assert [find_policy(name).draw(generator(5, 2, 1, POLICY_SALT), 4).tolist() for name in ("trivial", "rand")] == [
+        [[[9, 12]], [[10, -14]], [[13, 18]], [[1, -22]]],
+        [[[9, 9], [10, -9]], [[13, 9], [1, -9]], [[5, -9], [6, -9]], [[8, 9], [10, -9]]],
+    ]
+    images, labels = torch.arange(2.0)[:, None, None, None].expand(2, 3, 6, 6), torch.arange(2)
+    _, shares = mixed(images.clone(), labels, 2, mixup=1.0, cutmix=0.0, rng=generator(5, 2, 1, MIX_SALT))
+    assert shares[0].tolist() == pytest.approx([0.0419668, 0.9580332], abs=1e-6)
+    pasted, _ = mixed(images.clone(), labels, 2, mixup=0.0, cutmix=1.0, rng=generator(5, 2, 1, MIX_SALT))
+    assert pasted[0, 0].tolist() == [[0, 1, 1, 1, 1, 1]] * 3 + [[0] * 6] * 3
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
@@ -322,7 +340,7 @@ def test_a_mixed_batch_is_the_batch_mixed_by_draws_of_its_own(alphas):
     plain, mixing = batches_of(dataset, seed=5), batches_of(dataset, seed=5, **alphas)
     expected, batch = plain.batch(2, 1), mixing.batch(2, 1)
     assert expected.targets is None
-    rng = generator(5, 2, 1, _MIX_SALT)
+    rng = generator(5, 2, 1, MIX_SALT)
     images, targets = mixed(expected.images, expected.labels, 3, **{"mixup": 0.0, "cutmix": 0.0} | alphas, rng=rng)
     assert torch.equal(batch.images, images)
     assert torch.equal(batch.targets, targets)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from csham.data import prepare
-from csham.data.duplicates import check_leaks, find_duplicates
+from csham.data.duplicates import also_among, check_leaks, find_duplicates
 from csham.errors import UserError
 
 LAYOUT = {"train/cat": 6, "train/dog": 6, "test/cat": 3, "test/dog": 3}
@@ -119,3 +119,16 @@ def test_a_split_by_the_seed_is_looked_at_too(tmp_path, fill, cache_dir):
     dataset = opened(root, cache_dir)
     with pytest.raises(UserError, match="test images are training images too: cat/"):
         check_leaks(dataset, dataset.split(0))
+
+
+def test_images_of_another_dataset(parted, tmp_path, fill, cache_dir):
+    ours, other = opened(parted, cache_dir), fill(tmp_path / "other", {"cat": 2, "dog": 2}, side=20)
+    with Image.open(parted / "train/cat/002.png") as image:
+        image.save(other / "dog/same.bmp")
+        image.transpose(Image.Transpose.ROTATE_180).save(other / "dog/turned.png")
+    theirs = opened(other, cache_dir)
+    row, same = ours.files.index("train/cat/002.png"), theirs.files.index("dog/same.bmp")
+    every = np.arange(len(ours))
+    assert also_among(ours, every, theirs, np.arange(len(theirs))).tolist() == [row]
+    assert also_among(ours, np.delete(every, row), theirs, np.arange(len(theirs))).tolist() == []
+    assert also_among(ours, every, theirs, np.delete(np.arange(len(theirs)), same)).tolist() == []

@@ -52,6 +52,13 @@ def test_another_seed_splits_otherwise():
     assert set(first.validation) != set(second.validation)
 
 
+def test_runs_of_other_versions_drew_the_same_parts():
+    """Else what they were trained on would be in the test part that they are measured on again."""
+    split = split_parts(np.tile([0, 1, 2], 10), np.full(30, TRAIN), 7, 0.25)
+    assert split.test.tolist() == [9, 10, 17, 20, 22, 24]
+    assert split.validation.tolist() == [8, 11, 13, 16, 18, 27]
+
+
 @given(counts, seeds)
 def test_a_given_test_part_is_taken_as_it_is(counts, seed):
     labels = np.concatenate([labels_of(counts, seed), np.arange(len(counts))])

@@ -51,6 +51,21 @@ def test_files_are_given_as_named_whatever_their_ending(tree):
     assert list(files) == names
 
 
+def test_photographs_that_pillow_cannot_read_are_left_out_and_said(tree, given):
+    for name in ("photos/b/1.HEIC", "photos/2.nef", "raw/3.cr2"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).touch()
+    said = r"photos: 2 files left out by name: 1 \.heic, 1 \.nef; Pillow cannot read .* convert them to JPEG"
+    for files in (ImageFiles(["photos"]), ImageFiles(["-"], stdin=given(b"photos\n"))):
+        with pytest.warns(UserWarning, match=said) as warned:
+            assert len(list(files)) == 5
+        assert len(warned) == 1
+    assert ImageFiles(["photos"]).count() == 5
+    assert list(ImageFiles(["raw/3.cr2"])) == ["raw/3.cr2"]
+    with pytest.raises(UserError, match=r"no file below the folder raw .* \(1 file left out by name: 1 \.cr2"):
+        ImageFiles(["raw"]).check()
+
+
 def test_listing_begins_before_it_has_seen_everything(tree, monkeypatch):
     listed = []
     scandir = os.scandir

@@ -57,7 +57,7 @@ def gates(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """What the weights of attention do, by stage: near 1/2 or 1, how they vary, and how many never do."""
+    """Show the weights of attention by stage: near 1/2 or 1, how they vary, and how many never do."""
     check_counts(samples=samples, batch_size=batch_size)
     check_seed(seed)
     check_choice(weights)

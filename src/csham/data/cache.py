@@ -74,7 +74,7 @@ def open_entry(path: Path, fingerprint: str, *, thorough: bool = False) -> Packe
         if meta["version"] != FORMAT_VERSION:
             raise Damaged("another version of csham made it")
         if meta["fingerprint"] != fingerprint:
-            raise Damaged("its source has changed since")
+            raise Damaged("its source, or the way it is read, has changed since")
         _check_sums(path, meta["sha256"], thorough=thorough)
         return _dataset(path, meta)
     except PermissionError as err:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from csham.data.dataset import stored_side
 from csham.data.names import CROPS
 from csham.errors import UserError, unknown_name
 
 __all__ = ["check_crop", "draw_boxes", "resampled"]
 
-_PADDED_UP_TO = 64  # pixels
 _LARGEST_RATIO = 4 / 3
 _TRIES = 10
 
@@ -30,7 +30,7 @@ def check_crop(crop: str, crop_scale: float, image_size: int) -> str:
     if not 0 < crop_scale <= 1:
         raise UserError(f"the least area of a crop must be above 0 and at most 1, got {crop_scale}.")
     if crop == "auto":
-        return "pad" if image_size <= _PADDED_UP_TO else "resized"
+        return "pad" if stored_side(image_size) == image_size else "resized"
     return crop
 
 

@@ -39,7 +39,7 @@ class PackedDataset:
         sums: (N, 3, 2) int64: sum and sum of squares of each channel of each image.
         path: The cache folder.
         bad_files: Files that could not be decoded and were left out.
-        ignored_files: Number of files that were no images by their name, or in no class folder.
+        ignored_files: Number of files that were no images by their name.
         notes: Sentences for the user about what was found.
         flip: True if a mirrored image still belongs to its class.
         rebuilt: Reason why a cache that existed was made anew; None if it was not.

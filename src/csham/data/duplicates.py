@@ -14,11 +14,12 @@ import numpy as np
 
 from csham.data.split import TEST, TRAIN, VALIDATION, Split
 from csham.errors import UserError
+from csham.words import some
 
 if TYPE_CHECKING:
     from csham.data.dataset import PackedDataset
 
-__all__ = ["Duplicates", "check_leaks", "find_duplicates"]
+__all__ = ["MOST", "Duplicates", "also_among", "check_leaks", "find_duplicates"]
 
 MOST = 0.5  # of a test part
 _NAMED = 3
@@ -70,16 +71,19 @@ class Duplicates:
 
 def find_duplicates(dataset: PackedDataset) -> Duplicates:
     """Compare all images with each other: those alone whose sums over the channels agree are looked at."""
-    count = len(dataset)
-    factors = np.random.default_rng(0).integers(1, 2**62, 6)
-    mixed = (dataset.sums.reshape(count, 6) * factors).sum(1)  # modulo 2**64
-    _, inverse, counts = np.unique(mixed, return_inverse=True, return_counts=True)
-    first = np.arange(count)
+    _, inverse, counts = np.unique(_mixed_sums(dataset), return_inverse=True, return_counts=True)
+    first = np.arange(len(dataset))
     known: dict[bytes, int] = {}
     for row in np.flatnonzero(counts[inverse] > 1):
-        content = hashlib.blake2b(dataset.images[row].tobytes(), digest_size=16).digest()
-        first[row] = known.setdefault(content, int(row))
+        first[row] = known.setdefault(_content(dataset, row), int(row))
     return Duplicates(first, dataset)
+
+
+def also_among(dataset: PackedDataset, rows: np.ndarray, other: PackedDataset, other_rows: np.ndarray) -> np.ndarray:
+    """Return those of ``rows`` whose image is among ``other_rows`` of another dataset of the same image size."""
+    ours, theirs = _mixed_sums(dataset)[rows], _mixed_sums(other)[other_rows]
+    known = {_content(other, row) for row in other_rows[np.isin(theirs, ours)]}
+    return np.array([row for row in rows[np.isin(ours, theirs)] if _content(dataset, row) in known], np.int64)
 
 
 def check_leaks(dataset: PackedDataset, parts: Split, *, allow: bool = False) -> list[str]:
@@ -113,6 +117,16 @@ def check_leaks(dataset: PackedDataset, parts: Split, *, allow: bool = False) ->
     return notes
 
 
+def _mixed_sums(dataset: PackedDataset) -> np.ndarray:
+    """Sums over the channels of each image, as one number."""
+    factors = np.random.default_rng(0).integers(1, 2**62, 6)
+    mixed: np.ndarray = (dataset.sums.reshape(len(dataset), 6) * factors).sum(1)  # modulo 2**64
+    return mixed
+
+
+def _content(dataset: PackedDataset, row: int | np.integer[Any]) -> bytes:
+    return hashlib.blake2b(dataset.images[row].tobytes(), digest_size=16).digest()
+
+
 def _named(dataset: PackedDataset, pairs: list[tuple[int, int]]) -> str:
-    named = [" = ".join(map(dataset.name_of, pair)) for pair in pairs[:_NAMED]]
-    return "; ".join(named) + (f" and {len(pairs) - _NAMED:,} more" if len(pairs) > _NAMED else "")
+    return some([" = ".join(map(dataset.name_of, pair)) for pair in pairs], _NAMED, "; ")

@@ -65,7 +65,6 @@ def prepare(
     if dataset is None:
         dataset = _build_alone(source, size, path, root, max_bad, progress or _silent, thorough=thorough)
     _check_bad(dataset.bad_files, max_bad, source)
-    _name_files(dataset, source)
     return dataset
 
 
@@ -86,17 +85,7 @@ def open_packed(data: str | Path | Source, *, image_size: int, cache_dir: Path |
     source = open_source(data)
     path = cache.entry_path(cache_root(cache_dir), source.name, source.location, image_size)
     dataset, _ = _try_open(path, source, thorough=False)
-    if dataset is not None:
-        _name_files(dataset, source)
     return dataset
-
-
-def _name_files(dataset: PackedDataset, source: Source) -> None:
-    """Note the files of a dataset that has some."""
-    if source.listing is not None:
-        bad = {file.path for file in dataset.bad_files}
-        pairs = zip(source.listing.files, source.listing.names(), strict=True)
-        dataset.files = [file for file, name in pairs if name not in bad]
 
 
 @dataclass
@@ -124,9 +113,28 @@ def _try_open(path: Path, source: Source, *, thorough: bool) -> tuple[PackedData
         dataset = cache.open_entry(path, source.fingerprint, thorough=thorough)
     except cache.Damaged as why:
         return None, str(why)
-    if dataset is not None and _readable_now(dataset.bad_files, source):
+    if dataset is None:
+        return None, None
+    if _readable_now(dataset.bad_files, source):
         return None, "files that could not be read then can be read now"
+    if not _name_files(dataset, source):
+        return None, "its source is read otherwise now"
     return dataset, None
+
+
+def _name_files(dataset: PackedDataset, source: Source) -> bool:
+    """Note the files of a dataset that has some; False if classes, labels or parts are not what its source says."""
+    listing = source.listing
+    if listing is None:
+        return True
+    bad = {file.path for file in dataset.bad_files}
+    good = [row for row, name in enumerate(listing.names()) if name not in bad]
+    dataset.files = [listing.files[row] for row in good]
+    return (
+        dataset.classes == tuple(listing.classes)
+        and np.array_equal(dataset.labels, listing.labels[good])
+        and np.array_equal(dataset.parts, listing.parts[good])
+    )
 
 
 def _readable_now(bad: list[BadFile], source: Source) -> bool:
@@ -161,6 +169,7 @@ def _build_alone(
                 f"{path} was just written but cannot be used because {damage}. Is the disk sound?"
             ) from damage
     assert dataset is not None  # nobody else replaces it meanwhile
+    _name_files(dataset, source)
     dataset.rebuilt, dataset.from_cache = reason, False
     return dataset
 

@@ -21,6 +21,7 @@ from csham.training.run_folder import RunFolder
 __all__ = ["LabelledImages", "as_pixels", "folder_images", "run_images"]
 
 _CHOICE_SALT = 0xE4B0
+_OTHERS = "Other images to check an exported file on: images=[...] (--images FOLDER)."
 
 
 class LabelledImages(NamedTuple):
@@ -63,7 +64,10 @@ def run_images(
     )
     if set(dataset.classes) != set(trained.classes):
         raise UserError(f"the classes of {dataset.source} are not the {len(trained.classes)} of the network.")
-    rows = rows_of_part(dataset, folder, config, part)
+    try:
+        rows = rows_of_part(dataset, folder, config, part)
+    except UserError as err:
+        raise UserError(f"{err} {_OTHERS}") from err
     if count is not None:
         rows = np.sort(generator(config.seed, _CHOICE_SALT).permutation(rows)[:count])
     order = np.array([trained.classes.index(name) for name in dataset.classes])
@@ -118,8 +122,7 @@ def _folder(trained: Trained) -> RunFolder:
     folder = None if path is None else RunFolder(path if path.is_dir() else path.parent)
     if folder is None or not folder.config_file.is_file():
         raise UserError(
-            f"{trained.origin} belongs to no run folder, so the images of its dataset cannot be found. Give other "
-            "images to check the exported file on: images=[...] (--images FOLDER)."
+            f"{trained.origin} belongs to no run folder, so the images of its dataset cannot be found. {_OTHERS}"
         )
     return folder
 

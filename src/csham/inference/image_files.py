@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from csham.data.sources.folder import image_files
+from csham.data.sources.layout import note_unread, unread_kind
 from csham.errors import UserError
 
 __all__ = ["ImageFiles"]
@@ -20,7 +23,8 @@ class ImageFiles:
 
     A file is given as it is named, whatever its name ends with; of a folder, the files below it whose names are those
     of images, sorted, links followed; ``-`` reads files and folders from standard input, one a line. What turns out not
-    to be there while iterating is given as it is: opening it will tell why.
+    to be there while iterating is given as it is: opening it will tell why. A warning counts a folder's photographs
+    that are left out since Pillow cannot read their kind.
 
     Attributes:
         names: Files, folders and at most one ``-``.
@@ -47,7 +51,7 @@ class ImageFiles:
 
     def count(self) -> int | None:
         """Count the images, by listing them; None where some are to come from standard input."""
-        return None if "-" in self.names else sum(1 for _ in self)
+        return None if "-" in self.names else sum(1 for name in self.names for _ in _below(name, Counter()))
 
     def __iter__(self) -> Iterator[str]:
         """Give path after path.
@@ -58,9 +62,9 @@ class ImageFiles:
         for name in self.names:
             if name == "-":
                 for line in self._lines():
-                    yield from _below(line)
+                    yield from _told(line)
             else:
-                yield from _below(name)
+                yield from _told(name)
 
     def _lines(self) -> Iterator[str]:
         """Lines of standard input, each as soon as it is there."""
@@ -83,23 +87,42 @@ class ImageFiles:
         return os.fsdecode(line)
 
 
-def _below(name: str) -> Iterator[str]:
+def _told(name: str) -> Iterator[str]:
+    """Images of a folder, or else the name itself; at the end, photographs that were left out are told of."""
+    unread: Counter[str] = Counter()
+    yield from _below(name, unread)
+    if unread:
+        warnings.warn(f"{name}: {note_unread(unread)}", stacklevel=2)
+
+
+def _below(name: str, unread: Counter[str]) -> Iterator[str]:
     """The images of a folder, or else the name itself; also that of a folder without any."""
     found = False
     if os.path.isdir(name):  # noqa: PTH112 - names stay as they were written
-        for path in image_files(name):
+        for path in _readable(name, unread):
             found = True
             yield path
     if not found:
         yield name
 
 
+def _readable(folder: str, unread: Counter[str]) -> Iterator[str]:
+    """The images of a folder, but for photographs that cannot be read: their endings are counted."""
+    for path in image_files(folder):
+        if (kind := unread_kind(path)) is None:
+            yield path
+        else:
+            unread[kind] += 1
+
+
 def _check(name: str) -> None:
     if os.path.isdir(name):  # noqa: PTH112
-        if next(image_files(name), None) is None:
+        unread: Counter[str] = Counter()
+        if next(_readable(name, unread), None) is None:
+            why = f" ({note_unread(unread)})" if unread else ""
             raise UserError(
-                f"no file below the folder {name} is an image by its name. Files that are named themselves are tried "
-                "whatever their names."
+                f"no file below the folder {name} is an image by its name{why}. Files that are named themselves are "
+                "tried whatever their names."
             )
     elif not os.path.lexists(name):  # a broken link is a file that cannot be read, one of perhaps many
         if any(sign in name for sign in "*?["):

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from csham.data import PackedDataset
 from csham.data.dataset import describe_data
+from csham.data.duplicates import MOST, also_among
+from csham.data.packing import open_packed
 from csham.data.split import TEST, VALIDATION
 from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import TrainConfig
 from csham.training.run_folder import RunFolder
 
-__all__ = ["rows_of_part"]
+__all__ = ["drawn_parts", "rows_of_part"]
+
+
+def drawn_parts(dataset: PackedDataset, config: TrainConfig) -> list[str]:
+    """Name the parts that a run draws by its seed, since its images do not give them."""
+    test = [] if (dataset.parts == TEST).any() else ["test"]
+    return test + (["validation"] if config.validation > 0 and not (dataset.parts == VALIDATION).any() else [])
 
 
 def rows_of_part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig, part: str) -> np.ndarray:
     """Return the rows of a part.
 
     A part that the source does not give is drawn; of other images than the run's, another draw would take some that
-    it was trained on.
+    it was trained on. So may a part that is given by now, of images that the run divided itself.
 
     Args:
         dataset: The images.
@@ -28,28 +40,92 @@ def rows_of_part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig,
         part: ``"test"``, ``"validation"`` or ``"train"``.
 
     Raises:
-        UserError: The part is drawn and the images are others, or it has none.
+        UserError: The images are others and the part is drawn, or most of it are images that the run was trained on or
+            may be; or it has none.
     """
-    drawn = {
-        "test": not (dataset.parts == TEST).any(),
-        "validation": config.validation > 0 and not (dataset.parts == VALIDATION).any(),
-    }
-    drawn["train"] = any(drawn.values())
-    if drawn[part] and _fingerprint(folder) not in (None, describe_data(dataset)["fingerprint"]):
-        raise UserError(
-            f"{dataset.source} gives no {part} part, and its images are not those that {folder.path} drew one from: "
-            "drawn anew, it would hold images of another part. Put them back as they were, or give a test part: "
-            "train/<class>/* and test/<class>/*."
-        )
+    known = _fingerprint(folder)
+    is_other = known not in (None, _content(dataset))
+    if is_other:
+        undivided = replace(dataset, parts=np.zeros_like(dataset.parts))
+        if known == _content(undivided):  # what says the parts was added, or is read, since
+            dataset, is_other = undivided, False
+    if is_other:
+        _check_drawn(dataset, folder, config, part)
     rows: np.ndarray = getattr(dataset.split(config.seed, config.validation), part)
     if not len(rows):
         raise UserError(f"the {part} part of {dataset.source} has no images.")
+    if is_other and part != "train":
+        _check_trained_on(dataset, rows, folder, config, part)
     return rows
+
+
+def _check_drawn(dataset: PackedDataset, folder: RunFolder, config: TrainConfig, part: str) -> None:
+    """Refuse to draw a part of other images than the run's."""
+    drawn = drawn_parts(dataset, config)
+    if part not in drawn and not (part == "train" and drawn):
+        return
+    if dataset.source == config.data:
+        raise UserError(
+            f"{dataset.source} gives no {part} part, and its images are not those that {folder.path} drew one from: "
+            "drawn anew, it would hold images of another part. Put them back as they were, or give a test part of "
+            "images that it was not trained on: test/<class>/* beside train/<class>/*."
+        )
+    raise UserError(
+        f"{dataset.source} gives no {part} part, such as {part}/<class>/*, and {folder.path} drew its own from other "
+        "images."
+    )
+
+
+def _check_trained_on(
+    dataset: PackedDataset, rows: np.ndarray, folder: RunFolder, config: TrainConfig, part: str
+) -> None:
+    """Refuse to measure a run on what it was trained on, as far as that is known; warn where a few images are it."""
+    own = None if dataset.source == config.data else _own_images(folder, config, dataset.image_size)
+    if own is not None:
+        trained = also_among(dataset, rows, own, own.split(config.seed, config.validation).train)
+        if not len(trained):
+            return
+        found = f"{folder.path} was trained on {len(trained):,} of the {len(rows):,} {part} images of {dataset.source}"
+        named = f"such as {dataset.path_of(int(trained[0]))}"
+        if len(trained) > MOST * len(rows):
+            raise UserError(f"{found}, {named}. Give a {part} part of other images.")
+        warnings.warn(f"{found}, {named}", stacklevel=4)
+        return
+    drew = _summary(folder).get("drawn_parts")
+    if drew is not None and part not in drew:
+        return
+    if drew is not None and dataset.source == config.data:
+        raise UserError(
+            f"{dataset.source} gives a {part} part that it did not give when {folder.path} drew one from it: it may "
+            "hold images that the run was trained on. Put the images back as they were, or name others."
+        )
+    warnings.warn(
+        f"{dataset.source} is not what {folder.path} was trained on, which is not here to compare with: the "
+        f"{part} part may hold images that it was trained on",
+        stacklevel=4,
+    )
+
+
+def _own_images(folder: RunFolder, config: TrainConfig, image_size: int) -> PackedDataset | None:
+    """Open the images that a run was trained on; None if they are not packed here, or not what they were."""
+    try:
+        own = open_packed(config.data, image_size=image_size)
+    except (UserError, OSError):
+        return None
+    return own if own is not None and _content(own) == _fingerprint(folder) else None
+
+
+def _content(dataset: PackedDataset) -> str:
+    return str(describe_data(dataset)["fingerprint"])
+
+
+def _summary(folder: RunFolder) -> dict[str, Any]:
+    return folder.read_json("summary.json") if folder.finished else {}
 
 
 def _fingerprint(folder: RunFolder) -> str | None:
     """Fingerprint of a run's images; None if a run of before its summary said so has no checkpoint any more."""
-    if folder.finished and (known := folder.read_json("summary.json").get("data_fingerprint")) is not None:
+    if (known := _summary(folder).get("data_fingerprint")) is not None:
         return str(known)
     for path in (folder.last, folder.best):
         try:

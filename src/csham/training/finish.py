@@ -16,6 +16,7 @@ from csham.files import write_atomically
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
 from csham.training.course import settings_at, stopped_early, words_on_course
+from csham.training.division import drawn_parts
 from csham.training.metrics import METRICS, Predictions
 from csham.training.network import write_weights
 from csham.training.run_folder import RunFolder, RunWeights
@@ -95,6 +96,7 @@ def _summary(session: Session, state: State, last: Mapping[str, Any], chosen: Ma
         "validation_images": len(session.parts.validation),
         "bad_files": len(session.dataset.bad_files),
         "data_fingerprint": describe_data(session.dataset)["fingerprint"],
+        "drawn_parts": drawn_parts(session.dataset, config),
         "test_images_trained_with": len(same.also_in(session.parts.test, session.parts.train)),
         # Apart from the metrics, one of which is called precision too.
         "machine": {name: getattr(config, name) for name in ("device", "precision", "compile")},

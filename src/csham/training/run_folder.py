@@ -102,7 +102,7 @@ class RunFolder:
         except UnicodeEncodeError as err:  # safetensors opens no other
             raise UserError(f"the path of a run must be UTF-8, unlike {os.fspath(self.path)!a}. {elsewhere}") from err
         if data is not None:
-            from csham.data.sources.folder import check_apart  # noqa: PLC0415 - Pillow, which reading needs not
+            from csham.data.sources import check_apart  # noqa: PLC0415 - Pillow, which reading needs not
 
             check_apart(data, self.path, elsewhere)
         check_place(self.path, elsewhere)

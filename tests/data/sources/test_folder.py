@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csham.data.sources import folder
+from csham.data.sources import check_apart, folder, layout
 from csham.data.sources.base import default_image_size
-from csham.data.sources.folder import check_apart, scan
+from csham.data.sources.folder import scan
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 
@@ -85,8 +85,15 @@ def test_results_among_the_images_are_refused(tmp_path, fill, layout, place, amo
     root = fill(tmp_path / "data", layout)
     with pytest.raises(UserError, match="Name another") if among else nullcontext():
         check_apart(str(root), root / place, "Name another.")
-    check_apart("digits", root / place, "Name another.")
     scan(root)
+
+
+def test_the_name_of_a_data_set_is_no_folder(tmp_path, fill, monkeypatch):
+    root = fill(tmp_path / "digits", {"a": 1, "b": 1})
+    monkeypatch.chdir(tmp_path)
+    check_apart("digits", root / "runs/one", "Name another.")
+    with pytest.raises(UserError, match=r"as a class of its own\. Name another"):
+        check_apart("./digits", root / "runs/one", "Name another.")
 
 
 def test_order_labels_and_classes(tmp_path, fill):
@@ -110,8 +117,34 @@ def test_what_is_ignored(two_classes):
         (two_classes / name).write_bytes(b"x")
     os.mkfifo(two_classes / "cat" / "pipe.png")
     listing = scan(two_classes)
-    assert (listing.ignored, len(listing.files)) == (4, 11)
-    assert listing.notes == ["1 image files lie in no class folder and were left out"]
+    assert (listing.ignored, len(listing.files)) == (3, 11)
+    assert listing.notes == ["1 image file lies in no class folder and was left out"]
+
+
+def test_photographs_that_pillow_cannot_read_are_left_out_and_said(two_classes):
+    before = scan(two_classes).fingerprint
+    for name in ("cat/1.HEIC", "cat/deep/2.heic", "dog/3.cr2", "dog/notes.txt", "stray.heic"):
+        (two_classes / name).parent.mkdir(exist_ok=True)
+        (two_classes / name).write_bytes(b"x")
+    listing = scan(two_classes)
+    assert (listing.ignored, len(listing.files), len(listing.labels)) == (1, 11, 11)
+    assert listing.notes == [
+        "3 files left out by name: 1 .cr2, 2 .heic; "
+        "Pillow cannot read photographs of these kinds: convert them to JPEG",
+        "1 image file lies in no class folder and was left out",
+    ]
+    assert listing.fingerprint != before  # a cache holds the notes of when it was made
+    shutil.rmtree(two_classes / "cat/deep")
+    for image in (two_classes / "cat").glob("*.png"):
+        image.unlink()
+    refused(two_classes, "class 'cat' is empty", "1 file left out by name: 1 .heic", "this kind: convert")
+
+
+def test_photographs_that_a_plugin_of_pillow_reads_are_images(two_classes, monkeypatch):
+    monkeypatch.setattr(layout, "image_suffixes", lambda: {".png", ".heic"})
+    (two_classes / "cat/1.heic").write_bytes(b"x")
+    listing = scan(two_classes)
+    assert (len(listing.files), listing.notes) == (12, [])
 
 
 def test_other_folders_beside_train_are_mentioned(tmp_path, fill):

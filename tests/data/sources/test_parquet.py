@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from csham.data import packing, prepare
-from csham.data.sources import open_source, parquet
+from csham.data.packing import open_packed
+from csham.data.sources import check_apart, open_source, parquet
 from csham.data.sources.parquet import ParquetSource
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
@@ -108,10 +110,44 @@ def test_a_column_says_which_rows_test(tmp_path):
     refused(tmp_path / "a", "more.parquet", "no column part or split")
 
 
+@pytest.mark.filterwarnings("ignore:one.parquet is packed anew")
+def test_what_was_packed_without_its_parts_is_packed_anew(tmp_path, cache_dir, monkeypatch):
+    path = write(tmp_path / "one.parquet", with_parts(12, ["train", "test"]), [*FIELDS, ("split", pa.string())])
+    monkeypatch.setattr(parquet, "PART_COLUMNS", ())
+    assert not prepare(path, cache_dir=cache_dir).parts.any()
+    monkeypatch.undo()
+    assert open_packed(path, image_size=32, cache_dir=cache_dir) is None
+    again = prepare(path, cache_dir=cache_dir)
+    assert again.rebuilt == "its source is read otherwise now"
+    assert again.parts.tolist() == [TRAIN, TRAIN, TEST, TEST] * 3
+    assert prepare(path, cache_dir=cache_dir).from_cache
+
+
 def test_a_column_of_that_name_that_says_something_else(tmp_path):
     path = write(tmp_path / "x.parquet", with_parts(8, ["head", "tail"]), [*FIELDS, ("split", pa.string())])
     refused(path, "row 0", "unknown part 'head' in column 'split'", "DATA:IMAGE,LABEL")
     assert open_source(f"{path}:image,label").listing.parts.tolist() == [TRAIN] * 8
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "free"),
+    [
+        ("hf/data", "hf/runs/one", True),
+        ("hf/data/train-0.parquet", "hf/data/runs/one", True),
+        ("hf", "hf/.runs/one", True),
+        ("hf", "hf/runs/one", False),
+        ("hf:label", "hf/runs/one", False),
+    ],
+)
+def test_a_run_that_would_make_it_an_image_folder_is_refused(tmp_path, data, place, free):
+    write(tmp_path / "hf/data/train-0.parquet", rows(4))
+    with nullcontext() if free else pytest.raises(UserError, match=r"no pictures lie beside them\. Name another\."):
+        check_apart(f"{tmp_path}/{data}", tmp_path / place, "Name another.")
+    picture = tmp_path / place / "curves.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(png(0))
+    with nullcontext() if free else pytest.raises(UserError):
+        open_source(f"{tmp_path}/{data}")
 
 
 @pytest.mark.parametrize("name", ["._train-0.parquet", ".ipynb_checkpoints/train-0-checkpoint.parquet"])

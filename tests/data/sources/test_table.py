@@ -214,7 +214,7 @@ def test_a_changed_table_or_file_is_packed_anew(two_classes, cache_dir):
     write(two_classes, "path,label", *FEW, "cat/002.png,cat")
     assert len(prepare(path, cache_dir=cache_dir)) == 5
     shutil.copy(two_classes / "cat/005.png", two_classes / "cat/000.png")
-    assert prepare(path, cache_dir=cache_dir).rebuilt == "its source has changed since"
+    assert prepare(path, cache_dir=cache_dir).rebuilt == "its source, or the way it is read, has changed since"
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,13 +12,15 @@ from pathlib import Path
 from csham.data.sources.archive import ArchiveSource
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace
 from csham.data.sources.caltech101 import Caltech101Source
+from csham.data.sources.columns import path_and_columns
 from csham.data.sources.folder import FolderSource, existing
+from csham.data.sources.layout import is_silent
 from csham.data.sources.named import DATASETS, NamedSource
 from csham.data.sources.parquet import ParquetSource
 from csham.data.sources.table import TableSource
 from csham.errors import UserError, known_names
 
-__all__ = ["SOURCES", "Chunk", "Images", "Listing", "Source", "Workplace", "open_source"]
+__all__ = ["SOURCES", "Chunk", "Images", "Listing", "Source", "Workplace", "check_apart", "open_source"]
 
 # In this order they are asked; whatever is added in front goes first.
 SOURCES: list[type[Source]] = [
@@ -50,3 +52,22 @@ def open_source(data: str | Path | Source) -> Source:
         )
     known = known_names("dataset", data, DATASETS)
     raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder or file. {known}")
+
+
+def check_apart(data: str, place: Path, what_to_do: str) -> None:
+    """Refuse a place for results where they would change what is read as the data.
+
+    Args:
+        data: Whatever the user named.
+        place: To be made.
+        what_to_do: Ends the message.
+    """
+    (root, _), place = path_and_columns(data), place.resolve()
+    if root is None or not place.is_relative_to(root) or any(map(is_silent, place.relative_to(root).parts)):
+        return
+    try:
+        objection = open_source(data).objection(place)
+    except (UserError, OSError):
+        return  # whoever reads the images says it
+    if objection is not None:
+        raise UserError(f"{objection} {what_to_do}")

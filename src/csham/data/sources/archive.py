@@ -44,7 +44,7 @@ class ArchiveSource(Source):
         note_background(self.listing)
         self.name = path.name
         self.location = str(path)
-        self.fingerprint = f"archive 1 {status.st_size} {status.st_mtime_ns}"
+        self.fingerprint = f"{status.st_size} {status.st_mtime_ns} {self.listing.fingerprint}"  # which is of the names
         self._within = tree.within
 
     @classmethod

@@ -146,6 +146,10 @@ class Source(ABC):
             UserError: That failed.
         """
 
+    def objection(self, place: Path) -> str | None:
+        """Say why results must not be written to a place below the data; None where they do no harm."""
+        return None
+
 
 def chunks_of(contents: Iterable[tuple[int, Content]], most: int) -> Iterator[Chunk]:
     """Gather images, each with its row, into chunks of at most ``most`` images and about 32 MiB.

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from csham.data.downloads import Archive, fetch
-from csham.data.sources.base import Images, Source, Workplace
+from csham.data.sources.base import Images, Workplace
 from csham.data.sources.folder import folder_images, scan
 from csham.data.sources.layout import BACKGROUND
-from csham.data.sources.named import IMAGE_SIZES
+from csham.data.sources.named import NamedSource
 from csham.errors import UserError
 
 __all__ = ["Caltech101Source"]
@@ -27,21 +27,10 @@ MD5 = "3138e1922a9193bfa496528edbbc45d0"
 _INNER = "101_ObjectCategories"
 
 
-class Caltech101Source(Source):
+class Caltech101Source(NamedSource):
     """Caltech-101 with or without its background class; unpacked while it is packed."""
 
-    def __init__(self, name: str) -> None:
-        self.name = self.location = name
-        self.fingerprint = f"{name} 1"
-
-    @classmethod
-    def find(cls, data: str | Path) -> Source | None:
-        """Take its two names."""
-        return cls(data) if isinstance(data, str) and data in _BACKGROUND_KEPT else None
-
-    def default_size(self) -> int:
-        """Size that suits photographs of 300 pixels."""
-        return IMAGE_SIZES[self.name]
+    NAMES = tuple(_BACKGROUND_KEPT)
 
     def load(self, work: Workplace) -> Images:
         """Unpack the archive."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from csham.data.sources.folder import existing
-from csham.data.sources.layout import some
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
+from csham.words import some
 
 __all__ = ["PARTS", "PART_COLUMNS", "check_classes", "path_and_columns", "settled_parts"]
 

@@ -10,13 +10,14 @@ from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, c
 from csham.data.sources.layout import File, is_image, is_silent, list_images, note_background, part_folders
 from csham.errors import UserError
 
-__all__ = ["FolderSource", "FolderTree", "check_apart", "existing", "image_files", "scan"]
+__all__ = ["FolderSource", "FolderTree", "existing", "image_files", "scan"]
 
 
 class FolderSource(Source):
     """``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or ``<class>/*`` alone."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self.listing: Listing = scan(root)
         note_background(self.listing)
         self.name = root.name or "images"
@@ -37,24 +38,12 @@ class FolderSource(Source):
         """Give the paths of the files."""
         return folder_images(self.listing)
 
-
-def check_apart(data: str, place: Path, what_to_do: str) -> None:
-    """Refuse a place for results among the images of a folder, of which they would become a class.
-
-    Args:
-        data: Whatever the user named.
-        place: To be made.
-        what_to_do: Ends the message.
-    """
-    root, place = existing(data), place.resolve()
-    if root is None or not place.is_relative_to(root) or any(map(is_silent, place.relative_to(root).parts)):
-        return
-    try:
-        folders, _ = part_folders(FolderTree(root))
-    except (UserError, OSError):
-        return  # whoever reads the images says it
-    if any(place.is_relative_to(folder) for folder in folders.values()):
-        raise UserError(f"{place} would lie among the images of {root}, as a class of its own. {what_to_do}")
+    def objection(self, place: Path) -> str | None:
+        """Results among the class folders would become a class, or images of one."""
+        folders, _ = part_folders(FolderTree(self._root))
+        if not any(place.is_relative_to(folder) for folder in folders.values()):
+            return None
+        return f"{place} would lie among the images of {self._root}, as a class of its own."
 
 
 def existing(data: str | Path) -> Path | None:

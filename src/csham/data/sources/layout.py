@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from csham.data.decode import image_suffixes
 from csham.data.sources.base import Listing
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
+from csham.words import some
 
 __all__ = [
     "BACKGROUND",
@@ -26,8 +28,9 @@ __all__ = [
     "is_silent",
     "list_images",
     "note_background",
+    "note_unread",
     "part_folders",
-    "some",
+    "unread_kind",
 ]
 
 EXPECTED = "An image folder holds train/<class>/* with test/<class>/* or val/<class>/*, or <class>/* alone."
@@ -35,6 +38,11 @@ BACKGROUND = "BACKGROUND_Google"  # Caltech-101's assorted pictures
 VALIDATION_NAMES = {"val", "valid", "validation"}
 PART_NAMES = {"train", "training", "test", "testing", *VALIDATION_NAMES}
 _SILENT = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave behind
+_PHOTOGRAPHS = {  # of telephones and cameras, few of which Pillow reads
+    *(".3fr", ".arw", ".avif", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".heic", ".heics", ".heif", ".heifs"),
+    *(".hif", ".iiq", ".jxl", ".kdc", ".mef", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2"),
+    *(".srf", ".srw", ".x3f"),
+}
 _LONGEST_NAME = 255  # characters, where file systems allow as many bytes
 
 
@@ -74,6 +82,7 @@ def list_images(tree: Tree) -> Listing:
     _check_classes(tree, folders, names_in)
 
     files: list[File] = []
+    unread: list[File] = []
     labels: list[int] = []
     parts: list[int] = []
     ignored = outside = 0
@@ -82,22 +91,27 @@ def list_images(tree: Tree) -> Listing:
         ignored, outside = ignored + ignored_here, outside + outside_here
     for part, folder in folders.items():
         for label, name in enumerate(classes):
-            members, skipped = tree.images(folder / name)
+            found, skipped = tree.images(folder / name)
+            members = [file for file in found if unread_kind(file.path) is None]
             if not members:
-                raise UserError(_no_images(folder / name, skipped))
+                raise UserError(_no_images(folder / name, skipped, found))
             files += members
+            unread += [file for file in found if unread_kind(file.path) is not None]
             labels += [label] * len(members)
             parts += [part] * len(members)
             ignored += skipped
+    if unread:
+        notes.append(note_unread(_kinds(unread)))
     if outside:
-        notes.append(f"{outside} image files lie in no class folder and were left out")
+        lie = "file lies in no class folder and was" if outside == 1 else "files lie in no class folder and were"
+        notes.append(f"{outside:,} image {lie} left out")
     return Listing(
         root=root,
         classes=tuple(classes),
         files=[file.path for file in files],
         labels=np.array(labels, np.int64),
         parts=np.array(parts, np.uint8),
-        fingerprint=_fingerprint(files),
+        fingerprint=_fingerprint(files + unread),  # of those, too, since what is packed holds the note on them
         ignored=ignored,
         notes=notes,
     )
@@ -117,20 +131,33 @@ def is_class_name(value: object) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file counts as an image by its name."""
+    """Return whether a file counts as an image by its name, be it a photograph that cannot be read."""
+    ending = _ending(name)
+    return ending in image_suffixes() or ending in _PHOTOGRAPHS
+
+
+def unread_kind(name: str) -> str | None:
+    """Ending of a photograph that Pillow, with what plugins it has, cannot read; None for any other file."""
+    ending = _ending(name)
+    return ending if ending in _PHOTOGRAPHS and ending not in image_suffixes() else None
+
+
+def note_unread(kinds: Counter[str]) -> str:
+    """Say how many photographs of which endings were left out."""
+    files = "1 file" if kinds.total() == 1 else f"{kinds.total():,} files"
+    counts = ", ".join(f"{kinds[kind]:,} {kind}" for kind in sorted(kinds))
+    these = "this kind" if len(kinds) == 1 else "these kinds"
+    return f"{files} left out by name: {counts}; Pillow cannot read photographs of {these}: convert them to JPEG"
+
+
+def _ending(name: str) -> str:
     _, dot, ending = name.rpartition(".")
-    return dot + ending.lower() in image_suffixes()
+    return dot + ending.lower()
 
 
 def is_silent(name: str) -> bool:
     """Return whether a file or folder of this name is passed over without a word."""
     return name.startswith(".") or name.lower() in _SILENT
-
-
-def some(names: list[str]) -> str:
-    """Name the first five."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
@@ -199,15 +226,22 @@ def _no_class_folders(tree: Tree, folder: Path) -> str:
     return f"{folder} {what}. {EXPECTED}"
 
 
-def _no_images(folder: Path, skipped: int) -> str:
-    why = f" ({skipped} files there are no images by their name)" if skipped else ""
+def _no_images(folder: Path, skipped: int, unread: list[File]) -> str:
+    reasons = [f"{skipped} files there are no images by their name"] if skipped else []
+    reasons += [note_unread(_kinds(unread))] if unread else []
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     return f"class {folder.name!r} is empty: no images in {folder}{why}. Add images or remove the folder."
 
 
+def _kinds(unread: list[File]) -> Counter[str]:
+    return Counter(_ending(file.path) for file in unread)
+
+
 def _count_outside(tree: Tree, folder: Path) -> tuple[int, int]:
-    """Files directly in a part's folder, and how many of them are images: they belong to no class."""
+    """Count other files directly in a part's folder, and images, which belong to no class."""
     names = tree.files(folder)
-    return len(names), sum(is_image(name) for name in names)
+    images = sum(map(is_image, names))
+    return len(names) - images, images
 
 
 def _fingerprint(files: list[File]) -> str:

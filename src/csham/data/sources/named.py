@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -36,14 +36,16 @@ NOT_MIRRORED = ("digits",)
 class NamedSource(Source):
     """A small data set that is read into memory: scikit-learn's digits, torchvision's CIFAR."""
 
+    NAMES: ClassVar[tuple[str, ...]] = ("digits", "cifar10", "cifar100")
+
     def __init__(self, name: str) -> None:
         self.name = self.location = name
         self.fingerprint = f"{name} 1"
 
     @classmethod
     def find(cls, data: str | Path) -> Source | None:
-        """Take a name of :data:`DATASETS`."""
-        return cls(data) if isinstance(data, str) and data in DATASETS else None
+        """Take one of its names."""
+        return cls(data) if isinstance(data, str) and data in cls.NAMES else None
 
     def default_size(self) -> int:
         """Size of its images, or what most take them for."""

@@ -36,7 +36,7 @@ class ParquetSource(Source):
 
     def __init__(self, path: Path, files: list[Path], columns: tuple[str, ...] = ()) -> None:
         _need_pyarrow(path)
-        self._shards = [_open_shard(file, columns) for file in files]
+        self._path, self._shards = path, [_open_shard(file, columns) for file in files]
         self.listing: Listing = _list_rows(path, self._shards)
         self.name = path.name
         self.location = ":".join([str(path), *([",".join(columns)] if columns else [])])
@@ -71,6 +71,10 @@ class ParquetSource(Source):
             return chunks_of(enumerate(content for shard in self._shards for content in _images_of(shard)), most)
 
         return Images(self.listing, chunks)
+
+    def objection(self, place: Path) -> str | None:
+        """With a picture in it, which every run draws, the folder would be taken for one of images."""
+        return f"{place} would lie in {self._path}, whose Parquet files are read while no pictures lie beside them."
 
 
 @dataclass
