@@ -52,6 +52,17 @@ def test_false_no_differences_are_as_measured(sd):
     assert table("| sd of a run, points |")[sd] == expected
 
 
+def test_false_no_differences_over_groups_are_as_measured():
+    found = measured("false no difference, pooled")
+    expected = [
+        "{:.1f} ({:.1f})".format(
+            *(found["normal", "", "0.5", n, how] for how in ("verdict", "an interval within the margin"))
+        )
+        for n in ("5", "10")
+    ]
+    assert table("| sd of a difference, points |")["0.5"] == expected
+
+
 def test_coverage_is_as_measured():
     found = measured("interval holds")
     rows = {

@@ -88,12 +88,38 @@ def test_what_a_name_needs_is_named_with_its_extra():
 
 
 def test_rooms_are_attributes_of_the_package():
-    # attach, cost, explain and export are functions too, of which test_every_public_name_is_there asks.
-    rooms = "ops layers backbones data training inference study share report keras errors"
+    rooms = "ops layers attach backbones data cost training inference study explain export share report keras errors"
     done = run(
         f"import csham, types\nfor room in {rooms!r}.split():\n"
         "    assert isinstance(getattr(csham, room), types.ModuleType), room\n"
         "csham.layers.Gate, csham.ops.choice.use_kernels, csham.training.config.TrainConfig\nprint('done')"
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_every_name_that_a_page_gives_is_there():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = re.findall(r"\bcsham(?:\.[A-Za-z_]\w*)+", "".join(page.read_text(encoding="utf-8") for page in pages))
+    names = sorted({name for name in named if name != "csham.sha256"})  # a file
+    assert {"csham.cost", "csham.cost.count_flops", "csham.explain.measure_runs"} <= set(names)
+    done = run(
+        f"import csham\nfor name in {names!r}:\n    try:\n        eval(name)\n"
+        "    except ImportError as err:\n        assert 'nstall' in str(err), err\n"
+        "print('done')"
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_a_package_that_is_called_is_to_others_the_function_of_its_name():
+    done = run(
+        "import csham, inspect, pickle, pydoc\n"
+        "for one in (csham.attach, csham.cost, csham.explain, csham.export):\n"
+        "    function = getattr(one, one.__name__.partition('.')[2])\n"
+        "    assert inspect.signature(one) == inspect.signature(function)\n"
+        "    assert pickle.loads(pickle.dumps(one)) is one\n"
+        "    assert inspect.cleandoc(function.__doc__).splitlines()[-1] in pydoc.render_doc(one)\n"
+        "from csham import cost\nimport csham.cost.flops\n"
+        "assert cost is csham.cost and cost.count_flops is csham.cost.flops.count_flops\nprint('done')"
     )
     assert done.stdout == "done\n", done.stderr
 

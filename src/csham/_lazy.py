@@ -1,8 +1,8 @@
 """Packages as their users see them: names that are imported when they are first used, and the extra that each needs.
 
-``csham.attach``, ``csham.cost``, ``csham.explain`` and ``csham.export`` are each a function, and a package of which
-parts can be imported. Whenever one is, Python puts the package under that name, in place of the function. So
-:func:`make_callable` lets the package be called, by the way that Python's reference documents for it: a module's class.
+``csham.attach``, ``csham.cost``, ``csham.explain`` and ``csham.export`` are each a package that is called like the
+function of its name: whenever a part of it is imported, Python puts the package there, whatever stood there before.
+:func:`make_callable` lets it be called, by the way that Python's reference documents for it: a module's class.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import Signature, signature
 from types import ModuleType
 from typing import Any
 
@@ -45,12 +46,12 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     def resolve(name: str) -> Any:
         if name not in modules and (name.startswith("_") or find_spec(f"{package}.{name}") is None):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        own = f"{package}.{name}"
+        module = modules.get(name, own)
         try:
-            value = (
-                getattr(import_module(modules[name]), name) if name in modules else import_module(f"{package}.{name}")
-            )
+            value = import_module(module) if module == own else getattr(import_module(module), name)
         except ModuleNotFoundError as err:
-            message = how_to_install(f"{package}.{name}", err)
+            message = how_to_install(own, err)
             if message is None:
                 raise
             raise ModuleNotFoundError(message, name=err.name) from err
@@ -83,4 +84,18 @@ class _CallableModule(ModuleType):
     @property
     def __call__(self) -> Callable[..., Any]:
         # The function itself: a method around it would be the caller that its warnings name.
-        return getattr(self, self.__name__.rpartition(".")[2])
+        return getattr(self, self._function)
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(self.__call__)
+
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        return import_module, (self.__name__,)  # as a function is pickled: by its name
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), self._function})  # so that help() tells of the function
+
+    @property
+    def _function(self) -> str:
+        return self.__name__.rpartition(".")[2]

@@ -4,3 +4,7 @@
 images to begin with, ``views`` chooses and draws what lies over an image, ``sentences`` says it in words, ``names``
 tells networks apart. Needs the extra ``csham[app]``. Start with :func:`csham.app.serve.serve`.
 """
+
+from csham._lazy import lazy_names
+
+__getattr__ = lazy_names(__name__, {})

@@ -1,4 +1,4 @@
-"""What answers the page: networks, examples, and the answers to these; each event of the page is one method.
+"""The page's desk: networks, examples, and the answers to these; each event of the page is one method.
 
 What is answered is always the image that the page shows, an example or not: whatever comes last stays. Values are in
 the order in which ``page`` names its components: what is said of all, then sentence and first answers of each network,
@@ -37,7 +37,7 @@ _UNUSABLE = "This image cannot be used"
 
 
 class Desk:
-    """What answers a page: the networks, their examples, and the answers to these, each computed once."""
+    """The networks of a page, their examples, and the answers to these, each computed once."""
 
     def __init__(self, networks: Sequence[Trained], *, with_examples: bool) -> None:
         self.networks = networks

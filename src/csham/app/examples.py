@@ -30,6 +30,7 @@ FOLDER = "examples"
 
 _SIDE = 320
 _SALT = 0xE6
+_MOST = 6
 _MOST_TRIED = 100
 
 
@@ -63,7 +64,7 @@ class Examples:
     note: str
 
 
-def find_examples(networks: Sequence[Trained], names: Sequence[str], *, count: int = 6) -> Examples:
+def find_examples(networks: Sequence[Trained], names: Sequence[str]) -> Examples:
     """Find images that none of these networks was trained on, of as many classes as there are.
 
     What has to be downloaded or packed first is left alone.
@@ -71,14 +72,13 @@ def find_examples(networks: Sequence[Trained], names: Sequence[str], *, count: i
     Args:
         networks: At least one.
         names: What they are called.
-        count: Most images.
     """
     parts = _test_parts(networks)
     there = [part for part in parts if isinstance(part, _TestPart)]
     if there:
-        return _of_tests(max(there, key=lambda part: part.dataset.image_size), parts, networks, names, count)
+        return _of_tests(max(there, key=lambda part: part.dataset.image_size), parts, networks, names)
     for network, name in zip(networks, names, strict=True):
-        if network.path is not None and (images := _shared_pictures(network.path, count)):
+        if network.path is not None and (images := _shared_pictures(network.path)):
             return Examples(images, f"Pictures that came with {in_markdown(name)}.")
     return Examples([], f"No examples: {parts[0]} Drop an image of your own, or paste one.")
 
@@ -139,11 +139,7 @@ def _dataset(data: str, image_size: int) -> PackedDataset | str:
 
 
 def _of_tests(
-    first: _TestPart,
-    parts: Sequence[_TestPart | str],
-    networks: Sequence[Trained],
-    names: Sequence[str],
-    count: int,
+    first: _TestPart, parts: Sequence[_TestPart | str], networks: Sequence[Trained], names: Sequence[str]
 ) -> Examples:
     """Choose test images of one dataset, if there are some those of all that learnt from it."""
     dataset = first.dataset
@@ -151,7 +147,7 @@ def _of_tests(
     others = [name for name, part in zip(names, parts, strict=True) if part not in same]
     common = [row for row in first.rows.tolist() if all(row in part.rows for part in same)]
     known = set(dataset.classes).intersection(*(network.classes for network in networks))
-    rows = _different(dataset, common or first.rows.tolist(), known, count)
+    rows = _different(dataset, common or first.rows.tolist(), known)
     note = f"Images of the test part of {in_markdown(dataset.name)}"
     if not common:
         note += "; no image is in the test part of all runs, so some of them may have been trained on these"
@@ -162,7 +158,7 @@ def _of_tests(
     return Examples([_example(dataset, row) for row in rows], f"{note}.")
 
 
-def _different(dataset: PackedDataset, rows: Sequence[int], known: set[str], count: int) -> list[int]:
+def _different(dataset: PackedDataset, rows: Sequence[int], known: set[str]) -> list[int]:
     """Draw rows: one of each class, then a second, first of the classes that all networks know."""
     drawn = generator(0, _SALT).permutation(rows).tolist()
     seen: dict[int, int] = {}
@@ -171,7 +167,7 @@ def _different(dataset: PackedDataset, rows: Sequence[int], known: set[str], cou
         label = int(dataset.labels[row])
         seen[label] = seen.get(label, -1) + 1
         order.append((dataset.classes[label] not in known, seen[label], place, row))
-    return [row for *_, row in sorted(order)[:count]]
+    return [row for *_, row in sorted(order)[:_MOST]]
 
 
 def _example(dataset: PackedDataset, row: int) -> Example:
@@ -184,13 +180,13 @@ def _example(dataset: PackedDataset, row: int) -> Example:
     return Example(pixels, enlarged(pixels, _SIDE), name, answer)
 
 
-def _shared_pictures(folder: Path, count: int) -> list[Example]:
+def _shared_pictures(folder: Path) -> list[Example]:
     """Read what pictures a shared folder has, none from outside of it."""
     place, home = folder / FOLDER, folder.resolve()
     if not is_shared(folder) or not place.is_dir():
         return []
     files = map(Path, islice(image_files(str(place)), _MOST_TRIED))
-    return list(islice(_readable(file for file in files if file.resolve().is_relative_to(home)), count))
+    return list(islice(_readable(file for file in files if file.resolve().is_relative_to(home)), _MOST))
 
 
 def _readable(files: Iterable[Path]) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""What of an explanation is shown: one map over the image, what its colours mean, and the weights of the channels."""
+"""Views of an explanation: one map over the image, what its colours mean, and the weights of the channels."""
 
 from __future__ import annotations
 
