@@ -4,9 +4,11 @@ import ast
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +31,29 @@ def test_the_tests_that_it_runs_are_there():
     paths = ast.literal_eval(listed[0])
     assert paths
     assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_what_is_compiled_is_for_one_shape_as_in_a_process_of_its_own(benchmark_script, monkeypatch):
+    gpu_check = benchmark_script("gpu_check")
+    seen = []
+
+    def look(graph, inputs):
+        seen.append([value.shape for value in inputs if isinstance(value, torch.Tensor)])
+        assert not any(isinstance(size, torch.SymInt) for shape in seen[-1] for size in shape)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=look))
+    monkeypatch.setattr(gpu_check, "MAPS", [((2, 8, n, n), "channels_last") for n in (4, 5, 6)])
+    monkeypatch.setattr(gpu_check, "OPS", ["se"])
+    monkeypatch.setattr(gpu_check, "timed", lambda args, stage, what, steps: {name: run(step) for name, step in steps})
+    monkeypatch.setattr(gpu_check, "note", lambda *given, **figures: None)
+    list(gpu_check.modules(gpu_check.parse(["--device", "cpu"])))
+    assert len(seen) == 3
+
+
+def run(step):
+    step()
+    return 1.0
 
 
 @long
