@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from csham.errors import UserError
-from csham.words import printable, say, some
+from csham.words import counted, printable, say, some
 
 # Escape sequences of 7 and of 8 bits, line ends, what turns the direction of writing, and a byte that is no UTF-8.
 HOSTILE = "a\x1b[2Jb\x9b2Jc\nd\re\u2028f\u202egnp\u2066g\x7f\udcff"
@@ -44,5 +44,9 @@ def test_each_line_is_one(capsys):
 
 def test_the_first_few_are_named():
     names = [str(number) for number in range(2000)]
-    assert (some([]), some(names[:5]), some(names[:6])) == ("", "0, 1, 2, 3, 4", "0, 1, 2, 3, 4 and 1 more")
+    assert (some(iter([])), some(names[:5]), some(names[:6])) == ("", "0, 1, 2, 3, 4", "0, 1, 2, 3, 4 and 1 more")
     assert some(names, most=2, between="; ") == "0; 1 and 1,998 more"
+
+
+def test_a_number_and_its_noun_agree():
+    assert (counted(1, "run"), counted(0, "class", "es"), counted(1200, "run")) == ("1 run", "0 classes", "1,200 runs")

@@ -8,9 +8,9 @@ tables and every other line that is printed pass them through :func:`printable`;
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-__all__ = ["printable", "say", "some"]
+__all__ = ["counted", "printable", "say", "some"]
 
 
 def printable(text: object) -> str:
@@ -32,7 +32,13 @@ def say(*lines: object, error: bool = False) -> None:
     print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
-def some(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """Write a number with its noun, in the plural where it is not one."""
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def some(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
     """Name the first few, and say how many more there are."""
+    names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return between.join(names[:most]) + more

@@ -14,7 +14,6 @@ from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
 import csham
-from csham.attach.fusing.epilogue import is_fused
 from csham.errors import UserError
 from csham.export.exporting import export
 from csham.export.files import session
@@ -167,9 +166,9 @@ def test_accelerated_modules(as_trained, pixels, tmp_path, file_format):
 @pytest.mark.long
 @pytest.mark.parametrize("file_format", ["onnx", "pt2"])
 def test_gates_and_block_ends_that_are_one_call(as_trained, pixels, tmp_path, file_format):
-    settings = {"attention": "csham", "strategy": "transfer", "gated": True}
-    network = csham.create_model("resnet14", num_classes=3, image_size=16, **settings)
-    assert is_fused(network.layer1[0])
+    network = csham.create_model("resnet14", num_classes=3, image_size=16)
+    points = csham.attach(network, "csham", strategy="transfer", gated=True, input_size=(3, 16, 16))
+    assert all(point.fused for point in points)
     with torch.no_grad():  # half open
         for name, parameter in network.named_parameters():
             if name.endswith(".gate"):

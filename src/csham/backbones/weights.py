@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from csham.errors import UserError
 from csham.files import has_right_seal
+from csham.words import some
 
 __all__ = ["NewWeightsWarning", "check_finite", "classifiers", "load_weights_file", "put_weights"]
 
@@ -82,7 +83,8 @@ def put_weights(
     kept = [module for module in may_differ if any(_is_in(key, module) for key in differs)]
     wrong = [key for key in differs if not any(_is_in(key, m) for m in kept) and not _is_counter(key, weights)]
     if wrong:
-        raise UserError(f"{what}: {'; '.join(_difference(key, weights, expected) for key in wrong[:3])}{_more(wrong)}")
+        differences = some((_difference(key, weights, expected) for key in wrong), 3, "; ")
+        raise UserError(f"{what}: {differences}. The file must come from the same architecture.")
     fitting = {key: value for key, value in weights.items() if not any(_is_in(key, module) for module in kept)}
     check_finite(fitting, what)
     model.load_state_dict(fitting, strict=False)
@@ -194,8 +196,3 @@ def _difference(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, 
     if key not in expected:
         return f"the network has no {key!r}"
     return f"{key!r} is {tuple(weights[key].shape)}, not {tuple(expected[key].shape)}"
-
-
-def _more(wrong: list[str]) -> str:
-    more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-    return f"{more}. The file must come from the same architecture."

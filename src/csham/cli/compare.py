@@ -37,7 +37,7 @@ from csham.study.setup import Request, merged, read_request_file
 from csham.training.config import DataSettings, MachineSettings, TrainingSettings
 from csham.training.interrupt import TIME_IS_OVER, TimeIsOverError, TimeLimit, why_stopped
 from csham.training.metrics import METRICS
-from csham.words import say
+from csham.words import counted, say
 
 if TYPE_CHECKING:
     from csham.study.findings import Comparison, Results
@@ -267,7 +267,7 @@ def _hours(value: float | None) -> str:
 def _duration(hours: float) -> str:
     minutes = round(hours * 60)
     if minutes < 90:
-        return f"{max(minutes, 1)} minute{'s' * (minutes > 1)}"
+        return counted(max(minutes, 1), "minute")
     return f"{hours:.1f} hours"
 
 

@@ -17,6 +17,7 @@ from csham.cli.options import DebugOption, JsonOption
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.provenance import processor, versions
+from csham.words import counted
 
 __all__ = ["doctor"]
 
@@ -211,4 +212,4 @@ def _rows(found: Found) -> Iterator[tuple[str, str]]:
     took = f" in {about['seconds']} s on {about['date']}" if about and cache["state"] != "ready" else ""
     yield "library", f"{cache['state']}{took} {cache['library'] or ''} {cache['detail']}".strip()
     count = cache["versions"]
-    yield "cache", f"{cache['folder']}: {count} version{'s' * (count != 1)}, {cache['bytes'] / 2**20:.1f} MiB"
+    yield "cache", f"{cache['folder']}: {counted(count, 'version')}, {cache['bytes'] / 2**20:.1f} MiB"

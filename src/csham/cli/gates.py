@@ -32,7 +32,7 @@ from csham.cli.options import (
 )
 from csham.training.progress import create_progress
 from csham.training.run_folder import check_choice
-from csham.words import say
+from csham.words import counted, say
 
 if TYPE_CHECKING:
     from csham.explain import RunGates
@@ -127,7 +127,7 @@ def _print(table: Sequence[Mapping[str, Any]], runs: int, images: int, dead: flo
         ]
         for row in table
     ]
-    title = f"weights of attention by stage, {runs} run{'s' * (runs > 1)}, {images} test images each"
+    title = f"weights of attention by stage, {counted(runs, 'run')}, {images} test images each"
     print_table(title, [*(["data"] if several else []), *header, *(["θ"] if gated else [])], lines)
     print_note(
         "within: standard deviation of the weights of one image; across: of one weight over images; both means",

@@ -37,7 +37,7 @@ from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
 from csham.training.config import MachineSettings
 from csham.training.progress import BarProgress, QuietProgress, create_progress, speed
-from csham.words import printable, say
+from csham.words import counted, printable, say
 
 if TYPE_CHECKING:
     from csham.inference import Prediction
@@ -158,22 +158,18 @@ def _told(
     if done == bad_count:
         raise UserError("none of the images could be read." if done else "standard input named no images.")
     seconds = time.monotonic() - start
-    progress.note(f"{_images(done - bad_count)} in {seconds:.1f} s, {speed(done / seconds)}")
+    progress.note(f"{counted(done - bad_count, 'image')} in {seconds:.1f} s, {speed(done / seconds)}")
     if threshold is not None:
         progress.note(f"not sure of {unsure:,} of them: no class has a probability of {threshold:g} or more")
 
 
 def _list_bad(bad: list[BadFile], count: int, of: int) -> None:
     if bad:
-        say(f"{count:,} of {_images(of)} could not be read:", error=True)
+        say(f"{count:,} of {counted(of, 'image')} could not be read:", error=True)
     for path, reason in bad:
         say(f"  {path}: {reason}", error=True)
     if count > len(bad):
         say(f"  and {count - len(bad):,} more", error=True)
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _write(

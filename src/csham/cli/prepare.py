@@ -12,7 +12,7 @@ from csham.cli.common import print_json
 from csham.cli.options import DATA_HELP, DebugOption, JsonOption, QuietOption, takes_settings
 from csham.training.config import DataSettings
 from csham.training.progress import create_progress
-from csham.words import say
+from csham.words import counted, say
 
 __all__ = ["prepare"]
 
@@ -71,12 +71,8 @@ def _duplicate_lines(found: dict[str, Any]) -> Iterator[str]:
         if same[kind]:
             named = [" = ".join(names) for names in same[kind][:_SAME_SHOWN]]
             more = f"; and {len(same[kind]) - _SAME_SHOWN:,} more (--json lists all)" * (len(same[kind]) > _SAME_SHOWN)
-            yield f"{_images(len(same[kind]))} {where}: {'; '.join(named)}{more}"
+            yield f"{counted(len(same[kind]), 'image')} {where}: {'; '.join(named)}{more}"
     if same["repeated"]:
         drawn = "; by the seed, one may train and the other test" if not found["parts"]["test"] else ""
         are = "is the copy" if same["repeated"] == 1 else "are copies"
         yield f"{same['repeated']:,} of all {found['images']:,} {are} of another{drawn}"
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"

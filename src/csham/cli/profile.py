@@ -36,7 +36,7 @@ from csham.settings import Help
 from csham.study.costs import make_comparison, run_comparison
 from csham.training.config import DataSettings, MachineSettings
 from csham.training.progress import create_progress
-from csham.words import say
+from csham.words import counted, say
 
 if TYPE_CHECKING:
     from csham.cost import Comparison, Cost, Spread
@@ -202,7 +202,7 @@ def _row(cost: Cost, network: NetworkSpec, num_classes: int) -> dict[str, Any]:
 def _title(backbone: str, image_size: int, machine: dict[str, Any], comparison: Comparison) -> str:
     where = comparison.where
     if comparison.device.type == "cpu":
-        where = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+        where = f"{machine['processor']}, {counted(machine['threads'], 'thread')}"
     return f"{backbone}, {image_size} pixels, on {where}, torch {machine['torch']}"
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from csham.errors import UserError
 from csham.keras.slots import Slot, in_torch_order, list_slots, store
+from csham.words import some
 
 __all__ = ["load_keras_weights"]
 
@@ -334,5 +335,4 @@ def _there(layers: list[_Layer]) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(name[:100] for name in names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return some((name[:100] for name in names), 12)

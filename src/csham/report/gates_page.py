@@ -11,7 +11,8 @@ from csham.report.study_figures import add_legend
 from csham.report.study_page import inlined, render
 from csham.report.study_pictures import Picture, picture_of
 from csham.report.study_report import check_place, listing, replace_report, report_files
-from csham.report.tables import Column, Table, counted, fixed, plus_minus
+from csham.report.tables import Column, Table, fixed, plus_minus
+from csham.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

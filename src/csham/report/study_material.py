@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
-from csham.report.tables import counted
 from csham.study.costs import COSTS_FILE, read_costs
 from csham.study.findings import FailedCell, MissingCell, Results
 from csham.study.grid import Study
 from csham.study.reading import read_folder
+from csham.words import counted, some
 
 __all__ = ["Costs", "Material", "read_material"]
 
@@ -122,6 +122,5 @@ def _cells(cells: Sequence[MissingCell | FailedCell]) -> str:
     return _listed(f"{cell.label}, seed {cell.seed}" for cell in cells)
 
 
-def _listed(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listed(names: Iterable[str]) -> str:
+    return some(names, 6, "; ")

@@ -14,9 +14,10 @@ from markupsafe import Markup
 from csham.report.drawing import COLOURS
 from csham.report.study_material import Material
 from csham.report.study_pictures import Family, Picture
-from csham.report.tables import Table, counted
+from csham.report.tables import Table
 from csham.study.findings import ClassDifference
 from csham.study.statistics import FEW
+from csham.words import counted
 
 __all__ = ["inlined", "render", "render_page"]
 

@@ -22,11 +22,12 @@ from csham.report.study_figures import (
 )
 from csham.report.study_material import Material
 from csham.report.study_tables import curve
-from csham.report.tables import Column, Table, counted, fixed, interval, signed
+from csham.report.tables import Column, Table, fixed, interval, signed
 from csham.study.comparison_statistics import STATISTICS
 from csham.study.findings import Comparison, NetworkRow
 from csham.study.statistics import FEW
 from csham.training.metrics import METRICS
+from csham.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,7 +24,6 @@ __all__ = [
     "Cell",
     "Column",
     "Table",
-    "counted",
     "csv_bytes",
     "fixed",
     "interval",
@@ -234,11 +233,6 @@ def p_value(value: float | None) -> str:
     if value < 0.001:
         return "<0.001"
     return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-def counted(number: int, what: str, plural: str = "s") -> str:
-    """Write how many there are of something."""
-    return f"{number} {what}{'' if number == 1 else plural}"
 
 
 def markdown_text(text: str) -> str:

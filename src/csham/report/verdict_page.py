@@ -16,11 +16,12 @@ from csham.report.study_page import inlined, render
 from csham.report.study_pictures import Gains, Picture, draw_gains
 from csham.report.study_report import check_place, listing, replace_report, report_files
 from csham.report.study_tables import MARKS
-from csham.report.tables import DASH, Column, Table, counted, fixed, interval, p_value, signed
+from csham.report.tables import DASH, Column, Table, fixed, interval, p_value, signed
 from csham.study.comparison_statistics import STATISTICS, Statistic
 from csham.study.findings import Comparison, Spread
 from csham.study.pooling import Pooled
 from csham.study.verdict import Measure, MetricVerdict, TableVerdict
+from csham.words import counted
 
 __all__ = ["verdict_page", "verdict_pictures", "verdict_tables", "write_verdict"]
 

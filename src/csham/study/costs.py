@@ -36,13 +36,10 @@ _HALVINGS = 4
 def measure_costs(
     study: Study,
     path: Path,
-    networks: Sequence[Network] | None = None,
     *,
     device: str = "auto",
-    compiled: bool = False,
     seconds: float = 300.0,
     rounds: int | None = None,
-    again: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure every network of a study in turns, unless ``costs.json`` has all of them from this machine.
@@ -52,12 +49,9 @@ def measure_costs(
     Args:
         study: Gives classes, image size, batch size and precision.
         path: The study's folder.
-        networks: Networks to measure; None takes all of the study's.
         device: As in :class:`csham.training.config.TrainConfig`.
-        compiled: Use torch.compile.
         seconds: Time after which no further round begins, after the third.
         rounds: Exactly so many.
-        again: Measure though the file has it.
         progress: Told what happens.
 
     Returns:
@@ -67,33 +61,32 @@ def measure_costs(
     Raises:
         UserError: The device is not there.
     """
-    networks = list(dict.fromkeys(networks or study.networks))
     # Imported here: it imports PyTorch.
     from csham.training.machine import choose_device  # noqa: PLC0415
 
     measured = {
-        "networks": [network.to_dict() for network in networks],
+        "networks": [network.to_dict() for network in study.networks],
         "num_classes": study.data.classes,
         "image_size": study.data.image_size,
         "batch_size": study.settings["batch_size"],
         "precision": _precision(study),
         "device": choose_device(device),
-        "compiled": compiled,
+        "compiled": False,
     }
     try:
-        before = None if again else read_costs(path)
+        before = read_costs(path)
     except UserError:
         before = None  # they are measured again
     if before is not None and _same(before, measured):
         return before
     limits = {"seconds": seconds, "rounds": rounds}
-    costs, finished = _measure(networks, measured, limits, progress)
+    costs, finished = _measure(study.networks, measured, limits, progress)
     content = {
         "format": _FORMAT,
         "finished": finished,
         "machine": circumstances(),
         "measured": measured,
-        "costs": [_row(network, cost, study) for network, cost in zip(networks, costs, strict=True)],
+        "costs": [_row(network, cost, study) for network, cost in zip(study.networks, costs, strict=True)],
     }
     text = json.dumps(summed(content), indent=2) + "\n"
     write_atomically(path / COSTS_FILE, lambda file: file.write(text.encode()))

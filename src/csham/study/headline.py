@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from csham.study.findings import AgainstControl, Comparison
 from csham.study.statistics import FEW, Verdict, extremes, with_sign
+from csham.words import counted
 
 __all__ = ["Words", "headline"]
 
@@ -75,7 +76,7 @@ def _decided(attentions: Iterable[Comparison], verdict: Verdict, words: Words) -
 
 def _numbers(c: Comparison, words: Words) -> str:
     gain = f"{with_sign(c.mean or 0.0)}{_space(words.unit)}"
-    seeds = f"{c.n} seed{'s' if c.n != 1 else ''}"
+    seeds = counted(c.n, "seed")
     if c.t_interval is None:
         least, most = extremes(c.differences)
         return f"{gain} with each of {seeds}" if least == most else f"{gain} ({least} to {most}, {seeds})"

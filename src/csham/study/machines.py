@@ -13,6 +13,7 @@ from scipy import stats
 
 from csham.study.record import is_number
 from csham.study.statistics import ALPHA, STORED, has_spread, with_sign
+from csham.words import counted
 
 __all__ = ["machine_notes", "machine_of"]
 
@@ -45,7 +46,7 @@ def machine_notes(runs: Iterable[Record], repeats: Iterable[Record], plain: Sequ
         counts[machine_of(record)] += 1
     if len({machine_of(record) for record in (*runs, *repeats)}) < 2:
         return []
-    shown = ", ".join(f"{name} ({count} run{'s' if count > 1 else ''})" for name, count in sorted(counts.items()))
+    shown = ", ".join(f"{name} ({counted(count, 'run')})" for name, count in sorted(counts.items()))
     notes = [f"The runs were made on {len(counts)} kinds of machine: {shown}."] if len(counts) > 1 else []
     tops: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for record in (*repeats, *runs):

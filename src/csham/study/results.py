@@ -34,6 +34,7 @@ from csham.study.record import is_number
 from csham.study.statistics import STORED, binomial_se, compare, judge
 from csham.training.config import BEFORE, MACHINE_SETTINGS, SOURCE_SETTINGS
 from csham.training.metrics import of_study
+from csham.words import counted
 
 __all__ = ["assess", "per_class_difference", "spread"]
 
@@ -345,7 +346,7 @@ def _differs(
     counts = Counter(known.get(name, "unknown") for known in facts.values())
     if len(counts) < 2:
         return None
-    shown = ", ".join(f"{value} ({count} run{'s' if count > 1 else ''})" for value, count in counts.most_common())
+    shown = ", ".join(f"{value} ({counted(count, 'run')})" for value, count in counts.most_common())
     text = f"The {name} differs between runs: {shown}"
     if name in _SPEED:
         return f"{text}; their seconds and images/s cannot be compared."
@@ -355,6 +356,6 @@ def _differs(
         if (str(against.get(label)), seed) in facts
     )
     if pairs:
-        text += f"; in {pairs} pair{'s' if pairs > 1 else ''} between a network and the plain one, whose difference is "
+        text += f"; in {counted(pairs, 'pair')} between a network and the plain one, whose difference is "
         text += "then not the network's alone"
     return f"{text}."

@@ -275,12 +275,6 @@ def _measure_costs(
         return
     try:
         with store.concluding():
-            measure_costs(
-                store.study,
-                store.path,
-                device=device,
-                seconds=seconds,
-                progress=progress,
-            )
+            measure_costs(store.study, store.path, device=device, seconds=seconds, progress=progress)
     finally:
         progress.close()

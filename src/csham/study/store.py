@@ -37,6 +37,7 @@ from csham.files import (
 from csham.study.grid import Cell, Study
 from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
+from csham.words import counted
 
 __all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
 
@@ -133,7 +134,7 @@ class Store:
     def unchecked(self) -> str:
         """Say which lines are from before they had sums; nothing if none is."""
         number = sum(line.record is not None and not line.checked for line in self._lines())
-        lines = f"{number} line{'s' if number > 1 else ''} of {self.records_file}"
+        lines = f"{counted(number, 'line')} of {self.records_file}"
         return f"{lines} cannot be checked for changes, being from before lines had sums" if number else ""
 
     def by_key(self) -> dict[str, dict[str, Any]]:

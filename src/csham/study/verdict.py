@@ -26,6 +26,7 @@ from csham.study.pooling import Pooled, pool, pooled_sentence
 from csham.study.results import spread
 from csham.study.run_table import Row, RunTable, read_runs
 from csham.study.statistics import compare
+from csham.words import counted, some
 
 __all__ = ["Measure", "MetricVerdict", "TableVerdict", "Unit", "verdict"]
 
@@ -242,7 +243,9 @@ def _rows(
         else:
             repeated += 1
     if repeated:
-        notes.append(f"{_count(repeated, 'row')} repeated {'another' if repeated == 1 else 'others'} and counted once.")
+        notes.append(
+            f"{counted(repeated, 'row')} repeated {'another' if repeated == 1 else 'others'} and counted once."
+        )
     return rows
 
 
@@ -274,7 +277,7 @@ def _values(content: RunTable, name: str, rows: Mapping[Cell, Row], notes: list[
     if not values:
         raise UserError(f"{content.name} has no number in column {name!r}.")
     if missing:
-        notes.append(f"{_count(len(missing), 'run')} without {name} left out: {_some(missing)}.")
+        notes.append(f"{counted(len(missing), 'run')} without {name} left out: {some(missing, _NAMED, '; ')}.")
     return values
 
 
@@ -371,9 +374,8 @@ def _note_pairing(values: Mapping[str, Mapping[Cell, float]], base: str, notes: 
     for name in list(alone)[:1] if same else alone:
         if found := alone[name]:
             of = "" if same else f" in {name}"
-            notes.append(
-                f"{_count(len(found), 'run')} without a partner of the same seed{of} left out: {_some(found)}."
-            )
+            named = some(found, _NAMED, "; ")
+            notes.append(f"{counted(len(found), 'run')} without a partner of the same seed{of} left out: {named}.")
 
 
 def _alone(cells: Iterable[Cell], base: str) -> list[str]:
@@ -500,11 +502,3 @@ def _word(value: Any) -> str:
 def _shown(cell: Cell) -> str:
     group, variant, seed = cell
     return f"{f'{group}, ' if group else ''}{variant}, seed {seed}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return "; ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -27,6 +27,7 @@ from csham.training.progress import QuietProgress
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, weights_of_run
 from csham.training.sums import check_unchanged
 from csham.training.turns import Turns, drain
+from csham.words import some
 
 __all__ = [
     "Answered",
@@ -413,7 +414,8 @@ def _match_classes(dataset: PackedDataset, info: NetworkInfo) -> np.ndarray:
     expected, there = set(info.classes), set(dataset.classes)
     if expected != there:
         missing, extra = sorted(expected - there), sorted(there - expected)
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(extra)}"] * bool(extra)
+        wrong = {"lacks": missing, "has the unknown": extra}
+        parts = [f"{how} {some(map(repr, names))}" for how, names in wrong.items() if names]
         raise UserError(
             f"the classes of {dataset.source} are not the run's {len(expected)}: it {' and '.join(parts)}. "
             "Classes are matched by name."
@@ -425,10 +427,6 @@ def _with_labels(order: np.ndarray, batches: Iterable[Batch]) -> Iterator[Batch]
     """Give batches the network's numbers of their classes."""
     for batch in batches:
         yield batch._replace(labels=torch.from_numpy(order).to(batch.labels.device)[batch.labels])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig, part: str) -> np.ndarray:

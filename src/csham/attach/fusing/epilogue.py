@@ -21,9 +21,9 @@ from csham.attach.installed.attached import attends
 from csham.attach.installed.host_class import unmark_host
 from csham.attach.installed.keeping import watches
 from csham.attach.installed.transfer import ChannelWeightTransfer
-from csham.module_class import change_class, is_made_by, subclass, take_back
+from csham.module_class import change_class, subclass, take_back
 
-__all__ = ["End", "Epilogue", "can_bypass", "can_open", "fuse_block", "is_fused", "unfuse_block"]
+__all__ = ["End", "Epilogue", "can_bypass", "can_open", "fuse_block", "unfuse_block"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,6 @@ def fuse_block(block: nn.Module, epilogue: Epilogue) -> None:
 def unfuse_block(block: nn.Module) -> None:
     """Give a block back its own forward, if :func:`fuse_block` took it."""
     take_back(block, _fused)
-
-
-def is_fused(block: nn.Module) -> bool:
-    """Return True if :func:`fuse_block` was the last to change the block's class."""
-    return is_made_by(block, _fused)
 
 
 @cache  # blocks alike share their class, and with it what torch.compile makes of it

@@ -30,12 +30,14 @@ from csham.study.progress import StudyProgress
 from csham.study.record import is_over, now
 from csham.study.store import Store
 from csham.training.interrupt import TIME_IS_OVER, StopRequest, TimeLimit
+from csham.words import counted
 
 __all__ = ["available_cores", "run_local"]
 
 _WORKER = "csham.study.worker"
 _LIVES = 2
 _ANY = sys.maxsize
+_TAIL = 20  # lines of a log
 _ONE_RUN_A_PROCESS = ("wandb", "mlflow")
 _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -264,7 +266,7 @@ class _Engine:
         self._looked_at = time.monotonic()
         if not self._pending:
             return
-        others = f"{len(self._pending)} cell{'s' * (len(self._pending) > 1)} of this study"
+        others = f"{counted(len(self._pending), 'cell')} of this study"
         if self._wait:
             self._progress.note(f"waiting for {others} under way in other processes")
         elif not self._under_way:
@@ -413,9 +415,9 @@ def _cause_of_death(code: int) -> str:
     return f"its process ended with exit code {code}"
 
 
-def _tail(log: Path, lines: int = 20) -> str:
+def _tail(log: Path) -> str:
     with contextlib.suppress(OSError):
-        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:])
     return ""
 
 
