@@ -161,12 +161,12 @@ _FORMULAS: dict[str, Formula] = {
         "log1p expm1 sin cos tan asin acos atan atan2 sinh cosh tanh erf sigmoid relu relu6 clamp clamp_min clamp_max "
         "hardtanh leaky_relu threshold _prelu_kernel sign floor ceil round fmod remainder",
     ),
-    **_table(_per_output(2), "silu addcmul addcdiv"),  # x sigmoid(x); a + b c
-    **_table(_per_output(3), "hardsigmoid softplus elu lerp log_sigmoid_forward"),  # clamp((x + 3) / 6); exp, add, log
+    **_table(_per_output(2), "silu glu addcmul addcdiv"),  # x sigmoid(x); a sigmoid(b); a + b c
+    # clamp((x + 3) / 6); exp, add, log
+    **_table(_per_output(3), "hardsigmoid softplus elu celu lerp log_sigmoid_forward"),
     **_table(_per_output(4), "hardswish"),  # x hardsigmoid(x)
-    **_table(
-        _per_output(5), "gelu mish _softmax _log_softmax _safe_softmax"
-    ),  # softmax: max, subtract, exp, sum, divide
+    # softmax: max, subtract, exp, sum, divide
+    **_table(_per_output(5), "gelu mish _softmax _log_softmax _safe_softmax"),
     **_table(_per_input(1), "mean sum nansum prod amax amin aminmax max min argmax argmin cumsum cumprod"),
     **_table(_per_input(1), "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d col2im"),
     **_table(_per_input(2), "linalg_vector_norm norm"),  # square, add
@@ -199,7 +199,8 @@ _MOVE_NAMES = """
     masked_fill masked_select fill zero tril triu unfold im2col upsample_nearest1d upsample_nearest2d
     _upsample_nearest_exact1d _upsample_nearest_exact2d pixel_shuffle pixel_unshuffle channel_shuffle
     native_channel_shuffle native_dropout bernoulli rand randn rand_like randn_like randint randperm uniform normal
-    topk sort argsort eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not isnan
-    isinf any all _local_scalar_dense item floor_divide real imag complex _conj resolve_conj is_same_size one_hot
+    topk kthvalue median nanmedian sort argsort eq ne lt le gt ge logical_and logical_or logical_not bitwise_and
+    bitwise_or bitwise_not isnan isinf any all _local_scalar_dense item floor_divide real imag complex _conj
+    resolve_conj is_same_size one_hot
 """
 _MOVES = frozenset(_MOVE_NAMES.split())
