@@ -152,9 +152,9 @@ def coverage(studies: int) -> Iterator[dict[str, Any]]:
 def pooled_coverage(studies: int) -> Iterator[dict[str, Any]]:
     """Intervals over groups whose true differences scatter or do not; a difference of two runs scatters by 0.5."""
     rng = np.random.default_rng(0)
-    for groups in (2, 3, 5, 7):
+    for groups in (2, 3, 5, 7, 20):
         for between in (0.0, 0.3):
-            for seeds in (5, 10):
+            for seeds in (3, 5, 10):
                 truths = between * rng.normal(size=(studies, groups, 1))
                 tables = truths + 0.5 * rng.normal(size=(studies, groups, seeds))
                 intervals = [estimate(means, deviations, seeds).interval for means, deviations in zip(

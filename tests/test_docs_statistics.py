@@ -63,6 +63,18 @@ def test_false_no_differences_over_groups_are_as_measured():
     assert table("| sd of a difference, points |")["0.5"] == expected
 
 
+def test_pooled_intervals_are_as_measured():
+    found = {}
+    for (_, _, _, seeds, how), percent in measured("pooled interval holds").items():
+        groups, between, width = re.match(
+            r"(\d+) groups, ([\d.]+) between them, half as wide as ([\d.]+)", how
+        ).groups()
+        found[groups, float(between), seeds] = f"{percent:.0f}%, ±{width}"
+    expected = {n: [found[n, between, "5"] for between in (0.0, 0.3)] for n in ("2", "3", "5", "7", "20")}
+    assert {n: [cell.removeprefix("holds ") for cell in cells] for n, cells in table("| groups |").items()} == expected
+    assert min(float(cell.partition("%")[0]) for cell in found.values()) >= 95
+
+
 def test_coverage_is_as_measured():
     found = measured("interval holds")
     rows = {

@@ -20,11 +20,12 @@ def with_mean_and_se(mean, se, seeds=6):
     return mean + pattern
 
 
-def rows_of(groups):
-    """A table of plain runs at 60 and a variant's with these differences."""
+def rows_of(groups, shared=False):
+    """A table of plain runs at 60 and a variant's with these differences; each group with seeds of its own or not."""
     rows = []
     for group, differences in groups.items():
-        for seed, difference in enumerate(differences):
+        for i, difference in enumerate(differences):
+            seed = i if shared else f"{group} {i}"
             rows += [
                 {"group": group, "variant": "plain", "seed": seed, "top1": 60.0},
                 {"group": group, "variant": "gate", "seed": seed, "top1": 60.0 + difference},
@@ -32,21 +33,23 @@ def rows_of(groups):
     return rows
 
 
-def pooled(groups, worthwhile=0.5):
-    found = verdict(rows_of(groups), metric="top1", groups="group", worthwhile=worthwhile)
-    return pool(found.metrics[0].comparisons, worthwhile)
+def pooled(groups, worthwhile=0.5, **shared):
+    found = verdict(rows_of(groups, **shared), metric="top1", groups="group", worthwhile=worthwhile)
+    return found.metrics[0].pooled
 
 
 def test_it_is_what_statsmodels_says():
-    # combine_effects(..., method_re="chi2", use_t=True) of statsmodels 0.14: its "random effect wls" row.
-    means, errors = [0.4, 0.1, -0.2, 0.6, 0.3], [0.2, 0.15, 0.3, 0.25, 0.1]
-    (one,) = pooled({f"net{i}": with_mean_and_se(*pair) for i, pair in enumerate(zip(means, errors, strict=True))})
-    assert one.mean == pytest.approx(0.2588984666703153, abs=1e-6)
-    assert one.t_interval == pytest.approx((-0.029266, 0.547063), abs=1e-5)
-    assert one.between**2 == pytest.approx(0.01521511068334939, abs=1e-6)
-    assert one.i2 == pytest.approx(0.33175937293417723, abs=1e-5)
+    # combine_effects(means, variances, method_re="chi2", use_t=True) of statsmodels 0.14, variances being that within
+    # all groups over each one's pairs: its row "random effect", as the factor of "random effect wls" would be below 1.
+    means, deviations, pairs = [0.4, 0.1, -0.2, 0.6, 0.3], [0.5, 0.4, 0.7, 0.6, 0.3], [4, 6, 8, 4, 10]
+    groups = zip(means, deviations, pairs, strict=True)
+    (one,) = pooled({f"net{i}": with_mean_and_se(m, sd / math.sqrt(n), n) for i, (m, sd, n) in enumerate(groups)})
+    assert one.mean == pytest.approx(0.21155571549294416, abs=1e-6)
+    assert one.t_interval == pytest.approx((-0.164885, 0.587996), abs=1e-5)
+    assert one.between**2 == pytest.approx(0.049180695847362524, abs=1e-6)
+    assert one.i2 == pytest.approx(0.544618443947303, abs=1e-5)
     assert one.means == pytest.approx(means, abs=1e-6)
-    assert one.verdict == "cannot tell yet"
+    assert (one.verdict, one.together) == ("cannot tell yet", False)
 
 
 def test_groups_that_agree_by_chance_do_not_narrow_the_interval():
@@ -74,20 +77,19 @@ def test_verdicts(mean, error, said):
 
 @pytest.mark.parametrize("ratio", [1e3, 1e8, 1e12])
 def test_a_group_that_is_far_surer_than_the_others_carries_the_estimate(ratio):
-    means, deviations = np.array([0.2, 1.5]), np.array([0.01, 0.01 * ratio])
-    found = estimate(means, deviations, 5)
+    found = estimate(np.array([0.2, 1.5]), np.array([10.0, 10.0]), np.array([5.0 * ratio**2, 5.0]))
     assert found.mean == pytest.approx(0.2, abs=1e-5)
     assert found.between == 0
 
 
 def test_the_spread_between_groups_is_exact_where_one_is_surest():
-    means, deviations = [0.2, 1.5, 3.0], [1e-6, 20.0, 0.5]
-    weights = [5 / Fraction(value) ** 2 for value in deviations]
+    means, pairs = [0.2, 1.5, 3.0], [10**12, 3, 4000]
+    weights = [Fraction(count) for count in pairs]
     total = sum(weights)
     mean = sum(w * Fraction(m) for w, m in zip(weights, means, strict=True)) / total
     q = sum(w * (Fraction(m) - mean) ** 2 for w, m in zip(weights, means, strict=True))
     expected = (q - 2) / (total - sum(w**2 for w in weights) / total)
-    found = estimate(np.array(means), np.array(deviations), 5)
+    found = estimate(np.array(means), np.ones(3), np.array(pairs))
     assert found.between**2 == pytest.approx(float(expected), rel=1e-9)
 
 
@@ -102,12 +104,14 @@ def five_variants(mean):
 
 def test_no_difference_is_corrected_for_the_number_of_variants():
     # By their intervals alone, an eighth of tables of five variants just worth having would dismiss one.
-    found = pool(five_variants(0.29), 0.5)
-    alone = pool([one for one in five_variants(0.29) if one.name == "gate0"], 0.5)
+    (found,) = pool([(five_variants(0.29), 0.5)])
+    (alone,) = pool([([one for one in five_variants(0.29) if one.name == "gate0"], 0.5)])
     assert {(one.verdict, one.t_interval[1] < 0.5) for one in found} == {("cannot tell yet", True)}
     assert [one.verdict for one in alone] == ["no difference worth having"]
     assert [one.p_equivalent_holm for one in found] == [pytest.approx(5 * alone[0].p_equivalent)] * 5
-    assert {one.verdict for one in pool(five_variants(0.0), 0.5)} == {"no difference worth having"}
+    assert {one.verdict for (found,) in [pool([(five_variants(0.0), 0.5)])] for one in found} == {
+        "no difference worth having"
+    }
 
 
 def test_equivalence_over_groups_is_two_one_sided_tests():
@@ -149,8 +153,55 @@ def test_several_variants_are_corrected_together():
     alone = verdict(rows, metric="top1", groups="group").metrics[0]
     others = [dict(row, variant=f"other{i}") for i in range(9) for row in rows if row["variant"] == "gate"]
     among = verdict(rows + others, metric="top1", groups="group").metrics[0]
-    (one,) = pool(alone.comparisons, 0.5)
-    (same,) = (other for other in pool(among.comparisons, 0.5) if other.name == "gate")
+    (one,) = alone.pooled
+    (same,) = (other for other in among.pooled if other.name == "gate")
     assert same.p == pytest.approx(one.p)
     assert same.p_holm == pytest.approx(min(1.0, 10 * one.p))
     assert "3 groups" in pooled_sentence([one], "points")
+
+
+def test_several_metrics_are_corrected_together():
+    rows = rows_of({name: with_mean_and_se(0.9 + shift, 0.2) for name, shift in (("a", 0), ("b", 0.1), ("c", -0.1))})
+    alone = verdict(rows, metric="top1", groups="group").metrics[0]
+    metrics = [f"metric{i}" for i in range(4)]
+    rows = [{**row, **dict.fromkeys(metrics, row["top1"])} for row in rows]
+    for one in verdict(rows, metric=["top1", *metrics], groups="group").metrics:
+        (same,) = one.pooled
+        assert same.p == pytest.approx(alone.pooled[0].p)
+        assert same.p_holm == pytest.approx(min(1.0, 5 * same.p))
+        assert same.p_equivalent_holm == pytest.approx(min(1.0, 5 * same.p_equivalent))
+
+
+def test_a_group_that_is_calm_by_chance_does_not_carry_the_estimate():
+    (one,) = pooled(
+        {"a": with_mean_and_se(0.9, 0.001), "b": with_mean_and_se(0.1, 0.4), "c": with_mean_and_se(0.2, 0.4)}
+    )
+    assert one.mean == pytest.approx(0.4)
+
+
+def same_runs(groups, own):
+    """Gains of five runs that were measured in several groups, each with a little noise of its own."""
+    rng = np.random.default_rng(1)
+    of_run = np.array([0.9, -0.3, 0.5, 0.1, 0.4])
+    return {f"epoch {i}": of_run + own * rng.normal(size=5) for i in range(groups)}
+
+
+@pytest.mark.parametrize("own", [0.0, 0.05])
+def test_groups_of_the_same_runs_say_no_more_than_the_runs(own):
+    groups = same_runs(12, own)
+    (one,) = pooled(groups, shared=True)
+    mean = np.mean(list(groups.values()), axis=0)
+    expected = stats.ttest_1samp(mean, 0).confidence_interval(0.95)
+    assert one.together
+    assert one.t_interval == pytest.approx(tuple(expected), abs=1e-6)
+    found = verdict(rows_of(groups, shared=True), metric="top1", groups="group")
+    (note,) = (note for note in found.notes if "go together" in note)
+    assert note.startswith("the gains of gate go together over groups, seed by seed")
+
+
+def test_groups_that_share_seeds_alone_are_pooled_as_groups():
+    rng = np.random.default_rng(0)
+    wider = [pooled({name: rng.normal(size=5) for name in "abcdefg"}, shared=True)[0].together for _ in range(100)]
+    assert sum(wider) < 12  # five in a hundred, by chance
+    apart = {f"net{i}": with_mean_and_se(0.1 * i, 0.2) for i in range(3)}
+    assert not pooled(apart)[0].together

@@ -381,6 +381,14 @@ def test_a_few_wild_seeds_do_not_decide():
     assert "a few seeds carry it" in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("differences", "p"), [([1.0, 0.9, 1.1, 1.2, 0.8], 2 / 32), ([1.0, 0.9, 1.1, 1.2, 0.8, -0.05], 4 / 64)]
+)
+def test_the_sign_flip_test_is_not_asked_for_less_than_it_can_give(differences, p):
+    found = one(differences)
+    assert (found.p_sign_flip, found.verdict) == (p, "helps")
+
+
 def test_the_table_is_corrected_for():
     weak = [1.0, 1.4, 0.6, 1.8, 0.4]
     assert one(weak).verdict == "helps"

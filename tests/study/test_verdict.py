@@ -144,6 +144,20 @@ def test_whole_numbers_are_counts():
     assert found.metrics[0].comparisons[0].verdict == "helps"
 
 
+@pytest.mark.parametrize("factor", [1, 0.01])
+def test_whole_percents_are_rounded_unless_they_are_said_to_be_exact(factor: float):
+    rows = [{"name": name, "seed": seed, "top1": 71 * factor} for name in ("plain", "gate") for seed in range(6)]
+
+    found = verdict(rows, metric="top1")
+
+    assert found.metrics[0].measure.rounded == pytest.approx(1)
+    assert found.metrics[0].comparisons[0].verdict == "cannot tell yet"
+    exact = verdict(rows, metric="top1", rounded=0)
+    assert exact.metrics[0].comparisons[0].verdict == "no difference worth having"
+    notes = [any("--rounded 0 if they are exact" in note for note in result.notes) for result in (found, exact)]
+    assert notes == [factor == 1, False]
+
+
 def test_lower_is_better_where_it_is_said():
     rows = [{**row, "val_loss": 5 - row["top1"] / 100} for row in _runs({"gate": _GOOD})]
 
@@ -272,6 +286,12 @@ def test_json_lines_as_python_writes_them(tmp_path: Path):
         (_runs({"gate": _GOOD}), {"baseline": "plane"}, "Did you mean 'plain'"),
         (_runs({"gate": _GOOD}), {"worthwhile": {"top": 1.0}}, "unknown metric 'top'"),
         (_runs({"gate": _GOOD}), {"worthwhile": -1.0}, "worthwhile of top1 must be 0, or"),
+        (_runs({"gate": _GOOD}), {"worthwhile": "0.5"}, "worthwhile of top1 must be 0, or"),
+        (_runs({"gate": _GOOD}), {"rounded": -1}, "rounded must be a step"),
+        (_runs({"gate": _GOOD}), {"rounded": float("nan")}, "rounded must be a step"),
+        (_runs({"gate": _GOOD}), {"metric": 0}, "unknown column of the table"),
+        ({"name": "gate", "seed": 0, "top1": 71}, {}, r"column 'name' .* a list of values"),
+        ({"name": ["plain", "gate"], "seed": 0, "top1": [71, 72]}, {}, r"column 'seed' .* a list of values"),
         (_runs({"gate": _GOOD}), {"unit": "permille"}, "unknown unit 'permille'"),
         (_runs({"gate": _GOOD}, model="r18"), {}, r"which column names the variants.*name or model"),
         ([{**row, "name": row["name"] + "1"} for row in _runs({"gate": _GOOD})], {}, "which variant are the others"),
@@ -426,10 +446,12 @@ def test_a_run_without_a_number_is_known_by_the_word_in_its_place(word: str):
     assert verdict(rows, metric="top1").metrics[0].comparisons[0].n == 6
 
 
-@pytest.mark.parametrize(
-    "name",
-    "loss err rmse mae mse fid perplexity latency ms seconds wer cer eer nll ppl brier ece lpips".split(),  # noqa: SIM905
-)
+_LOW = """
+    loss err rmse mae mse fid perplexity latency ms seconds time memory params flops wer cer eer nll ppl brier ece lpips
+"""
+
+
+@pytest.mark.parametrize("name", _LOW.split())
 def test_metrics_of_which_less_is_usually_better_ask_for_a_direction(name: str):
     rows = [{**row, f"val_{name}": row["top1"]} for row in _runs({"gate": _GOOD})]
 
@@ -444,3 +466,16 @@ def test_margins_smaller_than_numbers_are_kept_are_refused():
     assert verdict(rows, metric="top1", worthwhile=0.0).metrics[0].measure.worthwhile == 0
     with pytest.raises(UserError, match="worthwhile of top1 must be 0, or"):
         verdict(rows, metric="top1", worthwhile=0.5e-6)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_spreadsheets_put_around_a_table_is_no_part_of_it(tmp_path: Path, delimiter: str):
+    rows = _runs({"gate": _GOOD})
+    lines = [["name", "seed", "top1", "", ""], *([*map(str, row.values()), "", ""] for row in rows)]
+    table = tmp_path / "runs.csv"
+    table.write_text("\r\n".join([f"sep={delimiter}", *(delimiter.join(line) for line in lines)]), encoding="utf-8-sig")
+
+    assert verdict(table, metric="top1").metrics == verdict(rows, metric="top1").metrics
+    table.write_text(table.read_text(encoding="utf-8-sig") + delimiter, encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 17 of .* has 6 columns"):
+        verdict(table, metric="top1")

@@ -78,6 +78,14 @@ def test_what_a_run_says_of_its_steps():
     assert warning.endswith("makes 300")
 
 
+@pytest.mark.parametrize(("warmup", "warns"), [(4.5, False), (5.0, True), (50.0, True)])
+def test_a_warm_up_that_outlasts_the_run_is_said(warmup, warns):
+    config = config_of(epochs=5, batch_size=8, schedule="cosine", warmup_epochs=warmup)
+    said = [note for note in steps_notes(config, 9000) if "warm-up" in note]
+    assert len(said) == warns
+    assert all("--warmup-epochs 1 leaves" in note for note in said)
+
+
 @pytest.mark.parametrize("train_images", [8, 60, 226])
 @pytest.mark.parametrize("epochs", [1, 3, 7])
 def test_the_epochs_that_it_names_are_enough_and_no_more(train_images, epochs):

@@ -86,6 +86,15 @@ def verdict(
             show_default="all others",
         ),
     ] = "",
+    rounded: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Step that numbers were rounded to; 0: they are exact.",
+            rich_help_panel=_READING,
+            show_default="by their last decimals",
+        ),
+    ] = None,
     output: PageOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -105,6 +114,7 @@ def verdict(
         unit=_by_metric("--unit", unit, str),
         lower_is_better=_words(lower_is_better),
         higher_is_better=_words(higher_is_better),
+        rounded=rounded,
     )
     page = None if output is None else _write(result, output)
     if as_json:

@@ -80,7 +80,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 def _read_csv(path: Path) -> Iterator[Row]:
     rows = rows_of(path)
     header = [name.strip() for name in next(rows, (0, []))[1]]
-    if twice := [name for name in header if header.count(name) > 1]:
+    if twice := [name for name in header if name and header.count(name) > 1]:
         raise UserError(f"{path} has several columns named {twice[0]!r}. Each needs a name of its own.")
     for number, row in rows:
         if len(row) != len(header):
@@ -88,7 +88,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 f"line {number} of {path} has {len(row)} columns and the first line {len(header)}. A value that holds "
                 "the delimiter needs quotes around it."
             )
-        yield Row(f"line {number}", {name: value.strip() for name, value in zip(header, row, strict=True)})
+        yield Row(f"line {number}", {name: value.strip() for name, value in zip(header, row, strict=True) if name})
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
@@ -136,13 +136,22 @@ def _records(table: Any) -> Iterable[Mapping[str, Any]]:
             records: Iterable[Mapping[str, Any]] = convert(*arguments)
             return records
     if isinstance(table, Mapping):
-        if len({len(column) for column in table.values()}) > 1:
+        columns = {name: list(_column(name, column)) for name, column in table.items()}
+        if len(set(map(len, columns.values()))) > 1:
             raise UserError("the columns of the table differ in length.")
-        return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     records = list(table) if isinstance(table, Iterable) else [table]
     if not all(isinstance(record, Mapping) for record in records):
         raise UserError("a table is a path, a data frame, an iterable of mappings, or a mapping of columns.")
     return records
+
+
+def _column(name: Any, column: Any) -> Iterable[Any]:
+    if isinstance(column, Iterable) and not isinstance(column, str | bytes | Mapping):
+        return column
+    raise UserError(
+        f"column {name!r} of the table should be a list of values, one for each run, got {ascii(column)[:60]}."
+    )
 
 
 def _flat(record: Mapping[Any, Any], before: str = "") -> dict[str, Any]:

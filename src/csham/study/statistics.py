@@ -8,8 +8,8 @@ comparisons of one study; what corrects for testing many things at once goes ove
     t-tests) says so too after Holm's correction: by their intervals alone, a tenth of the studies of five attentions
     that are all just worth having would find one that is not.
 "helps", "hurts"
-    The paired t-test's p after Holm's correction is below ALPHA, and the sign-flip p is at most max(ALPHA, the least it
-    can be with so many seeds), so that one or two wild seeds do not decide.
+    The paired t-test's p after Holm's correction is below ALPHA, and the sign-flip p is at most the least one at ALPHA
+    or above that so many seeds can give, so that one or two wild seeds do not decide.
 "cannot tell yet"
     Else, and always with fewer than 3 pairs.
 
@@ -383,9 +383,15 @@ def _verdict(test: _Tests, p_differs: float | None, p_equivalent: float | None) 
         return "cannot tell yet"
     if test.equivalent_alone and p_equivalent < ALPHA:
         return "no difference worth having"
-    if p_differs < ALPHA and test.p_sign_flip <= max(ALPHA, 2 * 0.5**test.n):
+    if p_differs < ALPHA and test.p_sign_flip <= _most_sign_flip(test.n):
         return "helps" if test.mean > 0 else "hurts"
     return "cannot tell yet"
+
+
+def _most_sign_flip(n: int) -> float:
+    """Return the least p at ``ALPHA`` or above that the sign-flip test of n pairs can give: 2, 4, ... of 2**n signs."""
+    signs = 2.0 ** (n - 1)
+    return math.ceil(ALPHA * signs) / signs
 
 
 def _checked(differences: Sequence[float]) -> np.ndarray:

@@ -37,8 +37,8 @@ _BASELINES = ("plain", "none", "baseline", "vanilla", "base", "control")
 _VARIANTS = ("variant", "name", "model", "attention", "label", "method")
 _MISSING = ("na", "n/a", "nan", "null", "none", "-", "<na>", "nat")
 _USUALLY_LOW = re.compile(
-    r"loss|err|mae|mse|fid|perplexity|latency"
-    r"|(?<![a-z])(ms|seconds|wer|cer|eer|nll|ppl|brier|ece|lpips)(?![a-z])",
+    r"loss|err|mae|mse|fid|perplexity|latency|runtime|duration|memory|flops|params"
+    r"|(?<![a-z])(ms|seconds|minutes|hours|time|macs|wer|cer|eer|nll|ppl|brier|ece|lpips)(?![a-z])",
     re.IGNORECASE,
 )
 _NAMED = 6  # more than these are counted
@@ -167,12 +167,15 @@ def verdict(
             100 for percent, and those of which lower is better for plain numbers.
         lower_is_better: Metrics of which less is better.
         higher_is_better: Metrics of which more is, although their names sound otherwise.
-        rounded: Step that the values were rounded to, as the table has them; None takes the last decimal of each
-            column, or the precision of float32 where all its values are that.
+        rounded: Step that the values were rounded to, as the table has them, 0 where they are exact; None takes the
+            last decimal of each column, or the precision of float32 where all its values are that, and whole numbers
+            for exact unless they are percents.
 
     Raises:
         UserError: A column is not there, a value is no number, runs are there twice, or no seed is shared.
     """
+    if rounded is not None and not (_is_number(rounded) and rounded >= 0):
+        raise UserError(f"rounded must be a step of the values, or 0 where they are exact, got {rounded!r}.")
     content = read_runs(table)
     names, lower, higher = _listed(metric), _listed(lower_is_better), _listed(higher_is_better)
     grouping = _listed(groups)
@@ -197,11 +200,16 @@ def verdict(
     metrics = _judged(content, measures, values, rows, base)
     if rounded is None:
         _note_rounding(metrics, notes)
+    _note_together(metrics, notes)
     return TableVerdict(table=content.name, baseline=base, metrics=metrics, notes=notes)
 
 
 def _listed(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    return list(dict.fromkeys(names)) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _keys_of(setting: Any) -> Iterable[str]:
@@ -238,7 +246,8 @@ def _rows(
         elif any(_word(row.values.get(name)) != _word(rows[cell].values.get(name)) for name in names):
             raise UserError(
                 f"{content.name} has two runs of {_shown(cell)}, with different numbers: {rows[cell].place} and "
-                f"{row.place}. Keep the one that counts, or name another column that tells them apart with --group."
+                f"{row.place}. Keep the row that counts, of one epoch and one test set; runs that were trained apart, "
+                "on other backbones or datasets, need a column that says so, named with --group."
             )
         else:
             repeated += 1
@@ -321,7 +330,7 @@ def _measure(
             f"how large a gain of {name} would be worth having? Say it in its own unit: --worthwhile {name}=NUMBER."
         )
     margin = WORTHWHILE if worthwhile is None else worthwhile
-    if not (math.isfinite(margin) and (margin == 0 or margin >= _SMALLEST)):
+    if not (_is_number(margin) and (margin == 0 or margin >= _SMALLEST)):
         raise UserError(
             f"worthwhile of {name} must be 0, or {_SMALLEST:g} or more, got {margin!r}. Give smaller numbers in a "
             "smaller unit, such as ms for s."
@@ -331,7 +340,7 @@ def _measure(
         better="lower" if name in lower else "higher",
         unit=unit,
         worthwhile=float(margin),
-        rounded=_factor(unit) * (_step(values.values()) if rounded is None else rounded),
+        rounded=_factor(unit) * (_step(values.values(), unit) if rounded is None else rounded),
     )
 
 
@@ -339,14 +348,17 @@ def _factor(unit: Unit) -> float:
     return 100.0 if unit == "fraction" else 1.0
 
 
-def _step(values: Iterable[float]) -> float:
-    """Return the step between numbers of so many decimals, or of float32 where all are; whole numbers are counts."""
+def _step(values: Iterable[float], unit: Unit) -> float:
+    """Return the step between numbers of so many decimals, or of float32 where all are.
+
+    Whole numbers are counts, which are exact, unless they are percents.
+    """
     numbers = np.array(list(values))
     decimals = max(-int(Decimal(f"{number:.12g}").as_tuple().exponent) for number in numbers)
     with np.errstate(over="ignore"):
         single = numbers.astype(np.float32)
     largest = float(np.spacing(np.abs(single).max())) if (single == numbers).all() else 0.0
-    return max(10.0**-decimals if decimals > 0 else 0.0, largest)
+    return max(10.0**-decimals if decimals > 0 or unit == "percent" else 0.0, largest)
 
 
 def _unit(content: RunTable, name: str, values: Mapping[Cell, float], notes: list[str]) -> Unit:
@@ -390,13 +402,28 @@ def _alone(cells: Iterable[Cell], base: str) -> list[str]:
 
 
 def _note_rounding(metrics: Iterable[MetricVerdict], notes: list[str]) -> None:
-    """Say where gains differ on paper and count as equal."""
+    """Say where whole percents are not taken as exact, and where gains differ on paper and count as equal."""
     for one in metrics:
-        if any(found.sd == 0 and len(set(found.differences)) > 1 for found in one.comparisons):
+        if one.measure.unit == "percent" and one.measure.rounded == 1:
+            notes.append(
+                f"{one.measure.name} has whole percents, which were taken as rounded. Give it with decimals, or say "
+                "--rounded 0 if they are exact, such as counts of 100 images."
+            )
+        elif any(found.sd == 0 and len(set(found.differences)) > 1 for found in one.comparisons):
             notes.append(
                 f"{one.measure.name} was rounded to steps of {one.measure.rounded:.2g}, and gains that differ by no "
                 "more than rounding can make of equal ones count as equal. Give it with more decimals."
             )
+
+
+def _note_together(metrics: Iterable[MetricVerdict], notes: list[str]) -> None:
+    """Say which groups look as if they were measured on the same runs."""
+    if names := dict.fromkeys(one.name for metric in metrics for one in metric.pooled if one.together):
+        notes.append(
+            f"the gains of {some(names, _NAMED)} go together over groups, seed by seed: the interval over groups is "
+            "that over seeds. Groups are to be trained apart, as backbones and datasets are; the epochs or test sets "
+            "of one run are not."
+        )
 
 
 def _judged(
@@ -436,7 +463,11 @@ def _judged(
                 more={one.name: one.compute(tuple(differences.values())) for one in STATISTICS.values() if one.compute},
             )
         )
-    return [_of_metric(measure, found[measure.name], values[measure.name], variants, base) for measure in measures]
+    pooled = pool([(found[measure.name], measure.worthwhile) for measure in measures])
+    return [
+        _of_metric(measure, found[measure.name], values[measure.name], variants, base, together)
+        for measure, together in zip(measures, pooled, strict=True)
+    ]
 
 
 def _of_metric(
@@ -445,8 +476,8 @@ def _of_metric(
     values: Mapping[Cell, float],
     variants: Iterable[tuple[str, str]],
     base: str,
+    pooled: list[Pooled],
 ) -> MetricVerdict:
-    pooled = pool(comparisons, measure.worthwhile)
     words = headline(comparisons, measure.worthwhile, words=Words("variants", base, measure.word))
     return MetricVerdict(
         measure=measure,

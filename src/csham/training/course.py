@@ -29,7 +29,7 @@ __all__ = [
     "is_continued",
     "is_over",
     "last_epoch",
-    "patience_note",
+    "schedule_notes",
     "settings_at",
     "stopped_early",
     "with_more_epochs",
@@ -158,13 +158,19 @@ def check_patience(config: TrainConfig, validation_images: int) -> None:
         )
 
 
-def patience_note(config: TrainConfig) -> list[str]:
-    """Say what an early stop does to a schedule that comes down at the end."""
+def schedule_notes(config: TrainConfig) -> list[str]:
+    """Say where a schedule is cut off: by an early stop before it is down, or by the run's end before it is up."""
     _, stretch = _stretches(config)[-1]
-    if stretch.patience is None or stretch.schedule == "constant":
-        return []
-    plan = f"{stretch.schedule} is planned for all {_epochs(stretch.epochs)}"
-    return [f"--patience {stretch.patience} may stop before the learning rate is down: {plan}"]
+    notes = []
+    if stretch.warmup_epochs >= stretch.epochs:
+        notes.append(
+            f"warning: the warm-up takes {stretch.warmup_epochs:g} epochs of {stretch.epochs}: the learning rate only "
+            f"rises. --warmup-epochs {max(1, stretch.epochs // 10)} leaves time for the rest"
+        )
+    if stretch.patience is not None and stretch.schedule != "constant":
+        plan = f"{stretch.schedule} is planned for all {_epochs(stretch.epochs)}"
+        notes.append(f"--patience {stretch.patience} may stop before the learning rate is down: {plan}")
+    return notes
 
 
 def with_more_epochs(

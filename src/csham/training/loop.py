@@ -26,7 +26,7 @@ from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
-from csham.training.course import is_over, patience_note, stopped_early, with_more_epochs, words_on_course
+from csham.training.course import is_over, schedule_notes, stopped_early, with_more_epochs, words_on_course
 from csham.training.evaluation import collect_in_turns, keeps_probabilities, predict_in_turns
 from csham.training.finish import finish
 from csham.training.graphs import GraphedAnswers, GraphedSteps, Replays
@@ -202,7 +202,7 @@ def resume_in_turns(
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
     if config is not before:
-        for note in [words_on_course(config, config.epochs), *patience_note(config)]:
+        for note in [words_on_course(config, config.epochs), *schedule_notes(config)]:
             session.note(note)
     return (yield from _run(session, state, limit, stop, reopen=config is not before))
 

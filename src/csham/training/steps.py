@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from csham.data.names import batches_per_epoch
 from csham.training.config import TrainConfig
-from csham.training.course import patience_note, settings_at
+from csham.training.course import schedule_notes, settings_at
 from csham.training.recipes import RECIPES
 
 __all__ = [
@@ -104,7 +104,7 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
             f"warning: {_many(updates, f'{one} is', f'{several} are')} few: digits take a hundred, photographs several "
             f"hundred. --epochs {enough} makes {FEW_STEPS}{smaller}"
         )
-    return notes + patience_note(config)
+    return notes + schedule_notes(config)
 
 
 def learning_rate(config: TrainConfig, update: int, updates_per_epoch: int) -> float:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,9 +148,17 @@ def _lines(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[_Line]:
         yield _line(path, number, {what: row[place] for what, place in places.items()})
 
 
+# What Excel reads, and some write, above a table.
+_EXCEL_S = re.compile(r'"?sep=([,;\t|])"?\r?')
+
+
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    first = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
+    first, _, rest = text.partition("\n")
+    said = _EXCEL_S.fullmatch(first)
+    if said is None:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
+    else:  # the line is left empty, so that lines keep their numbers
+        delimiter, text = said[1], f"\n{rest}"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
