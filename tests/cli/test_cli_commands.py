@@ -105,7 +105,6 @@ def place(tmp_path, finished, copy_unlisted, monkeypatch):
         ("train --resume nowhere", "there is no run folder nowhere"),
         ("train --resume full", "is not a run folder: it has no config.yaml"),
         ("train --resume done --lr 0.1 --seed 3", "leave out --lr, --seed"),
-        ("train digits --resume done", "leave out DATA"),
         ("train --resume done --epochs 1", "leave out --epochs: 1 epoch is done, and only a larger number adds to it"),
         ("train --resume done --epochs 3 --seed 3", "leave out --seed"),
         ("train --resume hostile", "nothing in it was run"),

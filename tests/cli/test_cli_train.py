@@ -192,6 +192,25 @@ def test_a_finished_run_goes_on_from_the_command_line(csham, finished, tmp_path)
     assert (code, "leave out --epochs: 3 epochs are done" in err) == (2, True)
 
 
+def test_a_run_whose_images_were_moved_goes_on_where_they_are(csham, small, images, tmp_path):
+    before, now, run = tmp_path / "before", tmp_path / "now", tmp_path / "run"
+    shutil.copytree(images, before)
+    assert csham("train", before, *small[2:], "--run", run)[0] == 0
+    before.rename(now)
+    for words, remedy in (
+        (["train", "--resume", run, "--epochs", "2"], "csham train DATA --resume RUN"),
+        (["evaluate", run], "csham evaluate RUN DATA"),
+        (["gates", run, "--samples", "2"], "--data"),
+    ):
+        code, _, err = csham(*words)
+        assert (code, f"are said to be at {before} and are not there" in err, remedy in err) == (2, True, True), err
+    assert csham("train", now, "--resume", run, "--epochs", "2", "--quiet")[0] == 0
+    assert csham("evaluate", run, "--quiet")[0] == 0  # the run says where they are now
+    code, _, err = csham("train", "digits", "--resume", run, "--epochs", "3", "--quiet")
+    assert code == 2
+    assert "data" in err
+
+
 def test_patience_from_the_command_line(csham, small, tmp_path):
     words = [*small, "--epochs", "9", "--lr", "1e-12", "--patience", "1"]
     code, out, _ = csham(*words, "--run", tmp_path / "run")

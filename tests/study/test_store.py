@@ -46,6 +46,12 @@ def test_records_come_back_the_last_of_each_cell(store):
     assert len(store.records_file.read_text().splitlines()) == 3
 
 
+def test_a_failure_that_was_appended_later_hides_no_result(store):
+    for one in (record("a"), record("a", status="failed"), record("b", status="failed"), record("b", attempts=2)):
+        store.append(one)
+    assert store.records() == [record("a"), record("b", attempts=2)]
+
+
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_torn_last_line_is_moved_aside(store, notes, cut):
     store.append(record("a"))

@@ -50,7 +50,7 @@ def prepare(
     for note in found["notes"]:
         say(f"  note     {note}")
     if dataset.ignored_files:
-        say(f"  ignored  {dataset.ignored_files:,} files that are no images")
+        say(f"  ignored  {counted(dataset.ignored_files, 'file')} without an image's ending")
     for bad in dataset.bad_files[:_BAD_FILES_SHOWN]:
         say(f"  bad      {bad.path}: {bad.reason}")
     if len(dataset.bad_files) > _BAD_FILES_SHOWN:

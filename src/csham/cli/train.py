@@ -6,6 +6,7 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,10 +168,9 @@ def _open(settings: TrainConfig, progress: QuietProgress) -> Any:
 
 def _resume(run: Path, given: dict[str, Any], progress: QuietProgress, limit: TimeLimit | None) -> dict[str, Any]:
     free = _ON_RESUME + (_OF_MORE_EPOCHS if "epochs" in given else ())
-    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in free]
-    if fixed:
-        what = ", ".join(name if name != "--data" else "DATA" for name in fixed)
-        raise UserError(f"--resume keeps the run's settings, leave out {what}.")
+    data = given.pop("data", None)
+    if fixed := [f"--{name.replace('_', '-')}" for name in given if name not in free]:
+        raise UserError(f"--resume keeps the run's settings, leave out {', '.join(fixed)}.")
     folder = RunFolder(run)
     config = folder.read_config()
     check_trackers(given.get("trackers", config.trackers))
@@ -180,7 +180,8 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress, limit: Ti
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
     with _stoppable(folder, config, limit):
-        return csham.training.resume(run, progress=progress, limit=limit, **given)
+        dataset = None if data is None else _open(replace(config, data=data), progress)
+        return csham.training.resume(run, dataset=dataset, progress=progress, limit=limit, **given)
 
 
 @contextmanager

@@ -107,8 +107,8 @@ def check_leaks(dataset: PackedDataset, parts: Split, *, allow: bool = False) ->
     for name, rows in (("test", parts.test), ("validation", parts.validation)):
         pairs = duplicates.also_in(rows, parts.train)
         if pairs:
-            are = "image is a training image" if len(pairs) == 1 else "images are training images"
-            notes.append(f"{len(pairs):,} of {len(rows):,} {name} {are} too: {_named(dataset, pairs)}")
+            are = "is a training image" if len(pairs) == 1 else "are training images"
+            notes.append(f"{len(pairs):,} of {len(rows):,} {name} images {are} too: {_named(dataset, pairs)}")
         if name == "test" and len(pairs) > MOST * len(rows) and not allow:
             raise UserError(
                 f"{notes[-1]}. Accuracy on them says nothing of new images. Put other images into the test part, or "

@@ -26,6 +26,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from csham.data import PackedDataset, prepare
+from csham.data.sources import check_there
 from csham.errors import UserError
 from csham.explain import cams
 from csham.explain.explanation import Explanation, explain_together
@@ -220,6 +221,7 @@ def sample_test_images(
         raise UserError(f"{trained.origin} does not say what it was trained on. Give the run folder for test images.")
     config = folder.read_config()
     if dataset is None:
+        check_there(config.data, str(trained.path), "Put them back, or link them there.")
         dataset = prepare(config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress)
     test = rows_of_part(dataset, folder, config, "test")
     chosen = np.sort(np.random.default_rng(seed).permutation(test)[:count])

@@ -20,6 +20,7 @@ from torch import Tensor
 from csham.attach.install import attached_modules
 from csham.attach.maps import attention_maps
 from csham.data import PackedDataset, prepare
+from csham.data.sources import check_there
 from csham.errors import UserError
 from csham.explain.explanation import point_shapes, points_by_stage, why_no_maps
 from csham.explain.faithfulness import sample_test_images
@@ -161,6 +162,8 @@ def measure_runs(
     for path in paths:
         trained = load(path, weights=weights, device=device)
         config = RunFolder(Path(path)).read_config()
+        if data is None:
+            check_there(config.data, str(path), "Say where they are now with --data.")
         key = (data or config.data, trained.info.image_size)
         if key not in opened:  # one at a time is held
             opened = {key: prepare(key[0], image_size=key[1], max_bad=config.max_bad, progress=progress)}

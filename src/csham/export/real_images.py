@@ -10,6 +10,7 @@ import numpy as np
 
 from csham.data import PackedDataset, prepare
 from csham.data.decode import image_suffixes
+from csham.data.sources import check_there
 from csham.data.split import generator
 from csham.errors import UserError
 from csham.inference import Trained
@@ -59,6 +60,8 @@ def run_images(
     progress = progress or QuietProgress()
     folder = _folder(trained)
     config = folder.read_config()
+    if data is None:
+        check_there(config.data, str(folder.path), f"Put them back, or link them there. {_OTHERS}")
     dataset = prepare(
         data or config.data, image_size=trained.info.image_size, max_bad=config.max_bad, progress=progress.preparing
     )

@@ -18,6 +18,7 @@ import torch
 from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
 from csham.data.dataset import describe_data
+from csham.data.sources import check_there
 from csham.errors import UserError
 from csham.files import sha256_of
 from csham.study.grid import Cell, Network, Study, cell_key, differing_setting
@@ -183,6 +184,7 @@ def open_data(study: Study, machine: Mapping[str, Any], progress: QuietProgress)
         UserError: They are not what the study began with.
     """
     given = {"max_bad": machine["max_bad"]} if "max_bad" in machine else {}
+    check_there(study.data.source, "the study", "Say where they are now: csham compare DATA --study DIR.")
     dataset = prepare(study.data.source, image_size=study.data.image_size, progress=progress.preparing, **given)
     if describe_data(dataset)["fingerprint"] != study.data.fingerprint:
         raise UserError(

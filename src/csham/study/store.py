@@ -106,7 +106,7 @@ class Store:
             write_study(self.path, study)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records, the last one of each cell, in the order of the cells' first ones.
+        """Return the records, the last one of each cell, or of those done if any is, in the order of the first ones.
 
         A line that another process is writing at this moment is left out. A line that is no record, or not the one
         that was written, is told and left out too: its cell counts as not done.
@@ -128,7 +128,9 @@ class Store:
                     f"{self.records_file}, line {number} has format {line.record['format']!r}; this version of csham "
                     f"reads up to {FORMAT}. Use the version that wrote it."
                 )
-            lines[line.record["key"]] = line
+            known = lines.setdefault(line.record["key"], line)
+            if line.record["status"] == "done" or (known.record or {})["status"] != "done":
+                lines[line.record["key"]] = line
         return list(lines.values())
 
     def unchecked(self) -> str:

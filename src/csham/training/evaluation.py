@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from csham.data import PackedDataset, prepare
 from csham.data.batches import Batch, Batches
+from csham.data.sources import check_there
 from csham.data.views import Views
 from csham.errors import UserError, unknown_name
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
@@ -126,6 +127,8 @@ def evaluate(
     check_part(part)
     folder = RunFolder(Path(run))
     config = folder.read_config()
+    if data is None:
+        check_there(config.data, str(folder.path), "Say where they are now: csham evaluate RUN DATA.")
     held = find_weights(folder, weights)
     network, info = load_network(folder, held.name)
     return measure(

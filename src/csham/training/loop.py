@@ -22,6 +22,7 @@ from torch import Tensor
 
 from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
+from csham.data.sources import check_there
 from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
@@ -143,7 +144,8 @@ def resume(
         schedule: Course of the learning rate over the added epochs; None begins the run's own again.
         lr: Highest learning rate of the added epochs; None takes the run's own.
         patience: Added epochs without a better validation top-1 after which the run stops; None trains all of them.
-        dataset: The run's images, if they are open already; they may lie elsewhere than when it began.
+        dataset: The run's images, if they are open already; they may lie elsewhere than when it began, and the run
+            then says where.
         progress: Told what happens.
         limit: As in :func:`train`.
         **machine_settings: Settings that change where and when things happen, not what is computed, such as
@@ -197,8 +199,14 @@ def resume_in_turns(
     if fault and is_main_process():
         progress.note(f"{fault} Going on from {path}, which is whole")
     retain_memory()
-    session = start_session(config, dataset or _open(config, progress), folder, progress, begun=content)
+    if dataset is None:
+        check_there(config.data, str(folder.path), "Say where they are now: csham train DATA --resume RUN.")
+        dataset = _open(config, progress)
+    moved = dataset.source != config.data
+    session = start_session(replace(config, data=dataset.source), dataset, folder, progress, begun=content)
     state = session.restore(content, path)
+    if moved and session.is_main:
+        folder.write_text("config.yaml", replace(folder.read_config(), data=dataset.source).to_yaml())
     session.note(f"resuming {folder.path} at epoch {state.epoch + 1}, step {state.step + 1}")
     _note_threads(session, folder)
     if config is not before:

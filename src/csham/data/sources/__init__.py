@@ -54,6 +54,19 @@ def open_source(data: str | Path | Source) -> Source:
     raise UserError(f"{str(data)!r} is neither a dataset's name nor a folder or file. {known}")
 
 
+def check_there(data: str, whose: str, what_to_do: str) -> None:
+    """Refuse images that a run or a study names, where nothing is any more.
+
+    Args:
+        data: Whatever it names.
+        whose: The run or the study.
+        what_to_do: Ends the message.
+    """
+    if existing(data) is None and all(kind.find(data) is None for kind in SOURCES):
+        place = data if Path(data).is_absolute() else f"{data}, from {Path.cwd()},"
+        raise UserError(f"the images of {whose} are said to be at {place} and are not there. {what_to_do}")
+
+
 def check_apart(data: str, place: Path, what_to_do: str) -> None:
     """Refuse a place for results where they would change what is read as the data.
 
