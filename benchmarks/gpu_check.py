@@ -2,12 +2,14 @@
 
     scripts/gpu-check [--seconds 400] [--stages tests,modules,networks,kernels,training]
 
-From a bare checkout, with PyTorch and timm alone. While the GPU tests run, all that will be timed is compiled in
-parallel processes into one cache; then it is timed in one process, in CUDA graphs (device time: no gap between
-launches counts), medians of rounds, relative to a copy of the map or to the plain network. Training is timed
-as images/s of ``csham train``, one and several runs at once, relative to a graph of the same steps. Every figure is
-printed and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut off leaves a table, which
-is printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see that it works.
+From a bare checkout, with torch, timm and accelerate; tests and training need the packages of ``NEEDED`` too, and what
+is missing is said first (pytest-timeout alone may be, and then a test that hangs is not ended). While the GPU tests
+run, all that will be timed is compiled in parallel processes into one cache; then it is timed in one process, in CUDA
+graphs (device time: no gap between launches counts), medians of rounds, relative to a copy of the map or to the plain
+network. Training is timed as images/s of ``csham train``, one and several runs at once, relative to a graph of the same
+steps. Every figure is printed and appended to benchmarks/data/gpu_check.csv as it comes, so that a check that is cut
+off leaves a table, which is printed again at the end. ``--device cpu --tiny`` walks through it without a GPU, to see
+that it works.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import functools
 import gc
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -35,17 +38,16 @@ from torch import nn
 import csham
 from contenders import contenders
 from csham.ops import choose
-from csham.study.engines import plan_tasks
-from csham.study.engines.local import run_local
-from csham.study.progress import StudyProgress
-from csham.study.run import compare
-from csham.study.setup import Request
 from network_tax import VARIANTS, build
 from record import append_rows, list_of
 from train_throughput import captured, make_images
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tests", "modules", "networks", "kernels", "training")
+# What a stage needs beyond what this file imports.
+TRAINS = ("matplotlib", "rich", "scikit-learn", "tensorboard", "typer")
+NEEDED = {"tests": ("hypothesis", "pytest", "pytest-xdist", *TRAINS), "training": TRAINS}
+MODULES = {"pytest-xdist": "xdist", "scikit-learn": "sklearn"}
 TESTS = (
     "tests/ops",
     "tests/attach/test_capture.py",
@@ -83,6 +85,10 @@ def main() -> None:
     until = time.monotonic() + args.seconds
     device = torch.cuda.get_device_name() if args.device == "cuda" else args.device
     print(f"{device}: {choose(args.device).reason}; torch {torch.__version__}", flush=True)
+    for stage, packages in NEEDED.items():
+        missing = [name for name in packages if importlib.util.find_spec(MODULES.get(name, name)) is None]
+        if missing and stage in args.stages:
+            print(f"{stage}: fails, or some of it, without {', '.join(missing)}", flush=True)
     try:
         with compiling(args):
             if "tests" in args.stages:
@@ -139,6 +145,8 @@ def run_tests(args: argparse.Namespace) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     print(*[line for line in lines if line.startswith(("FAILED", "ERROR"))], sep="\n", flush=True)
+    if done.returncode > 1 or not lines:  # it could not run
+        lines += [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")][-1:]
     summary = f"{lines[-1] if lines else 'no output'} ({time.monotonic() - started:.0f} s)"
     note(args, "tests", "pytest", f"exit code {done.returncode}", note=summary)
 
@@ -357,6 +365,13 @@ def train_in_turns(
     args: argparse.Namespace, data: Path, backbone: str, attention: str, runs: int, folder: Path
 ) -> float:
     """Train several networks in turns by a study's worker; return the images/s of their last epochs together."""
+    # Imported here, because these need rich.
+    from csham.study.engines import plan_tasks  # noqa: PLC0415
+    from csham.study.engines.local import run_local  # noqa: PLC0415
+    from csham.study.progress import StudyProgress  # noqa: PLC0415
+    from csham.study.run import compare  # noqa: PLC0415
+    from csham.study.setup import Request  # noqa: PLC0415
+
     machine = {"device": args.device, "compile": False}
     request = Request(
         data=str(data),

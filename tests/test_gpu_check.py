@@ -33,6 +33,41 @@ def test_the_tests_that_it_runs_are_there():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+@pytest.mark.slow
+def test_what_a_stage_lacks_is_said_first_and_keeps_nothing_from_starting():
+    script = "import runpy, sys; sys.modules |= dict.fromkeys(['hypothesis', 'rich', 'sklearn']); "
+    script += "sys.argv[0] = 'benchmarks/gpu_check.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = ["--device", "cpu", "--tiny", "--no-record", "--seconds", "0", "--stages", "training"]
+    path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": path, "CSHAM_KERNELS": "reference"}
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "training: fails, or some of it, without rich, scikit-learn\n" in done.stdout
+    assert "tests: fails" not in done.stdout
+    assert "training: no time left before" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "errors", "said"),
+    [
+        (0, "\n5 passed in 1 s\n", "nanobind: leaked", "5 passed in 1 s"),
+        (1, "FAILED tests/a.py\n1 failed\n", "nanobind: leaked", "1 failed"),
+        (1, "", "/bin/python: No module named pytest\n", "/bin/python: No module named pytest"),
+        (4, "", "E   ModuleNotFoundError: No module named 'hypothesis'\n", "No module named 'hypothesis'"),
+        (4, "", "a.py: error: unrecognized arguments: -n\n  inifile: a\n  rootdir: b\n", "unrecognized arguments: -n"),
+        (5, "", "", "no output"),
+    ],
+)
+def test_why_pytest_could_not_run_is_noted(benchmark_script, monkeypatch, code, output, errors, said):
+    gpu_check, noted = benchmark_script("gpu_check"), []
+    done = subprocess.CompletedProcess([], code, output, errors)
+    monkeypatch.setattr(gpu_check.subprocess, "run", lambda *given, **named: done)
+    monkeypatch.setattr(gpu_check, "note", lambda *given, note: noted.append(note))
+    gpu_check.run_tests(gpu_check.parse(["--device", "cpu"]))
+    assert said in noted[0]
+
+
 def test_what_is_compiled_is_for_one_shape_as_in_a_process_of_its_own(benchmark_script, monkeypatch):
     gpu_check = benchmark_script("gpu_check")
     seen = []

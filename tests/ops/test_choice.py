@@ -1,5 +1,6 @@
 """One function says which kernels run and why; what was named runs or fails, what was not falls back once, aloud."""
 
+import re
 import sys
 import threading
 import types
@@ -55,6 +56,58 @@ def test_auto_takes_the_kernels_of_the_device(loads, triton):
     assert kernels("cuda") == "triton"
     assert kernels("cpu") == "cpu"
     assert loads == [1]
+
+
+@pytest.fixture
+def launcher(triton, monkeypatch):
+    """A machine with a GPU; function that says how Triton's driver is made, and returns how often it was."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+    def is_made(error=None):
+        made = []
+
+        def get_current_target():
+            made.append(1)
+            if error is not None:
+                raise error
+
+        runtime = types.ModuleType("triton.runtime")
+        runtime.driver = types.SimpleNamespace(active=types.SimpleNamespace(get_current_target=get_current_target))
+        monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+        return made
+
+    return is_made
+
+
+def test_triton_is_asked_once_whether_it_can_launch(launcher, monkeypatch):
+    made = launcher()
+    assert kernels("cuda") == kernels("cuda") == "triton"
+    assert made == [1]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with use_kernels("triton"):
+        assert kernels("cpu") == "triton"
+    assert made == [1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler."),
+        PermissionError(13, "Permission denied", "/.triton"),
+        AssertionError("libcuda.so cannot found!"),
+    ],
+)
+def test_auto_falls_back_where_triton_cannot_launch(launcher, error):
+    made = launcher(error)
+    said = re.escape(f"reference on cuda tensors: Triton cannot launch kernels here ({type(error).__name__}: {error})")
+    with pytest.warns(UserWarning, match=said + r".*install gcc .*CC=.*TRITON_CACHE_DIR"):
+        assert kernels("cuda") == "reference"
+    assert kernels("cuda") == "reference"
+    assert made == [1]
+    with use_kernels("triton"), pytest.raises(UserError, match=r"'triton' were asked for .*install gcc"):
+        kernels("cuda")
 
 
 @pytest.mark.parametrize(("device", "reason"), [("mps", "no kernels for mps"), ("meta", "nothing to compute")])

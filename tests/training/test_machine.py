@@ -75,10 +75,28 @@ def test_norms_are_recomputed_in_networks_that_are_not_compiled(monkeypatch):
         choose(settings(recompute_norms=True, compile=True), MANY)
 
 
-def test_a_gpu_is_through_with_more_images_before_it_has_compiled(cuda):
+def test_a_gpu_is_through_with_more_images_before_it_has_compiled(cuda, monkeypatch):
     pytest.importorskip("triton")
+    monkeypatch.setenv("CC", "sh")  # something that is there
     for epochs, compiled in ((10, False), (30, False), (200, True)):  # of CIFAR-100
         assert choose(replace(cuda, compile="auto", epochs=epochs), 45_000).config.compile is compiled
+
+
+def test_on_a_gpu_compiling_needs_the_c_compiler_that_triton_would_take(cuda, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    images = {"epochs": 200, "compile": "auto"}
+    monkeypatch.setenv("CC", "no-such-compiler")
+    choices = choose(replace(cuda, **images), 45_000)
+    assert choices.config.compile is False
+    assert "needs a C compiler on CUDA, and there is no no-such-compiler" in ", ".join(choices.reasons)
+    with pytest.raises(UserError, match=r"--compile: .*no no-such-compiler. Install it, or use --no-compile"):
+        choose(replace(cuda, compile=True), 45_000)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no gcc" in ", ".join(choose(replace(cuda, **images), 45_000).reasons)
+    clang = tmp_path / "clang"
+    clang.touch(0o755)
+    assert choose(replace(cuda, **images), 45_000).config.compile is True
 
 
 def test_without_a_compiler_auto_goes_on_and_explicit_refuses(monkeypatch):

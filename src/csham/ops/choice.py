@@ -174,4 +174,18 @@ def _triton(device_type: str) -> Choice:
             f"the Triton kernels cannot be imported ({type(err).__name__}: {err}). `pip install -U triton` installs or "
             "renews what they need."
         ) from err
+    if not interpreted and torch.cuda.is_available():
+        _make_launcher()
     return Choice("triton", "Triton's interpreter" if interpreted else "Triton kernels")
+
+
+def _make_launcher() -> None:
+    """Let Triton compile what launches its kernels, which would otherwise fail in the first of them."""
+    try:
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except Exception as err:  # no compiler, no headers, a folder that cannot be written, no driver's library
+        raise RuntimeError(
+            f"Triton cannot launch kernels here ({type(err).__name__}: {err}). What launches them is compiled once: "
+            "install gcc (or name a C compiler by CC=...) and Python's headers, and let TRITON_CACHE_DIR be a folder "
+            "that can be written."
+        ) from err

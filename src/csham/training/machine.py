@@ -163,8 +163,13 @@ def _no_graph(kind: str, precision: str) -> str | None:
 def missing_compiler(kind: str) -> str | None:
     """Say what torch.compile lacks on this kind of device, if anything."""
     if kind == "cuda":
-        found = importlib.util.find_spec("triton") is not None
-        return None if found else "torch.compile needs the package triton on CUDA, and it is not installed"
+        if importlib.util.find_spec("triton") is None:
+            return "torch.compile needs the package triton on CUDA, and it is not installed"
+        # The same choice as Triton makes.
+        compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        if not any(map(shutil.which, compilers)):
+            return f"torch.compile needs a C compiler on CUDA, and there is no {compilers[0]}"
+        return None
     if kind == "mps":
         return None
     # The same choice as torch._inductor.config.cpp.cxx makes.

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
@@ -36,6 +37,13 @@ def test_the_kernels_of_the_spatial_weights_spill_nothing():
     found = compiled(90, [8, 16, 14, 14], "bfloat16", False, GATE[:2])
     assert {name for name, _ in found} == set(GATE[:2])
     assert all(binary["spilled_bytes"] == 0 for _, binary in found), found
+
+
+def test_every_launch_says_whether_products_and_sums_are_fused(benchmark_script):
+    launches = benchmark_script("gpu_compile").launches_of((2, 4, 8, 8), torch.float32, False)
+    ours = {launch.name: launch.options for launch in launches if launch.kernel is not None}
+    assert {*GATE, "follow_kernel"} <= set(ours)
+    assert not [name for name, options in ours.items() if "enable_fp_fusion" not in options]
 
 
 @pytest.mark.long

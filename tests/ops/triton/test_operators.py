@@ -17,6 +17,7 @@ from csham.ops.operators.carry import carry
 from csham.ops.operators.position_pool import neighbor_shape
 from csham.ops.operators.spatial_gate import Norm, spatial_gate
 from csham.ops.triton import maps
+from csham.ops.triton import spatial_gate as spatial_gates
 
 triton_ops = torch.ops.csham_triton
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -121,6 +122,24 @@ def test_spatial_gate(assert_close, device, size, k, training, affine, term, rel
     assert all(map(torch.equal, grads, again))
     got, want = ({"s": s} | dict(zip(leaves, found, strict=True)) for s, found in ((got, grads), (want, wants)))
     assert_close(got, want)
+
+
+@pytest.mark.parametrize("size", [(70_000, 2), (2, 70_000)])
+def test_spatial_gate_of_a_side_whose_products_need_64_bits(monkeypatch, device, size):
+    if device == "cpu":  # one program
+        monkeypatch.setattr(spatial_gates._Cut, "block", 1 << 18, raising=False)
+        monkeypatch.setattr(spatial_gates, "_STRIP", 1 << 18)
+    neighbors = torch.randn(neighbor_shape(torch.empty(1, 1, *size)), device=device, requires_grad=True)
+    want = neighbors.double().repeat_interleave(size[0] // neighbors.shape[2], 2)
+    want = want.repeat_interleave(size[1] // neighbors.shape[3], 3).sigmoid()
+    zero, one = torch.zeros(1, device=device), torch.ones(1, device=device)
+    norm = Norm(None, None, zero, one, False, 0.0)
+    flat = torch.zeros(1, 1, *size, device=device)
+    s = spatial_gate("triton", flat, flat, neighbors, torch.zeros(1, 2, 1, 1, device=device), norm, norm, True).s
+    assert torch.allclose(s.double(), want, atol=1e-6)
+    grad = torch.randn_like(s)
+    (got,), (exact,) = (torch.autograd.grad(y, [neighbors], dy) for y, dy in ((s, grad), (want, grad.double())))
+    assert torch.allclose(got, exact, atol=1e-5)
 
 
 def test_spatial_gate_says_what_the_batch_was(device):

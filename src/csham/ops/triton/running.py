@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from csham.ops.triton.maps import OPTIONS
+
 __all__ = ["follow"]
 
 torch.library.define(
@@ -42,7 +44,8 @@ def follow(
         given += [unbiased[norm], momentum[norm], math.log1p(-momentum[norm])]
     from_first = [*from_first, False]
     given += [None] * (16 - len(given))
-    follow_kernel[(1,)](*given, FROM_FIRST=from_first[0], FROM_FIRST_2=from_first[1], num_warps=1)
+    options = OPTIONS | {"num_warps": 1}
+    follow_kernel[(1,)](*given, FROM_FIRST=from_first[0], FROM_FIRST_2=from_first[1], **options)
 
 
 @triton.jit

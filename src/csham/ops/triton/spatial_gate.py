@@ -210,6 +210,8 @@ def _settings(training: bool, neighbor_training: bool, relu: bool, cut: _Cut) ->
         "RELU": relu,
         "REPEATS_H": triton.cdiv(cut.H, cut.coarse_h) if cut.coarse_h else 0,
         "REPEATS_W": triton.cdiv(cut.W, cut.coarse_w) if cut.coarse_w else 0,
+        # The largest product of two places along a side (_repeated_at, _first_at): 2**31 from 65,535 positions on.
+        "WIDE": 2 * max((cut.H + 1) * cut.coarse_h, (cut.W + 1) * cut.coarse_w) >= 2**31,
         "BLOCK": cut.block,
         **OPTIONS,
     }
@@ -219,6 +221,28 @@ def _settings(training: bool, neighbor_training: bool, relu: bool, cut: _Cut) ->
 def _block(pid, count, BLOCK: tl.constexpr):
     """Numbers of a program's values, in integers as wide as ``count`` needs."""
     return (pid + 0 * count) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _inside(pid, count, BLOCK: tl.constexpr):
+    """How many of a program's values there are."""
+    return tl.minimum(count - (pid + 0 * count) * BLOCK, BLOCK)
+
+
+@triton.jit
+def _repeated_at(positions, length, coarse, WIDE: tl.constexpr):
+    """Numbers of the values that positions along a side repeat."""
+    if WIDE:
+        positions = positions.to(tl.int64)
+    return (2 * positions + 1) * coarse // (2 * length)
+
+
+@triton.jit
+def _first_at(values, length, coarse, WIDE: tl.constexpr):
+    """First positions along a side that repeat values."""
+    if WIDE:
+        values = values.to(tl.int64)
+    return (2 * length * values + coarse - 1) // (2 * coarse)
 
 
 @triton.jit
@@ -236,14 +260,14 @@ def _combined_moments(parts_ptr, first, parts, programs, count, BLOCK: tl.conste
     total = tl.zeros([256], tl.float32)
     for start in range(0, parts, 256):
         offs = start + tl.arange(0, 256)
-        inside = tl.minimum(count - (offs + 0 * count) * BLOCK, BLOCK).to(tl.float32)
+        inside = _inside(offs, count, BLOCK).to(tl.float32)
         total += inside * tl.load(parts_ptr + first + offs, mask=offs < parts, other=0.0)
     mean = tl.sum(total, 0) / count
     squares = tl.zeros([256], tl.float32)
     for start in range(0, parts, 256):
         offs = start + tl.arange(0, 256)
         kept = offs < parts
-        inside = tl.minimum(count - (offs + 0 * count) * BLOCK, BLOCK).to(tl.float32)
+        inside = _inside(offs, count, BLOCK).to(tl.float32)
         away = tl.load(parts_ptr + first + offs, mask=kept, other=0.0) - mean
         within = tl.load(parts_ptr + programs + first + offs, mask=kept, other=0.0)
         squares += tl.where(kept, within + inside * away * away, 0.0)
@@ -307,13 +331,13 @@ def position_kernel(
                 position += tap * tl.load(max_ptr + source, mask=inside, other=0.0)
         tl.store(position_ptr + offs, position, mask=mask)
         if TRAINING:
-            _store_moments(parts_ptr, pid, programs, position, mask, tl.minimum(count - pid * BLOCK, BLOCK))
+            _store_moments(parts_ptr, pid, programs, position, mask, _inside(pid, count, BLOCK))
     elif neighbors_ptr is not None:
         block = pid - blocks
         offs = _block(block, coarse_count, BLOCK)
         mask = offs < coarse_count
         values = tl.load(neighbors_ptr + offs, mask=mask, other=0.0)
-        _store_moments(parts_ptr, pid, programs, values, mask, tl.minimum(coarse_count - block * BLOCK, BLOCK))
+        _store_moments(parts_ptr, pid, programs, values, mask, _inside(block, coarse_count, BLOCK))
 
 
 @triton.jit
@@ -347,6 +371,7 @@ def spatial_gate_kernel(
     RELU: tl.constexpr,
     REPEATS_H: tl.constexpr,
     REPEATS_W: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     pid = tl.program_id(0)
@@ -373,7 +398,7 @@ def spatial_gate_kernel(
             out_neighbor_mean, out_neighbor_var = neighbor_mean, neighbor_var
         else:
             neighbor_mean, neighbor_var = tl.load(neighbor_mean_ptr), tl.load(neighbor_var_ptr)
-        i, j = (2 * row + 1) * coarse_h // (2 * H), (2 * col + 1) * coarse_w // (2 * W)
+        i, j = _repeated_at(row, H, coarse_h, WIDE), _repeated_at(col, W, coarse_w, WIDE)
         around = tl.load(neighbors_ptr + (b * coarse_h + i) * coarse_w + j, mask=mask, other=0.0)
         rstd = tl.rsqrt(neighbor_var + neighbor_eps)
         logits += _activated(around, neighbor_mean, rstd, neighbor_weight_ptr, neighbor_bias_ptr)
@@ -428,6 +453,7 @@ def gate_sums_kernel(
     RELU: tl.constexpr,
     REPEATS_H: tl.constexpr,
     REPEATS_W: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sums over the batch of both norms' gradients, alone and times what was normalised; and those of the repeats."""
@@ -443,13 +469,11 @@ def gate_sums_kernel(
         tl.store(sums_ptr + pid, tl.sum(grad, 0))
         tl.store(sums_ptr + programs + pid, tl.sum(tl.where(offs < count, grad * normal, 0.0), 0))
     elif neighbors_ptr is not None:
-        offs = _block(pid - blocks, coarse_count, BLOCK)
+        offs = _block(pid - blocks, count, BLOCK)  # as wide as the positions that it is multiplied up to
         mask = offs < coarse_count
         j, i, b = offs % coarse_w, offs // coarse_w % coarse_h, offs // (coarse_w * coarse_h)
-        # Position t repeats value (2 t + 1) coarse // (2 length).
-        top, left = (2 * H * i + coarse_h - 1) // (2 * coarse_h), (2 * W * j + coarse_w - 1) // (2 * coarse_w)
-        bottom = (2 * H * (i + 1) + coarse_h - 1) // (2 * coarse_h)
-        end = (2 * W * (j + 1) + coarse_w - 1) // (2 * coarse_w)
+        top, left = _first_at(i, H, coarse_h, WIDE), _first_at(j, W, coarse_w, WIDE)
+        bottom, end = _first_at(i + 1, H, coarse_h, WIDE), _first_at(j + 1, W, coarse_w, WIDE)
         grad = tl.zeros([BLOCK], tl.float32)
         for down in range(REPEATS_H):
             for right in range(REPEATS_W):
@@ -506,6 +530,7 @@ def gate_gradient_kernel(
     RELU: tl.constexpr,
     REPEATS_H: tl.constexpr,
     REPEATS_W: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """All gradients: the first programs those of the filter, in parts, the next of the statistics, the last of the
