@@ -91,6 +91,26 @@ def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("words", [["cat.png", "dog.jpg"], ["cat.png", "dog.jpg", "--npz"]])
+def test_no_file_of_the_users_is_replaced(csham, finished, images, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    picture = (images / "ant" / "1.png").read_bytes()
+    mine = dict.fromkeys(["cat.png", "dog.jpg", "dog.png"], picture) | {"cat.npz": b"mine"}
+    for name, content in mine.items():
+        (tmp_path / name).write_bytes(content)
+    found = []
+    for _ in range(2):  # and the second call replaces the pictures of the first
+        code, _, err = csham("explain", finished, *words, "--output", ".", "--device", "cpu", "--quiet")
+        assert code == 0, err
+        assert {name: (tmp_path / name).read_bytes() for name in mine} == mine
+        found.append(sorted(path.name for path in tmp_path.glob("*") if path.name not in mine))
+    assert found[0] == found[1]
+    assert [name for name in found[0] if name.endswith(".png")] == ["cat-2.png", "dog-2.png"]
+    code, _, _ = csham("explain", finished, "cat-2.png", "--output", ".", "--device", "cpu", "--quiet")
+    assert code == 0
+    assert (tmp_path / "cat-2-2.png").exists()  # a picture that is explained itself stays, too
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -43,6 +43,20 @@ def test_page_and_json(csham, attended, tmp_path):
         assert len(list(csv.DictReader(file))) == 12
 
 
+def test_other_trainings_are_no_seeds_of_one(csham, attended, tmp_path):
+    longer = shutil.copytree(attended, tmp_path / "longer")
+    assert csham("train", "--resume", longer, "--epochs", "2", "--quiet")[0] == 0
+    code, out, _ = csham("gates", attended, longer, "--samples", "4", "--json", "--quiet")
+    assert code == 0
+    found = json.loads(out)
+    networks = list(dict.fromkeys(row["network"] for row in found["stages"]))
+    assert [name.split(", ")[:2] for name in networks] == [
+        ["resnet20 + csham (transfer)", f"epochs {number}"] for number in (1, 2)
+    ]
+    assert {row["runs"] for row in found["stages"]} == {1}
+    assert {row["network"] for row in found["runs"]} == set(networks)
+
+
 def test_the_same_page_twice_and_nothing_to_draw(csham, attended, finished, tmp_path):
     for place in ("one", "two"):
         assert csham("gates", attended, "--samples", "3", "--output", tmp_path / place)[0] == 0

@@ -86,6 +86,14 @@ def test_a_warm_up_that_outlasts_the_run_is_said(warmup, warns):
     assert all("--warmup-epochs 1 leaves" in note for note in said)
 
 
+@pytest.mark.parametrize(
+    ("crop", "crop_scale", "warns"), [("pad", 0.5, True), ("pad", 0.35, False), ("resized", 0.5, False)]
+)
+def test_a_scale_of_crops_that_are_not_made_is_said(crop, crop_scale, warns):
+    said = steps_notes(config_of(batch_size=8, crop=crop, crop_scale=crop_scale), 9000)
+    assert any("--crop-scale 0.5 changes nothing" in note for note in said) == warns
+
+
 @pytest.mark.parametrize("train_images", [8, 60, 226])
 @pytest.mark.parametrize("epochs", [1, 3, 7])
 def test_the_epochs_that_it_names_are_enough_and_no_more(train_images, epochs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from csham.attach.install import attached_modules
 from csham.attach.maps import attention_maps
 from csham.data import PackedDataset, prepare
+from csham.data.dataset import describe_data
 from csham.data.sources import check_there
 from csham.errors import UserError
 from csham.explain.explanation import point_shapes, points_by_stage, why_no_maps
@@ -27,6 +28,7 @@ from csham.explain.faithfulness import sample_test_images
 from csham.inference.trained import Trained, load
 from csham.inference.transform import ImageLike
 from csham.probing import evaluating, uncompiled
+from csham.study.grid import shared_settings
 from csham.study.store import Store
 from csham.training.run_folder import RunFolder
 
@@ -81,7 +83,7 @@ class RunGates:
     Attributes:
         run: Its path.
         data: Name of the images.
-        network: The network in a few words.
+        network: The network in a few words, with what else its training differs by from another's of the same words.
         seed: Of the run; None where that is not known.
         weights: Weights of its run that it has, in words.
         images: Test images that it saw.
@@ -158,7 +160,7 @@ def measure_runs(
     if samples < 2:
         raise UserError(f"the number of samples must be at least 2, for weights vary over images; got {samples}.")
     opened: dict[tuple[str, int], PackedDataset] = {}
-    found = []
+    found, trainings = [], []
     for path in paths:
         trained = load(path, weights=weights, device=device)
         config = RunFolder(Path(path)).read_config()
@@ -175,9 +177,24 @@ def measure_runs(
         nothing = None if stages else why_no_maps(trained.info.attention, attached=attached)
         told = (str(path), opened[key].name, trained.label, config.seed, str(trained.run_weights), len(images))
         found.append(RunGates(*told, stages, nothing))
+        trainings.append(shared_settings(config) | {"images": describe_data(opened[key])["fingerprint"][:7]})
         if on_run is not None:
             on_run(found[-1])
-    return found
+    return _told_apart(found, trainings)
+
+
+def _told_apart(runs: Sequence[RunGates], trainings: Sequence[Mapping[str, Any]]) -> list[RunGates]:
+    """Add to names of networks what their trainings differ by, but for the seed: there is no mean over these."""
+    named: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run, training in zip(runs, trainings, strict=True):
+        named.setdefault((run.data, run.network), []).append(training)
+    told = []
+    for run, training in zip(runs, trainings, strict=True):
+        others = named[run.data, run.network]
+        differ = [name for name in training if any(other[name] != training[name] for other in others)]
+        words = [run.network, *(f"{name.replace('_', ' ')} {training[name]}" for name in differ)]
+        told.append(replace(run, network=", ".join(words)))
+    return told
 
 
 def trained_runs(paths: Iterable[Path | str]) -> list[Path]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from csham.errors import UserError, unknown_name
 from csham.explain.explanation import Explanation, StageMaps
-from csham.explain.folder import FORMATS
+from csham.explain.folder import FORMATS, MADE_BY
 from csham.explain.methods import METHODS, OWN
 from csham.fonts import families, fitted, legible
 
@@ -74,7 +74,11 @@ def picture_bytes(figure: Figure, format: str = "png") -> bytes:
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
-    metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
+    metadata: dict[str, Any] = {
+        "png": {"Software": MADE_BY},
+        "svg": {"Creator": MADE_BY, "Date": None},
+        "pdf": {"Creator": MADE_BY, "CreationDate": None},
+    }[format]
     content = io.BytesIO()
     with legible(figure):
         figure.savefig(content, format=format, dpi=200, metadata=metadata)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from csham.data.names import batches_per_epoch
+from csham.data.names import CROP_SCALE, batches_per_epoch
 from csham.training.config import TrainConfig
 from csham.training.course import schedule_notes, settings_at
 from csham.training.recipes import RECIPES
@@ -81,7 +81,7 @@ def steps_of_update(step: int, steps_per_epoch: int, accumulate: int) -> range:
 
 
 def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
-    """Say how many steps a run makes, and where its updates are too few, what to do."""
+    """Say how many steps a run makes, what to do where its updates are too few, and which settings are idle."""
     steps, batch = number_of_steps(config, train_images), config.images_per_step
     batches = _many(steps // config.epochs, "batch", "batches")
     epochs = _many(config.epochs, "epoch", "epochs")
@@ -103,6 +103,11 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
         notes.append(
             f"warning: {_many(updates, f'{one} is', f'{several} are')} few: digits take a hundred, photographs several "
             f"hundred. --epochs {enough} makes {FEW_STEPS}{smaller}"
+        )
+    if config.crop == "pad" and config.crop_scale != CROP_SCALE:
+        notes.append(
+            f"warning: --crop-scale {config.crop_scale:g} changes nothing, as it is of --crop resized; images are cut by "
+            "--crop pad"
         )
     return notes + schedule_notes(config)
 
