@@ -1,12 +1,17 @@
 """A network that was run once is what it was before."""
 
 import copy
+import logging
+import random
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque
 
+import numpy.random
 import pytest
 import torch
 from torch import nn
 
-from csham.probing import evaluating, unchanged
+from csham.probing import copies_shared, evaluating, same_randomness, unchanged
 
 
 class Merged(nn.Conv2d):
@@ -120,3 +125,115 @@ def test_what_has_no_values_and_what_a_first_run_makes_are_left_alone():
     with unchanged(lazy), evaluating(lazy):
         lazy(torch.ones(1, 3))
     assert lazy(torch.ones(1, 3)).shape == (1, 2)
+
+
+class Meter(list):
+    """A list that tells of everything that is done to it, and has attributes."""
+
+    def clear(self):
+        raise AssertionError("nobody asked for this")
+
+    extend = append = clear
+
+
+class Record:
+    def __init__(self):
+        self.total, self.by_kind, self.me = 0, {"images": [1]}, self
+
+
+class Hidden(nn.Module):
+    """Remembers in containers of every kind, in what they hold, and in objects."""
+
+    def __init__(self):
+        super().__init__()
+        self.recent, self.of = deque([1, 2], maxlen=2), defaultdict(list, a=[1])
+        self.counts, self.order, self.kinds = Counter(a=1), OrderedDict(a=1, b=2), {1}
+        self.nested = [{"a": [torch.zeros(2)]}, ({"b"},)]
+        self.meter, self.record = Meter([1]), Record()
+        self.meter.name = "loss"
+        self.layers = [nn.Linear(1, 1)]  # no children of its own
+
+    def forward(self, x):
+        self.recent.append(x)
+        self.of["a"].append(x), self.of["b"].append(x)
+        self.counts.update("ab")
+        self.order.move_to_end("a")
+        self.kinds.add(2)
+        self.nested[0]["a"][0].add_(1), self.nested[0]["a"].append(x), self.nested[1][0].clear()
+        list.append(self.meter, x)
+        self.meter.name = "error"
+        self.record.total += 1
+        self.record.more = x
+        self.record.by_kind["images"].append(x)
+        self.layers[0].weight.data.fill_(7)
+        return x
+
+
+def told(module):
+    record = module.record
+    names = ("recent", "of", "counts", "order", "kinds", "nested")
+    objects = [list(module.meter), module.meter.name, record.total, record.by_kind, sorted(vars(record))]
+    return repr([getattr(module, name) for name in names] + objects + [module.layers[0].weight])
+
+
+def test_what_containers_and_objects_hold_is_put_back_and_they_stay_the_same_ones():
+    module = Hidden()
+    objects, before = dict(vars(module)), told(module)
+    record, inner, lists = module.record, module.nested[0]["a"], module.of["a"]
+    with unchanged(module):
+        module(torch.ones(2))
+        assert told(module) != before
+    assert told(module) == before
+    assert module.recent.maxlen == 2
+    assert all(vars(module)[name] is value for name, value in objects.items())
+    assert (module.record.me, module.nested[0]["a"], module.of["a"]) == (record, inner, lists)
+    assert module.nested[0]["a"] is inner
+    assert module.of["a"] is lists
+
+
+def test_what_stands_for_something_outside_is_not_looked_into():
+    module = nn.Identity()
+    module.lock, module.log, module.later = threading.Lock(), logging.getLogger("csham.tests"), threading.Event()
+    with unchanged(module):
+        module.later.set()
+    assert module.later.is_set()
+
+
+DRAWS = {"torch": lambda: torch.rand(1).item(), "python": random.random, "numpy": numpy.random.rand}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_random_numbers_that_a_run_draws_are_drawn_again(draw):
+    module = nn.Identity()
+    module.register_forward_hook(lambda *_: draw())
+    with unchanged(module), same_randomness() as drawn:
+        assert not drawn()
+        first = draw()
+        assert drawn()
+    assert draw() == first
+    with pytest.raises(ZeroDivisionError), same_randomness():
+        1 / (draw() * 0)
+    assert draw() != first
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_random_numbers_that_a_run_draws_on_a_gpu_are_drawn_again():
+    torch.zeros(1, device="cuda")
+    with same_randomness() as drawn:
+        first = torch.rand(1, device="cuda")
+        assert drawn()
+    assert torch.equal(torch.rand(1, device="cuda"), first)
+
+
+def test_what_is_put_back_several_times_is_copied_once():
+    module, values = nn.Linear(2, 2), torch.tensor([3.0, 4.0])
+    with copies_shared():
+        for _ in range(2):
+            before = module.bias.detach().clone()
+            with unchanged(module):
+                module.bias.data.add_(1)
+            assert torch.equal(module.bias, before)
+            module.bias.data = values  # other memory, which nobody has a copy of
+    with unchanged(module):
+        module.bias.data.add_(1)
+    assert torch.equal(module.bias, torch.tensor([3.0, 4.0]))

@@ -255,6 +255,28 @@ def test_the_room_and_the_function_of_one_name():
     assert len(csham.attach(small_resnet(), dry_run=True)) == 9
 
 
+class NeedsRoom(nn.Module):
+    """An attention that takes maps of four positions a side and more, as some that shrink theirs do."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        assert min(x.shape[2:]) >= 4, "maps are too small"
+        return x * self.conv(x).sigmoid()
+
+
+def test_attention_is_to_run_at_the_size_that_was_given():
+    model = small_resnet()
+    with pytest.raises(UserError, match=r"no longer runs on images of 12x8: AssertionError: maps are too small"):
+        csham.attach(model, NeedsRoom, input_size=(3, 12, 8))
+    assert not any("attached" in name for name, _ in model.named_modules())
+    assert len(csham.attach(model, NeedsRoom, input_size=(3, 16, 16))) == 9
+    deep = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU()) for _ in range(5)), nn.Flatten())
+    assert len(csham.attach(deep, NeedsRoom)) == 5  # at 224 pixels, where 64 are too few
+
+
 class Refuses(nn.Module):
     def __init__(self):
         super().__init__()

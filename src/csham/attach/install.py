@@ -31,7 +31,7 @@ from csham.layers.names import AttentionName, check_opens
 from csham.layers.own import Attention, find_attention
 from csham.ops import use_kernels
 from csham.own_code import described
-from csham.probing import blank_image, evaluating, is_compiled, likeness, unchanged
+from csham.probing import blank_image, copies_shared, evaluating, is_compiled, likeness, unchanged
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
 
@@ -100,7 +100,7 @@ def attach(
         gated: Give every point a learnable gate, so that the output is unchanged until training lets attention in.
         open_gates: Let the weights of every attention start near 1, by their biases, where the authors' start near 1/2.
             One that has no bias before its weights gets one.
-        input_size: (C, H, W) of the network's images, where the common sizes do not fit.
+        input_size: (C, H, W) of the network's images, where the common sizes do not fit. Attention is to run at it.
         fuse: Let the attention compute the end of a block that ends with ``relu(branch + shortcut)`` in one call. The
             network computes the same without.
         dry_run: Only list the points.
@@ -137,18 +137,20 @@ def attach(
             "__init__.",
             stacklevel=2,
         )
-    run = trace(model, input_size)
-    chosen = in_stages(find_points(model, run, position, points), stages)
-    steps = plan(chosen, strategy, period)
-    transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
-    places = places_below(model, [step.point.name for step in steps])
-    epilogues = find_epilogues(model, run, places) if fuse else {}
-    if dry_run:  # without memory, and without drawing random numbers
-        settings = {**settings, "device": torch.device("meta")}
-    built = [_build(model, run, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
-    _check_separate(built, entry.name)
-    if not dry_run:
-        epilogues = _install(model, run, steps, built, places, transfers, epilogues)
+    with copies_shared():  # of the network's tensors, for all the runs
+        run = trace(model, input_size)
+        chosen = in_stages(find_points(model, run, position, points), stages)
+        steps = plan(chosen, strategy, period)
+        transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
+        places = places_below(model, [step.point.name for step in steps])
+        epilogues = find_epilogues(model, run, places) if fuse else {}
+        if dry_run:  # without memory, and without drawing random numbers
+            settings = {**settings, "device": torch.device("meta")}
+        built = [_build(model, run, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
+        _check_separate(built, entry.name)
+        if not dry_run:
+            sizes = _sizes(run, input_size)
+            epilogues = _install(model, run, steps, built, places, transfers, epilogues, sizes)
     fused = {f"{block}.{end.host}".lstrip(".") for block, epilogue in epilogues.items() for end in epilogue.ends}
     return [
         _report(step, entry.name, attached, step.point.name in fused)
@@ -303,8 +305,9 @@ def _install(
     places: dict[str, str],
     transfers: dict[int, ChannelWeightTransfer],
     epilogues: dict[str, Epilogue],
+    sizes: Sequence[Sequence[int]],
 ) -> dict[str, Epilogue]:
-    """Change the network, and see that it runs; if anything goes wrong it is what it was before.
+    """Change the network, and see that it runs at one of some sizes; if anything goes wrong it is what it was before.
 
     Returns:
         The epilogues that it has.
@@ -319,7 +322,7 @@ def _install(
             _surround(model, run, [step for step in steps if step.point.stage == stage], transfer)
         # Last, so that what the transfer's hooks open is closed when one of these raises.
         watch(model, [step.point.name for step in steps], {call.name for call in run.calls})
-        sides = _check_runs(model, built, run.values[0].shape[1:])
+        sides = _check_runs(model, built, sizes)
         return _fuse(model, epilogues, sides)
     except BaseException:
         detach(model)
@@ -348,13 +351,21 @@ def _levels(run: Trace, host: str) -> int:
     return levels
 
 
-def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]) -> Sequence[int]:
+def _sizes(run: Trace, input_size: Sequence[int] | None) -> list[Sequence[int]]:
+    """List the sizes of images, (C, H, W), at which attention may show that it runs."""
+    size = run.values[0].shape[1:]
+    if input_size is not None or size[1:] == (224, 224):
+        return [size]
     # An attention may need larger maps than the last stages have at the small size that the points were found with.
+    return [size, (size[0], 224, 224)]
+
+
+def _check_runs(model: nn.Module, built: Sequence[Attached], sizes: Sequence[Sequence[int]]) -> Sequence[int]:
     failures = []
-    for sides in dict.fromkeys([tuple(size), (size[0], 224, 224)]):
+    for sides in sizes:
         try:
             with unchanged(model), evaluating(model), use_kernels("reference"):
-                strange = _running_out_of_turn(model, built, sides)
+                strange, writing = _watched_run(model, built, sides)
         except _WrongOutputError:
             raise
         except Exception as err:
@@ -363,14 +374,16 @@ def _check_runs(model: nn.Module, built: Sequence[Attached], size: Sequence[int]
             break
     else:
         raise UserError(
-            f"attach: with this attention {type(model).__name__} no longer runs on images of {size[1]}x{size[2]}: "
-            f"{described(failures[0])}. Nothing was attached."
+            f"attach: with this attention {type(model).__name__} no longer runs on images of "
+            f"{'x'.join(map(str, sizes[0][1:]))}: {described(failures[0])}. Nothing was attached."
         ) from failures[0]
     if strange:
         raise UserError(
             f"attach: {strange[0]} ({type(model.get_submodule(strange[0])).__name__}) runs all its children one after "
             "another, and would run the attention among them. Choose modules inside it, or around it, with points=."
         )
+    for attached in built:
+        attached.copies_map = attached.name in writing
     return sides
 
 
@@ -378,25 +391,41 @@ class _WrongOutputError(UserError):
     """An attention returned something else than a map like its input, which a network may take without a word."""
 
 
-def _running_out_of_turn(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> list[str]:
-    """Run the network, and name the points whose attention ran more or less often than its host."""
-    runs = dict.fromkeys([attached.name for attached in built], 0)
+def _watched_run(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> tuple[list[str], set[str]]:
+    """Run the network, and name the points whose attention ran more or less often than its host, or wrote into its map.
 
-    def count_run(attached: nn.Module, args: Any) -> None:
-        runs[str(attached.name)] += 1
+    Returns:
+        The former, and the latter.
+    """
+    runs = dict.fromkeys([attached.name for attached in built], 0)
+    versions: dict[str, int] = {}
+    writing: set[str] = set()
+
+    def count_run(attached: Any, args: Any) -> None:
+        runs[attached.name] += 1
+        versions[attached.name] = _version(args[0])
+
+    def see_writing(attached: Any, args: Any, y: Any) -> None:
+        if _version(args[0]) != versions[attached.name]:
+            writing.add(attached.name)
 
     def count_host(name: str, host: nn.Module, args: Any) -> None:
         runs[name] -= 1
 
     handles = [attached.register_forward_pre_hook(count_run) for attached in built]
-    handles += [attached.register_forward_hook(_check_output) for attached in built]
+    handles += [attached.register_forward_hook(hook) for attached in built for hook in (_check_output, see_writing)]
     handles += [model.get_submodule(n).register_forward_pre_hook(partial(count_host, n)) for n in runs]
     try:
         model(blank_image(model, sides))
     finally:
         for handle in handles:
             handle.remove()
-    return [name for name, surplus in runs.items() if surplus]
+    return [name for name, surplus in runs.items() if surplus], writing
+
+
+def _version(x: torch.Tensor) -> int:
+    """Count the writes into a tensor; under inference_mode nobody does."""
+    return 0 if x.is_inference() else x._version
 
 
 def _check_output(attached: Any, args: Any, y: Any) -> None:

@@ -74,14 +74,14 @@ def picture_bytes(figure: Figure, format: str = "png") -> bytes:
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
-    metadata: dict[str, Any] = {
+    metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": MADE_BY},
         "svg": {"Creator": MADE_BY, "Date": None},
         "pdf": {"Creator": MADE_BY, "CreationDate": None},
-    }[format]
+    }
     content = io.BytesIO()
     with legible(figure):
-        figure.savefig(content, format=format, dpi=200, metadata=metadata)
+        figure.savefig(content, format=format, dpi=200, metadata=metadata[format])
     return content.getvalue()
 
 

@@ -106,7 +106,7 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
         )
     if config.crop == "pad" and config.crop_scale != CROP_SCALE:
         notes.append(
-            f"warning: --crop-scale {config.crop_scale:g} changes nothing, as it is of --crop resized; images are cut by "
+            f"warning: --crop-scale {config.crop_scale:g} changes nothing, being of --crop resized: images are cut by "
             "--crop pad"
         )
     return notes + schedule_notes(config)

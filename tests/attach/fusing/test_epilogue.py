@@ -7,6 +7,7 @@ import pickle
 import random
 from collections import Counter
 
+import networks
 import pytest
 import timm
 import torch
@@ -20,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 import csham
 from csham import ops
+from csham.attach.fusing import endings
+from csham.attach.fusing.epilogue import Epilogue, fuse_block
 from csham.attach.installed.attached import Attached
 from csham.backbones import CifarResNet, create_model
 
@@ -484,6 +487,112 @@ class TakesMore(Block):
         return F.relu(self.branch(x) + (x if more is None else more))
 
 
+SCALE = 1.0
+SEEN = []
+
+
+class ReadsAGlobal(Block):
+    def forward(self, x):
+        return F.relu(self.branch(x) + x * SCALE)
+
+
+class ReadsOfAModule(Block):
+    def forward(self, x):
+        return F.relu(self.branch(x) + x * len(networks.NARROW))
+
+
+def scaled(x):
+    return x * SCALE
+
+
+class CallsWhatReadsAGlobal(Block):
+    def forward(self, x):
+        return F.relu(self.branch(x) + sum(scaled(part) for part in [x]))
+
+
+class ReadsAGlobalInAMethod(Block):
+    def branch(self, x):
+        return super().branch(x) * SCALE
+
+
+class ReadsAGlobalAbove(ReadsAGlobal):
+    def forward(self, x):
+        return super().forward(x)
+
+
+class WritesAGlobal(Block):
+    def forward(self, x):
+        global SEEN  # noqa: PLW0603
+        SEEN = []
+        return F.relu(self.branch(x) + x)
+
+
+class AppendsToAGlobal(Block):
+    def forward(self, x):
+        y = self.branch(x)
+        SEEN.append(y)
+        return F.relu(y + x)
+
+
+class AppendsToADefault(Block):
+    def branch(self, x, seen=[]):  # noqa: B006
+        seen.append(x)
+        return super().branch(x)
+
+
+class AppendsToItsClasss(Block):
+    kept = []  # noqa: RUF012
+
+    def forward(self, x):
+        y = self.branch(x)
+        self.kept.append(y)
+        return F.relu(y + x)
+
+
+def closing_over(scale):
+    class ReadsAClosure(Block):
+        def forward(self, x):
+            return F.relu(self.branch(x) + x * scale)
+
+    return ReadsAClosure
+
+
+ReadsAClosure = closing_over(1.0)
+
+
+class Checkpoints(Block):
+    def forward(self, x):
+        return F.relu(checkpoint(self.branch, x, use_reentrant=False) + x)
+
+
+class SavesElsewhere(Block):
+    def forward(self, x):
+        with torch.autograd.graph.save_on_cpu():
+            return F.relu(self.branch(x) + x)
+
+
+class ReadsAValue(Block):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x):
+        return F.relu(self.branch(x) + (x if self.scale > 0 else 2 * x))
+
+
+class WritesAParameter(Block):
+    def forward(self, x):
+        for parameter in self.parameters():
+            parameter.data.clamp_(-0.01, 0.01)
+        return F.relu(self.branch(x) + x)
+
+
+class WritesToAChild(Block):
+    def forward(self, x):
+        self.first.calls = getattr(self.first, "calls", 0) + 1
+        return F.relu(self.branch(x) + x)
+
+
 class OwnPickle(Block):
     def __reduce__(self):
         return OwnPickle, ()
@@ -509,7 +618,9 @@ def overridden():
 ODD = [Scales, WritesIntoTheShortcut, Broadcasts, AddsThree, UsesTheBranchTwice, UsesTheSumTwice, LooksAtValues,
        LooksAtItsMode, MultipliesInTraining, LooksAtAChildsMode, LooksAtGradients, LooksAtTypes, RollsDice,
        RollsTorchDice, WithoutGradients, WithoutAutocast, LeavesSomething, LeavesSomethingUnread, Counts, Appends,
-       TakesMore, OwnPickle, Twice, overridden]  # fmt: skip
+       TakesMore, OwnPickle, Twice, overridden, ReadsAGlobal, ReadsOfAModule, CallsWhatReadsAGlobal,
+       ReadsAGlobalInAMethod, ReadsAGlobalAbove, WritesAGlobal, AppendsToAGlobal, AppendsToADefault, AppendsToItsClasss,
+       ReadsAClosure, Checkpoints, SavesElsewhere, ReadsAValue, WritesAParameter, WritesToAChild]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
@@ -520,7 +631,7 @@ def test_a_block_that_is_out_of_the_ordinary_is_left_alone(kind, finished):
     points = csham.attach(model, "se", points=lambda name, module: name.endswith("second"), dry_run=True)
     assert [point.fused for point in points] == [False]
     left = [value for module in model.modules() for value in vars(module).values()]
-    left += [item for value in left if isinstance(value, list) for item in value]
+    left += [item for value in [*left, SEEN, AppendsToItsClasss.kept] if isinstance(value, list) for item in value]
     assert not any(isinstance(value, torch.fx.Proxy) for value in left)
     assert [module.training for module in model.modules()] == modes
     assert random.getstate() == state
@@ -649,6 +760,103 @@ def test_a_change_makes_a_difference(change):
     assert torch.equal(fused(x), plain(x)) == (change is change_nothing)
 
 
+class Schedule(nn.Module):
+    scale = 1.0
+
+    def rescale(self, x):
+        return x * self.scale
+
+
+class ReadsManyThings(Block):
+    """All but the last of which are there by its class, its bases' and its children's alone."""
+
+    slope = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.schedule = Schedule()
+        self.extra = None
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+
+    @property
+    def factor(self):
+        return 2 * self.slope
+
+    def branch(self, x):
+        return super().branch(x * self.schedule.scale)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        shortcut = x if self.extra is None else self.extra(x)
+        shortcut = self.schedule.rescale(shortcut) * self.factor
+        return F.relu(self.branch(x) + (shortcut if not hasattr(self, "bias") else shortcut + self.bias))
+
+
+LATER = {
+    "nothing": lambda block, patch: None,
+    "a number of its own": lambda block, patch: setattr(block, "slope", 0.5),
+    "a number of its class": lambda block, patch: patch.setattr(ReadsManyThings, "slope", 0.5),
+    "a number of a child": lambda block, patch: setattr(block.schedule, "scale", 0.5),
+    "a number of a child's class": lambda block, patch: patch.setattr(Schedule, "scale", 0.5),
+    "a method of a child's class": lambda block, patch: patch.setattr(Schedule, "rescale", lambda self, x: x * 3),
+    "a method of its class": lambda block, patch: patch.setattr(ReadsManyThings, "branch", lambda self, x: x * 3),
+    "a method of its own": lambda block, patch: setattr(block, "branch", lambda x: x * 3),
+    "a method of its base": lambda block, patch: patch.setattr(Block, "branch", lambda self, x: x * 3),
+    "its forward": lambda block, patch: patch.setattr(ReadsManyThings, "forward", lambda self, x: x * 3),
+    "something that was not there": lambda block, patch: setattr(block, "bias", 1.0),
+    "a child that was None": lambda block, patch: setattr(block, "extra", nn.Hardtanh()),
+    "one layer more": lambda block, patch: block.layers.append(nn.Hardtanh()),
+    "one layer more behind the attention": lambda block, patch: block.second.append(nn.Sigmoid()),
+    "layers of another kind": lambda block, patch: setattr(block, "second", Backwards(*block.second)),
+}
+
+
+class Backwards(nn.Sequential):
+    def forward(self, x):
+        return super().forward(-x)
+
+
+@pytest.mark.parametrize("change", LATER.values(), ids=LATER)
+def test_whatever_a_forward_read_counts_when_it_is_changed(change, finished):
+    fused, plain, points = both(lambda: Net(ReadsManyThings(), Nested()).eval())
+    assert all(point.fused for point in points)
+    x = torch.randn(2, 3, 8, 8)
+    before = fused(x)
+    with pytest.MonkeyPatch.context() as patch:
+        change(fused.blocks[0], patch), change(plain.blocks[0], patch)
+        finished.clear()
+        assert_same(run(fused, x), run(plain, x))
+        assert sum(finished.values()) == (2 if change is LATER["nothing"] else 1)
+        assert torch.equal(fused(x), before) == (change is LATER["nothing"])
+
+
+class CountsByABuffer(Block):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return F.relu(self.branch(x) + x)
+
+
+def test_a_buffer_that_counts_goes_on_counting():
+    fused, plain, points = both(lambda: Net(CountsByABuffer()))
+    assert points[0].fused
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(2):
+        assert_same(run(fused, x), run(plain, x))
+    assert fused.blocks[0].calls == 2
+
+
+def test_a_block_that_was_built_without_version_counters_is_fused():
+    with torch.inference_mode():
+        model = Net(AddsInPlace())
+        assert all(point.fused for point in csham.attach(model, "se"))
+
+
 def test_a_block_that_is_given_another_setting_runs_its_own_forward(finished):
     fused, plain, _ = both(lambda: small_resnet(BasicBlock))
     x = torch.randn(4, 3, 32, 32)
@@ -712,6 +920,15 @@ def test_copies_and_pickles_are_fused_and_on_their_own(name, finished):
     assert_same(run(fused, x), expected)
 
 
+def test_a_block_that_an_older_version_pickled_runs_its_own_forward():
+    block, x = AddsInPlace().eval(), torch.randn(2, 8, 4, 4)
+    expected = block(x)
+    old = object.__new__(Epilogue)
+    vars(old).update(source="def forward(self, x):\n    return None\n", ends=(), opened=(), settings=())
+    fuse_block(block, old)
+    assert torch.equal(pickle.loads(pickle.dumps(block))(x), expected)
+
+
 def test_detaching_gives_the_blocks_their_classes_back():
     model = small_resnet()
     csham.attach(model)
@@ -726,6 +943,38 @@ def test_blocks_alike_share_a_class():
     model = create_model("resnet20", num_classes=5)
     csham.attach(model)
     assert type(model.layer1[0]) is type(model.layer1[1]) is type(model.layer3[2])
+
+
+def test_blocks_alike_are_read_once(monkeypatch):
+    read = []
+    forward_graph = endings.forward_graph
+    monkeypatch.setattr(endings, "forward_graph", lambda *args, **how: read.append(args) or forward_graph(*args, **how))
+    assert all(point.fused for point in csham.attach(create_model("resnet20", num_classes=5)))
+    assert len(read) == 4  # with a projection and without, in training and in evaluation
+
+
+DIFFERENT = {
+    "a number": lambda block: setattr(block, "slope", 0.5),
+    "a child": lambda block: setattr(block, "extra", nn.Hardtanh()),
+    "a layer": lambda block: block.layers.append(nn.Hardtanh()),
+    "a layer that is there twice": lambda block: block.layers.append(block.layers[0]),
+    "a child that is another": lambda block: setattr(block, "relu", block.first),
+}
+
+
+@pytest.mark.parametrize("change", DIFFERENT.values(), ids=DIFFERENT)
+def test_blocks_that_are_almost_alike_are_told_apart(change, finished):
+    def build():
+        model = Net(ReadsManyThings(), ReadsManyThings(), ReadsManyThings())
+        change(model.blocks[1])
+        return model.eval()
+
+    fused, plain, points = both(build)
+    assert all(point.fused for point in points)
+    x = torch.randn(2, 3, 8, 8)
+    finished.clear()
+    assert_same(run(fused, x), run(plain, x))
+    assert sum(finished.values()) == 3
 
 
 def test_a_network_that_would_not_run_fused_is_attached_unfused(monkeypatch):
@@ -853,16 +1102,20 @@ def test_stand_ins_for_tensors_see_the_blocks_own_forward():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "training"), [("own", True), ("Nested", False), ("several ends", True), ("two ends in each block", False)]
-)
-def test_compiles_to_one_graph(name, training, finished):
+    ("build", "training"),
+    [(FUSED["own"][0], True), (FUSED["Nested"][0], False), (FUSED["several ends"][0], True),
+     (FUSED["two ends in each block"][0], False), (lambda: Net(ReadsManyThings()), True)],
+    ids=["own", "Nested", "several ends", "two ends in each block", "reads many things"],
+)  # fmt: skip
+def test_compiles_to_one_graph(build, training, finished):
     torch.compiler.reset()
-    fused, plain, _ = both(FUSED[name][0], strategy="transfer" if name == "own" else "sequential")
+    fused, plain, points = both(build, strategy="transfer" if build is FUSED["own"][0] else "sequential")
     compiled = torch.compile(fused.train(training), backend="eager", fullgraph=True)
     x = torch.randn(2, 3, 32, 32)
     finished.clear()
     expected = run(plain.train(training), x)["y"]
     torch.testing.assert_close(compiled(x), expected)
+    assert sum(finished.values()) == sum(point.fused for point in points)
 
 
 def test_exports_to_one_graph():

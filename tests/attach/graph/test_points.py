@@ -224,6 +224,31 @@ class SideBySide(nn.Module):
         return dict(enumerate(ways)) if self.end == "maps" else self.head(torch.cat([w.mean((2, 3)) for w in ways], 1))
 
 
+class TwoChains(nn.Module):
+    """A chain of layers to each of two outputs; nothing adds."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.other = (nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(n))) for n in layers)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return {"one": self.one(x), "other": self.other(x)}
+
+
+@pytest.mark.parametrize("position", ["auto", "post", "stage", "last"])
+def test_layers_that_lead_to_another_output_are_named(position):
+    with pytest.warns(UserWarning, match=r"2 layers of TwoChains lead to other outputs .* points=, such as one\.1"):
+        points = csham.attach(TwoChains([2, 2]), "se", position=position, dry_run=True)
+    assert not any(point.name.startswith("one") for point in points)
+
+
+def test_the_head_of_another_output_says_nothing(recwarn):
+    csham.attach(TwoChains([1, 3]), "se", position="stage", dry_run=True)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("position", ["stage", "last"])
 def test_ways_beside_one_another_are_named_where_a_position_follows_one(position):
     with pytest.warns(UserWarning, match="2 of the 4 blocks of SideBySide, .* lead to other outputs"):

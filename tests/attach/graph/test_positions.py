@@ -144,6 +144,60 @@ def test_what_a_residual_branch_is(inner, join, expected):
     assert residual_ends(trace(Wrapped(inner, join)))[0] == expected
 
 
+def branch(kernel_size):
+    return nn.Sequential(nn.Conv2d(8, 8, kernel_size, padding=kernel_size // 2), nn.BatchNorm2d(8), nn.ReLU())
+
+
+class Joins(nn.Module):
+    """Branches side by side, joined by what ``join`` makes of the block's input and the list of theirs."""
+
+    def __init__(self, join, layers=1):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*[branch(k) for _ in range(layers)]) for k in (1, 3, 5))
+        self.join = join
+
+    def forward(self, x):
+        return self.join(x, [branch(x) for branch in self.branches])
+
+
+def of_blocks(join, **settings):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), *(Joins(join, **settings) for _ in range(3)), nn.AvgPool2d(2), nn.Flatten()
+    )
+
+
+@pytest.mark.parametrize("position", ["auto", "stage"])
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda x, maps: torch.stack(maps).sum(0),
+        lambda x, maps: torch.stack(maps, 1).mean(1),
+        lambda x, maps: torch.mean(torch.stack(maps, dim=-1), dim=-1),
+    ],
+)
+def test_a_stack_that_is_summed_joins_as_a_sum_does(join, position):
+    summed = names(of_blocks(lambda x, maps: sum(maps)), position=position)
+    assert names(of_blocks(join), position=position) == summed
+    assert len(summed) == (3 if position == "auto" else 1)
+
+
+def test_a_stack_of_a_branch_and_its_shortcut_is_residual():
+    model = of_blocks(lambda x, maps: torch.stack([x, maps[1]]).sum(0))
+    assert names(model, position="residual") == [f"{block}.branches.1.0.2" for block in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("reduce", [lambda maps: maps.amax(0), lambda maps: maps.flatten(0, 1)])
+def test_a_stack_that_is_not_summed_is_no_sum(reduce):
+    model = of_blocks(lambda x, maps: reduce(torch.stack([x, maps[1]])))
+    assert residual_ends(trace(model))[0] == []
+
+
+def test_branches_that_are_added_one_by_one_are_all_attended_to():
+    model = of_blocks(lambda x, maps: F.relu(x + maps[0] + maps[1] + maps[2]), layers=2)
+    assert names(model) == [f"{block}.branches.{number}.1.2" for block in (1, 2, 3) for number in range(3)]
+    assert len(names(model, position="post")) == 3
+
+
 def test_a_repeated_block_is_one_point_and_attends_every_time():
     class Recurrent(nn.Module):
         def __init__(self):

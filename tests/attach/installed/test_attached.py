@@ -125,6 +125,70 @@ def test_a_period_of_transfer_lends_to_all_its_spatial_points(period):
             torch.testing.assert_close(y, scaled(borrowed, layer.weights(borrowed)))
 
 
+class InPlace(nn.Module):
+    """An attention that writes into the map that it is given."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.logits = nn.Parameter(torch.linspace(-2, 2, channels)[:, None, None])
+
+    def forward(self, x):
+        x *= self.logits.sigmoid()
+        return x
+
+
+class OutOfPlace(InPlace):
+    def forward(self, x):
+        return x * self.logits.sigmoid()
+
+
+class Reads(nn.Module):
+    """A block whose branch ends with an identity, and whose shortcut is what that is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(8, 8, 3, padding=1), nn.Identity()
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return x + self.end(x)
+
+
+def two_that_read():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), Reads(), Reads(), nn.Flatten())
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_an_attention_that_writes_into_its_map_starts_as_the_identity_behind_a_gate(fuse):
+    model = CifarResNet(8, num_classes=3).eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    csham.attach(model, InPlace, gated=True, fuse=fuse)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+
+
+def test_an_attention_that_writes_into_its_map_writes_into_nobody_elses():
+    """A shortcut reads that map, and the activation that made it needs it for its gradient."""
+    models = [two_that_read() for _ in range(2)]
+    for model, attention in zip(models, (InPlace, OutOfPlace), strict=True):
+        csham.attach(model, attention, points="*.end")
+    x = torch.randn(2, 3, 8, 8)
+    got, expected = (model(x) for model in models)
+    assert torch.equal(got, expected)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_only_an_attention_that_writes_into_its_map_gets_a_copy():
+    for attention, copies in ((InPlace, True), (OutOfPlace, False), ("csham", False), ("cbam", False)):
+        csham.attach(model := two_that_read(), attention, points="*.end")
+        assert [block.end.attached.copies_map for block in model[1:3]] == [copies] * 2
+
+
 def test_parameters_of_each_strategy():
     """Half the points, or one a stage, pay for what the others do not."""
 

@@ -54,7 +54,7 @@ def test_gradients_flow_through_the_reused_weights():
 
     def cut(x, shortcut, source):
         weights = lender.attention.weights(x)
-        lender.lends.lend(weights)
+        lender.lends.lend(lender.name, weights)
         return ops.finish(scaled_without_gradient(x, weights), shortcut)
 
     lender._attend = cut
@@ -196,6 +196,52 @@ def test_a_borrower_on_its_own_says_what_is_missing():
         model.layer1[1](torch.randn(1, 16, 8, 8))
 
 
+class Skips(nn.Module):
+    """A residual block that a network may skip, as stochastic depth does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.skipped = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)), False
+
+    def forward(self, x):
+        return x if self.skipped else torch.relu(x + self.body(x))
+
+
+def of_skips():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(*(Skips() for _ in range(4))), nn.Flatten())
+    points = csham.attach(model, "csham", strategy="transfer")
+    assert [point.weights_from for point in points] == [None, "1.0.body.1", None, "1.2.body.1"]
+    return model
+
+
+def one_by_one(model, x):
+    """As under activation checkpointing of every block."""
+    x = model[0](x)
+    for block in model[1]:
+        x = checkpoint(block, x, use_reentrant=False)
+    return model[2](x)
+
+
+@pytest.mark.parametrize("run", [lambda model, x: model(x), one_by_one], ids=["whole", "checkpointed"])
+@pytest.mark.parametrize(("skipped", "borrower"), [(0, 1), (2, 3)])
+def test_a_lender_that_is_skipped_lends_nothing_and_nobody_elses_weights_are_applied(run, skipped, borrower):
+    model = of_skips()
+    model[1][skipped].skipped = True
+    message = rf"1\.{borrower}\.body\.1 applies .* of 1\.{skipped}\.body\.1, .* skips blocks .* another strategy"
+    with pytest.raises(RuntimeError, match=message):
+        run(model, torch.randn(2, 3, 8, 8))
+    assert not in_flight(model)
+    model[1][borrower].skipped = True
+    run(model, torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+def test_a_graph_without_a_lender_is_not_drawn_with_anothers_weights():
+    model = of_skips()
+    model[1][2].skipped = True
+    with pytest.raises(RuntimeError, match=r"1\.3\.body\.1 applies the channel weights of 1\.2\.body\.1"):
+        torch.fx.symbolic_trace(model)
+
+
 def test_two_forward_passes_interleaved_on_two_threads():
     model = network().eval()
     inputs = [torch.randn(2, 3, 16, 16), torch.randn(3, 3, 16, 16)]
@@ -232,7 +278,7 @@ def test_no_memory_of_a_batch_outlives_its_backward(checkpointed):
     for module in model.modules():
         if getattr(module, "lends", None) is not None:
             lend = module.lends.lend
-            module.lends.lend = lambda w, lend=lend: (lent.append(weakref.ref(w)), lend(w))[1]
+            module.lends.lend = lambda name, w, lend=lend: (lent.append(weakref.ref(w)), lend(name, w))[1]
 
     def tensors():
         gc.collect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,12 @@ def find_epilogues(model: nn.Module, trace: Trace, attached: Mapping[str, str]) 
         block = _block_of(trace, host)
         if block is not None:
             blocks.setdefault(block, []).append(host)
-    epilogues = {block: _epilogue(model, trace, block, hosts, attached) for block, hosts in blocks.items()}
+    # What is fused itself runs another forward than was read.
+    closed = {*attached, *blocks}
+    known: dict[Any, list[_Read]] = {}
+    epilogues = {
+        block: _epilogue(model, trace, block, hosts, attached, closed, known) for block, hosts in blocks.items()
+    }
     return {block: epilogue for block, epilogue in epilogues.items() if epilogue is not None}
 
 
@@ -62,14 +67,20 @@ def _block_of(trace: Trace, host: str) -> str | None:
 
 
 def _epilogue(
-    model: nn.Module, trace: Trace, name: str, hosts: Sequence[str], attached: Mapping[str, str]
+    model: nn.Module,
+    trace: Trace,
+    name: str,
+    hosts: Sequence[str],
+    attached: Mapping[str, str],
+    closed: Collection[str],
+    known: dict[Any, list[_Read]],
 ) -> Epilogue | None:
     block = model.get_submodule(name)
     prefix = f"{name}." if name else ""
 
     def readable(path: str) -> bool:
         inside = block.get_submodule(path)
-        return can_subclass(inside) and can_open(inside) and prefix + path not in attached
+        return can_subclass(inside) and can_open(inside) and prefix + path not in closed
 
     hosts = [host for host in hosts if all(map(readable, _above(host.removeprefix(prefix))))]
     if not hosts or not can_subclass(block):
@@ -77,13 +88,54 @@ def _epilogue(
     opened = sorted({path for host in hosts for path in _above(host.removeprefix(prefix))})
     paths = {host.removeprefix(prefix): path for host, path in attached.items() if host.startswith(prefix)}
     ends = {host.removeprefix(prefix): attached[host] for host in hosts}
-    routes = []
+    ran = _calls_of(trace, name, opened)
+    # Blocks that are built alike, and in which a forward would read the same, are read once.
+    likes = known.setdefault((_build(block), tuple(opened), *map(tuple, (ends.items(), paths.items()))), [])
+    for read in likes:
+        if _holds(read, block) and all(_are_same(block, prefix, ran, drawn) for drawn in read.called):
+            return read.epilogue
+    routes, called = [], []
     for training in (True, False):
         forward = forward_graph(block, opened, training=training)
-        if forward is None or not _calls_agree(model, trace, name, opened, forward.graph):
+        if forward is None:
             return None
-        routes.append(_route(block, forward, ends, list(paths), opened))
-    return routes[0] if routes[0] == routes[1] else None
+        called.append([str(node.target) for node in forward.graph.nodes if node.op == "call_module"])
+        if not _are_same(block, prefix, ran, called[-1]):
+            return None
+        routes.append(_route(block, forward, ends, list(paths)))
+    if routes[0] is None or routes[0] != routes[1]:
+        return None
+    likes.append(_Read(routes[0], called))
+    return routes[0]
+
+
+class _Read(NamedTuple):
+    """A block's epilogue, and what its forward calls in training and in evaluation."""
+
+    epilogue: Epilogue
+    called: list[list[str]]
+
+
+def _holds(read: _Read, block: nn.Module) -> bool:
+    conditions = read.epilogue.conditions
+    try:
+        return conditions is not None and conditions.hold(block)
+    except (AttributeError, KeyError):
+        return False
+
+
+def _build(block: nn.Module) -> Any:
+    """Say how a block is built: its modules, which of them and of their tensors are the same, and which are watched."""
+    numbers: dict[int, int] = {}
+
+    def number(part: Any) -> int | None:
+        return None if part is None else numbers.setdefault(id(part), len(numbers))
+
+    return tuple(
+        (path, number(module), type(module), can_open(module), *((name, number(t)) for name, t in tensors))
+        for path, module in block.named_modules(remove_duplicate=False)
+        for tensors in [[*module._parameters.items(), *module._buffers.items()]]
+    )
 
 
 def _above(path: str) -> list[str]:
@@ -91,8 +143,8 @@ def _above(path: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
-def _calls_agree(model: nn.Module, trace: Trace, block: str, opened: Sequence[str], graph: Graph) -> bool:
-    """Return True if the graph calls what the block called when it ran: a forward may look at the type of its input."""
+def _calls_of(trace: Trace, block: str, opened: Sequence[str]) -> list[str]:
+    """Name the modules that a block called when it ran, and those that what is opened called in the place of that."""
     prefix = f"{block}." if block else ""
     inlined = {prefix + path for path in opened}
 
@@ -103,15 +155,19 @@ def _calls_agree(model: nn.Module, trace: Trace, block: str, opened: Sequence[st
                 names += called(index) if call.name in inlined else [call.name]
         return names
 
-    start = next(number for number, call in enumerate(trace.calls) if call.name == block)
-    ran = [model.get_submodule(name) for name in called(start)]
-    root = model.get_submodule(block)
-    drawn = [root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
-    return len(ran) == len(drawn) and all(one is other for one, other in zip(ran, drawn, strict=True))
+    return called(next(number for number, call in enumerate(trace.calls) if call.name == block))
+
+
+def _are_same(block: nn.Module, prefix: str, ran: Sequence[str], drawn: Sequence[str]) -> bool:
+    """Return True if a graph calls what the block called when it ran: a forward may look at the type of its input."""
+    if len(ran) != len(drawn) or not all(name.startswith(prefix) for name in ran):
+        return False
+    pairs = zip(ran, drawn, strict=True)
+    return all(block.get_submodule(one.removeprefix(prefix)) is block.get_submodule(other) for one, other in pairs)
 
 
 def _route(
-    block: nn.Module, forward: ForwardGraph, attached: Mapping[str, str], points: Sequence[str], opened: Sequence[str]
+    block: nn.Module, forward: ForwardGraph, attached: Mapping[str, str], points: Sequence[str]
 ) -> Epilogue | None:
     """Rewrite a block's graph so that its attentions are given their shortcuts."""
     graph = forward.graph
@@ -130,7 +186,7 @@ def _route(
     known = Graph().python_code("self").globals
     if code.globals.keys() - known.keys():
         return None
-    return Epilogue(code.src, tuple(end for end, _ in ends), tuple(opened), forward.settings)
+    return Epilogue(code.src, tuple(end for end, _ in ends), forward.conditions)
 
 
 class _Nodes(NamedTuple):

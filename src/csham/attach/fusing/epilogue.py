@@ -7,7 +7,7 @@ activation, which is not called any more, the block's own forward runs, and atte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 from torch.nn.modules.module import _has_any_global_hook
 
-from csham.attach.fusing.forward_graph import Setting
+from csham.attach.fusing.forward_graph import Conditions, below
 from csham.attach.installed.attached import attends
 from csham.attach.installed.host_class import unmark_host
 from csham.attach.installed.keeping import watches
@@ -50,23 +50,22 @@ class Epilogue:
     Attributes:
         source: The forward.
         ends: Ends computed in one call.
-        opened: Modules whose forward is part of ``source``, and which are not called any more.
-        settings: Settings of modules that the forward was read with.
+        conditions: What the forward was read with.
     """
 
     source: str
     ends: tuple[End, ...]
-    opened: tuple[str, ...]
-    settings: tuple[Setting, ...]
+    conditions: Conditions | None = None  # in networks that were pickled before there were any
 
     def applies(self, block: nn.Module, args: tuple[Any, ...]) -> bool:
         """Return True if the block computes with it what it computes without."""
-        if _has_any_global_hook() or not all(isinstance(x, Tensor) for x in args):
+        conditions = self.conditions
+        if conditions is None or _has_any_global_hook() or not all(isinstance(x, Tensor) for x in args):
             return False
         try:
             return (
-                all(_is_set(_below(block, path), name, value) for path, name, value in self.settings)
-                and all(can_open(_below(block, path)) for path in self.opened)
+                conditions.hold(block)
+                and all(can_open(below(block, path)) for path, _ in conditions.opened)
                 and all(_is_whole(block, end) for end in self.ends)
             )
         except (AttributeError, KeyError):  # something is gone
@@ -80,9 +79,9 @@ def can_open(module: nn.Module) -> bool:
 
 def can_bypass(block: nn.Module, end: End) -> bool:
     """Return True if the activation and the identities of an end may be left uncalled."""
-    if end.activation is not None and not _is_plain(_below(block, end.activation), nn.ReLU):
+    if end.activation is not None and not _is_plain(below(block, end.activation), nn.ReLU):
         return False
-    return all(_is_plain(_below(block, path), nn.Identity) for path in end.identities)
+    return all(_is_plain(below(block, path), nn.Identity) for path in end.identities)
 
 
 def fuse_block(block: nn.Module, epilogue: Epilogue) -> None:
@@ -100,14 +99,24 @@ def unfuse_block(block: nn.Module) -> None:
 @cache  # blocks alike share their class, and with it what torch.compile makes of it
 def _fused(kind: Any, epilogue: Epilogue) -> Any:
     run = _compiled(epilogue.source)
+    methods = list(_methods(epilogue))
 
     @wraps(kind.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs and epilogue.applies(self, args):
+        own = all(getattr(owner, name) == function for owner, name, function in methods)
+        if own and not kwargs and epilogue.applies(self, args):
             return run(self, *args)
         return kind.forward(self, *args, **kwargs)
 
     return subclass(kind, _fused, epilogue, forward=forward)
+
+
+def _methods(epilogue: Epilogue) -> Iterator[tuple[type, str, Any]]:
+    """List classes, names and functions of the methods that an epilogue was made of, those of bases among them."""
+    for kind, name in epilogue.conditions.methods if epilogue.conditions is not None else ():
+        for base in kind.__mro__:
+            if base is kind or (base is not nn.Module and name in vars(base)):
+                yield base, name, getattr(base, name)
 
 
 def _compiled(source: str) -> Callable[..., Any]:
@@ -117,14 +126,9 @@ def _compiled(source: str) -> Callable[..., Any]:
     return scope["forward"]
 
 
-def _is_set(module: nn.Module, name: str, value: Any) -> bool:
-    now = getattr(module, name)
-    return type(now) is type(value) and bool(now == value)
-
-
 def _is_whole(block: nn.Module, end: End) -> bool:
     """Return True if all of an end is still there, and no hook sees what lies between the host and the activation."""
-    host, attached = _below(block, end.host), _below(block, end.attached)
+    host, attached = below(block, end.host), below(block, end.attached)
     return (
         _attends(host)
         and not _is_watched(host)
@@ -148,11 +152,3 @@ def _is_watched(module: nn.Module) -> bool:
     ours = (attends, watches, ChannelWeightTransfer.owns)
     strange = any(not any(owns(hook) for owns in ours) for some in hooks for hook in some.values())
     return bool(strange or module._backward_hooks or module._backward_pre_hooks or module._compiled_call_impl)
-
-
-def _below(block: nn.Module, path: str) -> Any:
-    # In place of get_submodule, which takes ten times as long: this runs in every forward pass.
-    module = block
-    for name in path.split(".") if path else ():
-        module = module._modules[name]  # type: ignore[assignment]
-    return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from csham.attach.graph.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
+from csham.attach.graph.values import ADDITIONS, DROPOUTS, LONGEST_BRANCH, Trace, Value
 
 __all__ = ["Ends", "around_joins", "host_of", "norm_within", "outermost_at", "outputs_at", "within_call"]
 
@@ -12,7 +12,6 @@ __all__ = ["Ends", "around_joins", "host_of", "norm_within", "outermost_at", "ou
 # concatenation where no module's output is.
 Ends = tuple[list[str], list[str]]
 
-_DROPOUTS = frozenset({"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous"})
 # Layers after a join that still belong to its block: VoVNet's projects what it has concatenated, and weighs that.
 _LONGEST_PROJECTION = {True: 0, False: 2}  # by whether the join is an addition
 
@@ -103,7 +102,7 @@ def within_call(trace: Trace, number: int, values: list[int]) -> list[int]:
 def _as_computed(trace: Trace, value: Value) -> Iterator[Value]:
     """Go back from a value over what only rescales it; what drops parts of it at random in training comes last."""
     dropouts = []
-    while value.op in _DROPOUTS and len(value.parents) == 1:
+    while value.op in DROPOUTS and len(value.parents) == 1:
         dropouts.append(value)
         value = trace.values[value.parents[0]]
     yield value

@@ -43,6 +43,9 @@ _ON_THE_WAY = ("stage", "last")
 # From so many convolutions on it is a surprise that there is a single point; and how many modules are then named.
 _MANY_LAYERS, _EXAMPLES = 4, 6
 
+# From so many on, one after the other, layers are a way of their own to an output, and not its head.
+_LAYERS_OF_A_WAY = 2
+
 
 @dataclass(frozen=True)
 class Point:
@@ -116,7 +119,7 @@ def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
     if not names:
         raise UserError(_no_points(kind, trace, position, lost))
     doubts = (_lost(kind, names, lost), _mostly_tokens(kind, trace), _only_one(kind, trace, position, names))
-    for doubt in (*doubts, _left_aside(kind, trace, position)):
+    for doubt in (*doubts, _left_aside(kind, trace, position) or _ways_aside(kind, trace)):
         if doubt:
             warnings.warn(f"attach: {doubt}", stacklevel=4)
     return names
@@ -167,6 +170,24 @@ def _left_aside(kind: str, trace: Trace, position: str) -> str:
         f"{len(aside)} of the {len(blocks)} blocks of {kind}, such as {aside[-1]}, lead to other outputs than the one "
         f"that is computed last, and position={position!r} follows the way to that one alone. Use position='post', or "
         "name modules with points=."
+    )
+
+
+def _ways_aside(kind: str, trace: Trace) -> str:
+    """Say that layers lead to another output, where blocks are looked for on the way to the last one alone."""
+    if residual_branches(trace):
+        return ""
+    aside = [trace.values[number] for number in trace.aside]
+    longest: dict[int, int] = {}  # the layers in a row up to each value
+    for value in aside:
+        longest[value.index] = max(longest.get(parent, 0) for parent in value.parents) + value.is_layer
+    if max(longest.values(), default=0) < _LAYERS_OF_A_WAY:
+        return ""
+    modules = map_modules(trace, trace.aside)
+    return (
+        f"{sum(value.is_layer for value in aside)} layers of {kind} lead to other outputs than the "
+        "one that is computed last, and get no attention. Name modules with points=, such as "
+        f"{', '.join(modules[-_EXAMPLES:])}."
     )
 
 

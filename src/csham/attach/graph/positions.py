@@ -40,8 +40,9 @@ def residual_ends(trace: Trace) -> Ends:
     """Find the modules that put out the end of a residual branch, before the addition.
 
     An addition of two feature maps is residual if one of them, the shortcut, is the value that the other, the branch,
-    was computed from, or a projection of that. Additions within a branch, such as those that join parallel branches,
-    feature groups (Res2Net) or resolutions (HRNet), are not.
+    was computed from, or a projection of that; so is another, to such a sum, of what was computed from the same value.
+    Additions within a branch, such as those that join parallel branches, feature groups (Res2Net) or resolutions
+    (HRNet), are not.
     """
     return outputs_at(trace, [branch.end for branch in residual_branches(trace).values()])
 
@@ -105,7 +106,10 @@ def residual_branches(trace: Trace) -> dict[int, Branch]:
         alike = len(operands) == 2 and all(v.is_map and v.shape == value.shape for v in operands)
         if value.op in ADDITIONS and alike and value.index not in trace.skips:
             one, other = operands
-            branch = _as_branch(trace, one, other, branches) or _as_branch(trace, other, one, branches)
+            pairs = ((one, other), (other, one))
+            found = (_as_branch(trace, shortcut, end, branches) for shortcut, end in pairs)
+            more = (_as_another(trace, total, end, branches) for total, end in pairs)
+            branch = next((branch for branch in (*found, *more) if branch is not None), None)
             if branch is not None and (one.layout or other.layout):
                 for inner in branch.within:
                     del branches[inner]
@@ -132,6 +136,13 @@ def _as_branch(trace: Trace, shortcut: Value, end: Value, branches: dict[int, Br
         if layers > _LONGEST_SHORTCUT:
             return None
     return None
+
+
+def _as_another(trace: Trace, total: Value, end: Value, branches: dict[int, Branch]) -> Branch | None:
+    """Return the branch that ends with ``end``, if it starts where that of a residual sum does: ``x + a(x) + b(x)``."""
+    if total.index not in branches:
+        return None
+    return _as_branch(trace, trace.values[branches[total.index].start], end, branches)
 
 
 def _is_used_whole(trace: Trace, fork: Value, ways: dict[int, int]) -> bool:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from csham.attach.graph.kinds import other_maps
+from csham.attach.graph.updates import merge_updates
 from csham.attach.graph.values import CONVOLUTIONS, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
@@ -128,10 +129,11 @@ def _record(model: nn.Module, images: Tensor) -> Trace:
         with recorder:
             output = model(images)
     known = recorder.use(list(_leaves(output)))
+    merge_updates(recorder.values)
     modules = dict(model.named_modules())
     weighted = frozenset(name for name, module in modules.items() if any(True for _ in module.parameters()))
     containers = frozenset(name for name, module in modules.items() if isinstance(module, CONTAINERS))
-    return Trace(recorder.values, recorder.calls, weighted, containers, max(known, default=None))
+    return Trace(recorder.values, recorder.calls, weighted, containers, tuple(sorted(known)))
 
 
 def _leaves(output: Any, levels: int = 3) -> Iterator[Any]:
@@ -169,6 +171,9 @@ class _Recorder(TorchFunctionMode):
             targets = [target for target in targets if isinstance(target, Tensor)]
             if targets:  # no shape or size
                 self.use((args, kwargs))
+            stacked = self._stacked(inputs, targets) if name in ("sum", "mean") else ()
+            if stacked:
+                name, inputs, layout = "add", stacked, self._layouts(stacked)
             for tensor in targets:
                 self._add(name, inputs, tensor, layout(name, tensor, args, kwargs), _filters(name, args, kwargs))
         return output
@@ -226,6 +231,13 @@ class _Recorder(TorchFunctionMode):
         self.index[id(tensor)] = value.index
         self._handed_on.pop(id(tensor), None)
         self._alive.append(tensor)
+
+    def _stacked(self, inputs: tuple[int, ...], outputs: list[Tensor]) -> tuple[int, ...]:
+        """Return the maps that were stacked, where a function of the stack made one map like each of them."""
+        stack = self.values[inputs[0]]
+        shapes = {self.values[index].shape for index in stack.parents}
+        whole = len(inputs) == len(outputs) == 1 and stack.op == "stack" and len(stack.parents) > 1
+        return stack.parents if whole and shapes == {tuple(outputs[0].shape)} and outputs[0].dim() == 4 else ()
 
     def _layouts(self, inputs: tuple[int, ...]) -> Any:
         parents = [self.values[index] for index in inputs]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADDITIONS", "CONVOLUTIONS", "LONGEST_BRANCH", "Call", "Trace", "Value"]
+__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "Call", "Trace", "Value"]
 
 CONVOLUTIONS = frozenset(
     {
@@ -29,7 +29,8 @@ _POOLINGS = frozenset(
     | {"max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "boolean_dispatch"}
 )
 ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
-_MERGES = ADDITIONS | {"cat", "concat", "concatenate", "stack"}
+_MERGES = ADDITIONS | {"cat", "concat", "concatenate"}
+DROPOUTS = frozenset({"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous"})
 LONGEST_BRANCH = 16  # convolutions
 # A pyramid of poolings has one layer at each size; what lies between the ends of a skip connection has more.
 _LAYERS_OF_A_LEVEL = 2
@@ -124,14 +125,19 @@ class Trace:
         calls: Every module call, in order; 0 is the network's own.
         weighted: Names of the modules with parameters.
         containers: Names of the modules that run their children one after another, whatever these are.
-        output: Index of the network's output; of several the one computed last; None if none came from the images.
+        outputs: Indices of the network's outputs, as far as these came from the images, in order.
     """
 
     values: list[Value]
     calls: list[Call]
     weighted: frozenset[str]
     containers: frozenset[str]
-    output: int | None
+    outputs: tuple[int, ...]
+
+    @property
+    def output(self) -> int | None:
+        """Index of the network's output; of several the one computed last; None if none came from the images."""
+        return self.outputs[-1] if self.outputs else None
 
     def outputs_of(self, name: str) -> list[int | None]:
         """Return what each call of a module put out."""
@@ -158,11 +164,19 @@ class Trace:
     @cached_property
     def above_output(self) -> frozenset[int]:
         """The output, and every value that it was computed from."""
-        above = {self.output}
-        for index in range(self.output or 0, 0, -1):
+        return self._above(self.outputs[-1:])
+
+    @cached_property
+    def aside(self) -> list[int]:
+        """Values that other outputs alone were computed from, in order."""
+        return sorted(self._above(self.outputs) - self.above_output)
+
+    def _above(self, ends: Sequence[int]) -> frozenset[int]:
+        above = set(ends)
+        for index in range(max(ends, default=0), 0, -1):
             if index in above:
                 above.update(self.values[index].parents)
-        return frozenset(index for index in above if index is not None)
+        return frozenset(above)
 
     @property
     def skips(self) -> frozenset[int]:

@@ -42,8 +42,10 @@ class Attached(Opaque, nn.Module):
     """
 
     gate: nn.Parameter | None
-    # Of the class too, for networks pickled before it was there.
+    # Of the class too, for networks pickled before they were there.
     recomputes_norm = False
+    # True if the attention writes into the map that it is given, which may be used elsewhere: it gets a copy.
+    copies_map = False
 
     def __init__(
         self,
@@ -116,23 +118,25 @@ class Attached(Opaque, nn.Module):
         if self.lends is None:
             return super().as_node(x)
         node: Any = super().as_node(x, weights=True)
-        self.lends.trace(x.tracer, node[1])
+        self.lends.trace(x.tracer, self.name, node[1])
         return node[0]
 
     def _attend_alone(self, x: Tensor, weights: Any) -> Any:
         if self.lends is not None:
             return self.lends.alone(partial(self.forward, x))
         assert self.borrows is not None
-        return self.borrows.alone(partial(self.forward, x), weights)[0]
+        return self.borrows.alone(partial(self.forward, x), (str(self.lender), weights))[0]
 
     def _finish(self, y: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
         total = y.add_(shortcut) if inplace else y + shortcut
         return total.relu_()
 
     def _attend(self, x: Tensor, shortcut: Tensor | None, source: ops.Source | None) -> Tensor:
+        if self.copies_map:
+            x = x.clone()
         if self.lends is not None:
             y, weights = apply_and_lend(self.attention, x, shortcut, source)
-            self.lends.lend(weights)
+            self.lends.lend(self.name, weights)
             return y
         connection = self.part if self.part in _CONNECTED else None
         borrowed = self._borrow()

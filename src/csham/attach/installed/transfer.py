@@ -1,7 +1,8 @@
 """Carry channel weights from the point that computed them to the points that use them again.
 
-Within a call of a stage the weights lent last wait in one slot. The slot belongs to the running thread, so that two
-threads never meet, and is empty again when the call ends. Activation checkpointing runs a block of the stage on its
+Within a call of a stage the weights lent last wait in one slot, with the name of their lender: one that a network skips
+lends nothing, and its borrower is not to take another's. The slot belongs to the running thread, so that two threads
+never meet, and is empty again when the call ends. Activation checkpointing runs a block of the stage on its
 own, once more and perhaps on another thread: for that, the weights ride on the map that goes from block to block, as an
 attribute of the tensor, and live as long as it does. torch.compile follows both, slot and attribute; in graphs of
 torch.fx the weights are values.
@@ -27,7 +28,8 @@ __all__ = ["ChannelWeightTransfer"]
 _TRACED = "_csham_lent"
 _numbers = count()
 
-_Slot = tuple[tuple[nn.Module | None, ...], Tensor | None]
+_Lent = tuple[str, Tensor]  # the lender's name, and its weights
+_Slot = tuple[tuple[nn.Module | None, ...], _Lent | None]
 _EMPTY: _Slot = ((), None)
 
 
@@ -43,51 +45,53 @@ class ChannelWeightTransfer:
         # A copied or pickled network starts with nothing in flight, and shares nothing with the original.
         return ChannelWeightTransfer, ()
 
-    def lend(self, weights: Tensor) -> None:
-        """Make ``weights``, (B, C), those that :meth:`borrow` returns until the stage ends."""
+    def lend(self, lender: str, weights: Tensor) -> None:
+        """Make ``weights``, (B, C), those that :meth:`borrow` returns until the stage ends or another point lends."""
         running, _ = self._slot
         if running:
-            self._slot = running, weights
+            self._slot = running, (lender, weights)
 
     def borrow(self, borrower: str, lender: str) -> Tensor:
-        """Return the weights that were lent last, (B, C).
+        """Return the weights that were lent last, (B, C), if ``lender`` lent them.
 
         Raises:
             RuntimeError: The lender did not run before, in this forward pass.
         """
-        _, weights = self._slot
-        if weights is None:
+        _, lent = self._slot
+        if lent is None or lent[0] != lender:
             raise RuntimeError(
                 f"{borrower} applies the channel weights of {lender}, which are not at hand. The two must run in one "
-                "forward pass. Under activation checkpointing use use_reentrant=False and let each checkpointed part "
-                "begin at a block, or checkpoint whole stages."
+                "forward pass. If the network skips blocks (stochastic depth, LayerDrop), use another strategy, such "
+                "as 'sequential'. Under activation checkpointing use use_reentrant=False and let each checkpointed "
+                "part begin at a block, or checkpoint whole stages."
             )
-        return weights
+        return lent[1]
 
-    def alone(self, run: Callable[[], Tensor], weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def alone(self, run: Callable[[], Tensor], lent: _Lent | None = None) -> tuple[Tensor, Tensor | None]:
         """Call what lends or borrows as if a stage held nothing else.
 
         Args:
             run: Function to call.
-            weights: Those that are lent to it.
+            lent: The weights that are lent to it, and by whom.
 
         Returns:
             Result of ``run``, and the weights that it lent.
         """
         around = self._slot
-        self._slot = (None,), weights
+        self._slot = (None,), lent
         try:
-            return run(), self._slot[1]
+            y, (_, lent) = run(), self._slot
+            return y, None if lent is None else lent[1]
         finally:
             self._slot = around
 
-    def trace(self, tracer: Any, weights: Proxy) -> None:
+    def trace(self, tracer: Any, lender: str, weights: Proxy) -> None:
         """Do as :meth:`lend` where torch.fx traces: it calls the modules of a stage, but not always the stage."""
-        vars(tracer).setdefault(_TRACED, {})[self] = weights
+        vars(tracer).setdefault(_TRACED, {})[self, lender] = weights
 
     def traced(self, tracer: Any, borrower: str, lender: str) -> Proxy:
         """Do as :meth:`borrow` where torch.fx traces."""
-        weights = vars(tracer).get(_TRACED, {}).get(self)
+        weights = vars(tracer).get(_TRACED, {}).get((self, lender))
         if weights is None:
             raise RuntimeError(
                 f"{borrower} applies the channel weights of {lender}, which are not at hand: this tracer of torch.fx "
@@ -112,36 +116,38 @@ class ChannelWeightTransfer:
 
     @property
     def _slot(self) -> _Slot:
-        """Modules under way that hold the stage's points, one within the other; and the weights lent last."""
+        """Modules under way that hold the stage's points, one within the other; and what was lent last."""
         return getattr(self._local, "slot", _EMPTY)
 
     @_slot.setter
     def _slot(self, slot: _Slot) -> None:
         self._local.slot = slot
 
-    def _hand_on(self, output: Any, weights: Tensor | None) -> None:
+    def _hand_on(self, output: Any, lent: _Lent | None) -> None:
         """Let weights ride on what a block puts out."""
-        if weights is not None and not exporting():
+        if lent is not None and not exporting():
             for tensor in _tensors(output):
-                setattr(tensor, self._attribute, weights)
+                setattr(tensor, self._attribute, lent)
 
-    def _note(self, args: tuple[Any, ...], weights: Tensor | None) -> None:
+    def _note(self, args: tuple[Any, ...], lent: _Lent | None) -> None:
         """Let the values of weights ride on what a block is given, if it may be run again for its backward pass."""
-        if weights is None or not _may_be_run_again():
+        if lent is None or not _may_be_run_again():
             return
+        lender, weights = lent
         # Without their graph, which may hold that very tensor: the two would keep each other alive.
         values = weights.detach().requires_grad_(weights.requires_grad)
         for tensor in _tensors(args):
-            if self._riding_on(tensor) is not weights:
-                setattr(tensor, self._attribute, values)
+            riding = self._riding_on(tensor)
+            if riding is None or riding[1] is not weights:
+                setattr(tensor, self._attribute, (lender, values))
 
-    def _take(self, args: tuple[Any, ...]) -> Tensor | None:
+    def _take(self, args: tuple[Any, ...]) -> _Lent | None:
         """Return the weights that ride on what a block is given."""
         riding = [self._riding_on(tensor) for tensor in _tensors(args)]
-        known = [weights for weights in riding if weights is not None]
+        known = [lent for lent in riding if lent is not None]
         return known[0] if known else None
 
-    def _riding_on(self, tensor: Tensor) -> Tensor | None:
+    def _riding_on(self, tensor: Tensor) -> _Lent | None:
         return getattr(tensor, self._attribute, None)
 
 
@@ -154,23 +160,23 @@ def _enter(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    running, weights = transfer._slot
+    running, lent = transfer._slot
     given = (*args, *kwargs.values())
     # A module is never within itself: what says so was left behind by Ctrl-C, for which torch calls no hooks.
     if not running or any(one is module for one in running):
-        running, weights = (), transfer._take(given)
+        running, lent = (), transfer._take(given)
     else:
-        transfer._note(given, weights)
-    transfer._slot = (*running, module), weights
+        transfer._note(given, lent)
+    transfer._slot = (*running, module), lent
 
 
 def _leave(
     transfer: ChannelWeightTransfer, hands_on: bool, module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    running, weights = transfer._slot
+    running, lent = transfer._slot
     if hands_on:
-        transfer._hand_on(output, weights)
-    transfer._slot = (running[:-1], weights) if len(running) > 1 else _EMPTY
+        transfer._hand_on(output, lent)
+    transfer._slot = (running[:-1], lent) if len(running) > 1 else _EMPTY
 
 
 def _may_be_run_again() -> bool:
