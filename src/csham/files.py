@@ -170,21 +170,15 @@ def remove_file(path: Path) -> None:
 def remove_leftovers(place: Path) -> None:
     """Remove what processes that are gone left beside ``place``, and put back an old folder that has no successor.
 
-    Of the names of earlier versions, those of ``place`` alone are known. On other machines the system may not tell who
-    still writes, so what comes from there has to be a week old.
+    On other machines the system may not tell who still writes, so what comes from there has to be a week old.
     """
     with suppress(OSError):
         for path in list(place.parent.iterdir()):
-            if match := _TEMPORARY.fullmatch(path.name):
-                name, host, number, old = match["name"], match["host"], int(match["pid"]), match["kind"] == "old"
-            elif match := re.fullmatch(_EARLIER.format(re.escape(place.name)), path.name):
-                name, host, number = _short(place.name), _host(), int(match["pid"] or 0)
-                old = "old" in (match["kind"], match["cached"])
-            else:
-                continue
-            if not old or name == _short(place.name):
+            match = _TEMPORARY.fullmatch(path.name)
+            old = match is not None and match["kind"] == "old"
+            if match and (not old or match["name"] == _short(place.name)):
                 with suppress(OSError):
-                    _remove_abandoned(path, host, number, place if old else None)
+                    _remove_abandoned(path, match["host"], int(match["pid"]), place if old else None)
 
 
 def sha256_of(path: Path) -> str:
@@ -474,9 +468,6 @@ _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.csham-(?P<kind>new|old)-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL
 )
 
-# Of earlier versions: .NAME.PID.tmp, .NAME.PID.new, .NAME.PID.old, .NAME.tmp-new-TOKEN, .NAME.tmp-old-TOKEN
-_EARLIER = r"\.{}\.(?:(?P<pid>\d+)\.(?P<kind>tmp|new|old)|tmp-(?P<cached>new|old)-[0-9a-f]{{8}})"
-
 
 def _temporary(place: Path, kind: str = "new") -> Path:
     token = uuid.uuid4().hex[:8]
@@ -519,9 +510,7 @@ def _remove_abandoned(path: Path, host: str, number: int, home: Path | None) -> 
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         locked = _lock(handle, wait=False)
-        # Earlier versions held no lock, so that a living process of that number counts too.
-        earlier = _TEMPORARY.fullmatch(path.name) is None
-        if locked is False or ((locked is None or earlier) and not aged and _is_alive(number)):
+        if locked is False or (locked is None and not aged and _is_alive(number)):
             return
         if home is not None and not home.exists():
             path.rename(home)
@@ -534,8 +523,8 @@ def _remove_abandoned(path: Path, host: str, number: int, home: Path | None) -> 
 
 
 def _is_alive(number: int) -> bool:
-    """Tell whether a process of this machine has the number; 0 stands for one that is not known."""
-    if number == 0 or os.name == "nt":  # where a signal ends a process, whichever it is
+    """Return True if a process of this machine has the number."""
+    if os.name == "nt":  # where a signal ends a process, whichever it is
         return True
     try:
         os.kill(number, 0)

@@ -37,13 +37,6 @@ def replace_in(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def dead():
-    """The number of a process that is gone."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def test_a_recipe_attaches_what_is_named_its_way(go, tmp_path):
     """By gates for fine-tuning, also where the study is extended; not where something else is said."""
     weights = tmp_path / "w.pt"
@@ -104,13 +97,6 @@ def test_a_process_killed_while_it_wrote_the_study_does_not_block_it(go, tmp_pat
     left = {path.name for path in (tmp_path / "study").iterdir()}
     assert len(left) == 2
     assert "locks" in left
-    assert go().store.exists
-    assert {path.name for path in (tmp_path / "study").iterdir()} == {"locks", "study.yaml"}
-
-
-def test_what_earlier_versions_left_of_a_study_does_not_block_it(go, tmp_path):
-    (tmp_path / "study/locks").mkdir(parents=True)
-    (tmp_path / f"study/.study.yaml.{dead()}.tmp").write_text("format: 1\ndata:")
     assert go().store.exists
     assert {path.name for path in (tmp_path / "study").iterdir()} == {"locks", "study.yaml"}
 
