@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from csham.backbones.lookup import deeper
 from csham.backbones.scale import FAMILIES, family_of
 from csham.errors import UserError
-from csham.study.costs import make_comparison
+from csham.study.costs import make_comparison, timed_precision
 from csham.study.grid import Network, Study
 from csham.study.store import Store
 
@@ -48,7 +48,7 @@ def step_times(
         num_classes: Width of the logits.
         image_size: Side of the images, in pixels.
         batch_size: Images per step.
-        precision: ``"fp32"`` or another, which is taken as ``"bf16"``.
+        precision: As a run's; see :func:`csham.study.costs.timed_precision`.
         device: As in :class:`csham.training.config.TrainConfig`.
         seconds: Time after which no further round begins, of each run.
         progress: Told what happens.
@@ -62,7 +62,7 @@ def step_times(
             device=device,
             progress=progress,
             batch_sizes=(batch_size,),
-            precisions=("fp32" if precision == "fp32" else "bf16",),
+            precisions=(timed_precision(precision),),
             seconds=seconds,
         )
         comparison.run()

@@ -9,7 +9,7 @@ from typing import Literal
 from csham.study.grid import MOST_SEEDS
 from csham.study.statistics import FEW, Difference, Interval
 
-__all__ = ["STATISTICS", "Statistic"]
+__all__ = ["STATISTICS", "Statistic", "computed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +100,8 @@ STATISTICS = {
     ]
 }
 """Every statistic by its name, in the order of the tables."""
+
+
+def computed(differences: Sequence[float]) -> dict[str, float | Interval | None]:
+    """Compute from paired differences, in percentage points, the statistics that need nothing else, by their names."""
+    return {one.name: one.compute(differences) for one in STATISTICS.values() if one.compute}

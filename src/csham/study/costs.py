@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from csham.cost import Comparison, Cost
     from csham.cost.comparison import Progress
 
-__all__ = ["COSTS_FILE", "make_comparison", "measure_costs", "read_costs", "run_comparison"]
+__all__ = ["COSTS_FILE", "make_comparison", "measure_costs", "read_costs", "run_comparison", "timed_precision"]
 
 COSTS_FILE = "costs.json"
 
@@ -69,7 +69,7 @@ def measure_costs(
         "num_classes": study.data.classes,
         "image_size": study.data.image_size,
         "batch_size": study.settings["batch_size"],
-        "precision": _precision(study),
+        "precision": timed_precision(study.settings["precision"]),
         "device": choose_device(device),
         "compiled": False,
     }
@@ -186,9 +186,9 @@ def _is_row(row: Any) -> bool:
 _NUMBERS = ("params", "flops", "train_step_ms", "images_per_s", "latency_ms", "peak_mib", "train_peak_mib")
 
 
-def _precision(study: Study) -> str:
-    # fp16 and bf16 take the same time wherever there is fp16.
-    return "fp32" if study.settings["precision"] == "fp32" else "bf16"
+def timed_precision(precision: str) -> str:
+    """Return the precision that is timed for a run's: fp16 and bf16 take the same time wherever there is fp16."""
+    return "fp32" if precision == "fp32" else "bf16"
 
 
 def _same(content: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 from csham.cost.passes import forward_of, seconds_per_call, training
 from csham.memory import retain_memory
+from csham.study.costs import timed_precision
 from csham.study.grid import Cell, Network, Study
 from csham.training.machine import choose_device
 from csham.training.turns import EVALUATED
@@ -99,9 +100,7 @@ def _seconds_per_image(study: Study, model: nn.Module, device: torch.device, sec
     if device.type in ("cpu", "cuda"):
         model = model.to(memory_format=torch.channels_last)
     model = model.to(device)
-    # fp16 and bf16 take the same time wherever there is fp16.
-    precision = "fp32" if study.settings["precision"] == "fp32" else "bf16"
-    forward = forward_of(model, device, precision, compiled=False)
+    forward = forward_of(model, device, timed_precision(study.settings["precision"]), compiled=False)
     batch, size = study.settings["batch_size"], study.data.image_size
 
     def timed(images: int, budget: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from csham.backbones.spec import NETWORK_FIELDS
 from csham.errors import UserError, unknown_name
-from csham.study.comparison_statistics import STATISTICS
+from csham.study.comparison_statistics import computed
 from csham.study.findings import (
     AgainstControl,
     ClassDifference,
@@ -180,7 +180,7 @@ def _comparisons(
             seeds=tuple(pairs),
             differences=tuple(pairs.values()),
             controls=_against_controls(study, tops, network.label, means),
-            more={one.name: one.compute(tuple(pairs.values())) for one in STATISTICS.values() if one.compute},
+            more=computed(tuple(pairs.values())),
         )
         for network, pairs, found in zip(networks, paired, judged, strict=True)
     ]

@@ -24,6 +24,7 @@ verdict.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -511,13 +512,9 @@ def _chi(df: int) -> np.ndarray:
 
 def _first(enough: Callable[[int], bool], least: int) -> int | None:
     """Return the smallest number from ``least`` to ``MOST_SEEDS`` that is enough, if any; more are enough too."""
-    if least > MOST_SEEDS or not enough(MOST_SEEDS):
-        return None
-    low, high = least - 1, MOST_SEEDS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    numbers = range(least, MOST_SEEDS + 1)
+    place = bisect_left(numbers, True, key=enough)
+    return numbers[place] if place < len(numbers) else None
 
 
 def _sentence(found: Judgement, test: _Tests, seeds_needed: int | None, margin: _Margin, tests: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from csham.errors import UserError, unknown_name
-from csham.study.comparison_statistics import STATISTICS
+from csham.study.comparison_statistics import computed
 from csham.study.findings import Comparison, Spread, plain_values
 from csham.study.grid import WORTHWHILE
 from csham.study.headline import Words, headline
@@ -460,7 +460,7 @@ def _judged(
                 seeds=tuple(differences),
                 differences=tuple(differences.values()),
                 controls=(),
-                more={one.name: one.compute(tuple(differences.values())) for one in STATISTICS.values() if one.compute},
+                more=computed(tuple(differences.values())),
             )
         )
     pooled = pool([(found[measure.name], measure.worthwhile) for measure in measures])

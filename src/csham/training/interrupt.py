@@ -15,6 +15,7 @@ from typing import Any
 from csham.errors import UserError
 
 __all__ = [
+    "STOPPING",
     "STOP_SIGNALS",
     "TIME_IS_OVER",
     "InterruptedRunError",
@@ -33,6 +34,9 @@ STOP_SIGNALS = (*_LATE, *_EARLY)
 
 TIME_IS_OVER = 14
 """Stands for a signal where the time is over: the number of SIGALRM, which Windows has not."""
+
+STOPPING = "stopping after this step; once more stops at once"
+"""Note to the user who asked for a stop."""
 
 _SECONDS_TO_END = 2.0  # of a process that has saved
 

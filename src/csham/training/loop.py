@@ -31,7 +31,7 @@ from csham.training.course import is_over, schedule_notes, stopped_early, with_m
 from csham.training.evaluation import collect_in_turns, keeps_probabilities, predict_in_turns
 from csham.training.finish import finish
 from csham.training.graphs import GraphedAnswers, GraphedSteps, Replays
-from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
+from csham.training.interrupt import STOPPING, TIME_IS_OVER, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.metrics import Predictions, accuracy_names
 from csham.training.progress import QuietProgress
 from csham.training.run_folder import RunFolder
@@ -250,7 +250,7 @@ def _run(
 ) -> Turns[dict[str, Any]]:
     """Train from ``state`` to the end, alone in the run folder, to which ``reopen`` adds epochs."""
     lock = filelock.FileLock(session.folder.path / "checkpoints" / ".lock", timeout=0)
-    own = StopRequest(lambda: session.note("stopping after this step; once more stops at once"), limit)
+    own = StopRequest(lambda: session.note(STOPPING), limit)
     try:
         with lock if session.is_main else nullcontext(), own if stop is None else nullcontext():
             if reopen and session.is_main:

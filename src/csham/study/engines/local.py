@@ -29,7 +29,7 @@ from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
 from csham.study.record import is_over, now
 from csham.study.store import Store
-from csham.training.interrupt import TIME_IS_OVER, StopRequest, TimeLimit
+from csham.training.interrupt import STOPPING, TIME_IS_OVER, StopRequest, TimeLimit
 from csham.words import counted
 
 __all__ = ["available_cores", "run_local"]
@@ -76,7 +76,7 @@ def run_local(
     """
     gpus = _gpus(machine)
     engine = _Engine(store, tasks, machine, progress, gpus, _rooms(machine, gpus, jobs, together), wait, limit)
-    with StopRequest(lambda: progress.note("stopping after this step; once more stops at once"), limit) as stop:
+    with StopRequest(lambda: progress.note(STOPPING), limit) as stop:
         try:
             outcome = engine.run(stop)
         except KeyboardInterrupt:

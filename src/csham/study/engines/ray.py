@@ -31,7 +31,7 @@ from csham.study.progress import StudyProgress
 from csham.study.record import DamagedRunError, is_over, now
 from csham.study.store import Store
 from csham.study.study_file import FILE
-from csham.training.interrupt import InterruptedRunError, StopRequest, TimeLimit
+from csham.training.interrupt import STOPPING, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.progress import QuietProgress
 
 __all__ = ["run_ray"]
@@ -83,7 +83,7 @@ def run_ray(
             be trained there.
     """
     ray = _import_ray()
-    stopping = StopRequest(lambda: progress.note(_STOPPING), limit)
+    stopping = StopRequest(lambda: progress.note(STOPPING), limit)
     # Ray prints what befalls its processes, and standard output is for results.
     with contextlib.redirect_stdout(sys.stderr), _connected(ray, address), stopping as stop:
         gpus = _gpus(ray, machine) if num_gpus is None else num_gpus
@@ -94,9 +94,6 @@ def run_ray(
             return engine.run(stop)
         finally:
             engine.end()
-
-
-_STOPPING = "stopping after this step; once more stops at once"
 
 
 def _import_ray() -> ModuleType:
