@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,12 +39,8 @@ def find_epilogues(model: nn.Module, trace: Trace, attached: Mapping[str, str]) 
         block = _block_of(trace, host)
         if block is not None:
             blocks.setdefault(block, []).append(host)
-    # What is fused itself runs another forward than was read.
-    closed = {*attached, *blocks}
-    known: dict[Any, list[_Read]] = {}
-    epilogues = {
-        block: _epilogue(model, trace, block, hosts, attached, closed, known) for block, hosts in blocks.items()
-    }
+    reader = _Reader(model, trace, attached, blocks)
+    epilogues = {block: reader.epilogue(block, hosts) for block, hosts in blocks.items()}
     return {block: epilogue for block, epilogue in epilogues.items() if epilogue is not None}
 
 
@@ -66,54 +62,64 @@ def _block_of(trace: Trace, host: str) -> str | None:
     return block if alike and inside and once and activated in (["relu"], ["relu_"]) else None
 
 
-def _epilogue(
-    model: nn.Module,
-    trace: Trace,
-    name: str,
-    hosts: Sequence[str],
-    attached: Mapping[str, str],
-    closed: Collection[str],
-    known: dict[Any, list[_Read]],
-) -> Epilogue | None:
-    block = model.get_submodule(name)
-    prefix = f"{name}." if name else ""
+class _Read(NamedTuple):
+    """A block's epilogue, and what its forward calls in training and in evaluation."""
 
-    def readable(path: str) -> bool:
-        inside = block.get_submodule(path)
-        return can_subclass(inside) and can_open(inside) and prefix + path not in closed
+    epilogue: Epilogue
+    called: list[list[str]]
 
-    hosts = [host for host in hosts if all(map(readable, _above(host.removeprefix(prefix))))]
-    if not hosts or not can_subclass(block):
-        return None
-    opened = sorted({path for host in hosts for path in _above(host.removeprefix(prefix))})
-    paths = {host.removeprefix(prefix): path for host, path in attached.items() if host.startswith(prefix)}
-    ends = {host.removeprefix(prefix): attached[host] for host in hosts}
-    ran = _calls_of(trace, name, opened)
-    # Blocks that are built alike, and in which a forward would read the same, are read once.
-    likes = known.setdefault((_build(block), tuple(opened), *map(tuple, (ends.items(), paths.items()))), [])
-    for read in likes:
-        if _holds(read, block) and all(_are_same(block, prefix, ran, drawn) for drawn in read.called):
-            return read.epilogue
+
+class _Reader:
+    """Reader of a network's blocks; of those that are built alike, and in which a forward reads the same, of one."""
+
+    def __init__(
+        self, model: nn.Module, trace: Trace, attached: Mapping[str, str], blocks: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._model = model
+        self._trace = trace
+        self._attached = attached
+        # What is fused itself runs another forward than was read.
+        self._closed = {*attached, *blocks}
+        self._known: dict[Any, list[_Read]] = {}
+
+    def epilogue(self, name: str, hosts: Sequence[str]) -> Epilogue | None:
+        """Return a block's epilogue, if it can have one, with the ends of those of its hosts that can be reached."""
+        block, prefix = self._model.get_submodule(name), f"{name}." if name else ""
+        inside = [host.removeprefix(prefix) for host in hosts]
+        inside = [host for host in inside if all(self._is_readable(prefix + path) for path in _above(host))]
+        opened = sorted({path for host in inside for path in _above(host)})
+        ran = _calls_of(self._trace, name, opened)
+        if not inside or not can_subclass(block) or not all(path.startswith(prefix) for path in ran):
+            return None
+        ran = [path.removeprefix(prefix) for path in ran]
+        points = {host.removeprefix(prefix): path for host, path in self._attached.items() if host.startswith(prefix)}
+        ends = {host: points[host] for host in inside}
+        likes = self._known.setdefault((_build(block), *map(tuple, (opened, ends.items(), points.items()))), [])
+        for read in likes:
+            if _holds(read, block) and all(_are_same(block, ran, drawn) for drawn in read.called):
+                return read.epilogue
+        new = _read(block, opened, ran, ends, list(points))
+        likes += [] if new is None else [new]
+        return None if new is None else new.epilogue
+
+    def _is_readable(self, path: str) -> bool:
+        module = self._model.get_submodule(path)
+        return can_subclass(module) and can_open(module) and path not in self._closed
+
+
+def _read(
+    block: nn.Module, opened: Sequence[str], ran: Sequence[str], ends: Mapping[str, str], points: Sequence[str]
+) -> _Read | None:
     routes, called = [], []
     for training in (True, False):
         forward = forward_graph(block, opened, training=training)
         if forward is None:
             return None
         called.append([str(node.target) for node in forward.graph.nodes if node.op == "call_module"])
-        if not _are_same(block, prefix, ran, called[-1]):
+        if not _are_same(block, ran, called[-1]):
             return None
-        routes.append(_route(block, forward, ends, list(paths)))
-    if routes[0] is None or routes[0] != routes[1]:
-        return None
-    likes.append(_Read(routes[0], called))
-    return routes[0]
-
-
-class _Read(NamedTuple):
-    """A block's epilogue, and what its forward calls in training and in evaluation."""
-
-    epilogue: Epilogue
-    called: list[list[str]]
+        routes.append(_route(block, forward, ends, points))
+    return _Read(routes[0], called) if routes[0] is not None and routes[0] == routes[1] else None
 
 
 def _holds(read: _Read, block: nn.Module) -> bool:
@@ -158,12 +164,11 @@ def _calls_of(trace: Trace, block: str, opened: Sequence[str]) -> list[str]:
     return called(next(number for number, call in enumerate(trace.calls) if call.name == block))
 
 
-def _are_same(block: nn.Module, prefix: str, ran: Sequence[str], drawn: Sequence[str]) -> bool:
+def _are_same(block: nn.Module, ran: Sequence[str], drawn: Sequence[str]) -> bool:
     """Return True if a graph calls what the block called when it ran: a forward may look at the type of its input."""
-    if len(ran) != len(drawn) or not all(name.startswith(prefix) for name in ran):
+    if len(ran) != len(drawn):
         return False
-    pairs = zip(ran, drawn, strict=True)
-    return all(block.get_submodule(one.removeprefix(prefix)) is block.get_submodule(other) for one, other in pairs)
+    return all(block.get_submodule(one) is block.get_submodule(other) for one, other in zip(ran, drawn, strict=True))
 
 
 def _route(
