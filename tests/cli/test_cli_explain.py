@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -81,13 +82,14 @@ def test_scores_go_where_output_says(csham, finished, attended, tmp_path):
 
 def test_a_folder_leaves_out_the_pictures_that_were_made_of_it(csham, finished, write_images, tmp_path, monkeypatch):
     write_images(tmp_path / "photos", count=1)
+    shutil.copy(tmp_path / "photos/ant/0.png", tmp_path / "photos/mine.png")  # so that its folders are no classes
     monkeypatch.chdir(tmp_path / "photos")
     for _ in range(2):
         code, out, _ = csham("explain", finished, ".", "--device", "cpu", "--quiet")
         assert code == 0
-        assert "3 pictures in explanations" in out
+        assert "4 pictures in explanations" in out
     assert sorted(path.name for path in (tmp_path / "photos/explanations").iterdir()) == [
-        "0.png", "bee-0.png", "cow-0.png",
+        "0.png", "bee-0.png", "cow-0.png", "mine.png",
     ]  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_the_same_page_twice_and_nothing_to_draw(csham, attended, finished, tmp_
         (["RUN", "--seed", "-1"], "--seed must be from 0 to below 2**63, got -1"),
         (["RUN", "--device", "meta"], "unknown device 'meta'"),
         (["RUN", "--data", "digits"], "has other classes than the data of"),
-        (["RUN", "--output", "RUN"], "a report replaces its whole folder"),
+        (["RUN", "--output", "RUN"], "is the folder of a run"),
     ],
 )
 def test_what_cannot_be_measured(csham, attended, tmp_path, words, message):

@@ -64,7 +64,7 @@ def test_several_studies_together(csham, tmp_path):
         ("report studies/smal", "there is no study studies/smal"),
         ("report studies", "studies is not a study: it has no study.yaml"),
         ("report studies/small --output studies", "studies holds small"),
-        ("report studies/small --output studies/small/study.yaml", "study.yaml is a file"),
+        ("report studies/small --output studies/small/study.yaml", "study.yaml is not a folder"),
     ],
 )
 def test_bad_input(csham, command, message):

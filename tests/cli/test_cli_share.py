@@ -39,7 +39,7 @@ def test_what_cannot_be_shared_ends_with_code_2(csham, finished, tmp_path):
     for words, message in (
         ((tmp_path / "nothing", tmp_path / "a"), "no run folder"),
         ((run, tmp_path / "a"), "has not finished"),
-        ((finished, run), "not an empty folder"),
+        ((finished, tmp_path), "not an empty folder"),
         ((finished, tmp_path / "a", "--weights", "frist"), "Known: last, best"),
         ((finished, tmp_path / "a", "--license", "my own"), "--license takes"),
     ):

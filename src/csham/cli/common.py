@@ -33,8 +33,6 @@ from csham.words import printable, say
 __all__ = [
     "COMMAND_STARTED",
     "check_counts",
-    "check_folder",
-    "check_output",
     "check_report_packages",
     "check_seed",
     "check_trained",
@@ -117,29 +115,6 @@ def check_trained(path: Path, weights: str | None) -> None:
         zoo_folder(path)
     elif not str(path).startswith("hf:") and not path.exists():
         RunFolder(path).check_run()
-
-
-def check_output(option: str, file: Path | None) -> None:
-    """Refuse, before the long work, a file that could not be written after it."""
-    if file is None:
-        return
-    if file.exists() and not file.is_file():
-        raise UserError(f"{option} {file} is {'a folder' if file.is_dir() else 'not a file'}. Name a file.")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"{option} {file}: there is no folder {file.parent}. Make it first.")
-    if not os.access(file.absolute().parent, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {file}: {file.parent} is not writable. Name a file elsewhere.")
-
-
-def check_folder(option: str, folder: Path | None) -> None:
-    """Refuse, before the long work, a folder that could not be written into after it."""
-    if folder is None:
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{option} {folder} is not a folder. Name another.")
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {folder}: {place} is not a folder that can be written into. Name another.")
 
 
 def check_report_packages() -> None:

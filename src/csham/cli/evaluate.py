@@ -10,7 +10,6 @@ import typer
 import csham.training
 from csham.cli.common import (
     check_counts,
-    check_folder,
     check_trained,
     metrics_table,
     print_json,
@@ -31,6 +30,7 @@ from csham.cli.options import (
 )
 from csham.report.evaluation import evaluation_json, write_evaluation
 from csham.training.metrics import METRICS
+from csham.training.outputs import check_folder
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder, RunWeights
 from csham.words import say
@@ -80,7 +80,7 @@ def evaluate(
     """All metrics of a run's network, with its most confident errors, a table per class and the confusion matrix."""
     check_trained(run, weights)
     check_counts(batch_size=batch_size)
-    check_folder("--output", output)
+    check_folder("--output", output, runs=[run], data=data)
     use_named_code(code)
     if RunFolder(run).config_file.exists():
         RunFolder(run).read_config()

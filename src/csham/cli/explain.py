@@ -12,7 +12,6 @@ import typer
 import csham
 from csham.cli.common import (
     check_counts,
-    check_folder,
     check_seed,
     check_trained,
     print_json,
@@ -35,6 +34,7 @@ from csham.errors import UserError, any_of
 from csham.explain.folder import FORMATS, PictureFolder
 from csham.explain.methods import METHODS, OWN, check_library, find_method
 from csham.report.tables import write_csv
+from csham.training.outputs import check_folder
 from csham.training.progress import QuietProgress, create_progress
 from csham.words import say
 
@@ -104,10 +104,11 @@ def explain(
     if not images and target is not None:
         raise UserError("--target is for pictures; scores are of the class that each image is given. Name images too.")
     _check_method(method, samples, road=road)
-    check_folder("--output", output)
     folder = PictureFolder(output or Path("explanations"), picture_format, npz=npz)
-    paths = folder.images(images or [])
-    for one in filter(None, (run, compare)):
+    paths, runs = folder.images(images or []), [one for one in (run, compare) if one is not None]
+    if output is not None or paths:
+        check_folder("--output", folder.path, runs=runs, images=images or [])
+    for one in runs:
         check_trained(one, weights)
     use_named_code(code)
     from csham.explain.explanation import explain_together  # noqa: PLC0415  torch takes seconds
@@ -119,7 +120,7 @@ def explain(
     progress = create_progress(quiet=quiet)
     try:
         progress.preparing(0, 0, f"loading {run}")
-        networks = [csham.load(one, weights=weights, device=device) for one in (run, compare) if one is not None]
+        networks = [csham.load(one, weights=weights, device=device) for one in runs]
         for network in networks:
             progress.note(network.described)
         if paths:

@@ -15,6 +15,7 @@ from csham.cli.common import check_counts, check_trained, print_json, print_tabl
 from csham.cli.options import OUTPUT, CodeOption, DebugOption, JsonOption, QuietOption, TrainedArgument, WeightsOption
 from csham.errors import UserError, any_of
 from csham.export.formats import FORMATS, check_format, check_free, format_of
+from csham.training.outputs import check_file
 from csham.training.progress import create_progress
 from csham.words import say
 
@@ -86,6 +87,7 @@ def export(
     small = path.with_name(f"{path.stem}-int8{path.suffix}")
     for target in [path, small] if quantize else [path]:
         check_free(target, force)
+        check_file("--output", target, runs=[run], data=data, images=[] if images is None else [str(images)])
     check_trained(run, weights)
     use_named_code(code)
     from csham.export.exporting import export as export_file  # noqa: PLC0415  torch takes seconds

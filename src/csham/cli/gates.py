@@ -12,7 +12,6 @@ import typer
 
 from csham.cli.common import (
     check_counts,
-    check_folder,
     check_report_packages,
     check_seed,
     print_json,
@@ -30,6 +29,7 @@ from csham.cli.options import (
     QuietOption,
     WeightsOption,
 )
+from csham.training.outputs import check_folder
 from csham.training.progress import create_progress
 from csham.training.run_folder import check_choice
 from csham.words import counted, say
@@ -61,7 +61,7 @@ def gates(
     check_counts(samples=samples, batch_size=batch_size)
     check_seed(seed)
     check_choice(weights)
-    check_folder("--output", output)
+    check_folder("--output", output, runs=runs, data=data)
     if output is not None:
         check_report_packages()
     use_named_code(code)

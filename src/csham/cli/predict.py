@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 import csham
 import csham.inference
-from csham.cli.common import check_counts, check_output, check_trained, use_named_code
+from csham.cli.common import check_counts, check_trained, use_named_code
 from csham.cli.options import (
     IMAGES_HELP,
     MACHINE,
@@ -36,6 +36,7 @@ from csham.files import write_atomically
 from csham.inference.image_files import ImageFiles
 from csham.memory import retain_memory
 from csham.training.config import MachineSettings
+from csham.training.outputs import check_output
 from csham.training.progress import BarProgress, QuietProgress, create_progress, speed
 from csham.words import counted, printable, say
 
@@ -93,7 +94,7 @@ def predict(
     check_counts(top_k=top_k, batch_size=batch_size)
     MachineSettings(device=device or "auto", precision=precision or "auto")  # checks them
     check_trained(run, weights)
-    check_output("--output", output)
+    check_output("--output", output, runs=[run])
     use_named_code(code)
     files = ImageFiles(images, null=null)
     files.check()

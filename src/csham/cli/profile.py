@@ -13,7 +13,7 @@ from csham.attach.names import STRATEGIES
 from csham.backbones.lookup import find_backbone
 from csham.backbones.own import OwnBackbone
 from csham.backbones.spec import NETWORK_FIELDS, NetworkSpec
-from csham.cli.common import check_counts, check_output, print_json, print_table, use_named_code
+from csham.cli.common import check_counts, print_json, print_table, use_named_code
 from csham.cli.options import (
     MACHINE,
     OUTPUT,
@@ -35,6 +35,7 @@ from csham.report.tables import write_csv
 from csham.settings import Help
 from csham.study.costs import make_comparison, run_comparison
 from csham.training.config import DataSettings, MachineSettings
+from csham.training.outputs import check_output
 from csham.training.progress import create_progress
 from csham.words import counted, say
 
@@ -118,7 +119,7 @@ def profile(
     batch_sizes = None if batch_size is None else _batch_sizes(batch_size)
     precisions = _names("precision", names_in("--precision", precision), ("fp32", "bf16"))
     for name, file in {"--csv": csv, "--output": output, "--plot": plot}.items():
-        check_output(name, file)
+        check_output(name, file, text=name != "--plot")
     if plot is not None and plot.suffix.lower() not in FIGURE_FORMATS:
         raise UserError(f"--plot {plot}: its name must end in {', '.join(FIGURE_FORMATS)}.")
     image_size = image_size or _usual_size(backbone)

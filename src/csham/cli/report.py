@@ -12,6 +12,7 @@ import typer
 from csham.cli.common import check_report_packages, print_json
 from csham.cli.options import OUTPUT, DebugOption, JsonOption
 from csham.errors import UserError
+from csham.training.outputs import check_folder, check_output
 from csham.words import say
 
 __all__ = ["report"]
@@ -40,6 +41,8 @@ def report(
 ) -> None:
     """Write a study's report again: one HTML page, pictures and tables; of several studies, one of all together."""
     check_report_packages()
+    check_folder("--output", output, runs=studies)
+    check_output("--markdown", markdown, runs=studies)
     page = (
         _one(studies[0], output, markdown, as_json=as_json)
         if len(studies) == 1

@@ -11,6 +11,7 @@ import typer
 from csham.cli.common import print_json, print_table, use_named_code
 from csham.cli.options import WEIGHTS_HELP, CodeOption, DebugOption, JsonOption, QuietOption
 from csham.errors import UserError
+from csham.training.outputs import check_folder
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
 from csham.words import say
 
@@ -36,6 +37,7 @@ def share(
     """A finished run's network as a folder for the Hugging Face Hub: weights, configuration, model card."""
     check_choice(weights)
     RunFolder(run).check_run()
+    check_folder("DIR", folder, runs=[run])
     if not RunFolder(run).finished:
         raise UserError(
             f"{run} has not finished: nothing was measured on its test images yet, which is what a model card says. "

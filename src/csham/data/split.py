@@ -8,9 +8,14 @@ import numpy as np
 
 from csham.errors import UserError
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "Split", "generator", "held_out", "split_parts"]
+__all__ = ["PARTS", "TEST", "TRAIN", "VALIDATION", "Split", "generator", "held_out", "split_parts"]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+PARTS = {  # by what users call them
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
 TEST_FRACTION = 0.2  # of a source without a test part
 
 _TEST_SALT, _VALIDATION_SALT = 0x7E57, 0x0A11

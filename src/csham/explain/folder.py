@@ -35,13 +35,11 @@ class PictureFolder:
         npz: Write every map as a file of numpy's, too.
 
     Raises:
-        UserError: The format is unknown, or the path is not a folder.
+        UserError: The format is unknown.
     """
 
     def __init__(self, path: Path, format: str = "png", *, npz: bool = False) -> None:
         check_choice("format", format, FORMATS)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--output {path} is not a folder. Name another.")
         self.path = path
         self._format, self._npz = format, npz
         self._stems: set[str] = set()

@@ -16,6 +16,7 @@ from csham.files import write_atomically
 from csham.fonts import families, fitted
 from csham.report.drawing import COLOURS, INK, MUTED, drawing, png_bytes
 from csham.training.metrics import BINS
+from csham.training.outputs import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,12 +39,16 @@ def write_evaluation(folder: Path, found: Evaluation) -> list[Path]:
     """Write what an evaluation found, as files for programs and as pictures.
 
     Args:
-        folder: Made if it is not there; files in it are replaced.
+        folder: Made if it is not there; files in it are replaced. A run's own is refused, as is one among the images.
         found: Result of :func:`csham.training.evaluate`.
 
     Returns:
         The files.
+
+    Raises:
+        UserError: The folder is one of these, or cannot be written into.
     """
+    check_folder("write_evaluation: folder", folder, data=found.summary.get("data"))
     folder.mkdir(parents=True, exist_ok=True)
     errors, reliability = found.errors(), found.predictions.reliability()
     matrix = ([name, *counts] for name, counts in zip(found.classes, found.confusion.tolist(), strict=True))

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from csham.backbones.lookup import deeper
 from csham.backbones.scale import FAMILIES, family_of
 from csham.errors import UserError
-from csham.study.costs import make_comparison, timed_precision
+from csham.study.costs import make_comparison
 from csham.study.grid import Network, Study
 from csham.study.store import Store
+from csham.training.config import timed_precision
 
 if TYPE_CHECKING:
     from csham.cost.comparison import Progress
@@ -48,7 +49,7 @@ def step_times(
         num_classes: Width of the logits.
         image_size: Side of the images, in pixels.
         batch_size: Images per step.
-        precision: As a run's; see :func:`csham.study.costs.timed_precision`.
+        precision: As a run's; see :func:`csham.training.config.timed_precision`.
         device: As in :class:`csham.training.config.TrainConfig`.
         seconds: Time after which no further round begins, of each run.
         progress: Told what happens.

@@ -13,6 +13,7 @@ from csham.files import has_right_sum, parse_json, read_plain, summed, write_ato
 from csham.provenance import circumstances
 from csham.study.grid import Network, Study
 from csham.study.record import is_number
+from csham.training.config import timed_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from csham.cost import Comparison, Cost
     from csham.cost.comparison import Progress
 
-__all__ = ["COSTS_FILE", "make_comparison", "measure_costs", "read_costs", "run_comparison", "timed_precision"]
+__all__ = ["COSTS_FILE", "make_comparison", "measure_costs", "read_costs", "run_comparison"]
 
 COSTS_FILE = "costs.json"
 
@@ -184,11 +185,6 @@ def _is_row(row: Any) -> bool:
 
 
 _NUMBERS = ("params", "flops", "train_step_ms", "images_per_s", "latency_ms", "peak_mib", "train_peak_mib")
-
-
-def timed_precision(precision: str) -> str:
-    """Return the precision that is timed for a run's: fp16 and bf16 take the same time wherever there is fp16."""
-    return "fp32" if precision == "fp32" else "bf16"
 
 
 def _same(content: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:

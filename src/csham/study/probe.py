@@ -11,8 +11,8 @@ from torch import nn
 
 from csham.cost.passes import forward_of, seconds_per_call, training
 from csham.memory import retain_memory
-from csham.study.costs import timed_precision
 from csham.study.grid import Cell, Network, Study
+from csham.training.config import timed_precision
 from csham.training.machine import choose_device
 from csham.training.turns import EVALUATED
 

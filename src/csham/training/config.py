@@ -30,6 +30,7 @@ __all__ = [
     "check_trackers",
     "read_settings",
     "resolve",
+    "timed_precision",
 ]
 
 BEFORE: dict[str, Any] = {
@@ -423,6 +424,11 @@ def resolve(given: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> 
     if given.get("warmup_epochs") and config.schedule == "one-cycle":
         raise UserError("--warmup-epochs: one-cycle has a rise of its own. Leave it out, or give --schedule cosine.")
     return config
+
+
+def timed_precision(precision: str) -> str:
+    """Return the precision that is timed for a run's: fp16 and bf16 take the same time wherever there is fp16."""
+    return "fp32" if precision == "fp32" else "bf16"
 
 
 def _of_recipe(name: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _is_own(folder: Path) -> bool:
     """Return True for the folder of a run, a study or a shared network; a run of an earlier version has no sums."""
     if (folder / SUMS).exists() or (folder / "study.yaml").is_file():
         return True
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+    return (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
 
 
 def _is_binary(file: Path) -> bool:

@@ -227,6 +227,8 @@ def test_columns_that_are_not_there(tmp_path):
     path = write(tmp_path / "b.parquet", [{"image": None, "x": 1.0}], [("image", IMAGE), ("x", pa.float32())], {})
     refused(path, "no column of labels", "x (float)")
     refused(f"{path}:x", "labels in column 'x' are float", "whole numbers or text")
+    fields = [("image", IMAGE), ("label", pa.bool_())]
+    refused(write(tmp_path / "d.parquet", [], fields, {}), "labels in column 'label' are bool", "whole numbers or text")
     fields = [("image", pa.binary()), ("mask", pa.binary()), ("label", pa.int64())]
     refused(write(tmp_path / "c.parquet", [], fields, {}), "2 columns that could be its images", "DATA:IMAGE,LABEL")
 

@@ -20,7 +20,8 @@ from typing import IO, Any, NamedTuple
 from csham.data.decode import Content, Encoded, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size, sample_of
 from csham.data.sources.folder import existing
-from csham.data.sources.layout import PART_NAMES, File, is_image, is_silent, list_images, note_background
+from csham.data.sources.layout import File, is_image, is_silent, list_images, note_background, stamp_of
+from csham.data.split import PARTS
 from csham.errors import UserError
 
 __all__ = ["ArchiveSource"]
@@ -40,11 +41,11 @@ class ArchiveSource(Source):
         with self._archive.errors():
             tree = _MemberTree(path, self._archive.members())
             self.listing: Listing = list_images(tree)
-            status = path.stat()
+            stamp = stamp_of(path.stat())
         note_background(self.listing)
         self.name = path.name
         self.location = str(path)
-        self.fingerprint = f"{status.st_size} {status.st_mtime_ns} {self.listing.fingerprint}"  # which is of the names
+        self.fingerprint = f"{stamp} {self.listing.fingerprint}"  # which is of the names
         self._within = tree.within
 
     @classmethod
@@ -317,7 +318,7 @@ class _MemberTree:
         above = self._path(folder) + "/"
         first = bisect_left(self._sorted, above)
         paths = self._sorted[first : bisect_left(self._sorted, above[:-1] + "0", first)]  # "0" comes after "/"
-        images = [File(path[len(self.within) :], self._sizes[path], 0) for path in paths if is_image(path)]
+        images = [File(path[len(self.within) :], str(self._sizes[path])) for path in paths if is_image(path)]
         return images, len(paths) - len(images)
 
     def _path(self, folder: Path) -> str:
@@ -337,7 +338,7 @@ class _MemberTree:
     def _only_folder(self) -> str:
         """Path of the one folder that all lies in, with its slash, or nothing where there is none such."""
         names = list(self._folders[""])
-        if len(names) != 1 or names[0].lower() in PART_NAMES or any(map(is_image, self._files.get("", []))):
+        if len(names) != 1 or names[0].lower() in PARTS or any(map(is_image, self._files.get("", []))):
             return ""
         return f"{names[0]}/" if self._folders[names[0]] else ""
 

@@ -11,13 +11,8 @@ from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 from csham.words import some
 
-__all__ = ["PARTS", "PART_COLUMNS", "check_classes", "path_and_columns", "settled_parts"]
+__all__ = ["PART_COLUMNS", "check_classes", "path_and_columns", "settled_parts"]
 
-PARTS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation"), VALIDATION),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
 PART_COLUMNS = ("part", "split")  # that say which images train and which test
 _NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
-from csham.data.sources.layout import File, is_image, is_silent, list_images, note_background, part_folders
+from csham.data.sources.layout import File, is_image, is_silent, list_images, note_background, part_folders, stamp_of
 from csham.errors import UserError
 
-__all__ = ["FolderSource", "FolderTree", "existing", "image_files", "scan"]
+__all__ = ["FolderSource", "FolderTree", "class_folders", "existing", "image_files", "scan"]
 
 
 class FolderSource(Source):
@@ -43,7 +44,7 @@ class FolderSource(Source):
         folders, _ = part_folders(FolderTree(self._root))
         if not any(place.is_relative_to(folder) for folder in folders.values()):
             return None
-        return f"{place} would lie among the images of {self._root}, as a class of its own."
+        return f"{place} would lie among the images of {self._root}, as a class of its own or as images of one."
 
 
 def existing(data: str | Path) -> Path | None:
@@ -53,6 +54,32 @@ def existing(data: str | Path) -> Path | None:
         return path if str(data) and path.exists() else None  # an empty string would be the current folder
     except (OSError, RuntimeError, ValueError):  # a path that cannot exist, or a link to itself
         return None
+
+
+def class_folders(images: Iterable[str], place: Path) -> list[Path]:
+    """Folders around images that a user named, where every folder but ``place`` seems to be a class.
+
+    Args:
+        images: Files and folders; ``-`` is neither.
+        place: For results, with its full path; folders that it does not lie in are not asked.
+    """
+    paths = [path for name in images if name != "-" and (path := existing(name)) is not None]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    around = dict.fromkeys(folder for inner in folders for folder in (inner, inner.parent) if folder in place.parents)
+    return [folder for folder in around if _holds_classes(folder, place)]
+
+
+def _holds_classes(root: Path, place: Path) -> bool:
+    """Return True if two folders or more have images directly in them, any other folder too, and the root has none."""
+
+    def has_images(folder: Path) -> bool:
+        return any(map(is_image, tree.files(folder)))
+
+    tree = FolderTree(root)
+    with suppress(OSError):
+        folders = [root / name for name in tree.subfolders(root) if root / name != place]
+        return len(folders) > 1 and not has_images(root) and all(map(has_images, folders))
+    return False
 
 
 def folder_images(listing: Listing) -> Images:
@@ -164,8 +191,8 @@ def _stat(entry: os.DirEntry[str], path: str) -> File:
     try:
         status = entry.stat()
     except OSError:
-        return File(path, -1, 0)  # a broken link: decoding will report it
-    return File(path, status.st_size, status.st_mtime_ns)
+        return File(path, "")  # a broken link: decoding will report it
+    return File(path, stamp_of(status))
 
 
 def _broken_link(entry: os.DirEntry[str]) -> bool:

@@ -13,14 +13,12 @@ import numpy as np
 
 from csham.data.decode import image_suffixes
 from csham.data.sources.base import Listing
-from csham.data.split import TEST, TRAIN, VALIDATION
+from csham.data.split import PARTS, TEST, TRAIN, VALIDATION
 from csham.errors import UserError
 from csham.words import some
 
 __all__ = [
     "BACKGROUND",
-    "PART_NAMES",
-    "VALIDATION_NAMES",
     "File",
     "Tree",
     "is_class_name",
@@ -30,13 +28,13 @@ __all__ = [
     "note_background",
     "note_unread",
     "part_folders",
+    "stamp_of",
     "unread_kind",
 ]
 
 EXPECTED = "An image folder holds train/<class>/* with test/<class>/* or val/<class>/*, or <class>/* alone."
 BACKGROUND = "BACKGROUND_Google"  # Caltech-101's assorted pictures
-VALIDATION_NAMES = {"val", "valid", "validation"}
-PART_NAMES = {"train", "training", "test", "testing", *VALIDATION_NAMES}
+_VALIDATION_NAMES = {name for name, part in PARTS.items() if part == VALIDATION}
 _SILENT = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave behind
 _PHOTOGRAPHS = {  # of telephones and cameras, few of which Pillow reads
     *(".3fr", ".arw", ".avif", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".heic", ".heics", ".heif", ".heifs"),
@@ -47,11 +45,15 @@ _LONGEST_NAME = 255  # characters, where file systems allow as many bytes
 
 
 class File(NamedTuple):
-    """A file by its path below the root, with what tells that it was modified."""
+    """A file by its path below the root, with what tells that it is another (:func:`stamp_of`)."""
 
     path: str
-    size: int
-    mtime_ns: int
+    stamp: str
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """Write down what changes with a file, and where another takes its name: moved files keep their size and mtime."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 class Tree(Protocol):
@@ -168,10 +170,10 @@ def part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
     """
     root, names = tree.root, tree.subfolders(tree.root)
     by_name = {name.lower(): root / name for name in names}
-    others = set(by_name) - {"train", "test", *VALIDATION_NAMES}
+    others = set(by_name) - {"train", "test", *_VALIDATION_NAMES}
     # A class may be called "train" (the vehicle): then it holds images, and other classes stand beside it.
     if "train" not in by_name or (others and not tree.subfolders(by_name["train"])):
-        if names and set(by_name) <= PART_NAMES:
+        if names and set(by_name) <= PARTS.keys():
             raise UserError(f"{root} holds only {', '.join(names)}, but no train/. {EXPECTED}")
         return {TRAIN: root}, []
     for part in ("train", "test"):
@@ -179,7 +181,7 @@ def part_folders(tree: Tree) -> tuple[dict[int, Path], list[str]]:
         if len(same) > 1:
             raise UserError(f"{root} holds {' and '.join(same)}, each of which could be the {part} part. Keep one.")
     folders = {TRAIN: by_name["train"]}
-    validation = [name for name in names if name.lower() in VALIDATION_NAMES]
+    validation = [name for name in names if name.lower() in _VALIDATION_NAMES]
     if len(validation) > 1:
         raise UserError(
             f"{root} holds {' and '.join(validation)}, of which each could be the validation part. Keep one of them "
@@ -245,5 +247,5 @@ def _count_outside(tree: Tree, folder: Path) -> tuple[int, int]:
 
 
 def _fingerprint(files: list[File]) -> str:
-    lines = "\0".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files)
+    lines = "\0".join(f"{file.path}\0{file.stamp}" for file in files)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

@@ -15,10 +15,10 @@ import numpy as np
 
 from csham.data.decode import Content, Encoded, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
-from csham.data.sources.columns import PART_COLUMNS, PARTS, check_classes, path_and_columns, settled_parts
+from csham.data.sources.columns import PART_COLUMNS, check_classes, path_and_columns, settled_parts
 from csham.data.sources.folder import image_files
-from csham.data.sources.layout import is_class_name, is_silent, note_background
-from csham.data.split import TRAIN
+from csham.data.sources.layout import is_class_name, is_silent, note_background, stamp_of
+from csham.data.split import PARTS, TRAIN
 from csham.errors import UserError
 
 __all__ = ["ParquetSource"]
@@ -159,14 +159,9 @@ def _columns(path: Path, schema: Any, features: dict[str, dict[str, Any]], asked
     images = [field.name for field in schema if _holds_images(field.type)]
     images = [name for name in images if features.get(name, {}).get("_type") == "Image"] or images
     labels = [field.name for field in schema if features.get(field.name, {}).get("_type") == "ClassLabel"]
-    labels = labels or [field.name for field in schema if field.name in _LABEL_NAMES and _holds_labels(field.type)]
+    named = [field.name for field in schema if field.name in _LABEL_NAMES]
+    labels = labels or [name for name in named if _holds_labels(schema.field(name).type)] or named
     if asked:
-        kind = schema.field(asked[-1]).type
-        if not _holds_labels(kind):
-            raise UserError(
-                f"{path}: the labels in column {asked[-1]!r} are {kind}, where whole numbers or text name a class. "
-                "Write the file again with such labels, or name another column."
-            )
         labels = [asked[-1]]
         images = [name for name in asked[:-1] if _holds_images(schema.field(name).type)] if asked[1:] else images
     for what, names in (("images", images), ("labels", labels)):
@@ -176,6 +171,12 @@ def _columns(path: Path, schema: Any, features: dict[str, dict[str, Any]], asked
                 f"{path} has {columns}; it has {_shown(schema)}. Name the one of labels behind the path, such as "
                 f"DATA:{labels[0] if labels else 'label'}, or both as DATA:IMAGE,LABEL."
             )
+    kind = schema.field(labels[0]).type
+    if not _holds_labels(kind):
+        raise UserError(
+            f"{path}: the labels in column {labels[0]!r} are {kind}, where whole numbers or text name a class. "
+            "Write the file again with such labels, or name another column."
+        )
     return images[0], labels[0]
 
 
@@ -320,6 +321,5 @@ def _take(contents: Iterator[Content], most: int) -> list[Content]:
 
 
 def _fingerprint(files: list[Path]) -> str:
-    statuses = [(file, file.stat()) for file in files]
-    lines = "\0".join(f"{file}\0{status.st_size}\0{status.st_mtime_ns}" for file, status in statuses)
+    lines = "\0".join(f"{file}\0{stamp_of(file.stat())}" for file in files)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

@@ -16,8 +16,9 @@ import numpy as np
 
 from csham.data.decode import Content, Unreadable
 from csham.data.sources.base import Chunk, Images, Listing, Source, Workplace, chunks_of, default_image_size
-from csham.data.sources.columns import PART_COLUMNS, PARTS, check_classes, path_and_columns, settled_parts
-from csham.data.sources.layout import is_class_name, note_background
+from csham.data.sources.columns import PART_COLUMNS, check_classes, path_and_columns, settled_parts
+from csham.data.sources.layout import is_class_name, note_background, stamp_of
+from csham.data.split import PARTS
 from csham.errors import UserError
 
 __all__ = ["TableSource", "rows_of"]
@@ -86,8 +87,7 @@ class _Line(NamedTuple):
 
 
 class _Status(NamedTuple):
-    size: int
-    mtime_ns: int
+    stamp: str  # empty where there is no file
     fault: str | None  # why the file must not even be opened
 
 
@@ -106,7 +106,7 @@ def _list_table(path: Path, columns: tuple[str, ...]) -> tuple[Listing, list[_St
     lines, labels, parts = [lines[row] for row in order], labels[order], parts[order]
     listing = Listing(path.parent, classes, [line.path for line in lines], labels, parts)
     statuses = [_status(file) for file in listing.paths()]
-    if all(status.size < 0 or status.fault is not None for status in statuses):
+    if all(not status.stamp or status.fault is not None for status in statuses):
         raise UserError(
             f"none of the {len(lines):,} files that {path} names is there. First: {listing.paths()[0]}. Paths are "
             "taken from the table's folder, unless they are absolute."
@@ -221,13 +221,13 @@ def _status(path: str) -> _Status:
     try:
         status = os.stat(path)  # noqa: PTH116 - a million Paths are slow
     except OSError:
-        return _Status(-1, 0, None)  # decoding says why
+        return _Status("", None)  # decoding says why
     except ValueError:
-        return _Status(-1, 0, "no such file (its path holds a NUL character)")
+        return _Status("", "no such file (its path holds a NUL character)")
     plain = stat.S_ISREG(status.st_mode)  # not pipes and devices: opening one could wait for ever
-    return _Status(status.st_size, status.st_mtime_ns, None if plain else "no plain file")
+    return _Status(stamp_of(status), None if plain else "no plain file")
 
 
 def _fingerprint(content: bytes, statuses: list[_Status]) -> str:
-    files = "\0".join(f"{status.size} {status.mtime_ns}" for status in statuses)
+    files = "\0".join(status.stamp for status in statuses)
     return hashlib.sha256(hashlib.sha256(content).digest() + files.encode()).hexdigest()
