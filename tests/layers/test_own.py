@@ -114,6 +114,33 @@ def test_settings_reach_the_class_and_unknown_ones_are_refused():
         csham.attach(network(), Gate, ratio=2)
 
 
+class Sized(Both):
+    def __init__(self, channels, size):
+        super().__init__(channels)
+        self.bias = nn.Parameter(torch.zeros(size))
+
+
+def test_settings_without_a_default_are_those_of_the_call():
+    assert csham.attach(network(), Sized, strategy="reversed", size=7)[0].params > 7
+    assert csham.create_attention(Sized, 16, size=7).bias.shape == (7,)
+    assert csham.create_model("resnet20", attention=Sized, num_classes=3, image_size=32, size=7)
+    with pytest.raises(UserError, match=r"Sized\(16\) failed: TypeError: .*'size'.* lambda channels: MyGate\("):
+        csham.attach(network(), Sized)
+    with pytest.raises(UserError, match=r"Sized has no bias that its weights start from, or a method open_gates"):
+        csham.attach(network(), Sized, open_gates=True, size=7)
+    with pytest.raises(UserError, match=r"Sized has no bias that its weights start from, or a method open_gates"):
+        csham.create_attention(Sized, 16, open_gates=True, size=7)
+
+
+def test_a_function_is_called_for_the_channels_of_the_network():
+    groups = {16: 2, 32: 4, 64: 8}
+    points = csham.attach(network(), lambda channels: nn.GroupNorm(groups[channels], channels))
+    assert {p.channels for p in points} == groups.keys()
+    del groups[32]
+    with pytest.raises(UserError, match=r"lambda\(32\) failed: KeyError: 32\. An attention is"):
+        csham.attach(network(), lambda channels: nn.GroupNorm(groups[channels], channels))
+
+
 def test_listing_points_and_looking_at_a_class_draw_no_numbers():
     model = network()
     torch.manual_seed(3)
@@ -205,13 +232,13 @@ ONE = nn.Identity()
         (Half, r"Half at layer1\.0\.bn2 made a map of \(1, 16, 32, 32\) of one of \(1, 16, 64, 64\)"),
         (Weights, r"made a map of \(1, 16, 1, 1\)"),
         (Raises, "no longer runs on images of 64x64: KeyError: 'scale'"),
-        (lambda channels: 3, r"lambda\(256\) returned a int, and an attention is an nn.Module"),
-        (lambda: Gate(64), r"lambda\(256\) failed: TypeError: .* An attention is a class or function of a number of"),
+        (lambda channels: 3, r"lambda\(16\) returned a int, and an attention is an nn.Module"),
+        (lambda: Gate(64), r"lambda\(16\) failed: TypeError: .* An attention is a class or function of a number of"),
         (Gate(64), "Gate is a module, and one for every point would share its weights. Give its class"),
         (lambda channels: ONE, "returned the same module for two points"),
         (
             Lazy,
-            r"Lazy\(256\) has a layer whose size its first pass decides: convs\.0\. Build it from the channels: nn\.",
+            r"Lazy\(16\) has a layer whose size its first pass decides: convs\.0\. Build it from the channels: nn\.",
         ),
         (7, "an attention is a name, or a class or function of channels, got 7"),
         ("gate_module:Gate", r"To run it, add --code gate_module:Gate; in Python, call csham.register_attention"),

@@ -28,7 +28,7 @@ from csham.attach.strategies import Step, plan
 from csham.errors import UserError
 from csham.layers.create import create_attention
 from csham.layers.names import AttentionName, check_opens
-from csham.layers.own import Attention, find_attention
+from csham.layers.own import Attention, find_attention, try_attention
 from csham.ops import use_kernels
 from csham.own_code import described
 from csham.probing import blank_image, copies_shared, evaluating, is_compiled, likeness, unchanged
@@ -140,6 +140,8 @@ def attach(
     with copies_shared():  # of the network's tensors, for all the runs
         run = trace(model, input_size)
         chosen = in_stages(find_points(model, run, position, points), stages)
+        # Again: what a class has shows in one that is built, for as many channels as the network has.
+        check_strategy(try_attention(entry, chosen[0].channels, settings), strategy, period)
         steps = plan(chosen, strategy, period)
         transfers = {s.point.stage: ChannelWeightTransfer() for s in steps if s.lends}
         places = places_below(model, [step.point.name for step in steps])

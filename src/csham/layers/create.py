@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from csham.errors import UserError
 from csham.layers.names import AttentionName, check_opens
-from csham.layers.own import Attention, OwnAttention, find_attention
-from csham.own_code import described
+from csham.layers.own import Attention, OwnAttention, as_built, find_attention
+from csham.own_code import described, kind_of
 
 __all__ = ["create_attention"]
 
@@ -42,14 +43,13 @@ def create_attention(name: Attention, channels: int, *, open_gates: bool = False
         torch.Size([2, 64, 14, 14])
     """
     entry = find_attention(name)
-    if open_gates:
-        check_opens(entry)
     layer: Any = (
         _create_own(entry, channels, settings)
         if isinstance(entry, OwnAttention)
         else _create(entry, channels, settings)
     )
     if open_gates:
+        check_opens(as_built(entry, layer))
         layer.open_gates()
     return layer
 
@@ -73,10 +73,23 @@ def _create_own(entry: OwnAttention, channels: int, settings: dict[str, Any]) ->
         except UserError:
             raise
         except Exception as err:
-            raise UserError(f"{entry.name}({channels}) failed: {described(err)}.") from err
+            raise UserError(
+                f"{entry.name}({channels}) failed: {described(err)}. An attention is a class or function of a number "
+                "of channels; what else it needs goes into a function: lambda channels: MyGate(channels, size=7)."
+            ) from err
     if not isinstance(layer, nn.Module):
-        raise UserError(f"{entry.name}({channels}) returned {layer!r}, and an attention is an nn.Module.")
+        raise UserError(f"{entry.name}({channels}) returned {kind_of(layer)}, and an attention is an nn.Module.")
+    _refuse_lazy(f"{entry.name}({channels})", layer)
     return layer.to(**{name: value for name, value in place.items() if value is not None})
+
+
+def _refuse_lazy(called: str, built: nn.Module) -> None:
+    lazy = [path for path, part in built.named_modules() if any(map(is_lazy, part.parameters(recurse=False)))]
+    if lazy:
+        raise UserError(
+            f"{called} has a layer whose size its first pass decides: {lazy[0] or 'itself'}. Build it from the "
+            "channels: nn.Conv2d(channels, ...) for nn.LazyConv2d(...)."
+        )
 
 
 def _names_taken(build: Callable[..., nn.Module]) -> list[str]:

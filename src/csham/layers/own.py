@@ -6,8 +6,8 @@ Importable without torch. :mod:`csham.own_code` finds the code and knows it agai
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from csham.errors import UserError, unknown_name
@@ -17,9 +17,7 @@ from csham.own_code import (
     Code,
     check_name,
     code_in,
-    described,
     first_line,
-    kind_of,
     readable,
     unnamed_code,
     where_from,
@@ -31,11 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Attention",
     "OwnAttention",
+    "as_built",
     "code_of",
     "find_attention",
     "is_own_attention",
     "name_attention",
     "register_attention",
+    "try_attention",
 ]
 
 _Build: TypeAlias = "Callable[..., nn.Module]"
@@ -46,7 +46,7 @@ Attention: TypeAlias = "str | AttentionName | Callable[..., nn.Module]"
 
 @dataclass(frozen=True, kw_only=True)
 class OwnAttention(AttentionName):
-    """An attention that is not csham's.
+    """An attention that is not csham's; what it has, such as parts, counts once one was built (:func:`try_attention`).
 
     Attributes:
         build: Builds it for a number of channels.
@@ -83,7 +83,7 @@ def register_attention(
     if not isinstance(ATTENTIONS.get(name), OwnAttention | None):
         raise UserError(f"register_attention: csham has an attention {name!r} of its own. Choose another name.")
     caller = sys._getframe(1).f_globals.get("__name__", "__main__")
-    ATTENTIONS[name] = _own(name, layer, summary, source, caller)
+    ATTENTIONS[name] = _tried(_own(name, layer, summary, source, caller))
 
 
 def find_attention(attention: Attention) -> AttentionName:
@@ -116,11 +116,58 @@ def code_of(name: str) -> Code | None:
 
 def name_attention(reference: str, layer: Any) -> None:
     """Let a class or function that the user named be known by those words."""
-    ATTENTIONS[reference] = _own(reference, layer, first_line(layer), reference=reference)
+    ATTENTIONS[reference] = _tried(_own(reference, layer, first_line(layer), reference=reference))
 
 
-# Channels for which one is built to see what it has; some take multiples of 16 only, or few.
+def try_attention(entry: AttentionName, channels: int, settings: Mapping[str, Any]) -> AttentionName:
+    """Build one attention of the user's own to see what it has, without drawing numbers that the caller would draw.
+
+    Returns:
+        Its entry with that; csham's own as it was given.
+
+    Raises:
+        UserError: It cannot be built for these channels and settings, or is no attention.
+    """
+    if not isinstance(entry, OwnAttention):
+        return entry
+    import torch  # noqa: PLC0415  names are looked up without it
+
+    from csham.layers.create import create_attention  # noqa: PLC0415
+
+    with torch.random.fork_rng(devices=[]):
+        return as_built(entry, create_attention(entry, channels, **settings))
+
+
+def as_built(entry: AttentionName, built: nn.Module) -> AttentionName:
+    """Return the entry of an attention, of the user's own with the parts and methods of one that was built."""
+    if not isinstance(entry, OwnAttention):
+        return entry
+    from csham.layers.attention import parts_of  # noqa: PLC0415
+
+    two_part = parts_of(built) is not None
+    return replace(
+        entry,
+        params=sum(p.numel() for p in built.parameters()),
+        maps=("channel", "spatial") if two_part else (),
+        two_part=two_part,
+        opens=callable(getattr(built, "open_gates", None)),
+    )
+
+
+# Channels for which one is built where no network says how many; some take multiples of 16 only, or few.
 _TRIED = (256, 64, 16)
+
+
+def _tried(entry: OwnAttention) -> AttentionName:
+    failures = []
+    for channels in _TRIED:
+        try:
+            seen = try_attention(entry, channels, {})
+        except UserError as err:
+            failures.append(err)
+            continue
+        return seen if channels == _TRIED[0] else replace(seen, params=0)
+    raise failures[0]
 
 
 def _own(
@@ -131,10 +178,7 @@ def _own(
     caller: str = "__main__",
     reference: str | None = None,
 ) -> OwnAttention:
-    """Build one to see what it has, without drawing numbers that the caller would draw, and make its entry."""
     import torch  # noqa: PLC0415  names are looked up without it
-
-    from csham.layers.attention import parts_of  # noqa: PLC0415
 
     if isinstance(layer, torch.nn.Module):
         raise UserError(
@@ -143,49 +187,16 @@ def _own(
         )
     if not callable(layer):
         raise UserError(f"an attention is a name, or a class or function of channels, got {layer!r}.")
-    with torch.random.fork_rng(devices=[]):
-        built, channels = _built(name, layer, torch.nn.Module)
     code = where_from(layer, caller, reference)
-    _refuse_lazy(f"{name}({channels})", built)
-    two_part = parts_of(built) is not None
     return OwnAttention(
         name,
         summary or "an attention of the user's own",
         source,
         layer=code.reference,
         formula="",
-        params=sum(p.numel() for p in built.parameters()) if channels == _TRIED[0] else 0,
-        maps=("channel", "spatial") if two_part else (),
-        two_part=two_part,
-        opens=callable(getattr(built, "open_gates", None)),
+        params=0,
+        maps=(),
+        two_part=True,  # until one is built, as its gates open
         build=layer,
         code=code,
     )
-
-
-def _built(name: str, layer: Any, module: type) -> tuple[Any, int]:
-    failures = []
-    for channels in _TRIED:
-        try:
-            built = layer(channels)
-        except Exception as err:
-            failures.append(err)
-            continue
-        if not isinstance(built, module):
-            raise UserError(f"{name}({channels}) returned {kind_of(built)}, and an attention is an nn.Module.")
-        return built, channels
-    raise UserError(
-        f"{name}({_TRIED[0]}) failed: {described(failures[0])}. An attention is a class or function of a number of "
-        "channels; what else it needs goes into a function: lambda channels: MyGate(channels, size=7)."
-    ) from failures[0]
-
-
-def _refuse_lazy(called: str, built: Any) -> None:
-    from torch.nn.parameter import is_lazy  # noqa: PLC0415
-
-    lazy = [path for path, part in built.named_modules() if any(map(is_lazy, part.parameters(recurse=False)))]
-    if lazy:
-        raise UserError(
-            f"{called} has a layer whose size its first pass decides: {lazy[0] or 'itself'}. Build it from the "
-            "channels: nn.Conv2d(channels, ...) for nn.LazyConv2d(...)."
-        )
