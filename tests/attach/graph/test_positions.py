@@ -64,6 +64,40 @@ def test_positions_are_the_modules_that_the_architecture_names(network, position
     assert names(built(network), position=position) == expected
 
 
+@pytest.mark.parametrize(("name", "expected"), [("dla46_c", "level5.root"), ("mobilenetv1_100", "blocks.4.1.bn2")])
+def test_a_backbone_that_ends_with_a_1x1_convolution_and_its_norm_ends_with_features(name, expected):
+    model = timm.create_model(name, features_only=True)
+    for position in ("stage", "last"):
+        assert names(model, position=position)[-1] == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_layer_is_one_whatever_the_channels_of_the_images(channels):
+    model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten())
+    assert names(model) == ["1", "3"]
+
+
+def test_a_layer_on_a_map_of_one_channel_is_not_depthwise():
+    narrow = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 1, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.ReLU())
+    model = nn.Sequential(*narrow, nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Flatten())
+    assert names(model) == ["1", "3", "5", "9"]
+
+
+def test_deformable_convolutions_are_layers():
+    class Deformed(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.offsets = nn.Conv2d(channels, 18, 3, padding=1)
+            self.conv = torchvision.ops.DeformConv2d(channels, channels, 3, padding=1)
+            self.norm = nn.BatchNorm2d(channels)
+
+        def forward(self, x):
+            return F.relu(self.norm(self.conv(x, self.offsets(x))))
+
+    model = nn.Sequential(*(Deformed(3) for _ in range(3)), nn.Flatten())
+    assert names(model) == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     "build",
     [

@@ -204,14 +204,17 @@ def _no_points(kind: str, trace: Trace, position: str, lost: list[str]) -> str:
             "Use position='post' (end of every block), 'stage', 'last', or name modules with points=."
         )
     modules = map_modules(trace, range(len(trace.values)))
-    if modules and not any(trace.values[number].is_map for number in trace.trunk()[1:]):
-        blocks = len(block_ends(trace)[0])
-        other = f"Use position='post' ({blocks} points), or name" if blocks else "Name"
-        return (
-            f"attach: several ways run beside one another through {kind}, and position={position!r} looks at feature "
-            f"maps that everything flows through. {other} modules with points=, such as {', '.join(modules)}."
-        )
-    return f"attach: found no feature maps (B, C, H, W) in {kind} for position={position!r}. Name modules with points=."
+    if not modules:
+        return f"attach: no module of {kind} puts out feature maps (B, C, H, W), which are what attention rescales."
+    why = (
+        f"found no points in {kind} for position={position!r}"
+        if any(trace.values[number].is_map for number in trace.trunk()[1:])
+        else f"several ways run beside one another through {kind}, and position={position!r} looks at feature maps "
+        "that everything flows through"
+    )
+    blocks = len(block_ends(trace)[0])
+    other = f"Use position='post' ({blocks} points), or name" if blocks else "Name"
+    return f"attach: {why}. {other} modules with points=, such as {', '.join(modules)}."
 
 
 def _chosen(model: nn.Module, trace: Trace, points: PointChoice) -> list[str]:

@@ -89,12 +89,14 @@ def stage_ends(trace: Trace) -> Ends:
 
 
 def last_map(trace: Trace) -> Ends:
-    """Find the module that puts out the feature map which the head pools or flattens."""
+    """Find the module that puts out the last feature map before the head, which pools, flattens or convolves it."""
     blocks = {trace.outputs_of(name)[-1]: name for name in block_ends(trace)[0]}
     for index in reversed(trace.trunk()):
         value = trace.values[index]
-        if index and value.is_map and not value.is_pooled and not _is_class_map(trace, value):
-            return ([blocks[index]], []) if index in blocks else outputs_at(trace, [index])
+        if index and _is_end(trace, value) and value.op != "pad":
+            names, lost = ([blocks[index]], []) if index in blocks else outputs_at(trace, [index])
+            if names or value.layout:  # what no module puts out may be no map, but boxes, where its axes are unknown
+                return names, lost
     return [], []
 
 
@@ -104,7 +106,7 @@ def residual_branches(trace: Trace) -> dict[int, Branch]:
     for value in trace.values:
         operands = [trace.values[parent] for parent in value.parents]
         alike = len(operands) == 2 and all(v.is_map and v.shape == value.shape for v in operands)
-        if value.op in ADDITIONS and alike and value.index not in trace.skips:
+        if value.op in ADDITIONS and alike and value.index not in trace.skips | trace.head:
             one, other = operands
             pairs = ((one, other), (other, one))
             found = (_as_branch(trace, shortcut, end, branches) for shortcut, end in pairs)
@@ -227,7 +229,7 @@ def _ends_of_modules(trace: Trace, trunk: set[int], taken: list[int]) -> list[in
 
 
 def _is_end(trace: Trace, value: Value) -> bool:
-    return value.is_map and not value.is_pooled and not _is_class_map(trace, value)
+    return value.is_map and not value.is_pooled and value.index not in trace.head
 
 
 def _levels(trace: Trace, trunk: list[int], taken: list[int]) -> list[list[int]]:
@@ -247,27 +249,20 @@ def _has_layers(trace: Trace, start: int, end: int) -> bool:
     return any(value.is_conv for value in trace.values[start + 1 : end])
 
 
-def _is_class_map(trace: Trace, value: Value) -> bool:
-    """Return True if a value holds class scores for each position, as SqueezeNet's last 1x1 convolution gives them."""
-    layers = [index for index in trace.trunk() if trace.values[index].is_conv]
-    above = [v for v in trace.straight_up(value) if layers and v.index == layers[-1]]
-    logits = trace.values[trace.output or 0].shape
-    return bool(above) and above[0].filters[2:] == (1, 1) and above[0].filters[:1] == logits[1:2]
-
-
 def _conv_units(trace: Trace) -> list[list[int]]:
     """Cut a chain of layers into convolutions, each with the norm and activation that follow it, without the head's."""
     units: list[list[int]] = []
     inside = depthwise = False
     size: tuple[int, ...] = ()
     for value in (trace.values[index] for index in trace.trunk()):
-        if not value.is_map or value.is_pooled or value.is_join or _is_class_map(trace, value):
+        if not value.is_map or value.is_pooled or value.is_join or value.index in trace.head:
             inside = False
         elif value.is_conv:
             size = value.shape[2:]
             if not (inside and depthwise):  # a depthwise convolution and the pointwise one that follows are one
                 units.append([])
-            inside, depthwise = True, value.filters[1:2] == (1,) != value.filters[:1]
+            several = min(value.shape[1], *trace.values[value.parents[0]].shape[1:2]) > 1
+            inside, depthwise = True, several and value.filters[1:2] == (1,)
         elif value.shape[2:] != size or value.op == "pad":  # made larger or smaller, or to be where that is needed
             inside = False
         if inside:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from csham.attach.graph.kinds import other_maps
 from csham.attach.graph.updates import merge_updates
-from csham.attach.graph.values import CONVOLUTIONS, Call, Trace, Value
+from csham.attach.graph.values import CONVOLUTIONS, NORMS, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating, unchanged
@@ -25,9 +25,8 @@ from csham.probing import blank_image, evaluating, unchanged
 __all__ = ["CONTAINERS", "trace"]
 
 _OF_VOLUMES = frozenset({"conv3d", "conv_transpose3d"})
-_NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
 # What these give has its channels second, whatever is known of their input.
-_CHANNELS_SECOND = (CONVOLUTIONS | _NORMS | {"interpolate"}) - _OF_VOLUMES - {"linear"}
+_CHANNELS_SECOND = (CONVOLUTIONS | NORMS | {"interpolate"}) - _OF_VOLUMES - {"linear", "layer_norm"}
 _RESHAPES = frozenset({"view", "reshape", "unflatten", "unfold", "fold", "_unsafe_view", "matmul", "__matmul__", "bmm"})
 
 # A child more in one of these would be run as one of its layers.
@@ -225,12 +224,18 @@ class _Recorder(TorchFunctionMode):
     def _add(
         self, op: str, parents: tuple[int, ...], tensor: Tensor, layout: str | None, filters: tuple[int, ...] = ()
     ) -> None:
+        # What integers say, such as where a pooling found its maxima, is beside the way of what is computed.
+        parents = tuple(parent for parent in parents if not self._counts(parent)) or parents
         call = self.running[-1] if self.running else 0
         value = Value(len(self.values), op, parents, tuple(tensor.shape), layout, filters, call, dtype=tensor.dtype)
         self.values.append(value)
         self.index[id(tensor)] = value.index
         self._handed_on.pop(id(tensor), None)
         self._alive.append(tensor)
+
+    def _counts(self, parent: int) -> bool:
+        dtype = self.values[parent].dtype
+        return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
 
     def _stacked(self, inputs: tuple[int, ...], outputs: list[Tensor]) -> tuple[int, ...]:
         """Return the maps that were stacked, where a function of the stack made one map like each of them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "Call", "Trace", "Value"]
+__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "NORMS", "Call", "Trace", "Value"]
 
 CONVOLUTIONS = frozenset(
     {
@@ -22,6 +22,7 @@ CONVOLUTIONS = frozenset(
         "conv_transpose3d",
         "linear",
         "_conv_forward",
+        "deform_conv2d",
     }
 )
 _POOLINGS = frozenset(
@@ -29,11 +30,21 @@ _POOLINGS = frozenset(
     | {"max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "boolean_dispatch"}
 )
 ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
-_MERGES = ADDITIONS | {"cat", "concat", "concatenate"}
+_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+_MERGES = ADDITIONS | _CONCATENATIONS
+NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm"})
+# What may stand between a network's last layer and its output; names without their underscores.
+_FINISHES = frozenset(
+    {"tanh", "sigmoid", "softmax", "log_softmax", "clamp", "clip", "interpolate", "pixel_shuffle", "getitem", "to"}
+    | {"add", "sub", "mul", "div", "truediv", "radd", "rsub", "rmul", "iadd", "isub", "imul", "itruediv", "neg"}
+    | {"view", "reshape", "flatten", "squeeze", "float", "contiguous"}
+)
 DROPOUTS = frozenset({"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous"})
 LONGEST_BRANCH = 16  # convolutions
 # A pyramid of poolings has one layer at each size; what lies between the ends of a skip connection has more.
 _LAYERS_OF_A_LEVEL = 2
+# Layers by which a network may weigh its images before it looks at them.
+_LONGEST_GATE = 2
 
 
 @dataclass
@@ -43,7 +54,7 @@ class Value:
     Attributes:
         index: Its number, in the order of computation; 0 is the images.
         op: Name of the function that computed it.
-        parents: Indices of the values it was computed from.
+        parents: Indices of the values it was computed from; without integers, unless it was from these alone.
         shape: Its shape.
         layout: Its axes, such as ``"NCHW"`` or ``"NHWC"``, where that is known.
         filters: Shape of the weight, where a convolution computed it.
@@ -178,6 +189,33 @@ class Trace:
                 above.update(self.values[index].parents)
         return frozenset(above)
 
+    @cached_property
+    def images(self) -> frozenset[int]:
+        """The images, and what was made of them without a layer."""
+        images = {0}
+        for value in self.values[1:]:
+            if not value.is_conv and images.issuperset(value.parents):
+                images.add(value.index)
+        return frozenset(images)
+
+    @cached_property
+    def head(self) -> frozenset[int]:
+        """What everything flows through from the last layer on, where that makes class scores or a picture of a map."""
+        trunk = [self.values[index] for index in self.trunk()]
+        last = next((value for value in reversed(trunk) if value.is_conv), None)
+        if last is None or not any(value.is_conv for value in self.values[: last.index]):
+            return frozenset()
+        after = [value for value in trunk if value.index > last.index]
+        scores = last.filters[2:] == (1, 1) and last.filters[:1] == trunk[-1].shape[1:2]
+        channels = min(last.shape[1:2], trunk[-1].shape[1:2])
+        fewer = last.is_map and channels < self.values[last.parents[0]].shape[1:2]
+        if (scores and not any(value.op in NORMS for value in after)) or (fewer and all(map(self._finishes, after))):
+            return frozenset(value.index for value in (last, *after))
+        return frozenset()
+
+    def _finishes(self, value: Value) -> bool:
+        return value.op.strip("_") in _FINISHES and len(set(value.parents) - self.images) == 1
+
     @property
     def skips(self) -> frozenset[int]:
         """Joins of what went through smaller maps with what a skip connection led past them."""
@@ -195,16 +233,37 @@ class Trace:
     def _flow(self) -> tuple[list[int], frozenset[int]]:
         """For each value the nearest one through which everything flows to it; and the joins of skip connections."""
         above, skips = [0], set()
+        blocks: set[int] = set()  # sums of a branch and its shortcut
         for value in self.values[1:]:
-            inner = self._inner_way(value, above) if value.is_join else None
+            start = _meeting(above, value.parents)
+            inner = self._inner_way(value, start, above) if value.is_join else None
             if inner is not None:
                 skips.add(value.index)
-            above.append(_meeting(above, value.parents) if inner is None else inner)
+            elif (way := self._way_round(value, start)) is not None:
+                inner = way if self._is_network(way, start, above, blocks) else None
+                if inner is None and value.op in ADDITIONS and self.depths[way] - self.depths[start] > 1:
+                    blocks.add(value.index)
+            above.append(start if inner is None else inner)
         return above, frozenset(skips)
 
-    def _inner_way(self, join: Value, above: list[int]) -> int | None:
+    def _way_round(self, value: Value, start: int) -> int | None:
+        """Return the operand that went through layers, where the others are what it was computed from, or resized."""
+        ways = {parent for parent in value.parents if self.depths[parent] > self.depths[start]}
+        if len(ways) != 1 or len(value.parents) == 1 or value.op in _CONCATENATIONS:
+            return None
+        way = self.values[ways.pop()]
+        return way.index if value.is_map and way.is_map and way.shape[2:] == value.shape[2:] else None
+
+    def _is_network(self, end: int, start: int, above: list[int], blocks: set[int]) -> bool:
+        """Return True if a way is a network by itself, rather than a block's branch or a gate."""
+        layers, within = self.depths[end] - self.depths[start], 0
+        while end > start:
+            within += end in blocks
+            end = above[end]
+        return layers > (_LONGEST_GATE if start in self.images else LONGEST_BRANCH) or within > 1
+
+    def _inner_way(self, join: Value, start: int, above: list[int]) -> int | None:
         """Return the deepest operand of a join, if it went through smaller maps and the others are shortcuts."""
-        start = _meeting(above, join.parents)
         inner = [parent for parent in join.parents if self._goes_deeper(parent, start, join, above)]
         if not inner:
             return None
