@@ -1,9 +1,11 @@
 """The kernels against the reference in float64: outputs, every gradient, running statistics; where they are used."""
 
 import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -11,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from kernel_cases import SHAPES, STEPS, Case, differences, run
 from torch import nn
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, functional
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import csham
 from csham import ops
 from csham.errors import UserError
+from csham.layers.norm import BatchNorm2d
 
 # float32: sums of thousands of terms in another order, which may cancel. bfloat16: the output is rounded once, and so
 # is the gradient of x.
@@ -101,6 +104,19 @@ def test_large_means_do_not_cancel(cpu_kernels, mean):
     with ops.use_kernels("reference"):
         expected = copy.deepcopy(layer).double()(x.double())
     torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3 * abs(mean))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "NHWC"])
+def test_means_of_large_maps_keep_their_digits(cpu_kernels, channels_last):
+    """Of one value nearly everywhere, whose sum is rounded to the same side again and again."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.full((1, 32, 768, 768), 0.3).to(memory_format=layout)
+    x[:, ::2, 5, 5] = x[:, 1::2, -1, -1] = 7  # in the first part of the sum, and in the last
+    exact = (x[0, 0, 0, 0].double() * (768**2 - 1) + 7) / 768**2
+    with ops.use_kernels("cpu"):
+        pooled = ops.pool_channels(x, maximum=True)
+    torch.testing.assert_close(pooled.mean.double(), exact.expand(1, 32), rtol=1e-5, atol=0)
+    assert (pooled.max == 7).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -253,6 +269,71 @@ def test_gradients_of_gradients_are_refused_and_the_error_says_what_to_do(cpu_ke
         penalty.backward()
 
 
+def penalty_of(net, x):
+    (grad,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    return x.square().sum() + grad.square().sum()
+
+
+# With respect to one tensor alone, which may lie before the attention, in it or behind it.
+SECOND = {
+    "grad of x": lambda net, x: torch.autograd.grad(penalty_of(net, x), x),
+    "grad before": lambda net, x: torch.autograd.grad(penalty_of(net, x), net[0].weight),
+    "grad within": lambda net, x: torch.autograd.grad(penalty_of(net, x), next(net[1].parameters())),
+    "grad behind": lambda net, x: torch.autograd.grad(penalty_of(net, x), net[2].weight),
+    "backward": lambda net, x: penalty_of(net, x).backward(inputs=[x]),
+    "hessian": lambda net, x: functional.hessian(lambda x: net(x).square().sum(), x),
+    "vectorized hessian": lambda net, x: functional.hessian(lambda x: net(x).square().sum(), x, vectorize=True),
+    "hvp": lambda net, x: functional.hvp(lambda x: net(x).square().sum(), x, torch.ones_like(x)),
+    "vhp": lambda net, x: functional.vhp(lambda x: net(x).square().sum(), x, torch.ones_like(x)),
+    "jvp": lambda net, x: functional.jvp(net, x, torch.ones_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", ["csham", "csham_spatial", "cbam", "se"])
+@pytest.mark.parametrize("way", SECOND)
+def test_no_way_leads_past_the_refusal(cpu_kernels, way, name):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), csham.create_attention(name, 8), nn.Conv2d(8, 2, 1)).eval()
+    with ops.use_kernels("cpu"), pytest.raises(UserError, match="cannot be differentiated again"):
+        SECOND[way](net, torch.randn(1, 3, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ["csham", "cbam", "se"])
+def test_a_graph_of_the_gradients_changes_nothing_as_long_as_nobody_follows_it(cpu_kernels, name):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), csham.create_attention(name, 8)).eval()
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    gc.disable()
+    try:
+        with ops.use_kernels("cpu"):
+            inside = net(x)
+            loss = inside.square().sum()
+            grads = [torch.autograd.grad(loss, [x, *net.parameters()], create_graph=again) for again in (True, False)]
+        assert all(map(torch.equal, *grads))
+        # Beside what leads to the gradients, there is still a gradient.
+        assert torch.equal(torch.autograd.grad(x.square().sum() + grads[1][0].sum(), x)[0], 2 * x)
+        kept = [weakref.ref(value) for value in (inside, *grads[0])]
+        del inside, loss, grads
+        assert not [one for one in kept if one() is not None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "NHWC"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["csham", "cbam", "se"])
+def test_a_batch_of_gradients_is_each_of_them(cpu_kernels, name, channels_last):
+    layer = csham.create_attention(name, 4).eval()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 4, 3, 3).to(memory_format=layout).requires_grad_()
+    with ops.use_kernels("cpu"):
+        y = layer(x)
+        upstream = torch.randn(3, *y.shape)
+        each = torch.stack([torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in upstream])
+        mapped = torch.vmap(lambda one: torch.autograd.grad(y, x, one, retain_graph=True)[0])(upstream)
+        batched = torch.autograd.grad(y, x, upstream, is_grads_batched=True)[0]
+    torch.testing.assert_close(mapped, each, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(batched, each, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("tangents_of", ["x", "parameters"])
 @pytest.mark.parametrize("name", ["csham", "csham_channel", "csham_spatial", "cbam", "se"])
@@ -372,7 +453,12 @@ class Halved(nn.Conv2d):
         return super().forward(x) / 2
 
 
-@pytest.mark.parametrize("change", ["act", "filter", "forward"])
+class Doubled(BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("change", ["act", "filter", "forward", "norm"])
 def test_a_replaced_part_does_what_it_says(cpu_kernels, change):
     torch.manual_seed(0)
     layer = csham.CSHAM(4).eval()
@@ -384,6 +470,8 @@ def test_a_replaced_part_does_what_it_says(cpu_kernels, change):
         halved = Halved(2, 1, 7, padding=3, bias=False)
         halved.load_state_dict(layer.spatial.main.state_dict())
         layer.spatial.main = halved
+    elif change == "norm":
+        layer.spatial.main_bn = Doubled(1).eval()
     else:
         layer.spatial.main_bn.forward = torch.zeros_like
     with ops.use_kernels("cpu"):

@@ -118,6 +118,21 @@ def test_results_and_gradients_are_those_of_plain_formulas(kernels, name, layout
             check(name, kernels, torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout]))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gradient_passes_the_relu_where_it_returned_no_number(kernels, layout):
+    for dtype in TOLERANCE if kernels == "cpu" else [torch.float32]:
+        for shape in [(2, 9, 7, 5), (2, 16, 4, 12)] if kernels == "cpu" else [(2, 5, 4, 6)]:
+            x = torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+            x[1, 3, 2, 1] = x[0, 4, 3, 4] = float("nan")
+            arguments = cases("scale").examples(x)[-1]
+            given, plain = leaves_of(arguments), leaves_of(arguments, torch.float64)
+            got = results_and_gradients(run("scale", kernels, given), given)
+            want = results_and_gradients(cases("scale").plain(*plain.values()), plain)
+            for key in ("y", "grad_shortcut"):
+                torch.testing.assert_close(got[key].double(), want[key], rtol=0.01, atol=0.01, equal_nan=True)
+            assert (got["grad_shortcut"][x.isnan()] != 0).all()
+
+
 def norm_of(x):
     """A norm's input and its affine, and its output: in few bits, so that every way of rounding finds the same."""
     u = (4 * torch.randn(x.shape)).round() / 4

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from csham.errors import UserError
-from csham.files import summed, write_atomically
+from csham.files import new_folder, summed, write_atomically
 from csham.study.store import CellState, Store
 
 
@@ -256,24 +256,27 @@ def test_whatever_a_power_cut_leaves_of_a_record_is_healed_and_taken_for_no_chan
     assert not [note for note in notes if "changed" in note]
 
 
-def dead():
-    """The number of a process that is gone."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+KILLED = """
+import os, sys
+from pathlib import Path
+from csham.files import new_folder, write_atomically
+study = Path(sys.argv[1])
+with new_folder(study / "report"):
+    killed = lambda _: write_atomically(study / "runs/lenet5-seed0", lambda _: os._exit(9))
+    write_atomically(study / "study.yaml", killed)
+"""
 
 
 def test_what_dead_processes_left_goes_and_what_the_living_write_stays(store):
-    alive, gone = os.getppid(), dead()
     (store.path / "runs").mkdir()
-    left = {number: [f".study.yaml.{number}.tmp", f"runs/.lenet5-seed0.{number}.tmp"] for number in (alive, gone)}
-    for name in [*left[alive], *left[gone]]:
-        (store.path / name).write_text("half")
-    for number in (alive, gone):
-        (store.path / f".report.{number}.new" / "tables").mkdir(parents=True)
-    store.remove_leftovers()
-    there = {str(path.relative_to(store.path)) for path in store.path.rglob(".*")}
-    assert there == {*left[alive], f".report.{alive}.new"}
+    with new_folder(store.path / "report"):
+        ours = set(store.path.rglob(".*"))
+        assert subprocess.run([sys.executable, "-c", KILLED, str(store.path)], check=False).returncode == 9
+        left = set(store.path.rglob(".*")) - ours
+        assert {path.parent.relative_to(store.path).as_posix() for path in left} == {".", "runs"}
+        assert len(left) == 3
+        store.remove_leftovers()
+        assert set(store.path.rglob(".*")) == ours
 
 
 def test_a_claim_excludes_others_until_it_is_released(store):

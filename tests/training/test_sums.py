@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -137,8 +139,12 @@ def test_a_config_that_lacks_a_setting_is_refused_where_it_is_a_runs_own(run, co
 
 
 def test_what_a_process_killed_at_the_end_of_a_run_did_not_come_to_is_done_by_the_next(run):
-    (run.path / ".csham.sha256.99999999.tmp").write_text("left")
     path = run.path / SUMS
+    program = (
+        f"import os, pathlib, csham.files as f; f.write_atomically(pathlib.Path({str(path)!r}), lambda _: os._exit(9))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    assert list(run.path.glob(".csham*"))
     name, old = "checkpoints/last.ckpt", "0" * 64
     lines = [f"{digest}  {file}" for file, digests in read_sums(run.path).items() for digest in digests]
     body = "".join(f"{line}\n" for line in sorted([*lines, f"{old}  {name}"])).encode()

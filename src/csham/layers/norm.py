@@ -28,8 +28,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     ``num_batches_tracked``, such as another framework's, is taken to be past its beginning. Everything else is torch's.
     """
 
-    # So that kernels may do what it does.
-    is_plain_batch_norm = True
+    @property
+    def is_plain_batch_norm(self) -> bool:
+        """True if kernels may do what it does; a subclass may do something else."""
+        return type(self) is BatchNorm2d
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (B, C, H, W)."""

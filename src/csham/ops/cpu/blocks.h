@@ -25,6 +25,7 @@ using CPU_CAPABILITY::load;
 using CPU_CAPABILITY::sum;
 using CPU_CAPABILITY::largest;
 using CPU_CAPABILITY::where_equal;
+using CPU_CAPABILITY::passed;
 using CPU_CAPABILITY::store;
 using CPU_CAPABILITY::prefetch;
 
@@ -51,8 +52,7 @@ inline Pair larger(const Pair& x, const Pair& y) { return {larger(x.a, y.a), lar
 inline Pair select(const Pair& mask, const Pair& x, const Pair& otherwise) {
   return {Vec::blendv(otherwise.a, x.a, mask.a), Vec::blendv(otherwise.b, x.b, mask.b)};
 }
-// y where x > 0, else zero.
-inline Pair where_positive(const Pair& x, const Pair& y) { return {(x.a > Vec(0.f)) & y.a, (x.b > Vec(0.f)) & y.b}; }
+inline Pair passed(const Pair& y, const Pair& gradient) { return {passed(y.a, gradient.a), passed(y.b, gradient.b)}; }
 
 // select_equal: a == b ? x : otherwise. count_equal: one more in the lanes where a == b, in counts that begin at zero
 // and that `counted` makes numbers; as integers they take the mask of a comparison as it is.

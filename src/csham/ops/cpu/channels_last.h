@@ -14,6 +14,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 namespace csham {
 namespace CPU_CAPABILITY {
@@ -205,9 +207,16 @@ struct ChannelsLast {
     float* largest = scratch.take(width);
     std::fill_n(sum, width, 0.f);
     std::fill_n(largest, width, -kInfinity);
-    int64_t row = 0;
-    for (; row + 8 <= rows; row += 8) add_rows<8>(x + row * width, width, sum, largest);
-    for (; row < rows; ++row) add_rows<1>(x + row * width, width, sum, largest);
+    // A long sum would lose digits: it is closed every so many rows, and the parts are added up in float64.
+    constexpr int64_t kClosed = 4096;
+    std::vector<double> closed(rows > kClosed ? width : 0);
+    for (int64_t row = 0; row < rows;) {
+      const int64_t end = std::min(rows, row + kClosed);
+      for (; row + 8 <= end; row += 8) add_rows<8>(x + row * width, width, sum, largest);
+      for (; row < end; ++row) add_rows<1>(x + row * width, width, sum, largest);
+      for (size_t i = 0; i < closed.size(); ++i) closed[i] += std::exchange(sum[i], 0.f);
+    }
+    std::copy(closed.begin(), closed.end(), sum);
     float* sum_in_order = scratch.take(width);
     float* largest_in_order = scratch.take(width);
     from_lanes<T>(sum, width, sum_in_order);
@@ -532,7 +541,7 @@ struct ChannelsLast {
         for (size_t n = 0; n < N; ++n) {
           Pair gradient = load_block(dy[n] + c);
           if constexpr (kRelu) {
-            gradient = where_positive(load_block(y[n] + c), gradient);
+            gradient = passed(load_block(y[n] + c), gradient);
             store_block(dz[n] + c, gradient);
           }
           const Pair x_c = load_block(x[n] + c);

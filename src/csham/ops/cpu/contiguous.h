@@ -46,6 +46,9 @@ inline Block equal(const Block& u, const Block& v) { return {u.a == v.a, u.b == 
 inline Block where_equal(const Block& u, const Block& v, const Block& value) {
   return {CPU_CAPABILITY::where_equal(u.a, v.a, value.a), CPU_CAPABILITY::where_equal(u.b, v.b, value.b)};
 }
+inline Block passed(const Block& y, const Block& gradient) {
+  return {CPU_CAPABILITY::passed(y.a, gradient.a), CPU_CAPABILITY::passed(y.b, gradient.b)};
+}
 inline Block where(const Block& mask, const Block& value, const Block& other) {
   return {Vec::blendv(other.a, value.a, mask.a), Vec::blendv(other.b, value.b, mask.b)};
 }
@@ -408,32 +411,14 @@ struct Contiguous {
   static void channel_statistics(const T* x, Size size, int64_t c0, int64_t c1, float* mean, float* max) {
     using namespace planes;
     const int64_t positions = size.positions();
-    const Block lowest = both(-std::numeric_limits<float>::infinity());
     for_groups<4>(c0, c1, [&](auto k, int64_t c) C10_ALWAYS_INLINE_ATTRIBUTE {
       constexpr int K = k;
       Vec totals[K], highest[K];
-      for (int n = 0; n < K; ++n) {
-        const T* plane = x + (c + n) * positions;
-        std::array<Block, 2> sums = {both(0.f), both(0.f)}, tops = {lowest, lowest};
-        int64_t p = 0;
-        for (; p + 2 * kBlock <= positions; p += 2 * kBlock)
-          for (int i = 0; i < 2; ++i) {
-            const Block v = load_block(plane + p + i * kBlock);
-            sums[i] = sums[i] + v;
-            tops[i] = larger(tops[i], v);
-          }
-        for_blocks<T>(positions - p, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
-          const Block v = part.load(plane + p + q);
-          sums[0] = sums[0] + v;
-          tops[0] = larger(tops[0], part.keep(v, lowest));
-        });
-        const Block sum = sums[0] + sums[1], top = larger(tops[0], tops[1]);
-        totals[n] = sum.a + sum.b;
-        highest[n] = CPU_CAPABILITY::larger(top.a, top.b);
-      }
+      plane_statistics(x + c * positions, positions, std::min(positions, kClosed), totals, highest);
       CPU_CAPABILITY::sums(totals, mean + c);
-      for (int n = 0; n < K; ++n) mean[c + n] /= static_cast<float>(positions);
       if (max) maxima(highest, max + c);
+      if (positions > kClosed) add_statistics<K>(x + c * positions, positions, mean + c, max ? max + c : nullptr);
+      for (int n = 0; n < K; ++n) mean[c + n] /= static_cast<float>(positions);
     });
   }
 
@@ -514,8 +499,7 @@ struct Contiguous {
             const Block v = part.load(x + at);
             Block d = part.load(dy + at);
             if constexpr (rectified) {
-              const Block out = part.load(y + at);
-              d = {d.a & (out.a > Vec(0.f)), d.b & (out.b > Vec(0.f))};
+              d = passed(part.load(y + at), d);
               part.store(dz + at, d);
             }
             const Block product = d * v;
@@ -590,6 +574,54 @@ struct Contiguous {
   // While a block at p is read, asks for as much memory so many bytes further on.
   C10_ALWAYS_INLINE static void prefetch_ahead(const T* p, int64_t bytes) {
     prefetch<planes::kBlock * sizeof(T), kSecond>(reinterpret_cast<const char*>(p) + bytes);
+  }
+
+  // Positions whose values are added up in float32; in longer sums, digits would be lost.
+  static constexpr int64_t kClosed = 16384;
+
+  // Sums and maxima of `count` positions of K planes.
+  template <size_t K>
+  C10_ALWAYS_INLINE static void plane_statistics(const T* x, int64_t positions, int64_t count, Vec (&totals)[K],
+                                                 Vec (&highest)[K]) {
+    using namespace planes;
+    const Block lowest = both(-std::numeric_limits<float>::infinity());
+    for (size_t n = 0; n < K; ++n) {
+      const T* plane = x + n * positions;
+      std::array<Block, 2> sums = {both(0.f), both(0.f)}, tops = {lowest, lowest};
+      int64_t p = 0;
+      for (; p + 2 * kBlock <= count; p += 2 * kBlock)
+        for (int i = 0; i < 2; ++i) {
+          const Block v = load_block(plane + p + i * kBlock);
+          sums[i] = sums[i] + v;
+          tops[i] = larger(tops[i], v);
+        }
+      for_blocks<T>(count - p, [&](int64_t q, const auto& part) C10_ALWAYS_INLINE_ATTRIBUTE {
+        const Block v = part.load(plane + p + q);
+        sums[0] = sums[0] + v;
+        tops[0] = larger(tops[0], part.keep(v, lowest));
+      });
+      const Block sum = sums[0] + sums[1], top = larger(tops[0], tops[1]);
+      totals[n] = sum.a + sum.b;
+      highest[n] = CPU_CAPABILITY::larger(top.a, top.b);
+    }
+  }
+
+  // Adds the positions from kClosed on, the sums of parts in float64.
+  template <size_t K>
+  static void add_statistics(const T* x, int64_t positions, float* sums, float* max) {
+    double all[K];
+    float highest[K];
+    std::copy_n(sums, K, all);
+    for (int64_t begin = kClosed; begin < positions; begin += kClosed) {
+      Vec totals[K], tops[K];
+      plane_statistics(x + begin, positions, std::min(positions - begin, kClosed), totals, tops);
+      CPU_CAPABILITY::sums(totals, sums);
+      maxima(tops, highest);
+      for (size_t n = 0; n < K; ++n) all[n] += sums[n];
+      for (size_t n = 0; max && n < K; ++n)
+        if (!(highest[n] <= max[n]) && !std::isnan(max[n])) max[n] = highest[n];
+    }
+    std::copy_n(all, K, sums);
   }
 
   template <size_t K>

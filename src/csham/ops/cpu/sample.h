@@ -2,8 +2,8 @@
 //
 // contiguous.h and channels_last.h each define a struct with the static functions listed below for x of float or
 // at::BFloat16; the operators' kernels run them over a batch. Small arrays (statistics, weights, gradients of either) are
-// contiguous float32 whatever the type of x, and every sum is float32. A null pointer for weights means weights of one,
-// for a gradient that it is not wanted or is zero.
+// contiguous float32 whatever the type of x, and every sum is float32, of large maps in parts. A null pointer for weights
+// means weights of one, for a gradient that it is not wanted or is zero.
 //
 //   x       the map: C planes of H x W values; where a batch norm's input was given with its scale and shift, the
 //           image that normed.h has made of it
@@ -22,7 +22,7 @@
 // scale(x, size, w, s, shortcut, relu, y, stream)
 //     y, rounded once to the type of x. stream: write past the caches. Reads x (and shortcut), writes y.
 // scale_backward(dy, x, size, w, s, wp, position_max, y, dz, dw, ds, ties)
-//     If y is not null: dz = dy where y > 0, else 0, is written; else dz is dy and the argument is null.
+//     If y is not null: dz = dy, or 0 where y is 0, is written; else dz is dy and the argument is null.
 //     dw[c] = sum_p dz * s * x;  ds[p] = sum_c dz * w * x;  ties[p] = number of c with wp * x == position_max[p].
 // statistics_gradient(x, size, wp, dmean, dmax, position_max, dneighbors, filters, channel_max, dwp, dfilters, ties,
 //                    next)

@@ -197,5 +197,8 @@ inline void maxima(const Vec (&x)[N], float* out) {
 // value where a == b, else zero.
 inline Vec where_equal(const Vec& a, const Vec& b, const Vec& value) { return (a == b) & value; }
 
+// What a ReLU that returned y passes of a gradient; not where y > 0, for the gradient at NaN passes, as torch's.
+inline Vec passed(const Vec& y, const Vec& gradient) { return (y != Vec(0.f)) & gradient; }
+
 }  // namespace CPU_CAPABILITY
 }  // namespace csham

@@ -62,7 +62,7 @@ class Operator:
         self._function = _function(self)
         for namespace in NAMESPACES:
             torch.library.register_autograd(
-                f"{namespace}::{self.name}", _once(self._backward), setup_context=partial(self._keep, namespace)
+                f"{namespace}::{self.name}", self._backward, setup_context=partial(self._keep, namespace)
             )
         OPERATORS[self.name] = self
 
@@ -95,7 +95,15 @@ class Operator:
         ctx.kernels, ctx.saved_names, ctx.settings = getattr(torch.ops, namespace), tuple(tensors), settings
 
     def _backward(self, ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        saved = SimpleNamespace(**dict(zip(ctx.saved_names, ctx.saved_tensors, strict=True)), **ctx.settings)
+        tensors = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return self._found(ctx, tensors, grads)
+        with torch.no_grad():
+            found = self._found(ctx, tensors, grads)
+        return _NotAgain.apply(found, *tensors, *grads)
+
+    def _found(self, ctx: Any, tensors: Any, grads: Any) -> tuple[Tensor | None, ...]:
+        saved = SimpleNamespace(**dict(zip(ctx.saved_names, tensors, strict=True)), **ctx.settings)
         found = self._gradients(ctx.kernels, saved, self.results(*grads))
         return tuple((self._no_gradients | found).values())
 
@@ -104,6 +112,9 @@ def like(grad: Tensor | None, x: Tensor) -> Tensor | None:
     """Give a gradient the memory format of its map."""
     if grad is None or x.is_contiguous():
         return contiguous(grad)
+    if torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad):
+        # Under vmap, which knows no memory format.
+        return grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return grad.contiguous(memory_format=torch.channels_last)
 
 
@@ -134,7 +145,6 @@ def _define(operator: str, schema: str, fake: Callable[..., Any]) -> None:
 
 def _function(operator: Operator) -> type[torch.autograd.Function]:
     """Make the ``autograd.Function`` of an operator, whose first argument is the namespace."""
-    gradients = _once(operator._backward)
 
     class Function(torch.autograd.Function):
         # Not in two parts, with setup_context: torch would then look its signature up at every call, for 50 us.
@@ -146,18 +156,18 @@ def _function(operator: Operator) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return None, *gradients(ctx, *grads)
+            return None, *operator._backward(ctx, *grads)
 
     Function.__name__ = Function.__qualname__ = f"csham_{operator.name}"
     return Function
 
 
 class _NotAgain(torch.autograd.Function):
-    """Gradients as they are, which cannot be differentiated."""
+    """Gradients, which cannot be differentiated by what they were made of: they would pass for constants."""
 
     @staticmethod
-    def forward(ctx: Any, *grads: Any) -> Any:
-        return grads
+    def forward(ctx: Any, found: tuple[Tensor | None, ...], *_: Tensor | None) -> Any:
+        return tuple(None if grad is None else grad.detach() for grad in found)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -165,16 +175,3 @@ class _NotAgain(torch.autograd.Function):
             "the kernels' gradients cannot be differentiated again. Let the reference run, which can: "
             "CSHAM_KERNELS=reference in the environment, or csham.ops.use_kernels('reference') around the forward pass."
         )
-
-
-def _once(gradients: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """Make differentiating the gradients an error, because it cannot be done and they would pass for constants."""
-
-    def compute(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        if not torch.is_grad_enabled():
-            return gradients(ctx, *grads)
-        with torch.no_grad():
-            found = gradients(ctx, *grads)
-        return tuple(_NotAgain.apply(*(None if grad is None else grad.detach().requires_grad_() for grad in found)))
-
-    return compute

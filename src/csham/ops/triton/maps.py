@@ -64,34 +64,32 @@ def map_of(x: Tensor) -> Map:
 
 
 def like(other: Tensor | None, x: Tensor) -> Tensor | None:
-    """Pass on a map that must look like ``x``.
+    """Give a map the memory format of ``x``; eager code hands in nothing else, but a compiler may lay maps otherwise.
 
     Raises:
-        UserError: It does not.
+        UserError: It has not the shape and type of ``x``.
     """
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    if other is None or (
-        other.shape == x.shape and other.dtype == x.dtype and other.is_contiguous(memory_format=layout)
-    ):
-        return other
-    raise UserError(
-        f"expected a map of the shape, type and memory format of x, {tuple(x.shape)} of {x.dtype}, got "
-        f"{tuple(other.shape)} of {other.dtype} with strides {other.stride()}."
-    )
+    if other is None:
+        return None
+    if other.shape != x.shape or other.dtype != x.dtype:
+        raise UserError(
+            f"expected a map of the shape and type of x, {tuple(x.shape)} of {x.dtype}, got {tuple(other.shape)} of "
+            f"{other.dtype}."
+        )
+    return other.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
 def small(other: Tensor | None, numel: int) -> Tensor | None:
-    """Pass on an array of ``numel`` contiguous float32 values.
+    """Lay an array of ``numel`` float32 values as the kernels read it.
 
     Raises:
         UserError: It is none.
     """
-    if other is None or (other.numel() == numel and other.dtype == torch.float32 and other.is_contiguous()):
-        return other
-    raise UserError(
-        f"expected {numel} contiguous values of float32, got {tuple(other.shape)} of {other.dtype} with strides "
-        f"{other.stride()}."
-    )
+    if other is None:
+        return None
+    if other.numel() != numel or other.dtype != torch.float32:
+        raise UserError(f"expected {numel} values of float32, got {tuple(other.shape)} of {other.dtype}.")
+    return other.contiguous()
 
 
 class Blocks(NamedTuple):

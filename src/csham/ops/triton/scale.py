@@ -1,7 +1,7 @@
 """Scaling by channel and spatial weights, and the end of a residual block.
 
 forward    y = w s x + shortcut;  y = max(y, 0)                   reads x (and shortcut) once, writes y once
-backward   dz = dy [y > 0];  dw = sum_hw(dz s x);                 reads dy and x (and y) once; with a ReLU writes dz
+backward   dz = dy [y != 0];  dw = sum_hw(dz s x);                reads dy and x (and y) once; with a ReLU writes dz
            ds = sum_c(dz w x);  ties = sum_c[wp x == max]
 saved      x, w, s and with a ReLU y. dz is the shortcut's gradient too; dx = w s dz is left to the pooling's backward
            pass (pool_backward), which adds what else goes to x
@@ -265,7 +265,7 @@ def _tile(
     dz = tl.load(dy_ptr + image + offs, mask=mask, other=0.0)
     if y_ptr is not None:
         y = tl.load(y_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
-        dz = tl.where(y > 0, dz, tl.zeros_like(dz))
+        dz = tl.where(y != 0, dz, tl.zeros_like(dz))  # at NaN it passes, as torch's
         tl.store(dz_ptr + image + offs, dz, mask=mask)
     x = tl.load(x_ptr + image + offs, mask=mask, other=0.0).to(tl.float32)
     if affine_ptr is not None:

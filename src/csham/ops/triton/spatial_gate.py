@@ -114,7 +114,7 @@ def spatial_gate(
     )
     spatial_gate_kernel[(cut.blocks,)](
         position,
-        neighbors,
+        maps[2],
         parts,
         *norm,
         *neighbor_norm,
