@@ -70,6 +70,7 @@ def test_a_study_is_made_run_and_gone_on_with(compare, images):
     assert compare.ran() == []
 
 
+@pytest.mark.slow
 def test_more_seeds_and_attentions_run_only_what_is_new(compare):
     compare(*SMALL)
     assert compare("--study", STUDY, "--seeds", "0,5", data=None)[0] == 0
@@ -132,6 +133,7 @@ def test_the_batch_fits_the_images_once_for_all_runs_and_the_steps_are_said(comp
     assert compare.ran() == []
 
 
+@pytest.mark.slow
 def test_a_study_from_before_batches_were_fitted_goes_on_as_it_was(compare):
     compare(*SMALL[:-4], "--batch-size", "128", "--image-size", "32", "--precision", "fp32")
     text = (STUDY / "study.yaml").read_text()
@@ -318,6 +320,7 @@ def test_budget_controls_are_looked_for_once(compare, monkeypatch):
     assert compare.ran() == []
 
 
+@pytest.mark.slow
 def test_costs_are_measured_once_at_the_end(compare):
     assert compare(*SMALL, "--costs", "--seeds", "1", "--shard", "1/2")[0] == 0
     assert not (STUDY / "costs.json").exists()  # another part's cells are not done
@@ -390,6 +393,7 @@ def test_shards_do_their_part(compare):
     assert len(Store(STUDY).records()) == 4
 
 
+@pytest.mark.slow
 def test_a_plan_is_written_trained_on_two_machines_and_put_together(compare, tmp_path):
     code, out, err = compare(*SMALL, "--study", "plan", "--no-train")
     assert code == 0, err

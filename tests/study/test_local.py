@@ -98,6 +98,7 @@ def test_a_process_gets_as_many_cells_as_it_has_room_for(stand_in):
     assert told.jobs == {0, 1}
 
 
+@pytest.mark.slow
 def test_of_cells_whose_process_died_the_one_to_blame_fails_alone(stand_in):
     told = Told()
     stand_in(told, jobs=3, together=True, deeds={"1": ["die", "die", "die"]})
@@ -138,6 +139,7 @@ def test_threads_that_the_user_set_stay(stand_in, monkeypatch):
     assert {threads for _, _, threads in stand_in.diary()} == {"7"}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_cell_has_a_second_chance(stand_in):
     told = Told()
     stand_in(told, deeds={"0": ["die"], "1": ["die", "die"]})
@@ -148,6 +150,7 @@ def test_a_worker_that_dies_is_replaced_and_its_cell_has_a_second_chance(stand_i
     assert len({pid for _, pid, _ in stand_in.diary()}) == 4
 
 
+@pytest.mark.slow
 def test_failed_cells_wait_for_retry_failed(stand_in):
     stand_in(deeds={"1": ["fail and leave", "fail"]})
     assert states(stand_in.store) == [("done", 1), ("failed", 1), ("done", 1)]

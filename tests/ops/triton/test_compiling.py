@@ -33,6 +33,7 @@ def compiled(*what):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_kernels_of_the_spatial_weights_spill_nothing():
     found = compiled(90, [8, 16, 14, 14], "bfloat16", False, GATE[:2])
     assert {name for name, _ in found} == set(GATE[:2])
