@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,6 +279,15 @@ def test_only_files_are_replaced(tiny, pixels, tmp_path, force):
     assert (tmp_path / "pipe.pt2").is_fifo()
     with pytest.raises(UserError, match=r"is a folder\. Name a file"):
         export(tiny, tmp_path, images=pixels, force=force)
+
+
+def test_a_file_of_a_run_is_not_replaced(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(UserError, match=r"path .*model\.safetensors is a file of .*run, which cannot be read"):
+        export(csham.load(tmp_path / "run"), weights, force=True)
+    assert weights.read_bytes() == before
 
 
 class Broken(nn.Module):

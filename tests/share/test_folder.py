@@ -42,6 +42,13 @@ def test_the_same_answers_without_the_run(attended, shared):
     assert sorted(path.name for path in shared.iterdir()) == ["README.md", "config.json", SUMS, "model.safetensors"]
 
 
+def test_a_place_among_the_classes_of_its_images(finished):
+    images = Path(RunFolder(finished).read_config().data)
+    with pytest.raises(UserError, match=r"as a class of its own .*Name another place"):
+        share(finished, images / "shared")
+    assert not (images / "shared").exists()
+
+
 def test_the_card_of_few_classes_has_no_top5(finished):
     assert "top5" not in json.loads((finished / "summary.json").read_text())
     text = model_card(RunFolder(finished), weights="last", license="mit")

@@ -26,6 +26,7 @@ from csham.inference import Trained
 from csham.inference.modules import ModuleFacts
 from csham.inference.trained import as_trained
 from csham.inference.transform import ImageLike
+from csham.training.outputs import check_file
 from csham.training.progress import QuietProgress
 
 __all__ = ["Exported", "draft_of", "export"]
@@ -109,8 +110,8 @@ def export(
             :meth:`csham.Trained.of`.
 
     Raises:
-        UserError: The file exists, there are no images to compare on, the network cannot be exported, or what came out
-            answers differently; no file is left then.
+        UserError: The file exists or is one of a run, there are no images to compare on, the network cannot be
+            exported, or what came out answers differently; no file is left then.
 
     Examples:
         >>> trained = csham.load("runs/digits-resnet20-csham")
@@ -123,6 +124,7 @@ def export(
     format = format or format_of(path)
     check_format(format, preprocessing=preprocessing, dynamic_size=dynamic_size is True, opset=opset)
     trained = as_trained(trained, module)
+    check_file("path", path, runs=[] if trained.path is None else [trained.path])
     if trained.path is None and not FORMATS[format].graph:
         raise UserError(
             f"a {format} file of csham's has weights for a network that csham.load can build by its name, and "

@@ -14,6 +14,7 @@ from csham.inference.shared import CARD, CONFIG, FILES, WEIGHTS, shared_config
 from csham.share.card import model_card
 from csham.training.evaluation import load_network
 from csham.training.network import NetworkInfo, write_weights
+from csham.training.outputs import check_folder
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice, check_place, weights_of_run
 from csham.training.sums import write_listed
 
@@ -46,11 +47,12 @@ def share(
         bytes.
 
     Raises:
-        UserError: The run is not finished or damaged, or the folder is not free.
+        UserError: The run is not finished or damaged, or the folder is not free or lies among the run's class folders.
     """
     license = check_choices(weights, license, repo)
     place, source = Path(folder), RunFolder(Path(run))
     check_place(place, "Name another one.")
+    check_folder("folder", place, runs=[source.path])
     card = model_card(source, weights=weights, license=license, repo=repo)
     network, info = load_network(source, weights)
     which = weights_of_run(source, weights)
