@@ -316,7 +316,7 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(rows: object, options:
         ("runs.csv", b"name,seed\na,1,2\n", "line 2 of .* has 3 columns"),
         ("runs.jsonl", b'{"name": "plain"\n', "line 1 of .* is no JSON"),
         ("runs.jsonl", b"[1]\n", "line 1 of .* should be an object"),
-        ("runs.jsonl", b'{"a": ' * 5000, "nested too deeply"),
+        ("runs.jsonl", b'{"a": ' * 100_000, "nested too deeply"),
         ("runs.parquet", b"PAR1", "cannot be read as Parquet"),
         ("runs.xlsx", b"", r"no table that can be read here\. Known endings: \.csv"),
     ],
