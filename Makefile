@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/ready
 
-.PHONY: demo test test-slow test-long test-lowest test-networks test-exports test-yolo test-libraries test-cam test-keras sanitize docs dist lint bench bench-kernels setup setup-lowest clean
+.PHONY: demo test test-slow test-long test-lowest test-networks test-exports test-yolo test-libraries test-cam test-keras sanitize aarch64 docs dist lint bench bench-kernels setup setup-lowest clean
 
 # The kernels first, which are set-up: built once, in a minute; without a compiler the demo does without.
 demo: $(READY)
@@ -82,6 +82,10 @@ test-lowest: $(LOWEST_READY)
 # The CPU kernels built anew with AddressSanitizer and UndefinedBehaviorSanitizer, and their tests under both.
 sanitize: $(READY)
 	scripts/sanitize
+
+# The CPU kernels' tests on an emulated ARM processor; Debian, root, 10 GB and half an hour.
+aarch64: $(READY)
+	scripts/aarch64
 
 # The site in build/site, strictly (no broken link, no name without a docstring) and without the network; an environment of its
 # own, which needs no PyTorch.

@@ -22,7 +22,13 @@ if not torch.cuda.is_available():
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow shared machine must not turn a property test red.
-hypothesis.settings.register_profile("csham", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.register_profile(
+    "csham",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    max_examples=40,
+    derandomize=bool(os.environ.get("CI")),
+)
 hypothesis.settings.load_profile("csham")
 
 
