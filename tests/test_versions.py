@@ -38,8 +38,7 @@ def test_pythons_are_the_same_everywhere():
     pythons = "Programming Language :: Python :: "
     claimed = [words.removeprefix(pythons) for words in PROJECT["classifiers"] if words.startswith(pythons)]
     assert PROJECT["requires-python"] == f">={claimed[0]}"
+    tested = f"tested on {', '.join(claimed[:-1])} and {claimed[-1]}"
     words = (ROOT / "README.md").read_text()
-    assert (
-        f"{claimed[0]} or later (tested on {' and '.join(claimed)}), torch {lower_bounds()['torch']} or later" in words
-    )
+    assert f"{claimed[0]} or later ({tested}), torch {lower_bounds()['torch']} or later" in words
     assert f"Python {claimed[0]} or later" in (ROOT / "docs/package.md").read_text()
