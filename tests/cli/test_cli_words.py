@@ -148,10 +148,16 @@ def test_a_name_in_a_table_is_no_picture(capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["strict", "C locale"],
+)
 @pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
-def test_an_encoding_of_few_signs_takes_every_word(form):
+def test_an_encoding_of_few_signs_takes_every_word(form, environment):
     words = [sys.executable, "-m", "csham", "list", "results", *form]
-    done = subprocess.run(words, check=False, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    unset = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    done = subprocess.run(words, check=False, capture_output=True, env=unset | environment)
     assert (done.returncode, done.stderr) == (0, b"")
     assert "resnet" in done.stdout.decode("ascii")
     if form == ["--json"]:

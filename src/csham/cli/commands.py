@@ -138,8 +138,14 @@ def _make_printable() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for all that follows
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        elif isinstance(stream, io.TextIOWrapper) and _fails(stream):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _fails(stream: io.TextIOWrapper) -> bool:
+    """Return True for a stream that refuses signs: in the C locale it lets pass what file names have, and no other."""
+    utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+    return stream.errors == "strict" or (stream.errors == "surrogateescape" and not utf8)
 
 
 @functools.cache
