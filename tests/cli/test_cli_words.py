@@ -12,6 +12,8 @@ import pytest
 FILE = os.fsdecode(b"a\x1b[2Jb\xc2\x9b2Jc\nd\xe2\x80\xaegnp\xff")
 CLASS = "ant\u202egnp\u2066"  # control characters are refused
 
+C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, write_images):
@@ -26,6 +28,11 @@ def hostile(tmp_path_factory, write_images):
     (root / "bee" / f"{FILE}.png").write_bytes(b"no image")
     (root / "ant").rename(root / CLASS)
     return root
+
+
+def plain_environment():
+    """Return the environment without what decides how names are read and words are printed."""
+    return {name: value for name, value in os.environ.items() if name not in {*C_LOCALE, "PYTHONIOENCODING"}}
 
 
 def undisturbed(*streams):
@@ -109,6 +116,28 @@ def test_a_data_set_s_folder_whose_name_is_no_utf_8(csham, images, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "environment", "refusal"),
+    [
+        (b"an\x1bt", {"PYTHONUTF8": "1"}, "that are no UTF-8, which cannot be shown. Rename the folder."),
+        (b"an\xfft", {"PYTHONUTF8": "1"}, "that are no UTF-8, which cannot be shown. Rename the folder."),
+        ("käfer".encode(), C_LOCALE, "no ASCII, which cannot be shown. Names are read as ascii here: set PYTHONUTF8=1"),
+        ("käfer".encode(), {"PYTHONUTF8": "1"}, ""),
+    ],
+    ids=["control", "no UTF-8", "C locale", "UTF-8"],
+)
+def test_a_class_whose_name_cannot_be_shown_is_refused(images, tmp_path, name, environment, refusal):
+    shutil.copytree(images, tmp_path / "data")
+    try:
+        (tmp_path / "data" / "ant").rename(tmp_path / "data" / os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    words = [sys.executable, "-m", "csham", "prepare", tmp_path / "data", "--image-size", "16", "--json"]
+    done = subprocess.run(words, check=False, capture_output=True, env=plain_environment() | environment)
+    assert done.returncode == (2 if refusal else 0)
+    assert refusal in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
     ("words", "shown"),
     [
         (["--\x1b[2J\u202e"], r"--\x1b[2J\u202e"),
@@ -148,16 +177,11 @@ def test_a_name_in_a_table_is_no_picture(capsys):
     ]
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
-    ids=["strict", "C locale"],
-)
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, C_LOCALE], ids=["strict", "C locale"])
 @pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
 def test_an_encoding_of_few_signs_takes_every_word(form, environment):
     words = [sys.executable, "-m", "csham", "list", "results", *form]
-    unset = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
-    done = subprocess.run(words, check=False, capture_output=True, env=unset | environment)
+    done = subprocess.run(words, check=False, capture_output=True, env=plain_environment() | environment)
     assert (done.returncode, done.stderr) == (0, b"")
     assert "resnet" in done.stdout.decode("ascii")
     if form == ["--json"]:

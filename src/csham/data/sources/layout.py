@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -204,9 +205,12 @@ def _check_classes(tree: Tree, folders: dict[int, Path], names_in: dict[int, lis
         (folders[part] / name for part, names in names_in.items() for name in names if not is_class_name(name)), None
     )
     if unnamed is not None:
+        encoding = sys.getfilesystemencoding()
+        utf8 = encoding == "utf-8"
+        advice = "Rename the folder." if utf8 else f"Names are read as {encoding} here: set PYTHONUTF8=1."
         raise UserError(
             f"{os.fspath(unnamed)!r}: the name of a class folder is the name of its class, and this one holds control "
-            "characters or bytes that are no UTF-8, which cannot be shown. Rename the folder."
+            f"characters or bytes that are no {encoding.upper()}, which cannot be shown. {advice}"
         )
     for part, names in names_in.items():
         missing = [f"{folders[part].name}/{name}" for name in train if name not in set(names)]
