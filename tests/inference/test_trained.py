@@ -1,5 +1,6 @@
 """A trained network back from disk: same answers as evaluation gives, from any kind of image."""
 
+import re
 import subprocess
 import sys
 
@@ -108,6 +109,15 @@ def test_what_is_no_image_is_named(bad, tmp_path):
         bad.write_text("no image")
     with pytest.raises(UserError, match=r"a.png: not an image|an image is"):
         transform(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("net.onnx", "onnxruntime"), ("net.PT2", "torch.export.load"), ("a.pth", "--weights-file")]
+)
+def test_a_file_that_another_program_opens_is_named(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(bytes(100))
+    with pytest.raises(UserError, match=f"{re.escape(name)}: csham loads .*{hint}"):
+        csham.load(tmp_path / name)
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -192,6 +192,7 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
     check_choice(weights)
     path = _place(path)
     if path.is_file():
+        _check_ending(path)
         check_unchanged(path, "Take it anew from where it came from.", by_itself=True)
         (network, info), held = read_network(path), held_weights(path)
     elif is_shared(path):
@@ -203,6 +204,22 @@ def load(path: Path | str, *, weights: str | None = None, device: str | None = "
         raise UserError(f"{path} holds the {held.name} weights of its run, no others. The run folder has both.")
     transform = ImageTransform(info.image_size, tuple(info.mean), tuple(info.std))
     return Trained(network.eval().to(choose_device(device or "auto")), info, transform, path, held.name, held.epoch)
+
+
+_ELSEWHERE = {
+    ".onnx": "onnxruntime runs it",
+    ".pt2": "torch.export.load opens it",
+    **dict.fromkeys((".pt", ".pth", ".ckpt"), "csham train --weights-file begins with its weights"),
+}
+
+
+def _check_ending(path: Path) -> None:
+    """Refuse a file that another program opens."""
+    if path.suffix.lower() in _ELSEWHERE:
+        raise UserError(
+            f"{path}: csham loads a run folder, one that csham share wrote, or a file model.safetensors. This is none "
+            f"of them; {_ELSEWHERE[path.suffix.lower()]}."
+        )
 
 
 def _place(path: Path | str) -> Path:
