@@ -80,6 +80,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     containers, tensors = _held_by(uncompiled(model).modules())
     try:
         with same_randomness(), _same_modes(model):  # modes first: a module that is told of its own may change weights
+            _leave_values_out(model)
             yield
     finally:
         for container in containers:
@@ -133,6 +134,14 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
                 module.train(training)
         for module, training in modes:
             module.training = training  # where train() does not, as of layers that are to stay frozen
+
+
+def _leave_values_out(model: nn.Module) -> None:
+    """Let buffers be on the meta device where weights are: accelerate's ``init_empty_weights`` leaves buffers alone."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = buffer if buffer is None else buffer.to("meta")
 
 
 def _is_lazy(module: nn.Module) -> bool:

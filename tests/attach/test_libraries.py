@@ -3,10 +3,13 @@
 import copy
 import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import csham
@@ -142,3 +145,24 @@ def test_a_network_without_values_is_warned_of(gated):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         csham.attach(csham.detach(model), "se", gated=gated, dry_run=True)
+
+
+@pytest.mark.filterwarnings("ignore:attach. the network is on the meta device")
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("strategy", ["sequential", "transfer"])
+def test_weights_left_out_by_accelerate(inside, strategy):
+    def build(empty):
+        with accelerate.init_empty_weights() if empty else nullcontext():
+            model = torchvision.models.resnet18(num_classes=3)
+            if inside:
+                csham.attach(model, "csham", strategy=strategy)
+        if not inside:
+            csham.attach(model, "csham", strategy=strategy)
+        return model.eval()
+
+    model, expected = build(empty=True), build(empty=False)
+    statistics = model.get_buffer(next(name for name, _ in model.named_buffers()))
+    assert statistics.device.type == "cpu"
+    model.load_state_dict(expected.state_dict(), assign=True)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), expected(x), rtol=0, atol=0)
