@@ -19,6 +19,7 @@ __all__ = ["merge_records"]
 
 Record = Mapping[str, Any]
 
+_ENOUGH = 3  # runs that a deviation is estimated from
 _FAR = 3.0  # standard deviations of a difference of two runs: farther apart, one of them is not what it says
 
 
@@ -116,7 +117,7 @@ def _deviation(record: Record, records: Iterable[Record]) -> float:
         for one in records
         if one["status"] == "done" and one["label"] == record["label"] and is_number(one["result"].get("top1"))
     ]
-    if len(tops) < _FAR:
+    if len(tops) < _ENOUGH:
         return least
     mean = math.fsum(tops) / len(tops)
     return max(least, math.sqrt(math.fsum((top - mean) ** 2 for top in tops) / (len(tops) - 1)))
