@@ -151,7 +151,7 @@ def _cpu(device_type: str) -> Choice:
     capability = torch.backends.cpu.get_cpu_capability()
     built = f"built by {about.get('compiler', 'an unknown compiler')}"
     made = "ready, from the wheel" if library.state == "ready" else built
-    alone = "" if about.get("openmp") else ", on one thread: it shares no OpenMP with PyTorch"
+    alone = "" if about.get("threads") else ", on one thread: PyTorch lends this compiler more from 2.10 on"
     return Choice("cpu", f"C++ kernels for {capability}, {made}{alone}")
 
 

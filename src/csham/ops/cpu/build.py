@@ -234,7 +234,7 @@ def _build(library: Library) -> None:
 def _write_about(folder: Path, compiler: Compiler, seconds: float) -> None:
     about = {
         "compiler": compiler.name,
-        "openmp": compiler.openmp,
+        "threads": compiler.shares_threads,
         "flags": own_flags(compiler),
         "torch": torch.__version__,
         "seconds": seconds,

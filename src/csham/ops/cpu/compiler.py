@@ -80,6 +80,11 @@ class Compiler:
         """True if its threads can be those of the OpenMP library that PyTorch has loaded, which is GCC's."""
         return sys.platform == "linux" and "clang" not in self.version
 
+    @property
+    def shares_threads(self) -> bool:
+        """True if what it builds runs on PyTorch's threads: by the same OpenMP, or because PyTorch can start them."""
+        return self.openmp or torch.torch_version.TorchVersion(torch.__version__) >= "2.10"
+
 
 def find_compiler() -> Compiler | None:
     """Return ``$CXX``, or else the first C++ compiler on the path that answers."""

@@ -76,7 +76,7 @@ def describe(folder: Path, sources: Path, compiler: Compiler, seconds: float) ->
     """
     about = {
         "compiler": compiler.name,
-        "openmp": compiler.openmp,
+        "threads": compiler.shares_threads,
         "flags": own_flags(compiler),
         "system": sys.platform,
         "machine": platform.machine(),
