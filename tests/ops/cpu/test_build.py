@@ -152,6 +152,22 @@ def test_a_cache_that_cannot_be_written(sources, tmp_path, monkeypatch):
         load(sources)
 
 
+def test_a_cache_from_which_nothing_runs(sources, tmp_path, monkeypatch, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec,size=64m", "none", disk], check=False).returncode:
+        pytest.skip("cannot mount a disk in memory")
+    capfd.readouterr()
+    monkeypatch.setenv("CSHAM_CACHE", str(disk))
+    try:
+        with pytest.raises(Unavailable, match=r"cannot be kept in .*disk.*mounted noexec.*CSHAM_CACHE"):
+            load(sources)
+        assert capfd.readouterr().err == ""  # and nothing was compiled
+        assert left_over(disk) == []
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
 def test_parts_of_a_library_are_replaced(sources):
     library = find_library(sources)
     library.folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ the process that holds it, lets one process of a user build at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -168,6 +169,8 @@ def build_library(library: Library, *, again: bool = False) -> None:
             if again:
                 shutil.rmtree(library.folder, ignore_errors=True)
             if library.state == "not built":
+                if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
+                    raise OSError(errno.EACCES, "nothing can be run from there, which is mounted noexec")
                 _build(library)
     except OSError as err:
         raise Unavailable(
