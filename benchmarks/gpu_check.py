@@ -298,7 +298,7 @@ def kernels(args: argparse.Namespace) -> Iterator[str]:
         activities = [
             torch.profiler.ProfilerActivity.CUDA if args.device == "cuda" else torch.profiler.ProfilerActivity.CPU
         ]
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             step()
         events = profile.key_averages()
         spent = {

@@ -52,6 +52,7 @@ def test_an_interrupted_campaign_says_what_it_tried(tmp_path):
 @pytest.fixture
 def fuzz(monkeypatch):
     """The campaign's modules, imported into this process."""
+    pytest.importorskip("h5py")
     monkeypatch.setenv("CSHAM_KERNELS", "reference")
     monkeypatch.setenv("CSHAM_CACHE", "")
     monkeypatch.syspath_prepend(FUZZ)

@@ -9,7 +9,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,8 @@ from csham.attach.installed.attached import Attached
 from csham.errors import UserError
 from csham.layers.channel import ChannelAttention
 from csham.layers.spatial import SpatialAttention
+
+h5py = pytest.importorskip("h5py")
 
 GOLDEN = Path(__file__).parent / "golden"
 CHANNEL, SPATIAL = sorted(GOLDEN.glob("channel_*.npz")), sorted(GOLDEN.glob("spatial_*.npz"))

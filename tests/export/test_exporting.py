@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +21,8 @@ from csham.export.quantization import quantize
 from csham.export.real_images import LabelledImages, folder_images, run_images
 from csham.files import has_right_seal
 from csham.training.network import read_network, write_weights
+
+onnx = pytest.importorskip("onnx")
 
 
 def graph_of(path):

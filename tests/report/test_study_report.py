@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import openpyxl
 import pytest
 from study_cases import EFFECTS, network, networks_of, write_study
 
@@ -26,6 +25,7 @@ def listing(folder):
 
 
 def test_files(report):
+    pytest.importorskip("openpyxl")
     names = set(listing(report.page.parent))
     for table in ("verdicts", "budget", "networks", "runs"):
         assert {f"tables/{table}.{suffix}" for suffix in ("csv", "md", "tex")} <= names
@@ -52,7 +52,7 @@ def test_csv_and_xlsx_hold_the_results(report):
     tables = report.page.parent / "tables"
     with (tables / "verdicts.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    sheet = openpyxl.load_workbook(tables / "study.xlsx")["verdicts"]
+    sheet = pytest.importorskip("openpyxl").load_workbook(tables / "study.xlsx")["verdicts"]
     keys = [cell.value for cell in sheet[1]]
     for number, one in enumerate(report.results.comparisons):
         in_sheet = dict(zip(keys, [cell.value for cell in sheet[number + 2]], strict=True))
@@ -77,6 +77,7 @@ def test_top5_is_shown_where_runs_have_it(report, tmp_path, no_pictures):
 
 
 def test_without_openpyxl_only_the_spreadsheet_is_missing(study, report, tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
     monkeypatch.setattr("csham.report.study_pictures.png_bytes", lambda figure: b"")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     found = write_report(study, tmp_path / "again")
@@ -118,6 +119,7 @@ def test_a_place_that_cannot_be_written(empty, tmp_path):
 
 
 def test_a_failed_writing_leaves_the_old_report(empty, tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
     old = listing(write_report(empty, tmp_path / "out").page.parent)
     monkeypatch.setattr("csham.report.study_report.xlsx_bytes", lambda tables: "no bytes")
     with pytest.raises(TypeError):

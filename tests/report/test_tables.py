@@ -3,7 +3,6 @@
 import csv
 import io
 
-import openpyxl
 import pytest
 
 from csham.report.tables import Column, Table, csv_bytes, latex_bytes, markdown_bytes, xlsx_bytes
@@ -47,8 +46,12 @@ def test_csv_holds_no_formula(name):
     assert not row["name"].startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
+def workbook(tables):
+    return pytest.importorskip("openpyxl").load_workbook(io.BytesIO(xlsx_bytes(tables)))
+
+
 def test_xlsx_reads_back_without_formulas():
-    book = openpyxl.load_workbook(io.BytesIO(xlsx_bytes([table()])))
+    book = workbook([table()])
     head, *rows = book["names"].iter_rows()
     assert [cell.value for cell in head] == ["name", "top1", "seeds", "missing"]
     assert [row[0].value for row in rows] == NAMES
@@ -59,16 +62,17 @@ def test_xlsx_reads_back_without_formulas():
 def test_xlsx_has_columns_as_wide_as_their_heads_within_limits():
     widths = {"k" * 9: 12, "k" * 10: 12, "k" * 11: 13, "k" * 37: 39, "k" * 38: 40, "k" * 39: 40}
     columns = [Column("", lambda _: 1, keys=(key,)) for key in widths]
-    sheet = openpyxl.load_workbook(io.BytesIO(xlsx_bytes([Table("widths", "", columns, [None])])))["widths"]
+    sheet = workbook([Table("widths", "", columns, [None])])["widths"]
     assert {cell.value: sheet.column_dimensions[cell.column_letter].width for cell in sheet[1]} == widths
 
 
 def test_xlsx_takes_characters_that_excel_does_not():
-    book = openpyxl.load_workbook(io.BytesIO(xlsx_bytes([table(["a\x00b"])])))
+    book = workbook([table(["a\x00b"])])
     assert book["names"]["A2"].value == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_xlsx_knows_no_hour(monkeypatch):
+    pytest.importorskip("openpyxl")
     first = xlsx_bytes([table()])
     monkeypatch.setattr("time.localtime", lambda *_: (2030, 1, 2, 3, 4, 5, 0, 0, 0))
     assert xlsx_bytes([table()]) == first

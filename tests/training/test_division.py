@@ -7,8 +7,6 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from csham.data import prepare
@@ -130,6 +128,7 @@ def test_where_its_own_images_are_not_there_what_it_drew_counts(pets, arrange, t
 
 
 def test_a_column_of_parts_that_came_later_changes_nothing(pets, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     files = sorted(pets.glob("*/*.png"))
     rows = [{"image": file.read_bytes(), "label": file.parent.name} for file in files]
     path = tmp_path / "pets.parquet"

@@ -3,8 +3,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import safetensors
 import safetensors.torch
@@ -196,6 +194,7 @@ def test_answers_that_are_no_numbers_are_not_measured(finished, monkeypatch):
 
 
 def test_classes_in_another_order_are_measured_alike(finished, images, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     names = ["cow", "ant", "bee"]
     files = [(path, number) for number, name in enumerate(names) for path in sorted((images / name).iterdir())]
     encoded = [{"bytes": path.read_bytes(), "path": path.name} for path, _ in files]

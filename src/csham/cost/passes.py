@@ -241,7 +241,7 @@ def _cpu_peak(run: Callable[[], Any]) -> int:
     # Read when the profiler first starts, which otherwise writes several lines to standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         run()
     assert profile.profiler is not None
     events = profile.profiler.kineto_results.events()

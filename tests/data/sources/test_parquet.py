@@ -7,8 +7,6 @@ import sys
 from contextlib import nullcontext
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,6 +16,9 @@ from csham.data.sources import check_apart, open_source, parquet
 from csham.data.sources.parquet import ParquetSource
 from csham.data.split import TEST, TRAIN, VALIDATION
 from csham.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FIELDS = [("image", IMAGE), ("label", pa.int64())]
