@@ -169,7 +169,8 @@ def build_library(library: Library, *, again: bool = False) -> None:
             if again:
                 shutil.rmtree(library.folder, ignore_errors=True)
             if library.state == "not built":
-                if os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0):
+                # Linux alone has the name, and Windows not even the function.
+                if hasattr(os, "ST_NOEXEC") and os.statvfs(root).f_flag & os.ST_NOEXEC:
                     raise OSError(errno.EACCES, "nothing can be run from there, which is mounted noexec")
                 _build(library)
     except OSError as err:
