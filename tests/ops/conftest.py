@@ -1,4 +1,4 @@
-"""What the tests of operators share: Triton's interpreter, without what it does again at each call."""
+"""What the tests of operators share: Triton's interpreter, watched, and without what it does again at each call."""
 
 import functools
 import inspect
@@ -7,13 +7,14 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_interpreter():
-    """Let Triton's interpreter leave out what makes half of these tests' time.
+def _interpreter():
+    """Let Triton's interpreter leave out what makes half of these tests' time, and refuse what a GPU would do wrong.
 
     It computes each sum of indices again in 64 bits, to find overflows that maps as small as the tests'
     cannot have, and looks through the whole of its language for what to replace whenever one function calls another.
     """
     try:
+        import memory_check
         from triton.runtime import interpreter
     except ImportError:
         yield
@@ -34,4 +35,5 @@ def _quick_interpreter():
         options = interpreter.InterpreterOptions(sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
         patch.setattr(interpreter, "_patch_builtin", replace_all)
+        memory_check.install(patch)
         yield
