@@ -173,7 +173,7 @@ def for_another_process(kind: str, name: str, code: Code) -> dict[str, str]:
 
 def described(err: BaseException) -> str:
     """Say an error of a user's own code in one line."""
-    text = shorten(str(err), 300, placeholder=" ...").rstrip(".")
+    text = shorten(str(err).strip().rstrip("."), 500)
     return f"{type(err).__name__}: {text}" if text else type(err).__name__
 
 

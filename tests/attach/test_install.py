@@ -267,6 +267,18 @@ class NeedsRoom(nn.Module):
         return x * self.conv(x).sigmoid()
 
 
+@pytest.mark.parametrize(
+    ("said", "read"), [("too small. ", r"too small\. Nothing"), ("on and " * 99, r"on and on \[\.\.\.\]\. Nothing")]
+)
+def test_an_error_within_attention_is_one_sentence_and_shows_where_it_was_cut(said, read):
+    class Fails(nn.Identity):
+        def forward(self, x):
+            raise ValueError(said)
+
+    with pytest.raises(UserError, match=rf"ValueError: .*{read} was attached\."):
+        csham.attach(small_resnet(), lambda channels: Fails())
+
+
 def test_attention_is_to_run_at_the_size_that_was_given():
     model = small_resnet()
     with pytest.raises(UserError, match=r"no longer runs on images of 12x8: AssertionError: maps are too small"):

@@ -232,6 +232,43 @@ def test_branches_that_are_added_one_by_one_are_all_attended_to():
     assert len(names(model, position="post")) == 3
 
 
+def test_branches_come_in_the_order_in_which_they_run_not_are_added():
+    model = of_blocks(lambda x, maps: F.relu(x + maps[2] + maps[0]), layers=2).eval()
+    points = csham.attach(model, "csham", strategy="transfer", gated=True)
+    assert [point.name for point in points] == [f"{block}.branches.{n}.1.2" for block in (1, 2, 3) for n in (0, 2)]
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+class Octave(nn.Module):
+    """Maps of two resolutions side by side, each added to, from both."""
+
+    def __init__(self, mixed=1):
+        super().__init__()
+        self.mixed = mixed
+        self.fine, self.coarse = (nn.Sequential(branch(3), branch(3)) for _ in range(2))
+        self.up, self.down = (nn.Conv2d(8, 8, 1) for _ in range(2))
+
+    def forward(self, maps):
+        fine, coarse = maps
+        more_fine = self.fine(fine + self.mixed * F.interpolate(self.up(coarse), scale_factor=2))
+        more_coarse = self.coarse(coarse + self.mixed * F.avg_pool2d(self.down(fine), 2))
+        return fine + more_fine, coarse + more_coarse
+
+
+def test_a_block_of_two_resolutions_has_two_branches_and_the_next_one_too():
+    class Both(nn.Sequential):
+        def forward(self, x):
+            return super().forward((x, F.avg_pool2d(x, 2)))
+
+    class Mean(nn.Module):
+        def forward(self, maps):
+            return torch.cat([one.mean((2, 3)) for one in maps], 1)
+
+    model = nn.Sequential(branch(3), Both(*(Octave() for _ in range(3)), Mean()), nn.Linear(16, 5))
+    model[0][0] = nn.Conv2d(3, 8, 3, padding=1)
+    assert names(model) == [f"1.{block}.{which}.1.2" for block in range(3) for which in ("fine", "coarse")]
+
+
 def test_a_repeated_block_is_one_point_and_attends_every_time():
     class Recurrent(nn.Module):
         def __init__(self):

@@ -44,7 +44,7 @@ def residual_ends(trace: Trace) -> Ends:
     Additions within a branch, such as those that join parallel branches, feature groups (Res2Net) or resolutions
     (HRNet), are not.
     """
-    return outputs_at(trace, [branch.end for branch in residual_branches(trace).values()])
+    return outputs_at(trace, sorted({branch.end for branch in residual_branches(trace).values()}))
 
 
 def block_ends(trace: Trace) -> Ends:
@@ -125,7 +125,7 @@ def _as_branch(trace: Trace, shortcut: Value, end: Value, branches: dict[int, Br
     layers, sliced = 0, False
     for value in trace.straight_up(shortcut):
         if value.index in ways:
-            within = [addition for addition in branches if addition in ways and addition > value.index]
+            within = [addition for addition in branches if addition in ways and trace.leads_to(value, addition)]
             # Sums of single layers are one layer to be (RepVGG, RepGhost); around whole blocks there is no branch.
             blocks = any(branches[addition].layers > 1 for addition in within)
             # A slice is no way round a branch that itself works on slices: those are groups within a branch.

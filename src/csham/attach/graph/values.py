@@ -182,9 +182,10 @@ class Trace:
         """Values that other outputs alone were computed from, in order."""
         return sorted(self._above(self.outputs) - self.above_output)
 
-    def _above(self, ends: Sequence[int]) -> frozenset[int]:
+    def _above(self, ends: Sequence[int], start: int = 0) -> frozenset[int]:
+        """Find some values and what they were computed from, from ``start`` on."""
         above = set(ends)
-        for index in range(max(ends, default=0), 0, -1):
+        for index in range(max(ends, default=0), start, -1):
             if index in above:
                 above.update(self.values[index].parents)
         return frozenset(above)
@@ -311,6 +312,11 @@ class Trace:
         while len(value.parents) == 1:
             value = self.values[value.parents[0]]
             yield value
+
+    def leads_to(self, start: Value, end: int) -> bool:
+        """Return True if a later value was computed from an earlier one, from others too or not."""
+        above = self._above([end], start.index)
+        return start.index != end and start.index in above
 
     def layers_above(self, end: Value) -> dict[int, int]:
         """Count the convolutions on the longest way from each value above ``end``, as far as a branch may reach."""
