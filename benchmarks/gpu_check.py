@@ -271,9 +271,12 @@ def network_steps(args: argparse.Namespace, number: int, variants: Sequence[str]
             yield variant, training_step(args, network, images, labels)
 
 
-def training_step(args: argparse.Namespace, network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Step:
+def training_step(
+    args: argparse.Namespace, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, compiled: bool = True
+) -> Step:
     """Return a function that trains one step, and reads nothing back."""
-    model: Any = network if args.tiny else torch.compile(network, dynamic=False, fullgraph=True)
+    compiled = compiled and not args.tiny
+    model: Any = torch.compile(network, dynamic=False, fullgraph=True) if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
     def step() -> None:
@@ -326,7 +329,7 @@ def training(args: argparse.Namespace) -> Iterator[str]:
                 images = torch.randn(batch, 3, 32, 32, device=args.device)
                 images = images.contiguous(memory_format=torch.channels_last)
                 labels = torch.randint(100, (batch,), device=args.device)
-                step = captured(args.device, training_step(args, network, images, labels))
+                step = captured(args.device, training_step(args, network, images, labels, compiled=False))
                 seconds = median(seconds_of(args, step) for _ in range(ROUNDS))
                 bare = batch / seconds
                 note(args, "training", what, "a graph of ready batches", images_per_s=bare)

@@ -101,6 +101,8 @@ def csham_loop(loop: Loop, steps: int) -> Callable[[], float]:
     """Return a function that trains `steps` batches as `csham train` does."""
 
     def run() -> float:
+        # Another epoch each time: its draws and rates are part of training.
+        loop.state.epoch = (loop.state.epoch + 1) % loop.session.config.epochs
         loop.state.step = 0
         loop.state.seconds = 0.0
         started = time.perf_counter()

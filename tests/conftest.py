@@ -18,6 +18,9 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Torch reads it once, in the first product on a GPU; a deterministic run may come after others in one process.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # One thread in the processes that tests start, as in this one (_one_thread).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -47,6 +47,13 @@ class Faulty(Noisy):
 """
 
 
+def test_a_gpu_has_streams_for_so_many_runs(monkeypatch):
+    on_a_cpu = Together(None, "cpu", 100, StopRequest())
+    monkeypatch.setattr("csham.study.together.choose_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert (on_a_cpu.room.runs, Together(None, "cuda", 100, StopRequest()).room.runs) == (100, 32)
+
+
 class Quiet(QuietProgress):
     """Does something after some steps."""
 

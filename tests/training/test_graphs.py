@@ -22,7 +22,7 @@ from csham.training.averaging import Average
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import resolve
 from csham.training.evaluation import evaluate
-from csham.training.graphs import GraphedAnswers, GraphedSteps, NoHostValues, Replays
+from csham.training.graphs import CannotReplayError, GraphedAnswers, GraphedSteps, NoHostValues, Replays
 from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.loop import _resumed, resume, train, train_in_turns
 from csham.training.progress import QuietProgress
@@ -117,11 +117,7 @@ def session_of(settings, dataset, tmp_path):
 def trained(session, updates, epoch=1, first=0):
     """Train some updates in a row, replayed where the session says so; return all that they changed."""
     sums, graph = session.new_state().sums, session.config.graph
-    steps = (
-        GraphedSteps(session, sums, Replays(session.accelerator.device, compiled=False))
-        if graph
-        else Steps(session, sums)
-    )
+    steps = GraphedSteps(session, sums, Replays(session)) if graph else Steps(session, sums)
     session.begin_epoch(epoch)
     step, count = first, len(session.train_batches)
     for _ in range(updates):
@@ -301,7 +297,10 @@ def test_graphs_that_were_asked_for_are_an_error(session_of, recorded):
         trained(session, 2)
 
 
-def full_at(monkeypatch, owner, name, call):
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def full_at(monkeypatch, owner, name, call, error=OUT_OF_MEMORY):
     """Let a function find no memory once it has done what it does, the first time or a later one."""
     told, function = [], getattr(owner, name)
 
@@ -309,7 +308,7 @@ def full_at(monkeypatch, owner, name, call):
         result = function(*args, **kwargs)
         told.append(name)
         if len(told) == call:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise error
         return result
 
     monkeypatch.setattr(owner, name, fill)
@@ -354,11 +353,33 @@ def test_graphs_without_memory_are_an_error_that_names_the_way_on(session_of, re
         trained(session_of(**FAST), 2)
 
 
-def test_beside_other_runs_memory_is_theirs_to_make_room_for(settings, recorded, monkeypatch, tmp_path):
-    full_at(monkeypatch, Step, "update", 3)
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, RuntimeError("CUDA error: out of memory")])
+def test_beside_other_runs_memory_is_theirs_to_make_room_for(settings, recorded, monkeypatch, tmp_path, error):
+    full_at(monkeypatch, Step, "update", 3, error)
     with pytest.raises(UserError, match=r"Try --batch-size 4, .* --no-graph needs less"):
         drain(train_in_turns(resolve({**settings, **FAST}), run=tmp_path / "run", stop=StopRequest()))
     assert RunFolder(tmp_path / "run").read_config().graph is True
+
+
+def test_graphs_are_captured_anew_where_the_generator_they_draw_from_was_replaced(session_of, recorded, monkeypatch):
+    session = session_of(**FAST)
+    steps = GraphedSteps(session, session.new_state().sums, Replays(session))
+    session.begin_epoch(1)
+    for step in range(6):
+        monkeypatch.setattr(Replays, "generators", step // 4)
+        steps.run(1, range(step, step + 1), 1)
+    assert len(recorded) == 2
+
+
+def test_what_is_not_compiled_after_all_is_watched_as_eager_code_is(session_of):
+    session = session_of(**FAST, graph=False)
+    session.config = replace(session.config, compile=True)
+    replays = Replays(session)
+    with replays.watched():
+        torch.ones(1).item()
+    session.config = replace(session.config, compile=False)
+    with pytest.raises(CannotReplayError, match="reads a value back"), replays.watched():
+        torch.ones(1).item()
 
 
 def test_a_run_is_that_of_the_loop(settings, recorded, tmp_path):
@@ -402,7 +423,7 @@ def test_answers_are_those_of_the_network(session_of, recorded, replayed):
     session.folder.path.mkdir()
     if not replayed:
         session.network.fc = Odd(session.network.fc, REFUSED["reads a value back"])
-    graphed = GraphedAnswers(session, Replays(session.accelerator.device, compiled=False))
+    graphed = GraphedAnswers(session, Replays(session))
     for _ in range(2):
         with torch.no_grad():
             for value in session.network.parameters():
@@ -420,6 +441,7 @@ def test_answers_are_those_of_the_network(session_of, recorded, replayed):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("error:Synchronization debug mode")
 @pytest.mark.parametrize("name", [*RUNS, "dropout"])
 def test_a_gpu_replays_what_the_loop_does(session_of, monkeypatch, name):
     results = []

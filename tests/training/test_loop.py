@@ -537,6 +537,19 @@ def test_an_operation_that_has_no_deterministic_algorithm_is_named(settings, tmp
         train(given, run=tmp_path / "run", progress=Refusing())
 
 
+def test_a_process_that_can_no_longer_be_deterministic_is_said_to_be(settings, tmp_path):
+    class Refusing(QuietProgress):
+        def step(self, where, done, loss, images_per_s):
+            raise RuntimeError(
+                "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or ..., but "
+                "this operation is not deterministic because it uses CuBLAS ... set CUBLAS_WORKSPACE_CONFIG=:4096:8"
+            )
+
+    given = resolve({**settings, "backbone": "lenet5", "deterministic": True})
+    with pytest.raises(UserError, match=r"--deterministic: this process .* with CUBLAS_WORKSPACE_CONFIG=:4096:8"):
+        train(given, run=tmp_path / "run", progress=Refusing())
+
+
 def test_a_small_folder_gets_a_batch_that_fits_and_a_word_on_its_steps(settings, tmp_path):
     small = {name: value for name, value in settings.items() if name not in ("batch_size", "epochs")}
     said = Listening()

@@ -1,3 +1,4 @@
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -34,8 +35,25 @@ def cuda(monkeypatch):
     """A machine that says that it has a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     return settings(device="cuda", compile=False)
+
+
+def test_the_precision_is_that_of_the_gpu_that_was_named(cuda, monkeypatch):
+    current = []
+
+    @contextmanager
+    def device(name):
+        current.append(name)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current == ["cuda:1"])
+    precisions = [choose(replace(cuda, device=name), 1).config.precision for name in ("cuda:0", "cuda:1")]
+    assert precisions == ["fp32", "bf16"]
 
 
 def test_graphs_are_chosen_on_cuda(cuda):

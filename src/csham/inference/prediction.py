@@ -162,7 +162,7 @@ def _precision(trained: Trained, asked: str | None) -> str:
     if asked is not None and asked not in known:
         raise unknown_name("precision", asked, known)
     if asked is not None:
-        return choose_precision(asked, trained.device.type)[0]
+        return choose_precision(asked, str(trained.device))[0]
     run = None if trained.path is None else RunFolder(trained.path)
     if run is None or not run.config_file.is_file():
         return "fp32"

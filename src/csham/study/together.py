@@ -8,6 +8,7 @@ deterministically, and on CUDA the stream.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from csham.study.room import Room
 from csham.training.interrupt import InterruptedRunError, StopRequest
 from csham.training.machine import choose_device
 from csham.training.progress import QuietProgress
+from csham.training.streams import MOST_HOLDERS, own_stream
 from csham.training.turns import Turns
 
 __all__ = ["Ended", "Together"]
@@ -50,7 +52,8 @@ class Together:
     Args:
         runner: Runs them.
         device: Device, as it was asked for.
-        most: Cells at once; None finds out how many are worth it (:class:`csham.study.room.Room`).
+        most: Cells at once, as far as the device has streams for them; None finds out how many are worth it
+            (:class:`csham.study.room.Room`).
         stop: Asks them all to stop.
 
     Attributes:
@@ -60,7 +63,7 @@ class Together:
 
     def __init__(self, runner: CellRunner, device: str, most: int | None, stop: StopRequest) -> None:
         self._device = _Device(choose_device(device))
-        self.room = Room(most, self._device)
+        self.room = Room(None if most is None else min(most, self._device.most_runs), self._device)
         self._runner, self._stop = runner, stop
         self.turn_of = ""
         self._cells: dict[str, _Cell] = {}
@@ -146,6 +149,9 @@ class _Device:
         self._name, self._kind = name, name.partition(":")[0]
         self._module: Any = None if self._kind == "cpu" else torch.get_device_module(self._kind)
         self._which = (name,) if self._kind == "cuda" else ()  # Metal has one device, and its functions take none
+        self.most_runs = (
+            MOST_HOLDERS // 2 if self._kind == "cuda" else sys.maxsize
+        )  # one stream to run on, one to capture
 
     def synchronize(self) -> None:
         if self._module is not None:
@@ -163,7 +169,7 @@ class _Device:
             self._module.empty_cache()
 
     def new_stream(self) -> torch.cuda.Stream | None:
-        return torch.cuda.Stream(self._name) if self._kind == "cuda" else None
+        return own_stream(self._name) if self._kind == "cuda" else None
 
     def state(self) -> _State:
         return _State(

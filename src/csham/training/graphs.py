@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -24,6 +25,7 @@ from csham.training.evaluation import Answered, answers
 from csham.training.optimizer import set_rates
 from csham.training.session import Session
 from csham.training.step import Step, Steps, rates_of_step, seed_step
+from csham.training.streams import own_stream
 
 __all__ = ["CannotReplayError", "GraphedAnswers", "GraphedSteps", "NoHostValues", "Replays"]
 
@@ -76,8 +78,7 @@ class Replays:
     """Captures functions of one run, whose graphs share their memory, since no two of them run at once.
 
     Args:
-        device: Device of all their tensors.
-        compiled: True if torch.compile's code is in them, which looks into no dispatch mode.
+        session: Session of the run.
         alone: False if the process has other runs, so that one that finds no memory beside them waits for them, and
             does not go on without graphs.
 
@@ -86,13 +87,14 @@ class Replays:
     """
 
     _drawn: ClassVar[torch.cuda.Event | None] = None  # after the last replay that drew random numbers, of any run
+    generators: ClassVar[int] = 0  # that broke and were replaced; what is captured draws from the one of its time
 
-    def __init__(self, device: torch.device, *, compiled: bool, alone: bool = True) -> None:
-        self._device, self._compiled = device, compiled
+    def __init__(self, session: Session, *, alone: bool = True) -> None:
+        self._session, self._device = session, session.accelerator.device
         self.alone = alone
         self.functions: list[_Replayed] = []
-        on_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        on_gpu = self._device.type == "cuda"
+        self._stream = own_stream(self._device) if on_gpu else None
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
     @contextmanager
@@ -112,17 +114,31 @@ class Replays:
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
         """Return what replays a function, which is not run."""
         graph = torch.cuda.CUDAGraph()
+        before = torch.cuda.current_stream(self._device)
         try:
             # Other threads, such as a tracker's, may do what they like meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 function()
         except Exception:
-            # The generator may go on believing that it is being captured.
-            whole = torch.Generator(self._device).graphsafe_get_state()
-            torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(whole)
+            torch.cuda.set_stream(before)  # torch 2.8 stays on the other where capturing could not even be ended
+            self._repair_generator()
             raise
         replay: Callable[[], None] = graph.replay
         return replay
+
+    def _repair_generator(self) -> None:
+        """Let the generator draw again where it goes on believing that it is being captured.
+
+        Up to torch 2.11 one that could not be ended leaves it so.
+        """
+        try:
+            torch.rand(1, device=self._device)
+        except torch.OutOfMemoryError:
+            pass
+        except RuntimeError:
+            whole = torch.Generator(self._device).graphsafe_get_state()
+            torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(whole)
+            Replays.generators += 1
 
     def let_go(self) -> None:
         """Let go of every graph, and of the memory that they alone use."""
@@ -152,7 +168,9 @@ class Replays:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Refuse what is within if it is no function of tensors alone."""
-        with self._without_waiting(), nullcontext() if self._compiled else NoHostValues(self._device):
+        # Compiled code looks into no dispatch mode.
+        compiled = self._session.config.compile is True
+        with self._without_waiting(), nullcontext() if compiled else NoHostValues(self._device):
             yield
 
     @contextmanager
@@ -161,7 +179,9 @@ class Replays:
             yield
             return
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")  # that it may miss some
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -194,6 +214,7 @@ class _Replayed:
         self._checking, self._capturing = checking, capturing
         self._calls: list[Callable[[], None]] = [self._run, self._try]
         self.replay: Callable[[], None] | None = None
+        self._generators = 0
         replays.functions.append(self)
 
     def __call__(self) -> None:
@@ -207,8 +228,9 @@ class _Replayed:
             self._calls[0]()
             del self._calls[0]
             return
-        if self.replay is None:
-            self.replay = self._capture()
+        if self.replay is None or self._generators != Replays.generators:
+            self.replay = None
+            self.replay, self._generators = self._capture(), Replays.generators
         self.replay()
 
     def _run(self) -> None:
@@ -233,8 +255,8 @@ class _Replayed:
             put_back = self._keep() if runs else None
             yield
         except errors as err:
-            if isinstance(err, torch.OutOfMemoryError) and not self._replays.alone:
-                raise
+            if not self._replays.alone and _ran_out_of_memory(err):
+                raise torch.OutOfMemoryError(str(err)) from err
             if put_back is not None:
                 put_back()
             raise CannotReplayError(what + _said(err)) from err
@@ -250,6 +272,12 @@ def _keeping(tensors: Iterable[Tensor]) -> Callable[[], None]:
             tensor.copy_(value)
 
     return put_back
+
+
+def _ran_out_of_memory(err: Exception) -> bool:
+    """Return True for an error that comes of a lack of memory, which ending a capture after it may hide."""
+    lacks = any(isinstance(one, torch.OutOfMemoryError) for one in (err, err.__context__))
+    return lacks or "out of memory" in str(err)
 
 
 def _said(err: Exception) -> str:

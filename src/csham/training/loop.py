@@ -262,8 +262,7 @@ def _run(
         raise _out_of_memory(session, err) from err
     except RuntimeError as err:
         if session.config.deterministic and "use_deterministic_algorithms" in str(err):
-            cause = str(err).partition(", but")[0]
-            raise UserError(f"--deterministic: {cause}. Use --no-deterministic.") from err
+            raise _not_deterministic(str(err)) from err
         raise
     finally:
         session.progress.close()
@@ -283,8 +282,7 @@ class Loop:
         self._steps: Steps | GraphedSteps = Steps(session, state.sums)
         self._answers: GraphedAnswers | None = None
         if session.config.graph:
-            compiled = session.config.compile is True
-            replays = Replays(session.accelerator.device, compiled=compiled, alone=alone)
+            replays = Replays(session, alone=alone)
             self._steps = GraphedSteps(session, state.sums, replays)
             self._answers = GraphedAnswers(session, replays)
         self._trackers = Trackers(session, state)
@@ -612,6 +610,15 @@ def _note_threads(session: Session, folder: RunFolder) -> None:
             f"the run began with {before} threads and goes on with {torch.get_num_threads()}: sums are "
             "rounded differently, so the weights will not be bit-identical to an uninterrupted run's"
         )
+
+
+def _not_deterministic(said: str) -> UserError:
+    if "CUBLAS_WORKSPACE_CONFIG" in said:
+        return UserError(
+            "--deterministic: this process has used the GPU before, without it. Start a new one, or Python with "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment."
+        )
+    return UserError(f"--deterministic: {said.partition(', but')[0]}. Use --no-deterministic.")
 
 
 def _out_of_memory(session: Session, err: Exception) -> UserError:

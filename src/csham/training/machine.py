@@ -47,7 +47,7 @@ def choose(config: TrainConfig, train_images: int) -> Choices:
     """
     device = choose_device(config.device)
     kind = device.partition(":")[0]
-    precision, precision_reason = choose_precision(config.precision, kind)
+    precision, precision_reason = choose_precision(config.precision, device)
     channels_last = kind in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last
     compiled, compile_reason = _compile(config, kind, train_images)
     reasons: tuple[str, ...] = (
@@ -88,11 +88,12 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def choose_precision(asked: str, kind: str) -> tuple[str, str]:
-    """Replace ``auto`` by the precision that this kind of device is fastest in, and say why; refuse what it lacks.
+def choose_precision(asked: str, device: str) -> tuple[str, str]:
+    """Replace ``auto`` by the precision that a device is fastest in, and say why; refuse what it lacks.
 
     ``CSHAM_AUTO_PRECISION`` in the environment, ``fp32`` or ``bf16``, stands in for the device's answer.
     """
+    kind = device.partition(":")[0]
     if asked == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs CUDA, this run is on {kind}. Use bf16 or fp32.")
     if asked != "auto":
@@ -103,7 +104,9 @@ def choose_precision(asked: str, kind: str) -> tuple[str, str]:
             raise unknown_name("precision", said, ("fp32", "bf16"), hint=hint)
         return said, f"{_PRECISION_VARIABLE} says so"
     if kind == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        with torch.cuda.device(device):
+            supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if supported:
             return "bf16", "the GPU has it"
         return "fp32", "the GPU has no bf16"
     if kind == "cpu" and cpu_multiplies_bf16():
