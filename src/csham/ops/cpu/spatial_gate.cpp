@@ -571,7 +571,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate(
     const Optional& neighbor_norm_var, bool training, bool neighbor_training, double eps, double neighbor_eps,
     bool relu) {
   Operands small;
-  Tensor s = empty_like(mean), position = empty_like(mean);
+  Tensor s = empty(mean.sizes()), position = empty(mean.sizes());
   // Zero where an empty batch or a missing term leaves nothing to be written.
   Tensor m = zeros(1), v = zeros(1), nm = zeros(1), nv = zeros(1);
   const Norm norm = training ? norm_of(small, norm_weight, norm_bias, m, v, true, eps)
@@ -604,7 +604,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_gate_backward(
               neighbors ? neighbor_norm_var.value() : none_used, neighbor_training, neighbor_eps));
   gate.position = const_cast<float*>(small(position, n.positions()));
   gate.s = const_cast<float*>(small(s, n.positions()));
-  Tensor dmean = empty_like(mean), dmax = empty_like(mean), dweight = empty(weight.sizes());
+  Tensor dmean = empty(mean.sizes()), dmax = empty(mean.sizes()), dweight = empty(weight.sizes());
   Tensor dneighbors = neighbors ? empty(neighbors->sizes()) : none(), dnorms = zeros(4);
   float* norms = floats(dnorms);
   CSHAM_BEST(spatial_gate_backward)(gate, {small(ds, n.positions()), floats(dmean), floats(dmax), floats(dweight),

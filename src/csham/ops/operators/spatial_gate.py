@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from csham.ops.operators.operator import Operator, float32
@@ -64,7 +63,7 @@ def spatial_gate(
 
 
 def _fake(mean: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(mean), torch.empty_like(mean), *(float32(mean, 1) for _ in range(4))
+    return float32(mean, *mean.shape), float32(mean, *mean.shape), *(float32(mean, 1) for _ in range(4))
 
 
 def _backward_fake(
@@ -79,8 +78,8 @@ def _backward_fake(
 ) -> tuple[Tensor, ...]:
     grad_neighbors = float32(mean, 0) if neighbors is None else float32(mean, *neighbors.shape)
     return (
-        torch.empty_like(mean),
-        torch.empty_like(mean),
+        float32(mean, *mean.shape),
+        float32(mean, *mean.shape),
         grad_neighbors,
         float32(mean, *weight.shape),
         float32(mean, 4),

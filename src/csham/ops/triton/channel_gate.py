@@ -75,7 +75,7 @@ def gate_backward(
         position_w: The weights, if the positions' statistics were taken with them.
         neighbor_weight: Filters of the neighbour term.
     """
-    grad_mean, grad_max = torch.empty_like(statistics[0]), torch.empty_like(statistics[0])
+    grad_mean, grad_max = (parts.new_empty((map_.B, map_.C)) for _ in range(2))
     grad_filters = grad_mean.new_empty((map_.B, given.parameters))
     gate_backward_kernel[(map_.B,)](
         parts,
@@ -83,7 +83,7 @@ def gate_backward(
         position_w,
         neighbor_weight,
         *given.filters,
-        *statistics,
+        *(small(one, map_.B * map_.C) for one in statistics),
         grad_w,
         grad_mean,
         grad_max,

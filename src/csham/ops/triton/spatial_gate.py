@@ -101,7 +101,7 @@ def spatial_gate(
 ) -> tuple[Tensor, ...]:
     """Implement the operator ``spatial_gate``."""
     cut = _Cut.of(mean, neighbors)
-    s, position = torch.empty_like(mean), torch.empty_like(mean)
+    s, position = (mean.new_empty(mean.shape) for _ in range(2))
     if cut.positions == 0:
         return s, position, *mean.new_zeros(4).split(1)
     norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var)
@@ -152,8 +152,8 @@ def spatial_gate_backward(
 ) -> tuple[Tensor, ...]:
     """Implement the operator ``spatial_gate_backward``."""
     cut, K = _Cut.of(mean, neighbors), weight.shape[-1]
-    grad_mean, grad_max = torch.empty_like(mean), torch.empty_like(max)
-    grad_neighbors = mean.new_empty(0) if neighbors is None else torch.empty_like(neighbors)
+    grad_mean, grad_max = (mean.new_empty(mean.shape) for _ in range(2))
+    grad_neighbors = mean.new_empty(0 if neighbors is None else neighbors.shape)
     if cut.positions == 0:
         return grad_mean, grad_max, grad_neighbors, torch.zeros_like(weight), mean.new_zeros(4)
     norm = _Norm(norm_weight, norm_bias, norm_mean, norm_var)
