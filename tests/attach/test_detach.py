@@ -199,6 +199,32 @@ def test_what_is_wrapped_for_several_processes_is_refused():
             csham.attach(wrap(CifarResNet(8)))
 
 
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("strategy", ["sequential", "transfer"])
+def test_a_gated_network_is_sharded_and_trains(strategy):
+    model = CifarResNet(14)
+    csham.attach(model, strategy=strategy, gated=True)
+    plain = copy.deepcopy(model)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    for part in (*model.layer1, model):
+        fully_shard(part, mesh=mesh)
+    x = torch.randn(2, 3, 16, 16)
+    for network in (model, plain):
+        network(x).pow(2).sum().backward()
+    for (name, sharded), whole in zip(model.named_parameters(), plain.parameters(), strict=True):
+        if whole.grad is not None:
+            torch.testing.assert_close(sharded.grad.full_tensor(), whole.grad, msg=name)
+    assert plain.layer1[0].bn2.attached.gate.grad is not None
+
+
+def test_gates_of_before_they_had_an_axis_load():
+    model = CifarResNet(8)
+    csham.attach(model, gated=True)
+    saved = {key: value[0] / 2 if key.endswith("gate") else value for key, value in model.state_dict().items()}
+    model.load_state_dict(saved)
+    assert model.layer1[0].bn2.attached.gate.tolist() == [0.5]
+
+
 def test_copies_as_data_parallel_makes_them_attend_with_their_own_weights():
     """Its replicas, which need several GPUs, share the hooks of the network and get other parameters."""
     model = CifarResNet(14).eval()

@@ -441,6 +441,26 @@ def _check_output(attached: Any, args: Any, y: Any) -> None:
     )
 
 
+def _blocks_between(run: Trace, names: Sequence[str], above: set[str]) -> dict[str, int]:
+    """Name the blocks without a point that run between the first and the last of a stage's, and what they put out.
+
+    Args:
+        run: One run of the network.
+        names: The points, in order.
+        above: Names of the stage and of what holds the points below it.
+    """
+    called = {call.name for call in run.calls}
+    first, last = (run.outputs_of(name)[0] or 0 for name in (names[0], names[-1]))
+    between = {}
+    for number, call in enumerate(run.calls):
+        around = call.name.rpartition(".")[0]
+        is_block = call.name not in above and around in above and (around in run.containers or around not in called)
+        holds_modules = any(inner.parent == number for inner in run.calls[number + 1 :])
+        if is_block and holds_modules and first < (call.output or 0) < last:
+            between[call.name] = call.output or 0
+    return between
+
+
 def _surround(model: nn.Module, run: Trace, steps: Sequence[Step], transfer: ChannelWeightTransfer) -> None:
     """Put the transfer's hooks around the stage's points: on what holds them all, and on what lies between."""
     # A container that the network never calls itself, only its children, would never open.
@@ -453,6 +473,10 @@ def _surround(model: nn.Module, run: Trace, steps: Sequence[Step], transfer: Cha
     paths = [name.split(".") for name in names]
     blocks = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
     inside = stage + "." if stage else ""
+    between = _blocks_between(run, names, {stage, *blocks})
+    for block in sorted(between):
+        later = [step for step in steps if (run.outputs_of(step.point.name)[0] or 0) > between[block]]
+        transfer.surround(model.get_submodule(block), hands_on=any(step.weights_from is not None for step in later))
     for block in sorted(blocks & called):
         module = model.get_submodule(block)
         leaf = all(isinstance(child, Attached) for child in module.children())

@@ -45,7 +45,7 @@ def list_slots(module: nn.Module) -> list[Slot]:
             slots += [_slot(f"{prefix}{n}", kind, getattr(part, n)) for n, kind in CHANNEL_PARTS.items()]
         elif isinstance(part, SpatialAttention):
             slots += [_slot(f"{prefix}{n}", kind, getattr(part, n)) for n, kind in SPATIAL_PARTS.items()]
-        elif isinstance(gate := getattr(part, "gate", None), nn.Parameter) and gate.ndim == 0:
+        elif isinstance(gate := getattr(part, "gate", None), nn.Parameter) and gate.shape == (1,):
             slots.append(Slot(f"{prefix}gate", "gate", ((f"{prefix}gate", gate, ()),)))
     if all(slot.kind == "gate" for slot in slots):
         raise UserError(f"{type(module).__name__} has no ChannelAttention or SpatialAttention to load weights into.")

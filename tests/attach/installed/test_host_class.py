@@ -200,6 +200,7 @@ def test_torchscript_is_refused_and_tracing_is_not():
     model, x = network(BUILDS["timm"]), images()
     with pytest.raises(ValueError, match=r"torch\.jit\.script cannot read Attached\. Use torch\.export\.export"):
         torch.jit.script(model)
+    check_same(torch.jit.trace(model, x)(x), model, x)
     with torch.no_grad():
         check_same(torch.jit.trace(model, x)(x), model, x)
 

@@ -269,6 +269,21 @@ def test_parts_that_are_taken_out_take_their_attention_along():
         assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("position", ["last", "stage", "post"])
+@pytest.mark.parametrize("left", [lambda stage: stage[:1], lambda stage: nn.Identity(), lambda stage: nn.Sequential()])
+def test_attention_does_not_move_to_what_is_left_of_a_stage(position, left):
+    model = CifarResNet(14).eval()
+    csham.attach(model, position=position, stages=-1)
+    pruned = csham.detach(copy.deepcopy(model))
+    model.layer3, pruned.layer3 = left(model.layer3), left(pruned.layer3)
+    x = images(16)
+    features = [network.layer3(network.layer2(network.layer1(network.conv1(x)))) for network in (model, pruned)]
+    attended = position == "post" and len(list(model.layer3.children())) == 1
+    assert torch.equal(*features) is not attended
+    model.fc = pruned.fc = nn.Identity()
+    assert torch.equal(model(x), pruned(x)) is not attended
+
+
 def test_other_modules_are_replaced_as_ever():
     model = small()
     new = nn.Linear(64, 7)

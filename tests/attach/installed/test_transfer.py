@@ -158,6 +158,21 @@ def test_timms_own_checkpointing_and_features():
     torch.testing.assert_close(model.forward_head(features), model(x))
 
 
+def test_blocks_without_a_point_hand_weights_on():
+    """Those of one way to run blocks, which is not within a call of what holds them, and of another."""
+    model = CifarResNet(20).eval()
+    csham.attach(model, strategy="transfer", points=["layer1.0.bn2", "layer1.2.bn2"])
+    x = torch.randn(2, 3, 16, 16)
+    for every in (1, 2):
+        assert_same(gradients(model, x, lambda x: through_blocks(model, x, every)), gradients(model, x))  # noqa: B023
+    narrow = timm.create_model("mobilenetv2_050", num_classes=5).eval()
+    points = csham.attach(narrow, strategy="transfer")
+    assert [p for p in points if p.weights_from and p.weights_from.split(".")[1] != p.name.split(".")[1]]
+    expected = gradients(narrow, torch.ones(2, 3, 64, 64))
+    narrow.set_grad_checkpointing()
+    assert_same(gradients(narrow, torch.ones(2, 3, 64, 64)), expected)
+
+
 @pytest.mark.slow
 def test_checkpointing_and_compiling_together():
     """torch.compile leaves checkpointed blocks that hand something on to eager mode; the numbers stay."""

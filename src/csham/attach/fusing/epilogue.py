@@ -132,7 +132,7 @@ def _is_whole(block: nn.Module, end: End) -> bool:
     return (
         _attends(host)
         and not _is_watched(host)
-        and not (attached._forward_hooks or attached._backward_hooks)
+        and not (attached._forward_hooks or attached._backward_hooks or attached._backward_pre_hooks)
         and can_bypass(block, end)
     )
 

@@ -69,7 +69,8 @@ class Attached(Opaque, nn.Module):
         self.lender = lender
         # What attention_maps() wants to be told of channel weights that come from another point.
         self.on_borrowed: Callable[[Tensor], None] | None = None
-        self.gate = nn.Parameter(torch.ones((), device=device, dtype=dtype)) if gated else None
+        # Of one axis, because FSDP takes no parameter without any.
+        self.gate = nn.Parameter(torch.ones(1, device=device, dtype=dtype)) if gated else None
 
     def forward(
         self,
@@ -161,6 +162,9 @@ class Attached(Opaque, nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
+        gate = state_dict.get(f"{prefix}gate")
+        if gate is not None and gate.ndim == 0:  # of before it had an axis
+            state_dict[f"{prefix}gate"] = gate[None]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -18,11 +18,15 @@ from torch.fx import Proxy
 from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from csham.attach.graph.trace import CONTAINERS
 from csham.attach.installed.attached import Attached, attends, hang, places_below
 from csham.attach.installed.host_class import is_marked, mark_host
 from csham.errors import UserError
 
 __all__ = ["watch", "watches"]
+
+# Attribute of what is left where layers were taken out, attention included.
+_WITHOUT = "_csham_taken_out"
 
 
 def watch(model: nn.Module, hosts: Iterable[str], called: Container[str]) -> None:
@@ -81,6 +85,8 @@ def _takes_part(module: nn.Module) -> bool:
 
 def _is_regrouped(new: nn.Module, is_host: bool) -> bool:
     """Return True if a module's replacement is around parts of it, or there is nothing left to attend to."""
+    if getattr(new, _WITHOUT, False):
+        return True
     if isinstance(new, nn.Identity):
         return not is_host
     return any(_takes_part(module) for module in new.modules())
@@ -100,6 +106,9 @@ def _carry(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     old = parent._modules.get(name)
     if old is None or new is None or new is old or isinstance(new, ScriptModule):
         return
+    if _takes_layers_out(old, new):
+        setattr(new, _WITHOUT, True)
+        return
     kept = set(new.modules())
     hooks = [
         (path, hook, attached)
@@ -116,6 +125,16 @@ def _carry(parent: nn.Module, name: str, new: nn.Module | None) -> None:
         for child, module in old.named_children():
             if isinstance(module, Attached) and module not in set(new.modules()) and not hasattr(new, child):
                 new.add_module(child, module)  # the host around it still looks for it there
+
+
+def _takes_layers_out(old: nn.Module, new: nn.Module) -> bool:
+    """Return True if a module's replacement is some of its parts, or nothing, and more than norms is missing."""
+    parts, left = set(old.modules()), set(new.modules())
+    if not isinstance(new, (nn.Identity, *CONTAINERS)) or not left <= {new, *parts}:
+        return False
+    attention = {part for module in parts if isinstance(module, Attached) for part in module.modules()}
+    gone = parts - left - attention
+    return any(weight is not None and weight.ndim > 1 for part in gone for weight in part._parameters.values())
 
 
 def _ends_with(path: str, hook: Any) -> bool:

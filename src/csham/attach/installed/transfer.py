@@ -180,8 +180,8 @@ def _leave(
 
 
 def _may_be_run_again() -> bool:
-    # What is compiled together is not, and functional transforms refuse requires_grad_().
-    compiling = torch.compiler.is_compiling()
+    # What is compiled or traced is not, and functional transforms refuse requires_grad_().
+    compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return torch.is_grad_enabled() and not (compiling or torch._C._are_functorch_transforms_active())
 
 
