@@ -7,10 +7,12 @@ tables and every other line that is printed pass them through :func:`printable`;
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["counted", "printable", "say", "some"]
+__all__ = ["counted", "path_word", "printable", "say", "some"]
 
 
 def printable(text: object) -> str:
@@ -30,6 +32,12 @@ def say(*lines: object, error: bool = False) -> None:
     """
     text = "\n".join(map(printable, lines))
     print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def path_word(path: Path) -> str:
+    """Write a path as a word of a command, which takes it neither apart nor for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:

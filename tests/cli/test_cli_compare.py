@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -364,7 +366,7 @@ def test_failed_cells_are_listed_with_the_way_on(compare):
     code, out, err = compare(*SMALL, deeds={"1": ["fail"]})
     assert code == 1
     assert "1 failed:\n  lenet5, seed 1: E: m\n" in err
-    assert f"csham compare --study {STUDY} --retry-failed" in err
+    assert f"csham compare --study {STUDY} --retry-failed --no-costs --precision fp32\n" in err
     assert "1/2" in out
     assert compare("--study", STUDY, data=None)[0] == 1
     assert compare.ran() == []
@@ -416,19 +418,63 @@ def test_a_plan_is_written_trained_on_two_machines_and_put_together(compare, tmp
     assert compare("--study", "plan", "--merge", "nowhere", data=None)[0] == 2
 
 
-@pytest.mark.parametrize("signum", STOP_SIGNALS)
-def test_a_signal_says_how_to_go_on(compare, monkeypatch, signum):
+def test_a_store_that_cannot_be_merged_leaves_the_study_as_it_is(compare):
+    compare(*SMALL)
+    compare(*SMALL, "--lr", "0.1", "--seeds", "2,3", "--study", "other")
+    before = (STUDY / "study.yaml").read_bytes()
+    code, _, err = compare("--study", STUDY, "--no-train", "--seeds", "4", "--merge", "other", data=None)
+    assert code == 2
+    assert "lr is 0.1 there, and 0.2 in the study. Only stores of one study can be put together" in err
+    assert (STUDY / "study.yaml").read_bytes() == before
+    code, _, err = compare(*SMALL, "--study", "new", "--seeds", "4", "--no-train", "--merge", "other")
+    assert code == 2
+    assert not Path("new").exists()
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Function that sends this process a signal once a cell sleeps."""
     from csham.study.progress import PlainStudyProgress
 
-    def stop(self, job, label, where, fraction, images_per_s):
-        if fraction:
-            os.kill(os.getpid(), signum)
+    def send(signum):
+        def stop(self, job, label, where, fraction, images_per_s):
+            if fraction:
+                os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr(PlainStudyProgress, "cell", stop)
+        monkeypatch.setattr(PlainStudyProgress, "cell", stop)
+
+    return send
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_says_how_to_go_on(compare, signalled, signum):
+    signalled(signum)
     code, _, err = compare(*SMALL, deeds={"1": ["sleep"]})
     assert code == 128 + signum, err
-    assert f"To go on: csham compare --study {STUDY}" in err
+    assert f"To go on: csham compare --study {STUDY} --no-costs --precision fp32\n" in err
     assert len(Store(STUDY).records()) == 2
+
+
+def test_the_command_that_goes_on_keeps_the_machines_settings(compare, signalled, tmp_path):
+    signalled(signal.SIGINT)
+    (tmp_path / "grid.yaml").write_text("device: cpu\nmax_bad: 3\ncheckpoint_seconds: 60\n")
+    words = ["--config", tmp_path / "grid.yaml", "--no-compile", "--checkpoint-steps", "5", "--trackers", "none"]
+    code, _, err = compare(*SMALL, *words, "--retry-failed", "--apart", deeds={"1": ["sleep"]})
+    assert code == 130, err
+    (again,) = [line for line in err.splitlines() if "To go on: " in line]
+    words = "--max-bad 3 --device cpu --precision fp32 --no-compile --checkpoint-steps 5 --trackers none --apart"
+    assert again.endswith(f"--study {STUDY} --retry-failed --no-costs {words}")
+    signalled(0)
+    assert compare(*shlex.split(again)[shlex.split(again).index("--study") :], data=None)[0] == 0
+
+
+def test_a_study_whose_name_begins_with_a_dash(compare, signalled):
+    signalled(signal.SIGINT)
+    code, _, err = compare(*SMALL, "--study", "./-dash", deeds={"1": ["sleep"]})
+    assert code == 130, err
+    assert "To go on: csham compare --study ./-dash" in err
+    assert compare("--study", "./-dash", data=None)[0] == 0
+    assert len(Store("-dash").records()) == 4
 
 
 def test_the_end_of_the_time_says_how_to_go_on(compare, monkeypatch):
@@ -444,7 +490,7 @@ def test_the_end_of_the_time_says_how_to_go_on(compare, monkeypatch):
     assert code == 142, err
     last = err.splitlines()[-1]
     assert last.startswith("stopped for time (--minutes 60), and saved. To go on: csham compare --study")
-    assert last.endswith(" --jobs 2 --minutes 60 --together --no-costs")
+    assert last.endswith(f"--study {STUDY} --no-costs --precision fp32 --jobs 2 --together --minutes 60")
     assert Store(STUDY).study.settings.keys().isdisjoint({"minutes"})
 
 

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 import torch
+from study_cases import network, write_study
 
 from csham import load
+from csham.study.store import Store
 
 pytestmark = pytest.mark.usefixtures("reference")
 
@@ -66,6 +68,21 @@ def test_the_same_page_twice_and_nothing_to_draw(csham, attended, finished, tmp_
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
     assert csham("gates", finished, "--samples", "3", "--output", tmp_path / "one")[0] == 0
     assert "No weights were seen." in (tmp_path / "one/index.html").read_text()
+
+
+def test_runs_of_a_study_that_are_not_here_are_told(csham, attended, tmp_path):
+    study = write_study(tmp_path / "study", networks=[network(), network(attention="se")], missing={(0, 1)}, epochs=1)
+    cell = next(cell for cell in Store(study).study.cells() if not cell.network.plain)
+    shutil.copytree(attended, study / "runs" / cell.name)
+    code, out, err = csham("gates", study, "--samples", "3", "--output", tmp_path / "page", "--json", "--quiet")
+    assert code == 0, err
+    notes = [
+        f"{study}: 2 of 2 runs of resnet20 have no run folder here",
+        f"{study}: 2 of 3 runs of resnet20 + se have no run folder here",
+    ]
+    assert err.splitlines() == [f"note: {note}" for note in notes]
+    assert json.loads(out)["notes"] == notes
+    assert "2 of 3 runs of resnet20 + se" in (tmp_path / "page/index.html").read_text()
 
 
 @pytest.mark.parametrize(

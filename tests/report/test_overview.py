@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,19 @@ def test_what_a_studys_own_report_warns_of_is_said_of_several_too(tmp_path):
     assert told == notes[: len(told)]
     own = set(write_report(study).warnings)
     assert {note.removeprefix("old: ") for note in told} <= own
+
+
+def test_studies_that_share_runs_are_told(tmp_path):
+    networks = [network(), network(attention="se")]
+    whole = write_study(tmp_path / "whole", networks=networks, epochs=1)
+    part = shutil.copytree(whole, tmp_path / "part")
+    lines = (part / "records.jsonl").read_text().splitlines(keepends=True)
+    other = json.loads(lines[3]) | {"started": "2026-11-25T00:00:00+0000"}  # of the same cell, run again
+    (part / "records.jsonl").write_text("".join([*lines[:3], json.dumps(other) + "\n"]))
+    first, *rest = see_together([whole, part]).notes
+    assert first.startswith("whole and part share 3 runs, which count twice here")
+    assert not [note for note in rest if " share " in note]
+    assert not [note for note in see_together([whole]).notes if " share " in note]
 
 
 def test_backbones_of_ones_own_are_groups_by_their_code(tmp_path):

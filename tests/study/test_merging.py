@@ -1,10 +1,12 @@
 """Stores of one study that several machines made become one, and nothing is counted twice or lost."""
 
 import json
+import shutil
 
 import pytest
 
 from csham.errors import UserError
+from csham.files import summed
 from csham.study.merging import merge_records
 from csham.study.run import compare
 from csham.study.setup import Request
@@ -152,13 +154,39 @@ def test_stores_of_other_settings_are_refused_and_other_networks_told(study, sto
     larger, notes = make_study(seeds=range(6)), []
     third.append(done(larger, larger.cells()[-1], 60.0))
     merge_records(ours, [third.path], notes.append)
-    assert "more --seeds" in notes[0]
+    assert "1 record of networks or seeds that study.yaml does not name is left out; more --seeds" in notes[0]
     assert notes[1] == f"{third.path}: no finished cells"
+
+
+def test_more_seeds_are_no_way_in_for_records_of_other_settings(study, stores, make_study):
+    ours, theirs, _ = stores
+    other, notes = make_study(seeds=[7, 8], lr=0.5), []
+    for cell in other.cells():
+        theirs.append(done(other, cell, 60.0))
+    merge_records(ours, [theirs.path], notes.append)
+    assert "4 records of networks or seeds that study.yaml does not name are left out, of other settings" in notes[0]
+    assert "lr is 0.5 there" in notes[0]
+    assert "more --seeds" not in notes[0]
+
+
+def test_one_store_that_is_refused_leaves_the_others_unmerged(study, stores, make_study):
+    ours, theirs, third = stores
+    other = make_study(seeds=range(5), lr=0.5)
+    theirs.append(done(study, study.cells()[0], 60.0))
+    third.append(done(other, other.cells()[0], 60.0))
+    with pytest.raises(UserError, match="Only stores of one study"):
+        merge_records(ours, [theirs.path, third.path], lambda text: None)
+    assert not ours.records_file.exists()
+    third.records_file.write_text("")
+    third.repeats_file.write_text(json.dumps(summed({"format": 3})) + "\n")
+    with pytest.raises(UserError, match=r"repeats\.jsonl, line 1 has format 3"):
+        merge_records(ours, [theirs.path, third.path], lambda text: None)
+    assert not ours.records_file.exists()
 
 
 def test_what_is_no_other_store_is_refused(stores, tmp_path):
     ours, theirs, _ = stores
-    ours.append({"format": 2, "key": "a", "status": "done", "label": "x", "seed": 0})
+    ours.append({"format": 2, "key": "a", "status": "failed", "label": "x", "seed": 0})
     with pytest.raises(UserError, match="there are no records"):
         merge_records(ours, [theirs.path], lambda text: None)
     with pytest.raises(UserError, match="is the study itself"):
@@ -175,6 +203,50 @@ def test_a_changed_line_is_not_taken_over(study, stores):
     merge_records(ours, [Store(theirs.path).path], notes.append)
     assert not tops(ours)
     assert "was changed since it was written" in notes[0]
+
+
+@pytest.mark.parametrize("result", [{}, {"result": {"top1": None, "images": 10_000}}])
+def test_a_finished_record_without_a_top1_is_left_out(study, stores, result):
+    ours, theirs, _ = stores
+    cells, notes = study.cells(), []
+    for cell in cells[:2]:
+        theirs.append(done(study, cell, 60.0))
+    ours.append(done(study, cells[0], 61.0))
+    lines = theirs.records_file.read_text().splitlines()
+    record = json.loads(lines[0])
+    del record["result"], record["sum"]
+    lines[0] = json.dumps(summed(record | result) if result else record | {"format": 1})
+    theirs.records_file.write_text("\n".join(lines) + "\n")
+    shutil.copy(theirs.records_file, theirs.repeats_file)
+    merge_records(ours, [theirs.path], notes.append)
+    assert notes[0].startswith(f"{theirs.records_file}, line 1 is not a record, and is left out")
+    assert notes[1] == f"{theirs.repeats_file}, line 1 is not a record, and is left out."
+    assert list(tops(ours).values()) == [61.0, 60.0]
+    assert not ours.repeats_file.exists()
+
+
+@pytest.mark.parametrize("end", [b'{"format": 2, "key', b"\0" * 5000])
+def test_a_copy_that_is_cut_off_is_told(study, stores, end):
+    ours, theirs, _ = stores
+    notes = []
+    theirs.append(done(study, study.cells()[0], 60.0))
+    with theirs.records_file.open("ab") as file:
+        file.write(end)
+    merge_records(ours, [theirs.path], notes.append)
+    assert notes == [
+        f"{theirs.records_file}: its last line is cut off, and is left out. Is the copy complete?",
+        f"{theirs.path}: 1 taken over",
+    ]
+
+
+def test_records_copied_without_their_study_are_not_mended_where_they_lie(stores):
+    ours, theirs, _ = stores
+    (theirs.path / "study.yaml").unlink()
+    theirs.records_file.write_text("half\n")
+    notes = []
+    merge_records(ours, [theirs.path], notes.append)
+    assert "line 1 is not a record, and is left out. Copy the file again; if that does not help" in notes[0]
+    assert str(theirs.path) not in notes[0].partition("left out")[2]
 
 
 def test_a_changed_repeat_is_told_and_left_out(study, stores):

@@ -29,8 +29,8 @@ def test_a_line_comes_back_as_it_was_written():
 
 
 def test_what_json_lacks_is_written_as_null():
-    line = written_line(record(result={"loss": float("nan"), "top1": (float("inf"), 1.0)}))
-    assert read_line(line).record["result"] == {"loss": None, "top1": [None, 1.0]}
+    line = written_line(record(result={"top1": 1.0, "loss": float("nan"), "pair": (float("inf"), 1.0)}))
+    assert read_line(line).record["result"] == {"top1": 1.0, "loss": None, "pair": [None, 1.0]}
 
 
 def test_no_changed_byte_changes_a_number():
@@ -120,6 +120,7 @@ WRONG = [
     {"result": {"validation_chosen": 5}}, {"result": {"machine": "cpu"}}, {"environment": {"versions": ["torch"]}},
     {"per_class": {"correct": [1], "total": [10**400]}},
     {"seed": 1.5}, {"key": None}, {"label": ["a"]}, {"status": "perhaps"}, {"format": True},
+    {"result": {}}, {"result": {"top1": None}}, {"result": {"top1": "25"}}, {"result": {"top1": 10**400}},
 ]  # fmt: skip
 
 

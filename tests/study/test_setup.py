@@ -149,7 +149,7 @@ def test_a_study_from_before_edits_were_seen_is_gone_on_with(go, tmp_path):
 def record_of(cell, study, **more):
     data = {"classes": 10, "images": 1797, "image_size": 32, "fingerprint": study.data.fingerprint}
     head = {"format": 2, "key": cell.key, "status": "done", "label": cell.network.label, "seed": cell.seed}
-    return head | {"data": data, "config": cell.config.to_dict()} | more
+    return head | {"data": data, "config": cell.config.to_dict(), "result": {"top1": 50.0}} | more
 
 
 def test_an_edit_that_the_records_contradict_is_refused_and_stays_seen(go, tmp_path):

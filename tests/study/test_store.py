@@ -14,7 +14,8 @@ from csham.study.store import CellState, Store
 
 
 def record(key, seed=0, status="done", **more):
-    return {"format": 1, "key": key, "status": status, "label": "lenet5", "seed": seed, "attempts": 1} | more
+    head = {"format": 1, "key": key, "status": status, "label": "lenet5", "seed": seed, "attempts": 1}
+    return head | ({"result": {"top1": 50.0}} if status == "done" else {}) | more
 
 
 @pytest.fixture
@@ -133,6 +134,40 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(store, notes):
         Store(store.path).records()
 
 
+def test_of_many_damaged_lines_the_first_are_named_and_the_others_counted(store, notes):
+    store.append(record("a"))
+    with store.records_file.open("a") as file:
+        file.writelines(["half\n"] * 9)
+    assert len(store.records()) == 1
+    assert [note.partition(" is ")[0] for note in notes[:-1]] == [
+        f"{store.records_file}, line {number}" for number in range(2, 7)
+    ]
+    assert notes[-1] == f"{store.records_file}: so it is with 4 more lines."
+    store.repair()
+    assert notes[-1] == f"{store.records_file}: so it is with 4 more lines."
+    assert len(notes) == 12
+
+
+def test_a_study_whose_name_begins_with_a_dash_is_named_as_a_command_takes_it(store, monkeypatch, notes):
+    monkeypatch.chdir(store.path.parent)
+    (store.path.parent / "study").rename("-dash")
+    dash = Store("-dash", notes.append)
+    dash.records_file.write_text("half\n")
+    assert dash.records() == []
+    assert "csham compare --study ./-dash takes its cell" in notes[0]
+
+
+def test_two_finished_runs_of_a_cell_are_told_and_the_last_counts(store, notes):
+    for key, top1 in (("a", 50.0), ("b", 50.0), ("b", 50.0), ("a", 51.0)):
+        store.append(record(key, result={"top1": top1}))
+    for _ in range(2):
+        assert [r["result"]["top1"] for r in store.records()] == [51.0, 50.0]
+    assert notes == [
+        f"{store.records_file}, line 4 is another finished run of lenet5, seed 0, with top-1 51.00, and 50.00 before: "
+        "the last counts."
+    ]
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.timeout(60)
 def test_records_that_are_no_file_are_refused_and_not_waited_for(store, kind):
@@ -149,6 +184,26 @@ def test_a_record_of_a_later_version_is_refused(store):
     store.append(record("a") | {"format": 3})
     with pytest.raises(UserError, match=r"line 1 has format 3; this version of csham reads up to 2"):
         store.records()
+
+
+def test_a_repeat_of_a_later_version_is_refused(store):
+    store.repeats_file.write_text(json.dumps(summed({"format": 3, "of another": "shape"})) + "\n")
+    with pytest.raises(UserError, match=r"repeats\.jsonl, line 1 has format 3; this version of csham reads up to 2"):
+        store.repeats()
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_repeats_are_mended_as_records_are_before_one_is_added(store, notes, cut):
+    for key in "ab":
+        store.append_repeat(record(key))
+    whole = store.repeats_file.read_bytes()
+    store.repeats_file.write_bytes(whole[:-cut])
+    store.append_repeat(record("c"))
+    assert [r["key"] for r in store.repeats()] == (["a", "b", "c"] if cut == 1 else ["a", "c"])
+    torn = list(store.path.glob("repeats.torn-*"))
+    assert len(torn) == len(notes) == (cut != 1)
+    if torn:
+        assert notes[0].endswith(f"is in {torn[0].name} now.")
 
 
 @pytest.mark.parametrize("number", [2, 3])

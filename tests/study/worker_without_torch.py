@@ -10,7 +10,7 @@ from pathlib import Path
 from csham.study.record import failed_record, now
 from csham.study.store import Store
 
-store = Store(sys.argv[1])
+store = Store(sys.argv[-1])
 deeds = json.loads(os.environ["DEEDS"])  # by seed: what to do at the first, second, ... attempt
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from csham.cli.options import (
     JsonOption,
     MinutesOption,
     QuietOption,
+    given_words,
     option,
     split_numbers,
     takes_settings,
@@ -37,7 +38,7 @@ from csham.study.setup import Request, merged, read_request_file
 from csham.training.config import DataSettings, MachineSettings, TrainingSettings
 from csham.training.interrupt import TIME_IS_OVER, TimeIsOverError, TimeLimit, why_stopped
 from csham.training.metrics import METRICS
-from csham.words import counted, say
+from csham.words import counted, path_word, say
 
 if TYPE_CHECKING:
     from csham.study.findings import Comparison, Results
@@ -176,18 +177,6 @@ def compare(
         wait=part == (1, 1),
         limit=limit,
     )
-    given = {
-        "--engine": engine if engine != "local" else None,
-        "--jobs": jobs,
-        "--address": address,
-        "--cpus-per-cell": cpus_per_cell,
-        "--shard": shard,
-        "--minutes": None if minutes is None else f"{minutes:g}",
-    }
-    # Words of the next call, beside the study.
-    how = "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in given.items() if value is not None)
-    how += {None: "", True: " --together", False: " --apart"}[together]
-    how += "" if costs else " --no-costs"
     with _stoppable(limit):
         if plan_only:
             plan = dry_run(request, jobs=jobs or 1, shard=part, budget_control=budget_control, quiet=quiet)
@@ -206,6 +195,8 @@ def compare(
             quiet=quiet,
             limit=limit,
         )
+        flags = {"--retry-failed": retry_failed, "--no-costs": not costs}
+        how = [flag for flag, given in flags.items() if given] + given_words(ctx, MACHINE, request.machine)
         _conclude(finished, how, limit, as_json=as_json, training=training)
 
 
@@ -271,22 +262,31 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours"
 
 
-def _conclude(finished: Finished, how: str, limit: TimeLimit | None, *, as_json: bool, training: bool) -> None:
+def _conclude(
+    finished: Finished, how: Sequence[str], limit: TimeLimit | None, *, as_json: bool, training: bool
+) -> None:
     """Write the report, and say what came out.
+
+    Args:
+        finished: End of the comparison.
+        how: Words of the call that the next one needs too, beside the study.
+        limit: Time by which it was to have ended.
+        as_json: Print the results as JSON.
+        training: False if nothing was to be trained.
 
     Raises:
         typer.Exit: Something is not done that was to be.
     """
     path, failed, missing = finished.store.path, finished.failed, finished.missing
-    again = f"csham compare --study {shlex.quote(str(path))}"
-    again += code_words(cell.network for cell in finished.cells)
+    again = f"csham compare --study {path_word(path)}" + code_words(cell.network for cell in finished.cells)
     if finished.signum is not None:
-        say(f"{why_stopped(finished.signum, limit)}, and saved. To go on: {again}{how}", error=True)
+        again = f"{again} {shlex.join(how)}".rstrip()
+        say(f"{why_stopped(finished.signum, limit)}, and saved. To go on: {again}", error=True)
         raise typer.Exit(128 + finished.signum)
     _report(finished, as_json=as_json)
     if failed:
         say(f"{len(failed)} failed:", *map(_failure, failed), error=True)
-        say(f"To try these again: {again} --retry-failed", error=True)
+        say(f"To try these again: {again} {shlex.join(dict.fromkeys(['--retry-failed', *how]))}", error=True)
     if missing:
         say(f"{len(missing)} of {len(finished.cells)} cells are not done: {missing[0].label}, ...", error=True)
     if training and (failed or missing):
@@ -301,7 +301,7 @@ def _report(finished: Finished, *, as_json: bool) -> None:
     except UserError as err:  # the runs are kept all the same
         if as_json:
             print_json(finished.to_dict() | {"results": None, "report": None})
-        say(f"The runs of {path} are saved; {err} Then: csham report {shlex.quote(str(path))}", error=True)
+        say(f"The runs of {path} are saved; {err} Then: csham report {path_word(path)}", error=True)
         return
     from csham.report.study_report import write_report  # noqa: PLC0415  scipy and what draws take seconds
 

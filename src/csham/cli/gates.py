@@ -67,7 +67,10 @@ def gates(
     use_named_code(code)
     from csham.explain.gates import DEAD, gate_table, measure_runs, trained_runs  # noqa: PLC0415  torch takes seconds
 
-    paths = trained_runs(runs)
+    notes: list[str] = []
+    paths = trained_runs(runs, notes.append)
+    for note in notes:
+        say(f"note: {note}", error=True)
     progress = create_progress(quiet=quiet)
     start, found = time.monotonic(), 0
 
@@ -100,10 +103,10 @@ def gates(
         from csham.report.gates_page import write_gates  # noqa: PLC0415  matplotlib takes seconds
 
         title = ", ".join(path.resolve().name for path in runs[:3]) + (", ..." if len(runs) > 3 else "")
-        page = write_gates(title, table, rows, nothing, DEAD, output)
+        page = write_gates(title, table, rows, nothing, DEAD, output, notes)
     if as_json:
         more = {} if page is None else {"report": str(page)}
-        print_json({"stages": table, "runs": rows, "nothing": nothing, "dead": DEAD, **more})
+        print_json({"stages": table, "runs": rows, "nothing": nothing, "notes": notes, "dead": DEAD, **more})
         return
     _print(table, sum(not run.nothing for run in measured), measured[0].images, DEAD)
     say(*nothing)

@@ -17,7 +17,7 @@ import typer
 
 from csham.errors import UserError
 from csham.settings import Help, OneOf, Settings, declared, names_of, split_names
-from csham.training.config import Images, MachineSettings
+from csham.training.config import Images, MachineSettings, TrainConfig
 from csham.training.run_folder import DEFAULT
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "TrainedArgument",
     "TtaOption",
     "WeightsOption",
+    "given_words",
     "names_in",
     "option",
     "setting_option",
@@ -97,6 +98,31 @@ def setting_option(cls: type[Settings], field: str, default: str = "") -> Any:
     """Describe the option of one setting, for a command that has few; ``default`` is what help shows."""
     (made, *_) = _options(cls, field, {}, {field: default} if default else {})
     return made.info
+
+
+def given_words(ctx: typer.Context, panel: str, settings: Mapping[str, Any]) -> list[str]:
+    """Write options of a call as words of another call.
+
+    Args:
+        ctx: Of the call.
+        panel: Heading of the options that are written.
+        settings: Settings of a run that are written too, where they are not at their default: a file may say them.
+    """
+    more = {name: value for name, value in settings.items() if value != _default(TrainConfig, name)}
+    words: list[str] = []
+    for made in ctx.command.params:
+        if made.name in more or getattr(made, "rich_help_panel", None) == panel:
+            value = {**ctx.params, **more}[str(made.name)]
+            words += [] if value in (None, made.default) else _written(made, value)
+    return words
+
+
+def _written(made: Any, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [made.opts[0] if value else made.secondary_opts[0]]
+    if isinstance(value, tuple):
+        return [made.opts[0], ",".join(map(str, value))]
+    return [made.opts[0], f"{value:g}" if isinstance(value, float) else str(value)]
 
 
 def split_numbers(flag: str, text: str) -> list[int]:

@@ -7,7 +7,8 @@ are the same for every image are a constant that the next convolution or norm co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -28,9 +29,10 @@ from csham.explain.faithfulness import sample_test_images
 from csham.inference.trained import Trained, load
 from csham.inference.transform import ImageLike
 from csham.probing import evaluating, uncompiled
-from csham.study.grid import shared_settings
+from csham.study.grid import Cell, shared_settings
 from csham.study.store import Store
 from csham.training.run_folder import RunFolder
+from csham.words import counted
 
 __all__ = ["DEAD", "RunGates", "StageGates", "gate_table", "measure_gates", "measure_runs", "trained_runs"]
 
@@ -197,16 +199,17 @@ def _told_apart(runs: Sequence[RunGates], trainings: Sequence[Mapping[str, Any]]
     return told
 
 
-def trained_runs(paths: Iterable[Path | str]) -> list[Path]:
+def trained_runs(paths: Iterable[Path | str], note: Callable[[str], None] | None = None) -> list[Path]:
     """Put the finished runs in the place of a study among some paths, each once however often it is named.
 
     Args:
         paths: Run folders and folders of studies.
+        note: Told which finished runs of a study are not in its folder; None tells nobody.
 
     Raises:
         UserError: A study keeps no trained networks.
     """
-    runs = {run.resolve(): run for path in map(Path, paths) for run in _runs_of(path)}
+    runs = {run.resolve(): run for path in map(Path, paths) for run in _runs_of(path, note)}
     return list(runs.values())
 
 
@@ -308,18 +311,31 @@ def _by_stage(
             )
 
 
-def _runs_of(path: Path) -> list[Path]:
-    store = Store(path)
+def _runs_of(path: Path, note: Callable[[str], None] | None) -> list[Path]:
+    store = Store(path, note)
     if not store.exists:
         return [path]
-    folders = (RunFolder(store.run_folder(cell.name)) for cell in store.study.cells())
-    finished = [folder.path for folder in folders if folder.finished]
+    cells = store.study.cells()
+    finished = {cell: folder for cell in cells if RunFolder(folder := store.run_folder(cell.name)).finished}
     if not finished:
         raise UserError(
             f"{path} has no trained networks, only what was measured of them: its folder runs/ stayed where they were "
             "trained. Name the study there, or run folders."
         )
-    return finished
+    if note is not None:
+        for text in _left_out(store, cells, finished):
+            note(f"{path}: {text}")
+    return list(finished.values())
+
+
+def _left_out(store: Store, cells: Sequence[Cell], here: Container[Cell]) -> Iterator[str]:
+    """Say of which networks finished runs are elsewhere, as of a study that was put together."""
+    done = {key for key, record in store.by_key().items() if record["status"] == "done"}
+    runs = [cell for cell in cells if cell.key in done or cell in here]
+    several = Counter(cell.network.label for cell in runs)
+    for label, number in Counter(cell.network.label for cell in runs if cell not in here).items():
+        have = "has" if several[label] == 1 else "have"
+        yield f"{number} of {counted(several[label], 'run')} of {label} {have} no run folder here"
 
 
 def _together(key: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -44,7 +44,13 @@ _HELP = {
 
 
 def write_gates(
-    title: str, table: Sequence[Row], runs: Sequence[Row], nothing: Sequence[str], dead: float, output: Path | str
+    title: str,
+    table: Sequence[Row],
+    runs: Sequence[Row],
+    nothing: Sequence[str],
+    dead: float,
+    output: Path | str,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write ``index.html``, ``figures/`` and ``tables/``; a report that is there already is replaced as a whole.
 
@@ -55,6 +61,7 @@ def write_gates(
         nothing: Sentences on the networks that show no weights.
         dead: Deviation below which a weight is dead.
         output: Folder of the report.
+        notes: What a reader should know before relying on it.
 
     Returns:
         The page.
@@ -73,7 +80,7 @@ def write_gates(
         "facts": " · ".join([counted(len(networks), "network"), counted(len({row["run"] for row in runs}), "run")]),
         "headline": _headline(table, dead),
         "cautions": [],
-        "warnings": [],
+        "warnings": notes,
         "sections": _SECTIONS,
         "pictures": [inlined(picture) for picture in pictures],
         "stages": tables[0],

@@ -195,13 +195,14 @@ class Study:
     @cached_property
     def _cells(self) -> tuple[Cell, ...]:
         ordered = [n for n in self.networks if n.plain] + [n for n in self.networks if not n.plain]
-        return tuple(self._cell(network, seed) for seed in self.seeds for network in ordered)
+        return tuple(self.cell(network, seed) for seed in self.seeds for network in ordered)
 
     def cells(self) -> list[Cell]:
         """Return every run, all networks of the first seed first and plain ones before others."""
         return list(self._cells)
 
-    def _cell(self, network: Network, seed: int) -> Cell:
+    def cell(self, network: Network, seed: int) -> Cell:
+        """Return the run of a network with a seed, of the study or not."""
         config = self.config(network, seed)
         key = cell_key(config, self.data.fingerprint, self.weights_sha256, network.instead_of)
         return Cell(network, config, key)

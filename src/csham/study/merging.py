@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from csham.errors import UserError
-from csham.study.grid import Cell
+from csham.study.grid import Cell, Study
 from csham.study.machines import machine_of
-from csham.study.record import is_number
 from csham.study.setup import check_records
 from csham.study.statistics import binomial_se
 from csham.study.store import Store
 
-__all__ = ["merge_records"]
+__all__ = ["merge_records", "open_stores"]
 
 Record = Mapping[str, Any]
 
@@ -36,19 +35,42 @@ def merge_records(store: Store, places: Iterable[Path], note: Callable[[str], No
         note: Told what became of each store's cells, a line each.
 
     Raises:
+        UserError: As :func:`open_stores`; nothing is taken over then.
+    """
+    study = store.study
+    cells = {cell.key: cell for cell in study.cells()}
+    for other in open_stores(study, store, places, note):
+        _merge(store, other, cells, note)
+
+
+def open_stores(study: Study, store: Store, places: Iterable[Path], note: Callable[[str], None]) -> list[Store]:
+    """Open the stores that are to be merged, all of them before anything is taken over or written.
+
+    Args:
+        study: Study that they are to be of, which need not be written yet.
+        store: Its folder.
+        places: As for :func:`merge_records`.
+        note: Told what is found damaged in them, and left out.
+
+    Raises:
         UserError: There are no records, or they are of another study.
     """
-    cells = {cell.key: cell for cell in store.study.cells()}
+    opened = []
     for place in places:
         other = Store(place.parent if place.name == store.records_file.name else place, note)
         if not other.records_file.is_file():
             raise UserError(f"--merge {place}: there are no records, no {store.records_file.name}. Name a study.")
         if other.records_file.resolve() == store.records_file.resolve():
             raise UserError(f"--merge {place} is the study itself. Name another machine's.")
+        for file in other.cut_off():
+            note(f"{file}: its last line is cut off, and is left out. Is the copy complete?")
         advice = "Only stores of one study can be put together."
-        for text in check_records(store.study, other.records(), other.path, advice):
-            note(f"{other.path}: {text}; more --seeds, --backbones or --attentions take them in")
-        _merge(store, other, cells, note)
+        way_in = "; more --seeds, --backbones or --attentions take them in"
+        for text in check_records(study, other.records(), other.path, advice, way_in):
+            note(f"{other.path}: {text}")
+        other.repeats()  # of a later version, they are refused too
+        opened.append(other)
+    return opened
 
 
 def _merge(store: Store, other: Store, cells: Mapping[str, Cell], note: Callable[[str], None]) -> None:
@@ -89,9 +111,7 @@ def _same_run(one: Record, other: Record) -> bool:
 
 def _disagreement(ours: Record, theirs: Record, records: Iterable[Record]) -> str:
     """Say why two runs of one cell cannot both be right; nothing if they can."""
-    here, there = ours["result"].get("top1"), theirs["result"].get("top1")
-    if not (is_number(here) and is_number(there)):
-        return "one of its two runs has no top-1"
+    here, there = ours["result"]["top1"], theirs["result"]["top1"]
     values = f"{here:.2f} here and {there:.2f} there"
     if machine_of(ours) == machine_of(theirs) and _setup(ours) == _setup(theirs):
         return f"top-1 is {values}, though both ran on the same kind of machine" if here != there else ""
@@ -112,11 +132,7 @@ def _deviation(record: Record, records: Iterable[Record]) -> float:
     """Estimate how far runs of different seeds lie from each other, from the test part's size if there is one seed."""
     result = record["result"]
     least = binomial_se(result["top1"], int(result.get("images") or 100))
-    tops = [
-        one["result"]["top1"]
-        for one in records
-        if one["status"] == "done" and one["label"] == record["label"] and is_number(one["result"].get("top1"))
-    ]
+    tops = [one["result"]["top1"] for one in records if one["status"] == "done" and one["label"] == record["label"]]
     if len(tops) < _ENOUGH:
         return least
     mean = math.fsum(tops) / len(tops)

@@ -6,8 +6,9 @@ the findings stand on. Holm's correction goes over the comparisons of all studie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from csham.study.reading import read_folder
 from csham.study.record import is_number
 from csham.study.statistics import STORED
 from csham.study.verdict import TableVerdict, verdict
+from csham.words import counted
 
 __all__ = ["CostRow", "Overview", "StudyPart", "StudyShare", "see_together"]
 
@@ -149,13 +151,24 @@ def see_together(studies: Iterable[Path | str]) -> Overview:
             worthwhile=margins.pop(),
             rounded=STORED,
         )
-    notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
+    notes = [*_shared(parts), *(f"{part.name}: {note}" for part in parts for note in part.notes)]
     return Overview(
         [part.share() for part in parts],
         judged,
         [cost for part in parts for cost in part.costs()],
         [*notes, *(judged.notes if judged else [])],
     )
+
+
+def _shared(parts: Sequence[StudyPart]) -> Iterator[str]:
+    """Say which studies have the same runs, as one has that was put together of others."""
+    for one, other in combinations(parts, 2):
+        if runs := len(one.runs() & other.runs()):
+            count = "counts" if runs == 1 else "count"
+            yield (
+                f"{one.name} and {other.name} share {counted(runs, 'run')}, which {count} twice here: what is found "
+                "rests on fewer runs than it seems. Leave out one of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -201,6 +214,11 @@ class StudyPart:
             for seed in self.study.seeds
             if (label, seed) in runs
         ]
+
+    def runs(self) -> set[tuple[str, str, str]]:
+        """Return what tells each finished run from any other; runs without their times are left out."""
+        told = ((run["key"], run.get("started"), run.get("finished")) for run in self.results.runs.values())
+        return {(key, started, finished) for key, started, finished in told if started and finished}
 
     def _named(self) -> dict[str, tuple[str, str]]:
         """Return the group and the variant of each label; budget controls are left to the study's own report."""

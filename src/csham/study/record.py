@@ -310,6 +310,8 @@ def _misshapen(record: Any) -> str | None:
     }
     if wrong := [name for name, right in holds.items() if not right]:
         return f"its {wrong[0]} is {str(record.get(wrong[0]))[:80]!r}"
+    if record["status"] == "done" and not is_number(top1 := record.get("result", {}).get("top1")):
+        return f"the top1 of its result is {str(top1)[:80]!r}"
     within = (("result", "validation_chosen"), ("result", "machine"), ("environment", "versions"))
     for part, name in within:
         if not isinstance(record.get(part, {}).get(name) or {}, dict):

@@ -120,7 +120,7 @@ def compare(
     _check_budget_control(request, budget_control)
     progress = create_study_progress(quiet=quiet)
     try:
-        setup = _set_up(request, progress, budget_control=budget_control, write=True)
+        setup = _set_up(request, progress, budget_control=budget_control, write=True, merge=merge)
         store = setup.store
         _prepare_store(setup, progress, adopt, merge)
         if not training:
@@ -203,13 +203,24 @@ def _check_budget_control(request: Request, budget_control: bool) -> None:
         check_budget_control([*map(Network, request.backbones), *request.networks])
 
 
-def _set_up(request: Request, progress: StudyProgress, *, budget_control: bool, write: bool) -> Setup:
-    setup = set_up(request, progress.note, progress.preparing, write=write)
+def _set_up(
+    request: Request, progress: StudyProgress, *, budget_control: bool, write: bool, merge: Sequence[Path] = ()
+) -> Setup:
+    check = partial(_check_merge, merge)
+    setup = set_up(request, progress.note, progress.preparing, write=write, check=check)
     for note in setup.notes:
         progress.note(note)
     if budget_control:
         check_budget_control(setup.study.networks)
     return setup
+
+
+def _check_merge(merge: Sequence[Path], setup: Setup) -> None:
+    """Refuse stores that cannot be merged before the study is written or extended."""
+    if merge:
+        from csham.study.merging import open_stores  # noqa: PLC0415  imports scipy
+
+        open_stores(setup.study, setup.store, merge, note=lambda _: None)  # told when they are merged
 
 
 def _prepare_store(setup: Setup, progress: StudyProgress, adopt: Path | None, merge: Sequence[Path]) -> None:

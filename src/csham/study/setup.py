@@ -39,6 +39,7 @@ from csham.training.config import BEFORE, TrainConfig, check_trackers, read_sett
 from csham.training.course import check_patience
 from csham.training.recipes import RECIPES
 from csham.training.steps import fit_batch, steps_notes
+from csham.words import counted
 
 __all__ = ["Request", "Setup", "check_records", "merged", "read_request_file", "set_up"]
 
@@ -117,7 +118,14 @@ def read_request_file(path: Path) -> Request:
         raise UserError(f"{path}: {err}") from err
 
 
-def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, *, write: bool = True) -> Setup:
+def set_up(
+    request: Request,
+    note: Callable[[str], None],
+    preparing: Preparing,
+    *,
+    write: bool = True,
+    check: Callable[[Setup], None] = lambda _: None,
+) -> Setup:
     """Make the study that was asked for, or open and extend the one that is there.
 
     Args:
@@ -125,6 +133,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         note: Told what is found damaged in the store.
         preparing: Told how far the reading of the images is.
         write: True to write ``study.yaml``; without, no folder is made.
+        check: Given what would be written, refuses it by an error.
 
     Raises:
         UserError: Something asked for cannot be, or differs from what the study began with.
@@ -138,6 +147,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
         return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)
     if not store.exists:
         setup = _new(request, store, preparing)  # before anything is left behind
+        check(setup)
         with store.changing_study():
             if not store.exists:
                 store.write_study(setup.study)
@@ -145,6 +155,7 @@ def set_up(request: Request, note: Callable[[str], None], preparing: Preparing, 
     with store.changing_study():  # also where another process has made the study a moment ago
         before, edited = store.study, is_edited(store.path)
         setup = _extended(request, store, preparing)
+        check(setup)
         if edited:
             store.repair()
             check_records(setup.study, store.records(), store.path)
@@ -158,6 +169,7 @@ def check_records(
     records: Iterable[Mapping[str, Any]],
     where: Path,
     advice: str = "Put study.yaml back, or begin another study with --study OTHER.",
+    way_in: str = "",
 ) -> list[str]:
     """Refuse records of other settings than the study's, whose file was edited since.
 
@@ -166,6 +178,7 @@ def check_records(
         records: Records that should be of its cells.
         where: Folder of the records.
         advice: Said behind a refusal.
+        way_in: Said behind the note on records that the study would have if it had their networks and seeds.
 
     Returns:
         Notes on records that belong to networks or seeds no longer in the study.
@@ -175,20 +188,36 @@ def check_records(
     """
     cells = {(cell.network.label, cell.seed): cell for cell in study.cells()}
     keys = {cell.key for cell in cells.values()}
-    left_out = 0
+    fitting, others = 0, []
     for record in records:
         if record["key"] in keys:
             _check_data(record, study, where)
             continue
         cell = cells.get((record["label"], record["seed"]))
-        if cell is None:
-            left_out += 1
-            continue
-        raise UserError(
-            f"{where / 'records.jsonl'} holds results of other settings than the study's: of {cell.label}, "
-            f"{_what_differs(record, study, cell.config)}. {advice}"
-        )
-    return [f"{left_out} records of networks or seeds that study.yaml does not name are left out"] if left_out else []
+        if cell is not None:
+            raise UserError(
+                f"{where / 'records.jsonl'} holds results of other settings than the study's: of {cell.label}, "
+                f"{_what_differs(record, study, cell.config)}. {advice}"
+            )
+        differs = _would_differ(record, study)
+        others += [differs] if differs else []
+        fitting += not differs
+    notes = [f"{_unnamed(fitting)}{way_in}"] if fitting else []
+    return notes + ([f"{_unnamed(len(others))}, of other settings too: {others[0]}"] if others else [])
+
+
+def _unnamed(number: int) -> str:
+    are = "is" if number == 1 else "are"
+    return f"{counted(number, 'record')} of networks or seeds that study.yaml does not name {are} left out"
+
+
+def _would_differ(record: Mapping[str, Any], study: Study) -> str:
+    """Say what keeps a record from being the study's if this had its network and seed; nothing if nothing does."""
+    try:
+        cell = study.cell(Network.from_dict(record.get("network", {})), record["seed"])
+    except (UserError, TypeError) as err:
+        return str(err)
+    return "" if cell.key == record["key"] else _what_differs(record, study, cell.config)
 
 
 def _check_data(record: Mapping[str, Any], study: Study, where: Path) -> None:

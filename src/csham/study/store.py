@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from csham.files import (
 from csham.study.grid import Cell, Study
 from csham.study.record import FORMAT, DamagedRunError, Line, is_over, read_line, written_line
 from csham.study.study_file import FILE, read_study, write_study
-from csham.words import counted
+from csham.words import counted, path_word
 
 __all__ = ["FAILED_MARK", "CellState", "Claim", "Store", "cell_states", "writing_in"]
 
@@ -46,6 +47,7 @@ FAILED_MARK = "failed.json"
 
 _WAIT_SECONDS = 60.0
 _MARK = "mark-"
+_TOLD = 5  # lines of a file one by one; others are counted
 
 
 class Store:
@@ -60,7 +62,7 @@ class Store:
         self.path = Path(path)
         self._note = note or _warn
         self._noted: set[str] = set()
-        self._known: dict[bytes, Line] = {}  # lines of the records, which are read for every cell
+        self._known: dict[Path, dict[bytes, Line]] = {}  # lines by their files, which are read for every cell
 
     @property
     def study(self) -> Study:
@@ -116,28 +118,36 @@ class Store:
     def lines(self) -> list[Line]:
         """Return the lines of the :meth:`records`."""
         lines: dict[str, Line] = {}
-        for number, line in enumerate(self._lines(), start=1):
-            if line.record is None:
-                self._note_once(
-                    f"{self.records_file}, line {number} {line.fault}, and is left out: csham compare --study "
-                    f"{self.path} takes its cell from its run folder, or trains it again."
-                )
-                continue
-            if not 1 <= line.record["format"] <= FORMAT:
-                raise UserError(
-                    f"{self.records_file}, line {number} has format {line.record['format']!r}; this version of csham "
-                    f"reads up to {FORMAT}. Use the version that wrote it."
-                )
-            known = lines.setdefault(line.record["key"], line)
-            if line.record["status"] == "done" or (known.record or {})["status"] != "done":
-                lines[line.record["key"]] = line
+        others: dict[int, str] = {}
+        for number, (record, line) in self._believed(self.records_file, self._way_on).items():
+            known = lines.setdefault(record["key"], line).record or {}
+            if record["status"] == known["status"] == "done" and record["result"] != known["result"]:
+                values = f"top-1 {record['result']['top1']:.2f}, and {known['result']['top1']:.2f} before"
+                cell = f"{record['label']}, seed {record['seed']}"
+                others[number] = f"is another finished run of {cell}, with {values}: the last counts."
+            if record["status"] == "done" or known["status"] != "done":
+                lines[record["key"]] = line
+        self._tell(self.records_file, others)
         return list(lines.values())
+
+    @property
+    def _way_on(self) -> str:
+        """Say what becomes of a line of the records that is left out."""
+        if self.exists:
+            call = f"csham compare --study {path_word(self.path)}"
+            return f": {call} takes its cell from its run folder, or trains it again"
+        return ". Copy the file again; if that does not help, csham compare --study DIR mends the study it comes from"
 
     def unchecked(self) -> str:
         """Say which lines are from before they had sums; nothing if none is."""
-        number = sum(line.record is not None and not line.checked for line in self._lines())
+        number = sum(line.record is not None and not line.checked for line in self._lines(self.records_file))
         lines = f"{counted(number, 'line')} of {self.records_file}"
         return f"{lines} cannot be checked for changes, being from before lines had sums" if number else ""
+
+    def cut_off(self) -> list[Path]:
+        """Return the files whose last line has no end: it is being written at this moment, or a copy is not whole."""
+        files = (self.records_file, self.repeats_file)
+        return [file for file in files if (rest := self._split(file)[-1]) and read_line(rest).torn]
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """Return the records by the keys of their cells."""
@@ -153,23 +163,7 @@ class Store:
         Raises:
             UserError: The folder is not writable, or the disk is full.
         """
-        line = written_line(record, checked=checked)
-        with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
-            self._repair()
-            if not self.records_file.exists():
-                write_atomically(self.records_file, lambda file: None)  # so that its name is on the disk too
-            handle = os.open(self.records_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                before = os.fstat(handle).st_size
-                try:
-                    if os.write(handle, line) < len(line):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.records_file))
-                    os.fsync(handle)
-                except OSError:
-                    os.ftruncate(handle, before)
-                    raise
-            finally:
-                os.close(handle)
+        self._append(self.records_file, written_line(record, checked=checked))
 
     def repeats(self) -> list[dict[str, Any]]:
         """Return the second runs of cells, oldest first; a changed line is told and left out."""
@@ -177,20 +171,11 @@ class Store:
 
     def repeat_lines(self) -> list[Line]:
         """Return the lines of the :meth:`repeats`."""
-        if not self.repeats_file.is_file():
-            return []
-        lines = [read_line(line) for line in self.repeats_file.read_bytes().splitlines()]
-        for number, line in enumerate(lines, start=1):
-            if line.record is None:
-                self._note_once(f"{self.repeats_file}, line {number} {line.fault}, and is left out.")
-        return [line for line in lines if line.record is not None]
+        return [line for _, line in self._believed(self.repeats_file).values()]
 
     def append_repeat(self, record: Mapping[str, Any], *, checked: bool = True) -> None:
         """Keep a second run of a cell that is done; ``checked`` is as for :meth:`append`."""
-        with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
-            line = written_line(record, checked=checked)
-            before = self.repeats_file.read_bytes() if self.repeats_file.is_file() else b""
-            write_atomically(self.repeats_file, lambda file: file.write(before + line))
+        self._append(self.repeats_file, written_line(record, checked=checked))
 
     def mark_failed(self, cell: Cell, error: Mapping[str, str]) -> None:
         """Leave word in a cell's run folder that this attempt is over, so that a later one begins anew."""
@@ -223,11 +208,12 @@ class Store:
 
     def repair(self) -> None:
         """Move lines that are not believed to a file beside, and tell it, and how many lines cannot be checked."""
-        if self.records_file.is_file():
-            with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
-                self._repair()
-            if unchecked := self.unchecked():
-                self._note_once(f"{unchecked}.")
+        for file in (self.records_file, self.repeats_file):
+            if file.is_file():
+                with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
+                    self._repair(file)
+        if unchecked := self.unchecked():
+            self._note_once(f"{unchecked}.")
 
     def remove_leftovers(self) -> None:
         """Remove what processes that were killed while they wrote left in the folder."""
@@ -304,49 +290,94 @@ class Store:
         # Not shared within the process: two claims of one cell must exclude each other there too.
         return filelock.FileLock(folder / f"{name}.lock", timeout=seconds)
 
-    def _lines(self) -> list[Line]:
-        """Read the lines that are complete."""
-        try:
-            content = read_plain(self.records_file)
-        except FileNotFoundError:
-            return []
-        except OSError as err:
-            raise UserError(f"cannot read {self.records_file}: {err.strerror}.") from err
-        *lines, rest = content.split(b"\n")
-        known, self._known = self._known, {}
-        for line in [*lines, rest]:
-            self._known[line] = known.get(line) or read_line(line)
-        # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
-        return [self._known[line] for line in [*lines, *([] if self._known[rest].torn else [rest])]]
+    def _believed(self, file: Path, way_on: str = "") -> dict[int, tuple[dict[str, Any], Line]]:
+        """Return the records of a file with their lines, by number; other lines are told, and what becomes of them.
 
-    def _repair(self) -> None:
-        """See :meth:`repair`; the lock is held, so no process is writing."""
+        Raises:
+            UserError: The file cannot be read, or a later version wrote a line.
+        """
+        lines = dict(enumerate(self._lines(file), start=1))
+        faults = {number: f"{line.fault}, and is left out{way_on}." for number, line in lines.items() if line.fault}
+        self._tell(file, faults)
+        believed = {number: (line.record, line) for number, line in lines.items() if line.record is not None}
+        for number, (record, _) in believed.items():
+            if not 1 <= record["format"] <= FORMAT:
+                raise UserError(
+                    f"{file}, line {number} has format {record['format']!r}; this version of csham reads up to "
+                    f"{FORMAT}. Use the version that wrote it."
+                )
+        return believed
+
+    def _lines(self, file: Path) -> list[Line]:
+        """Read the lines that are complete."""
+        *lines, rest = self._split(file)
+        known, now = self._known.get(file, {}), {}
+        for line in [*lines, rest]:
+            now[line] = known.get(line) or read_line(line)
+        self._known[file] = now
+        # Only its newline is missing from a line that can be read; what cannot is being written or was torn.
+        return [now[line] for line in [*lines, *([] if now[rest].torn else [rest])]]
+
+    def _split(self, file: Path) -> list[bytes]:
+        """Read the lines without their ends, and last what stands behind the last end."""
         try:
-            content = read_plain(self.records_file)
+            return read_plain(file).split(b"\n")
         except FileNotFoundError:
-            return
-        *lines, rest = content.split(b"\n")
+            return [b""]
+        except OSError as err:
+            raise UserError(f"cannot read {file}: {err.strerror}.") from err
+
+    def _append(self, file: Path, line: bytes) -> None:
+        """Add a line, whole or not at all."""
+        with writing_in(self.path), self._lock("records", _WAIT_SECONDS):
+            self._repair(file)
+            if not file.exists():
+                write_atomically(file, lambda _: None)  # so that its name is on the disk too
+            handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                before = os.fstat(handle).st_size
+                try:
+                    if os.write(handle, line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+                    os.fsync(handle)
+                except OSError:
+                    os.ftruncate(handle, before)
+                    raise
+            finally:
+                os.close(handle)
+
+    def _repair(self, file: Path) -> None:
+        """See :meth:`repair`; the lock is held, so no process is writing."""
+        *lines, rest = self._split(file)
         lines = [line + b"\n" for line in lines] + [rest] * bool(rest)
         faults = {number: read for number, line in enumerate(lines) if (read := read_line(line)).record is None}
         if faults:
             kind = "torn" if all(read.torn for read in faults.values()) else "changed"
-            aside = self.path / f"records.{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            write_atomically(aside, lambda file: file.writelines(lines[number] for number in faults))
+            aside = self.path / f"{file.stem}.{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            write_atomically(aside, lambda out: out.writelines(lines[number] for number in faults))
+            cell = ", and its cell is taken from its run folder, or trained again" if file == self.records_file else ""
+            told = {}
             for number, read in faults.items():
                 cut = rest and number == len(lines) - 1
                 what = "was being written by a process that was killed" if cut else read.fault
-                self._note_once(
-                    f"{self.records_file}, line {number + 1} {what}. It is in {aside.name} now, and its cell is taken "
-                    "from its run folder, or trained again."
-                )
+                told[number + 1] = f"{what}. It is in {aside.name} now{cell}."
+            self._tell(file, told)
         if faults or rest:
             good = [line.removesuffix(b"\n") + b"\n" for number, line in enumerate(lines) if number not in faults]
-            write_atomically(self.records_file, lambda file: file.writelines(good))
+            write_atomically(file, lambda out: out.writelines(good))
 
-    def _note_once(self, text: str) -> None:
-        if text not in self._noted:
-            self._noted.add(text)
-            self._note(text)
+    def _tell(self, file: Path, lines: Mapping[int, str]) -> None:
+        """Tell something of lines of a file, by number; of many it is told of the first."""
+        new = [self._note_once(f"{file}, line {number} {text}") for number, text in islice(lines.items(), _TOLD)]
+        if any(new) and len(lines) > _TOLD:
+            self._note(f"{file}: so it is with {counted(len(lines) - _TOLD, 'more line')}.")
+
+    def _note_once(self, text: str) -> bool:
+        if text in self._noted:
+            return False
+        self._noted.add(text)
+        self._note(text)
+        return True
 
 
 class Claim:

@@ -276,9 +276,9 @@ class _Engine:
     def _start(self, number: int) -> _Worker:
         log = self._store.logs() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}.log"
         room = self._rooms[number]
-        command = [sys.executable, "-m", _WORKER, str(self._store.path)]
+        command = [sys.executable, "-m", _WORKER]
         command += ["--machine", json.dumps(dict(self._machine)), "--code", json.dumps(self._code)]
-        command += ["--runs", "auto" if room is None else str(room)]
+        command += ["--runs", "auto" if room is None else str(room), "--", str(self._store.path)]
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command,
