@@ -145,11 +145,11 @@ def test_where_attention_goes_is_an_option_and_comes_back_with_the_run(csham, sm
 def test_it_ends_with_what_is_there_and_what_is_next(csham, small, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word for word in small if word != "--quiet"]
-    code, out, _ = csham(*words, "--run", "a run")
+    code, out, _ = csham(*words, "--run", "./-a run")
     assert code == 0
     for name in ("model.safetensors", "summary.json", "metrics.csv", "confusion.csv", "curves.png", "config.yaml"):
         assert name in out
-        assert (tmp_path / "a run" / name).is_file()
+        assert (tmp_path / "-a run" / name).is_file()
     said = [shlex.split(line)[1:] for line in out.partition("next:")[2].splitlines() if " csham " in line]
     commands = [words[words.index("csham") + 1 :] for words in said]
     assert [words[0] for words in commands] == ["evaluate", "predict", "explain", "app", "export", "train"]
@@ -158,7 +158,7 @@ def test_it_ends_with_what_is_there_and_what_is_next(csham, small, images, tmp_p
         if command[0] != "app":  # which does not end by itself
             given = [picture if word == "IMAGES..." else word for word in command]
             assert csham(*given, "--quiet")[0] == 0, command
-    assert json.loads((tmp_path / "a run" / "summary.json").read_text())["epochs"] == 2
+    assert json.loads((tmp_path / "-a run" / "summary.json").read_text())["epochs"] == 2
 
 
 def test_the_next_commands_name_the_code_that_they_need(csham, small, tmp_path, monkeypatch, own_names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from csham.cli.options import WEIGHTS_HELP, CodeOption, DebugOption, JsonOption,
 from csham.errors import UserError
 from csham.training.outputs import check_folder
 from csham.training.run_folder import DEFAULT, RunFolder, RunWeights, check_choice
-from csham.words import say
+from csham.words import path_word, say
 
 __all__ = ["share"]
 
@@ -41,7 +40,7 @@ def share(
     if not RunFolder(run).finished:
         raise UserError(
             f"{run} has not finished: nothing was measured on its test images yet, which is what a model card says. "
-            f"csham train --resume {shlex.quote(str(run))} goes on with it."
+            f"csham train --resume {path_word(run)} goes on with it."
         )
     use_named_code(code)
     from csham.share.folder import share as write  # noqa: PLC0415  imports torch
@@ -58,4 +57,4 @@ def share(
     if license == "unknown":
         say("no licence was given, so the card says that it is unknown: --license apache-2.0, for example")
     say(f"back in Python: csham.load({str(folder)!r})")
-    say(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {shlex.quote(str(folder))}")
+    say(f"to the Hub, after a look at README.md: hf upload {repo or 'user/name'} {path_word(folder)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -42,7 +41,7 @@ from csham.training.interrupt import TIME_IS_OVER, InterruptedRunError, TimeIsOv
 from csham.training.progress import QuietProgress, create_progress
 from csham.training.run_folder import RunFolder, RunWeights
 from csham.training.sums import is_main_process
-from csham.words import say
+from csham.words import path_word, say
 
 __all__ = ["train"]
 
@@ -93,7 +92,7 @@ def train(
 def _what_is_there(folder: RunFolder, best: RunWeights) -> list[str]:
     """Say which files of a finished run hold what."""
     events = any(folder.path.glob("events.out.*"))
-    logs = f"; tensorboard --logdir {shlex.quote(str(folder.path))}" if events else ""
+    logs = f"; tensorboard --logdir {path_word(folder.path)}" if events else ""
     return [
         f"in {folder.path}:",
         *_aligned(
@@ -107,7 +106,7 @@ def _what_is_there(folder: RunFolder, best: RunWeights) -> list[str]:
 
 def _what_is_next(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
     """Say by which commands a finished run is used."""
-    run, code = shlex.quote(str(folder.path)), code_words([folder.read_config()])
+    run, code = path_word(folder.path), code_words([folder.read_config()])
     lines = _aligned(
         ("measure", f"csham evaluate {run}{code}"),
         ("ask", f"csham predict {run} IMAGES...{code}"),
@@ -187,7 +186,7 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress, limit: Ti
 @contextmanager
 def _stoppable(folder: RunFolder, config: TrainConfig, limit: TimeLimit | None) -> Iterator[None]:
     """Turn a run's being stopped into a sentence and an exit code."""
-    again = f"csham train --resume {shlex.quote(str(folder.path))}{code_words([config])}"
+    again = f"csham train --resume {path_word(folder.path)}{code_words([config])}"
     if limit is not None:
         again += f" --minutes {limit.minutes:g}"
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from csham.own_code import NO_PAPER, Code
 from csham.training.config import TrainConfig
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
+from csham.words import path_word
 
 __all__ = ["PAPER", "SOFTWARE", "model_card"]
 
@@ -84,7 +84,7 @@ def _summary(run: RunFolder) -> dict[str, Any]:
     if not run.finished:
         raise UserError(
             f"{run.path} has not finished: nothing was measured on its test images yet, which is what a model card "
-            f"says. csham train --resume {shlex.quote(str(run.path))} goes on with it."
+            f"says. csham train --resume {path_word(run.path)} goes on with it."
         )
     return run.read_summary()
 

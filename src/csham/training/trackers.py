@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from csham.training.metrics import METRICS
 from csham.training.progress import QuietProgress
 from csham.training.session import Session, State
 from csham.training.tensorboard import EventWriter, curves
+from csham.words import path_word
 
 __all__ = ["Trackers"]
 
@@ -224,5 +224,5 @@ def _where(name: str, run: Any) -> str:
     if name == "mlflow":
         return f"mlflow has this run as {run.info.run_name}"
     if run.offline:
-        return f"wandb is offline: wandb sync {shlex.quote(str(Path(run.dir).parent))} sends what it keeps there"
+        return f"wandb is offline: wandb sync {path_word(Path(run.dir).parent)} sends what it keeps there"
     return f"wandb has this run at {run.url}"
