@@ -79,6 +79,7 @@ def many_programs():
             torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(["csham", "csham", "csham", "cbam", "se", "eca"]),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 17), st.sampled_from([1, 5, 9, 13, 6, 7, 8])),
