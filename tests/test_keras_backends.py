@@ -32,7 +32,7 @@ def run(backend, *arguments, cwd=None):
 @pytest.mark.parametrize(
     ("backend", "which"),
     [
-        ("torch", "not slow"),
+        pytest.param("torch", "not slow", marks=slow),
         *(
             pytest.param(backend, which, marks=[slow, pytest.mark.long])
             for backend, which in [("torch", "slow"), ("jax", ""), ("tensorflow", "")]
