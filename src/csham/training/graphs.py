@@ -129,7 +129,7 @@ class Replays:
     def _repair_generator(self) -> None:
         """Let the generator draw again where it goes on believing that it is being captured.
 
-        Up to torch 2.11 one that could not be ended leaves it so.
+        Up to torch 2.11 a capture that could not be ended leaves it so.
         """
         try:
             torch.rand(1, device=self._device)
