@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from csham.words import printable
 
-__all__ = ["UserError", "any_of", "known_names", "nearest_names", "unknown_name"]
+__all__ = ["UserError", "any_of", "first_line_of", "known_names", "nearest_names", "unknown_name"]
 
 _LONGEST = 4000  # signs of a line; a path may have some thousand
 _FEW = 5  # that many names are read faster than they are listed
@@ -80,6 +80,11 @@ def nearest_names(name: object, choices: Iterable[str], unlisted: Iterable[str] 
     near = difflib.get_close_matches(str(name).lower(), [*choices, *unlisted], n=3, cutoff=0.5)
     near.sort(key=lambda other: other not in choices)  # a listed one is what most mean
     return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def first_line_of(err: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return (str(err).strip() or type(err).__name__).splitlines()[0]
 
 
 def any_of(names: Sequence[str], word: str = "or") -> str:

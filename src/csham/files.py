@@ -18,8 +18,10 @@ Three forms of sums say whether something is as it was written; what has none is
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -43,6 +45,7 @@ __all__ = [
     "SEAL",
     "SUMS",
     "cache_root",
+    "csv_text",
     "has_right_seal",
     "has_right_sum",
     "make_folders",
@@ -291,9 +294,18 @@ def has_right_sum(values: Mapping[str, Any]) -> bool | None:
     if "sum" not in values:
         return None
     try:
-        return bool(values["sum"] == _sum_of({key: value for key, value in values.items() if key != "sum"}))
+        return bool(values["sum"] == summed(values)["sum"])
     except (ValueError, RecursionError):
         return False
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Write a table as CSV: None as an empty cell, numbers with the six digits that count."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return text.getvalue()
 
 
 def sealed(content: bytes) -> bytes:

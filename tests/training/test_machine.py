@@ -141,7 +141,7 @@ def test_a_setting_stands_in_for_the_processors_answer(monkeypatch, precision, m
     monkeypatch.setenv("CSHAM_AUTO_PRECISION", precision)
     choices = choose(settings(), 1)
     assert choices.config.precision == precision
-    assert f"{precision} (CSHAM_AUTO_PRECISION says so)" in choices.sentence()
+    assert f"{precision} (CSHAM_AUTO_PRECISION says so)" in choices.reasons
     assert choose(settings(precision="fp32"), 1).config.precision == "fp32"
 
 

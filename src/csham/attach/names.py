@@ -106,10 +106,6 @@ def check_strategy(attention: Attention, strategy: str, period: int | None = Non
             f"strategy {strategy!r} needs an attention with a channel part and a spatial part ({', '.join(two_part)}); "
             f"{entry.name!r} has none. Use strategy {' or '.join(map(repr, whole))}."
         )
-    _check_period(strategy, period)
-
-
-def _check_period(strategy: str, period: int | None) -> None:
     if period is None:
         return
     if isinstance(period, bool) or not isinstance(period, int) or period < 2:

@@ -18,10 +18,11 @@ from csham.cost.flops import count_flops
 from csham.cost.passes import PRECISIONS, in_its_place, orders, without_gradients
 from csham.cost.result import Cost, Spread
 from csham.cost.task import Entry, Task, Way, reason
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.memory import retain_memory
 from csham.ops import choose
 from csham.probing import likeness, unchanged
+from csham.settings import check_known
 
 __all__ = ["Comparison", "Progress", "Settings", "cost"]
 
@@ -59,9 +60,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for precision in self.precisions:
-            if precision not in PRECISIONS:
-                raise unknown_name("precision", precision, PRECISIONS)
+        check_known("precision", self.precisions, PRECISIONS)
         for name in ("input_size", "batch_sizes", "rounds", "seed"):
             object.__setattr__(self, name, _as_ints(getattr(self, name)))
         numbers = {

@@ -102,7 +102,7 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """
     with writing_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_path(path))
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -216,7 +216,3 @@ def _dataset(path: Path, meta: dict[str, Any]) -> PackedDataset:
         flip=bool(meta["flip"]),
         from_cache=True,
     )
-
-
-def _lock_path(entry: Path) -> Path:
-    return entry.with_name(f".{entry.name}.lock")

@@ -63,7 +63,7 @@ def prepare(
     path = cache.entry_path(root, source.name, source.location, size)
     dataset, _ = _try_open(path, source, thorough=thorough)
     if dataset is None:
-        dataset = _build_alone(source, size, path, root, max_bad, progress or _silent, thorough=thorough)
+        dataset = _build_alone(source, size, path, root, max_bad, progress or (lambda *_: None), thorough=thorough)
     _check_bad(dataset.bad_files, max_bad, source)
     return dataset
 
@@ -334,7 +334,3 @@ def _check_every_class(listing: Listing, good: np.ndarray, source: Source) -> No
                 f"no file of class {listing.classes[listing.labels[first]]!r} in {source.location} can be read, such "
                 f"as {listing.names()[first]}. Repair the files or remove the class."
             )
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    pass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
+from csham.settings import check_choice
 
 __all__ = ["METHODS", "OWN", "Method", "check_library", "find_method"]
 
@@ -50,8 +51,7 @@ def find_method(name: str) -> Method:
     Raises:
         UserError: There is none of this name, or it needs pytorch-grad-cam, which is not installed.
     """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
+    check_choice("method", name, METHODS)
     if METHODS[name].class_name:
         check_library(f"--method {name}")
     return METHODS[name]

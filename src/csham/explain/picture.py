@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.explain.explanation import Explanation, StageMaps
 from csham.explain.folder import FORMATS, MADE_BY
 from csham.explain.methods import METHODS, OWN
 from csham.fonts import families, fitted, legible
+from csham.settings import check_choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,8 +73,7 @@ def picture_bytes(figure: Figure, format: str = "png") -> bytes:
     Raises:
         UserError: Another format.
     """
-    if format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
+    check_choice("format", format, FORMATS)
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": MADE_BY},
         "svg": {"Creator": MADE_BY, "Date": None},

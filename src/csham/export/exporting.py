@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from csham import ops
-from csham.errors import UserError
+from csham.errors import UserError, first_line_of
 from csham.export.files import describe
 from csham.export.formats import FORMATS, Format, check_format, check_free, format_of
 from csham.export.parity import Parity, Runner, compare, reference_logits, resized
@@ -316,5 +316,4 @@ def _other_sizes(S: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _said(err: Exception) -> str:
     """Return the first line of what went wrong."""
-    lines = str(err).strip().splitlines() or [type(err).__name__]
-    return shorten(lines[0], 200, placeholder=" ...").rstrip(".:")
+    return shorten(first_line_of(err), 200, placeholder=" ...").rstrip(".:")

@@ -8,7 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from csham.errors import UserError, any_of, unknown_name
+from csham.errors import UserError, any_of
+from csham.settings import check_choice
 
 __all__ = ["FORMATS", "Format", "check_format", "check_free", "format_of"]
 
@@ -82,8 +83,7 @@ def check_format(
     Raises:
         UserError: It is one of these.
     """
-    if format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
+    check_choice("format", format, FORMATS)
     entry = FORMATS[format]
     if not entry.graph and (preprocessing or dynamic_size):
         graphs = any_of([other.name for other in FORMATS.values() if other.graph], "and")

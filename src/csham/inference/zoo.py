@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from csham.errors import unknown_name
+from csham.settings import check_choice
 
 __all__ = ["PREFIX", "TABLE", "ZOO", "is_in_zoo", "zoo_folder", "zoo_names", "zoo_rows"]
 
@@ -47,8 +47,7 @@ def zoo_folder(name: Path | str) -> Path:
         UserError: There is none of that name.
     """
     wanted, names = str(name).removeprefix(PREFIX), zoo_names()
-    if wanted not in names:
-        raise unknown_name("network of the zoo", wanted, names)
+    check_choice("network of the zoo", wanted, names)
     return ZOO / wanted
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csham.files import write_atomically
+from csham.files import csv_text, write_atomically
 from csham.fonts import families, fitted
 from csham.report.drawing import COLOURS, INK, MUTED, drawing, png_bytes
 from csham.training.metrics import BINS
@@ -53,20 +50,21 @@ def write_evaluation(folder: Path, found: Evaluation) -> list[Path]:
     errors, reliability = found.errors(), found.predictions.reliability()
     matrix = ([name, *counts] for name, counts in zip(found.classes, found.confusion.tolist(), strict=True))
     text = json.dumps(evaluation_json(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    contents = {
-        "evaluation.json": text.encode("utf-8", "backslashreplace"),
-        "per_class.csv": _csv(found.per_class[0], (row.values() for row in found.per_class)),
-        "confusion.csv": _csv(["true class", *found.classes], matrix),
-        "reliability.csv": _csv(reliability[0], (row.values() for row in reliability)),
-        "errors.csv": _csv(_ERROR_COLUMNS, ([row[name] for name in _ERROR_COLUMNS] for row in errors)),
-    }
+    contents = {"evaluation.json": text.encode("utf-8", "backslashreplace")}
+    for name, header, rows in (
+        ("per_class", found.per_class[0], (row.values() for row in found.per_class)),
+        ("confusion", ["true class", *found.classes], matrix),
+        ("reliability", reliability[0], (row.values() for row in reliability)),
+        ("errors", _ERROR_COLUMNS, ([row[name] for name in _ERROR_COLUMNS] for row in errors)),
+    ):
+        contents[f"{name}.csv"] = csv_text(header, rows).encode("utf-8", "surrogateescape")
     with drawing():
         figures = {"confusion.png": draw_confusion(found), "reliability.png": draw_reliability(found)}
         if errors:
             figures["errors.png"] = draw_errors(found)
         contents |= {name: png_bytes(figure) for name, figure in figures.items()}
     for name, content in contents.items():
-        write_atomically(folder / name, partial(_write, content))
+        write_atomically(folder / name, methodcaller("write", content))
     if not errors:
         (folder / "errors.png").unlink(missing_ok=True)
     return [folder / name for name in contents]
@@ -186,15 +184,3 @@ def _seen(found: Evaluation, row: int) -> np.ndarray:
     pixels, S = found.dataset.images[row], found.dataset.image_size
     edge = (len(pixels) - S) // 2
     return np.asarray(pixels[edge : edge + S, edge : edge + S])
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
-
-
-def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,7 @@ def write_gates(
         "files": listing(contents),
     }
     text = render("gates.html", page)
-    replace_report(folder, {"index.html": text.encode("utf-8", "replace"), **contents})
-    return folder / "index.html"
+    return replace_report(folder, text, contents)
 
 
 def gate_tables(table: Sequence[Row], runs: Sequence[Row]) -> list[Table]:
@@ -103,17 +103,16 @@ def gate_tables(table: Sequence[Row], runs: Sequence[Row]) -> list[Table]:
     ]  # fmt: skip
     together = [
         *named,
-        Column("runs", lambda row: row["runs"], keys=("runs",)),
-        Column("", lambda row: row["points"], keys=("points",)),
-        Column("", lambda row: row["weights"], keys=("weights",)),
+        Column("runs", itemgetter("runs"), keys=("runs",)),
+        *(Column("", itemgetter(name), keys=(name,)) for name in ("points", "weights")),
         *_numbers(with_sd=True),
     ]
     single = [
         *named,
-        Column("seed", lambda row: row["seed"], keys=("seed",)),
+        Column("seed", itemgetter("seed"), keys=("seed",)),
         _text("run", ""),
         _text("epoch", ""),
-        *(Column("", _value(name), keys=(name,)) for name in ("images", "points", "weights")),
+        *(Column("", itemgetter(name), keys=(name,)) for name in ("images", "points", "weights")),
         *_numbers(with_sd=False),
     ]
     return [
@@ -123,7 +122,7 @@ def gate_tables(table: Sequence[Row], runs: Sequence[Row]) -> list[Table]:
 
 
 def _text(name: str, title: str) -> Column:
-    return Column(title, _value(name), keys=(name,), numeric=False)
+    return Column(title, itemgetter(name), keys=(name,), numeric=False)
 
 
 def _numbers(*, with_sd: bool) -> list[Column]:
@@ -134,16 +133,8 @@ def _numbers(*, with_sd: bool) -> list[Column]:
     columns = []
     for name, title in heads:
         keys = (name, f"{name}_sd") if with_sd else (name,)
-        columns.append(Column(title, _values(keys), keys=keys, show=_shown(name), help=_HELP[title]))
-    return [*columns, Column("", _value("low"), keys=("low",)), Column("", _value("high"), keys=("high",))]
-
-
-def _value(name: str) -> Callable[[Row], Any]:
-    return lambda row: row[name]
-
-
-def _values(keys: Sequence[str]) -> Callable[[Row], Any]:
-    return _value(keys[0]) if len(keys) == 1 else lambda row: [row[key] for key in keys]
+        columns.append(Column(title, itemgetter(*keys), keys=keys, show=_shown(name), help=_HELP[title]))
+    return columns + [Column("", itemgetter(name), keys=(name,)) for name in ("low", "high")]
 
 
 def _shown(name: str) -> Callable[[Row], str]:

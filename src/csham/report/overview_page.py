@@ -41,12 +41,11 @@ def write_overview(overview: Overview, output: Path | str, markdown: Path | str 
     pictures = verdict_pictures(judged) if judged else []
     contents = report_files([*own, *tables], pictures, "tables/overview.xlsx")
     page = _page(overview, own, tables, pictures) | {"files": listing(contents)}
-    html = render("overview.html", page)
-    replace_report(folder, {"index.html": html.encode("utf-8", "replace"), **contents})
+    place = replace_report(folder, render("overview.html", page), contents)
     if markdown is not None:
         text = _markdown(overview, own, tables, pictures, os.path.relpath(folder, Path(markdown).parent))
         write_atomically(Path(markdown), lambda file: file.write(text.encode("utf-8", "replace")))
-    return folder / "index.html"
+    return place
 
 
 def _study_table(overview: Overview) -> Table:

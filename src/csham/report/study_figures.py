@@ -82,6 +82,8 @@ def draw_curves(curves: Sequence[Curve], looks: Mapping[str, Look], title: str, 
         title: Quantity drawn, with its unit.
         logarithmic: True if the vertical axis is logarithmic.
     """
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
     figure, axes = _figure(4.9, 3.5)
     for place, curve in enumerate(curves):
         look = looks[curve.label]
@@ -100,7 +102,7 @@ def draw_curves(curves: Sequence[Curve], looks: Mapping[str, Look], title: str, 
     axes.set(title=title, xlabel="epoch")
     if logarithmic and all(value > 0 for curve in curves for value in curve.low):
         _logarithmic(axes.yaxis, "y", axes)
-    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     return figure
 
 
@@ -321,9 +323,3 @@ def _logarithmic(axis: Any, which: str, axes: Axes) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=8))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _whole_numbers() -> Any:
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-
-    return MaxNLocator(integer=True, nbins=7)

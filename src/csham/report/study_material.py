@@ -11,13 +11,10 @@ from typing import Any
 from csham.errors import UserError
 from csham.study.costs import COSTS_FILE, read_costs
 from csham.study.findings import FailedCell, MissingCell, Results
-from csham.study.grid import Study
-from csham.study.reading import read_folder
+from csham.study.reading import StudyReading, read_folder
 from csham.words import counted, some
 
 __all__ = ["Costs", "Material", "read_material"]
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,26 +33,16 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Material:
-    """A study with its records.
+class Material(StudyReading):
+    """A study as its folder has it, with its costs.
 
     Attributes:
         path: The folder.
-        study: Contents of study.yaml.
-        records: Those of the study's cells, in their order.
-        results: Results that they amount to.
         costs: Of its networks.
-        warnings: Warnings that a reader should know before relying on them.
-        unchecked: Sentence on what cannot be checked for changes, for whoever makes the report; perhaps empty.
     """
 
     path: Path
-    study: Study
-    records: Sequence[Record]
-    results: Results
     costs: Costs
-    warnings: Sequence[str]
-    unchecked: str
 
     @cached_property
     def families(self) -> dict[str, list[str]]:
@@ -82,7 +69,7 @@ def read_material(path: Path) -> Material:
     read = read_folder(path)
     costs = _read_costs(path, [network.label for network in read.study.networks])
     warnings = [*_unfinished(len(read.study.cells()), read.results), *read.warnings, *costs.notes]
-    return Material(path, read.study, read.records, read.results, costs, warnings, read.unchecked)
+    return Material(**vars(read) | {"warnings": warnings}, path=path, costs=costs)
 
 
 def _read_costs(path: Path, labels: Sequence[str]) -> Costs:

@@ -71,12 +71,12 @@ def write_report(study: Path | str, output: Path | str | None = None) -> Report:
     contents = report_files(tables, [*([differences] if differences else []), *pictures])
     shown = {table.name: table for table in tables}
     page = render_page(material, shown, differences, families, classes, listing(contents), notes)
-    replace_report(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
+    place = replace_report(folder, page, contents)
     if _SHEET not in contents:
         notes.append('The tables are not in a spreadsheet, which needs openpyxl: pip install "csham[report]".')
     if material.unchecked:
         notes.append(f"{material.unchecked}.")
-    return Report(folder / "index.html", material.results, [*material.warnings, *notes])
+    return Report(place, material.results, [*material.warnings, *notes])
 
 
 def _classes(material: Material) -> tuple[dict[str, list[ClassDifference]], list[str]]:
@@ -150,11 +150,11 @@ def check_place(folder: Path) -> None:
         )
 
 
-def replace_report(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files in the place of the one that may be there."""
+def replace_report(folder: Path, page: str, files: Mapping[str, bytes]) -> Path:
+    """Put a folder with a page and these files in the place of the one that may be there; return the page's place."""
     try:
         with new_folder(folder, replace=True) as new:
-            for name, content in files.items():
+            for name, content in {"index.html": page.encode("utf-8", "replace"), **files}.items():
                 path = new / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
@@ -162,3 +162,4 @@ def replace_report(folder: Path, files: Mapping[str, bytes]) -> None:
         raise UserError(
             f"cannot write the report to {folder}: {err.strerror or err}. Another place: --output DIR."
         ) from err
+    return folder / "index.html"

@@ -260,18 +260,16 @@ def class_table(classes: Mapping[str, Sequence[ClassDifference]]) -> Table:
     return Table("per_class", caption, [Column("", tuple, keys=keys)], rows)
 
 
-def shown(statistic: Statistic, one: Comparison) -> str:
-    """Write a number of a comparison as it is read."""
-    return statistic.instead(one) or _SHOWN[statistic.shown](one.value(statistic.name))
-
-
-_SHOWN: dict[str, Callable[[Any], str]] = {
-    "difference": signed,
-    "number": fixed,
-    "interval": interval,
-    "p": p_value,
-    "count": partial(fixed, digits=0),
-}
+def shown(statistic: Statistic, one: Comparison, digits: int = 2) -> str:
+    """Write a number of a comparison as it is read; a gain with so many decimals."""
+    forms: dict[str, Callable[[Any], str]] = {
+        "difference": partial(signed, digits=digits),
+        "number": partial(fixed, digits=digits),
+        "interval": partial(interval, digits=digits),
+        "p": p_value,
+        "count": partial(fixed, digits=0),
+    }
+    return statistic.instead(one) or forms[statistic.shown](one.value(statistic.name))
 
 
 def _text(title: str, key: str, value: Callable[[Any], Any]) -> Column:

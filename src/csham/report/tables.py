@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from csham.files import write_atomically
+from csham.files import csv_text, write_atomically
 
 __all__ = [
     "DASH",
@@ -195,11 +195,8 @@ def xlsx_bytes(tables: Iterable[Table]) -> bytes:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of the same columns, None as an empty cell, with a header; a file in its place is replaced."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    text = csv_text(rows[0], ([row[name] for name in rows[0]] for row in rows))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
@@ -311,7 +308,3 @@ _LATEX = str.maketrans(
         **{character: "\\" + character for character in "&%$#_{}"},
     }
 )
-
-
-def _rounded(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value

@@ -15,7 +15,7 @@ from csham.report.drawing import looks_of
 from csham.report.study_page import inlined, render
 from csham.report.study_pictures import Gains, Picture, draw_gains
 from csham.report.study_report import check_place, listing, replace_report, report_files
-from csham.report.study_tables import MARKS
+from csham.report.study_tables import MARKS, shown
 from csham.report.tables import DASH, Column, Table, fixed, interval, p_value, signed
 from csham.study.comparison_statistics import STATISTICS, Statistic
 from csham.study.findings import Comparison, Spread
@@ -52,8 +52,7 @@ def write_verdict(result: TableVerdict, output: Path | str) -> Path:
     tables, pictures = verdict_tables(result), verdict_pictures(result)
     contents = report_files(tables, pictures, "tables/verdict.xlsx")
     page = render("verdict.html", verdict_page(result, tables, pictures) | {"files": listing(contents)})
-    replace_report(folder, {"index.html": page.encode("utf-8", "replace"), **contents})
-    return folder / "index.html"
+    return replace_report(folder, page, contents)
 
 
 def verdict_tables(result: TableVerdict) -> list[Table]:
@@ -281,15 +280,7 @@ def _statistic(name: str, row: _Compared) -> Any:
 
 def _shown(statistic: Statistic, row: _Compared) -> str:
     """Write a number of a comparison with the decimals that its metric asks for."""
-    digits, value = _digits(row.measure), row.comparison.value(statistic.name)
-    forms: dict[str, Callable[[Any], str]] = {
-        "difference": partial(signed, digits=digits),
-        "number": partial(fixed, digits=digits),
-        "interval": partial(interval, digits=digits),
-        "p": p_value,
-        "count": partial(fixed, digits=0),
-    }
-    return statistic.instead(row.comparison) or forms[statistic.shown](value)
+    return shown(statistic, row.comparison, _digits(row.measure))
 
 
 def _variant_table(result: TableVerdict) -> Table:

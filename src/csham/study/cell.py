@@ -220,23 +220,8 @@ def _run_cell(
 ) -> Turns[dict[str, Any]]:
     """Bring one cell to its end, from wherever an earlier process left it; its claim must be held.
 
-    Args:
-        store: The study's folder.
-        cell: Cell to train.
-        study: Study that it belongs to.
-        dataset: The study's images.
-        machine: Settings of :data:`csham.study.grid.MACHINE_FIELDS` that were asked for.
-        progress: Told what happens.
-        attempts: Number of attempts that have failed before this one.
-        stop: As of :class:`CellRunner`.
-        shares_process: Likewise.
-
     Returns:
         The record, which has not been appended.
-
-    Raises:
-        UserError: The run folder holds a run of other settings, or training cannot work.
-        InterruptedRunError: A signal stopped the run, which can go on.
     """
     given: dict[str, Any] = {"dataset": dataset, "progress": progress, "stop": stop}
     folder = RunFolder(store.run_folder(cell.name))

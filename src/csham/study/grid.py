@@ -201,6 +201,11 @@ class Study:
         """Return every run, all networks of the first seed first and plain ones before others."""
         return list(self._cells)
 
+    def part(self, shard: tuple[int, int]) -> list[Cell]:
+        """Return the runs of a shard: number i of n, counted from 1."""
+        number, count = shard
+        return list(self._cells[number - 1 :: count])
+
     def cell(self, network: Network, seed: int) -> Cell:
         """Return the run of a network with a seed, of the study or not."""
         config = self.config(network, seed)

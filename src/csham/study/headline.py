@@ -85,7 +85,7 @@ def _numbers(c: Comparison, words: Words) -> str:
 
 
 def _few(found: Iterable[Comparison]) -> str:
-    return f"; fewer than {_WORDS[FEW]} seeds can say little" if min(c.n for c in found) < FEW else ""
+    return "; fewer than five seeds can say little" if min(c.n for c in found) < FEW else ""
 
 
 def _no_difference(attentions: Iterable[Comparison], worthwhile: float, words: Words) -> list[str]:
@@ -174,6 +174,3 @@ def _incomplete(missing: int, failed: int, cells: int) -> list[str]:
     parts = [f"{missing} of {cells} runs are still to come"] if missing else []
     parts += [f"{failed} of {cells} runs failed"] if failed else []
     return [f"{' and '.join(parts)}."] if parts else []
-
-
-_WORDS = {5: "five"}

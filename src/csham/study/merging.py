@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from csham.errors import UserError
@@ -133,7 +134,4 @@ def _deviation(record: Record, records: Iterable[Record]) -> float:
     result = record["result"]
     least = binomial_se(result["top1"], int(result.get("images") or 100))
     tops = [one["result"]["top1"] for one in records if one["status"] == "done" and one["label"] == record["label"]]
-    if len(tops) < _ENOUGH:
-        return least
-    mean = math.fsum(tops) / len(tops)
-    return max(least, math.sqrt(math.fsum((top - mean) ** 2 for top in tops) / (len(tops) - 1)))
+    return max(least, stdev(tops)) if len(tops) >= _ENOUGH else least

@@ -138,9 +138,8 @@ def see_together(studies: Iterable[Path | str]) -> Overview:
             "Give them one: csham compare --study DIR --no-train --worthwhile 0.5."
         )
     rows = [row for part in parts for row in part.rows()]
-    paired = any(part.results.comparisons and any(one.n for one in part.results.comparisons) for part in parts)
     judged = None
-    if paired:
+    if any(one.n for part in parts for one in part.results.comparisons):
         judged = verdict(
             rows,
             metric=METRIC,

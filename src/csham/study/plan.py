@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from csham.study.grid import Cell, Network, Study
+from csham.study.grid import Network, Study
 from csham.study.progress import StudyProgress
 from csham.study.setup import Setup
 from csham.study.store import CellState, cell_states
@@ -18,7 +18,7 @@ from csham.study.store import CellState, cell_states
 if TYPE_CHECKING:
     from csham.study.probe import Probe
 
-__all__ = ["Plan", "make_plan", "part_of"]
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,11 @@ class Plan:
         return {"study": study, "cells": cells, "jobs": self.jobs, "estimated_hours": self.total_hours}
 
 
-def part_of(study: Study, shard: tuple[int, int]) -> list[Cell]:
-    """Return the cells of a shard: number i of n, counted from 1."""
-    part, parts = shard
-    return study.cells()[part - 1 :: parts]
-
-
 def make_plan(
     setup: Setup, machine: Mapping[str, Any], *, jobs: int, shard: tuple[int, int], progress: StudyProgress
 ) -> Plan:
     """Look at the cells, and time a few training steps of each network that has any left; nothing is written."""
-    states = cell_states(setup.store, part_of(setup.study, shard))
+    states = cell_states(setup.store, setup.study.part(shard))
     left = [state for state in states if state.state in ("to do", "cut off")]
     measured = _measure(setup.study, left, machine, jobs, progress) if left else {}
     failures = {network.label: probe.failed for network, probe in measured.items() if probe.failed}
@@ -106,7 +100,6 @@ def _hours(setup: Setup, left: list[CellState], measured: Mapping[Network, Probe
         hours[state.cell.key] = None
         if network.seconds_per_image is not None:
             train, validation, test = map(len, dataset.split(config.seed, config.validation))
-            parts = (train, validation, test)
-            seconds = estimate_seconds(setup.study, state.cell, network, parts, state.epochs_done)
+            seconds = estimate_seconds(setup.study, state.cell, network, (train, validation, test), state.epochs_done)
             hours[state.cell.key] = seconds / 3600
     return hours

@@ -230,7 +230,6 @@ def _done(
 
 
 def _head(study: Study, cell: Cell, status: str) -> dict[str, Any]:
-    data = study.data
     return {
         "format": FORMAT,
         "key": cell.key,
@@ -238,12 +237,7 @@ def _head(study: Study, cell: Cell, status: str) -> dict[str, Any]:
         "label": cell.network.label,
         "network": cell.network.to_dict(),
         "seed": cell.seed,
-        "data": {
-            "classes": data.classes,
-            "images": data.images,
-            "image_size": data.image_size,
-            "fingerprint": data.fingerprint,
-        },
+        "data": {name: value for name, value in vars(study.data).items() if name != "source"},
     }
 
 

@@ -19,7 +19,7 @@ from csham.study.costs import measure_costs
 from csham.study.engines import Engine, Outcome, plan_tasks
 from csham.study.engines.local import available_cores, run_local
 from csham.study.grid import Cell, Network
-from csham.study.plan import Plan, make_plan, part_of
+from csham.study.plan import Plan, make_plan
 from csham.study.progress import StudyProgress, create_study_progress
 from csham.study.setup import Request, Setup, check_records, set_up
 from csham.study.store import Store
@@ -124,7 +124,7 @@ def compare(
         store = setup.store
         _prepare_store(setup, progress, adopt, merge)
         if not training:
-            return Finished(store, part_of(store.study, shard), store.by_key())
+            return Finished(store, store.study.part(shard), store.by_key())
         if budget_control:
             progress.close()
             _find_controls(store, request.machine, quiet=quiet)
@@ -134,7 +134,7 @@ def compare(
     study, records = store.study, store.by_key()
     if costs and outcome.signum is None and all(cell.key in records for cell in study.cells()):
         _measure_costs(store, records, request.machine.get("device", "auto"), limit, quiet=quiet)
-    return Finished(store, part_of(study, shard), records, outcome.signum)
+    return Finished(store, study.part(shard), records, outcome.signum)
 
 
 def dry_run(
@@ -267,7 +267,7 @@ def _train(
     """Do what is left to do."""
     study, records = store.study, store.by_key()
     tasks = plan_tasks(study, records, retry_failed=retry_failed, shard=shard)
-    cells = part_of(study, shard)
+    cells = study.part(shard)
     progress.begin(len(cells), sum(records.get(cell.key, {}).get("status") == "done" for cell in cells))
     return engine(store, tasks, machine, progress) if tasks else Outcome()
 

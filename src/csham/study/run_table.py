@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csham.data.sources.parquet import need_pyarrow, reading
 from csham.data.sources.table import rows_of
 from csham.errors import UserError
 from csham.files import parse_json
@@ -83,11 +84,6 @@ def _read_csv(path: Path) -> Iterator[Row]:
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise UserError(f"{path} has several columns named {twice[0]!r}. Each needs a name of its own.")
     for number, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"line {number} of {path} has {len(row)} columns and the first line {len(header)}. A value that holds "
-                "the delimiter needs quotes around it."
-            )
         yield Row(f"line {number}", {name: value.strip() for name, value in zip(header, row, strict=True) if name})
 
 
@@ -117,15 +113,11 @@ def _quoted(part: re.Match[bytes]) -> bytes:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as err:
-        raise UserError(f"{path} is Parquet, which needs pyarrow: pip install 'csham[parquet]'.") from err
-    try:
+    need_pyarrow(path)
+    import pyarrow.parquet  # noqa: PLC0415
+
+    with reading(path):
         records = pyarrow.parquet.read_table(path).to_pylist()
-    except Exception as err:  # pyarrow raises errors of its own and Python's
-        words = " ".join(str(err).split())[:120] or type(err).__name__
-        raise UserError(f"{path} cannot be read as Parquet ({words}). Copy or download it again.") from err
     return (Row(f"row {number}", _flat(record)) for number, record in enumerate(records, 1))
 
 

@@ -17,9 +17,9 @@ from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
 from csham.data.dataset import describe_data
 from csham.data.sources import check_apart
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
 from csham.files import sha256_of
-from csham.settings import Help, check_choice, declared, split_names
+from csham.settings import Help, check_choice, check_known, declared, split_names
 from csham.study.grid import (
     MACHINE_FIELDS,
     SHARED_FIELDS,
@@ -506,10 +506,7 @@ def _in_plural(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _request(content: Mapping[str, Any]) -> Request:
-    known = (*_NAMES, *_ATTACHED, *SHARED_FIELDS, *MACHINE_FIELDS)
-    for key in content:
-        if key not in known:
-            raise unknown_name("key", key, known)
+    check_known("key", content, (*_NAMES, *_ATTACHED, *SHARED_FIELDS, *MACHINE_FIELDS))
     data, worthwhile = content.get("data"), content.get("worthwhile")
     if data is not None and not isinstance(data, str):
         raise UserError(f"data must be the name of a dataset or the path of a folder, got {data!r}.")
@@ -526,7 +523,11 @@ def _request(content: Mapping[str, Any]) -> Request:
         attentions=_words("attentions", content),
         strategies=_words("strategies", content),
         networks=tuple(Network.from_dict(value) for value in networks),
-        attached={name: _tuple(content[name]) for name in _ATTACHED if name in content},
+        attached={
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+            if name in _ATTACHED
+        },
         seeds=read_seeds(content["seeds"]) if "seeds" in content else (),
         file_settings=settings,
         machine={name: content[name] for name in MACHINE_FIELDS if name in content},
@@ -544,10 +545,6 @@ def _words(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
     if words is None or not all(isinstance(word, str) for word in words):
         raise UserError(f"{name} must be a list of names, got {value!r}.")
     return tuple(words)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def merged(file: Request, given: Request) -> Request:

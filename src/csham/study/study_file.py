@@ -26,10 +26,8 @@ FILE = "study.yaml"
 FORMAT = 2
 """Of a file with a sum; one of format 1 is from before there was any."""
 
-_FIELDS = (
-    "format", "data", "settings", "networks", "seeds", "worthwhile", "command", "weights_sha256", "controlled"
-)  # fmt: skip
 _REQUIRED = ("format", "data", "settings", "networks", "seeds", "worthwhile")
+_FIELDS = (*_REQUIRED, "command", "weights_sha256", "controlled")
 
 
 def write_study(folder: Path, study: Study) -> None:

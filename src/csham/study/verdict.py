@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError
+from csham.settings import check_choice, check_known
 from csham.study.comparison_statistics import computed
 from csham.study.findings import Comparison, Spread, plain_values
 from csham.study.grid import WORTHWHILE
@@ -182,12 +184,8 @@ def verdict(
     variant = variant or _variant_column(content, [seed, *names, *grouping])
     if not names:
         raise UserError(f"{content.name}: name the column of a metric. There are {', '.join(content.columns)}.")
-    for column in (variant, seed, *grouping, *names):
-        if column not in content.columns:
-            raise unknown_name(f"column of {content.name}", column, content.columns)
-    for column in (*lower, *higher, *_keys_of(worthwhile), *_keys_of(unit)):
-        if column not in names:
-            raise unknown_name("metric", column, names)
+    check_known(f"column of {content.name}", (variant, seed, *grouping, *names), content.columns)
+    check_known("metric", (*lower, *higher, *_keys_of(worthwhile), *_keys_of(unit)), names)
     notes: list[str] = []
     rows = _rows(content, variant, seed, grouping, names, notes)
     base = _baseline(content, baseline, list(dict.fromkeys(cell[1] for cell in rows)))
@@ -262,8 +260,7 @@ def _baseline(content: RunTable, baseline: str | None, variants: Sequence[str]) 
     if len(variants) < 2:
         raise UserError(f"{content.name} holds one variant only, {variants[0]}: there is nothing to compare.")
     if baseline is not None:
-        if baseline not in variants:
-            raise unknown_name("variant", baseline, variants)
+        check_choice("variant", baseline, variants)
         return baseline
     likely = [name for name in variants if name.lower() in _BASELINES]
     if len(likely) == 1:
@@ -293,10 +290,8 @@ def _values(content: RunTable, name: str, rows: Mapping[Cell, Row], notes: list[
 def _number(content: RunTable, name: str, row: Row, value: Any) -> float:
     number = math.nan
     if isinstance(value, Real | Decimal | str) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError):
             number = float(value)
-        except ValueError:
-            number = math.nan
     if not math.isfinite(number):
         raise UserError(
             f"{row.place} of {content.name}: {name} is {ascii(value)[:60]}, which is no finite number. Write one with "
@@ -323,8 +318,7 @@ def _measure(
             f"is lower better for {name}? Say --lower-is-better {name}, or --higher-is-better {name} if not."
         )
     unit = unit or ("plain" if name in lower else _unit(content, name, values, notes))
-    if unit not in ("percent", "fraction", "plain"):
-        raise unknown_name("unit", unit, ("percent", "fraction", "plain"))
+    check_choice("unit", unit, get_args(Unit))
     if worthwhile is None and unit == "plain":
         raise UserError(
             f"how large a gain of {name} would be worth having? Say it in its own unit: --worthwhile {name}=NUMBER."

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from csham.errors import UserError
+from csham.words import counted
 
 if TYPE_CHECKING:  # both import this
     from csham.training.config import TrainConfig
@@ -168,7 +169,7 @@ def schedule_notes(config: TrainConfig) -> list[str]:
             f"rises. --warmup-epochs {max(1, stretch.epochs // 10)} leaves time for the rest"
         )
     if stretch.patience is not None and stretch.schedule != "constant":
-        plan = f"{stretch.schedule} is planned for all {_epochs(stretch.epochs)}"
+        plan = f"{stretch.schedule} is planned for all {counted(stretch.epochs, 'epoch')}"
         notes.append(f"--patience {stretch.patience} may stop before the learning rate is down: {plan}")
     return notes
 
@@ -207,8 +208,8 @@ def with_more_epochs(
     if epochs <= done:
         are, them = ("is", "it") if done == 1 else ("are", "them")
         raise UserError(
-            f"--resume keeps the run's settings, leave out --epochs: {_epochs(done)} {are} done, and only a larger "
-            f"number adds to {them}."
+            f"--resume keeps the run's settings, leave out --epochs: {counted(done, 'epoch')} {are} done, and only a "
+            f"larger number adds to {them}."
         )
     schedule, lr = schedule or config.schedule, config.lr if lr is None else lr
     checked = replace(config, schedule=schedule, lr=lr, patience=patience)
@@ -246,7 +247,7 @@ def words_on_course(config: TrainConfig, done: int) -> str:
     said = []
     for place, (start, planned, end) in enumerate(zip(starts, ends, [*starts[1:], done], strict=True)):
         count, of = end - start, planned - start
-        number = f"{count} of {_epochs(of)}" if count != of else _epochs(of)
+        number = f"{count} of {counted(of, 'epoch')}" if count != of else counted(of, "epoch")
         if not place:
             said.append(number)
             continue
@@ -255,7 +256,3 @@ def words_on_course(config: TrainConfig, done: int) -> str:
         patience = "" if one.patience is None else f", patience {one.patience}"
         said.append(f"then {number} more ({one.schedule}, highest rate {one.lr:g}{patience})")
     return ", ".join(said)
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch" if count == 1 else f"{count} epochs"

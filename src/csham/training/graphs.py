@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from csham.errors import first_line_of
 from csham.training.evaluation import Answered, answers
 from csham.training.optimizer import set_rates
 from csham.training.session import Session
@@ -259,7 +260,7 @@ class _Replayed:
                 raise torch.OutOfMemoryError(str(err)) from err
             if put_back is not None:
                 put_back()
-            raise CannotReplayError(what + _said(err)) from err
+            raise CannotReplayError(what + first_line_of(err)[:300]) from err
 
 
 def _keeping(tensors: Iterable[Tensor]) -> Callable[[], None]:
@@ -278,10 +279,6 @@ def _ran_out_of_memory(err: Exception) -> bool:
     """Return True for an error that comes of a lack of memory, which ending a capture after it may hide."""
     lacks = any(isinstance(one, torch.OutOfMemoryError) for one in (err, err.__context__))
     return lacks or "out of memory" in str(err)
-
-
-def _said(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0][:300]
 
 
 class GraphedSteps:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from csham.errors import UserError
@@ -123,8 +123,7 @@ class TimeLimit:
 
 def why_stopped(signum: int, limit: TimeLimit | None) -> str:
     """Return what a stopped command says first."""
-    over = signum == TIME_IS_OVER and limit is not None
-    return f"stopped for time (--minutes {limit.minutes:g})" if over and limit else "stopped"
+    return f"stopped for time (--minutes {limit.minutes:g})" if limit and signum == TIME_IS_OVER else "stopped"
 
 
 class StopRequest:
@@ -157,9 +156,7 @@ class StopRequest:
             self._before = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore(STOP_SIGNALS)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

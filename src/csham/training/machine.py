@@ -30,10 +30,6 @@ class Choices:
     config: TrainConfig
     reasons: tuple[str, ...]
 
-    def sentence(self) -> str:
-        """Say everything chosen in one line."""
-        return "training with " + ", ".join(self.reasons)
-
 
 def choose(config: TrainConfig, train_images: int) -> Choices:
     """Replace every ``auto`` in ``config`` by what this machine does best.

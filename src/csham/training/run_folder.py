@@ -11,7 +11,6 @@ Nothing here imports PyTorch.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import IO, Any
 
 from csham.backbones.spec import NetworkSpec
 from csham.errors import UserError, unknown_name
-from csham.files import new_folder, parse_json, remove_file, remove_leftovers, settle_sums, sum_files
+from csham.files import csv_text, new_folder, parse_json, remove_file, remove_leftovers, settle_sums, sum_files
 from csham.settings import names_of
 from csham.training.config import BEFORE, TrainConfig, read_settings, resolve
 from csham.training.metrics import METRICS
@@ -187,13 +186,13 @@ class RunFolder:
             before: Checkpoints that get their names just before: what each path is written by.
         """
         columns = list(history[0])
-        text = _csv(columns, ([_cell(row.get(column)) for column in columns] for row in history))
+        text = csv_text(columns, ([row.get(column) for column in columns] for row in history))
         write_listed({**(before or {}), self.path / "metrics.csv": lambda file: file.write(text.encode())})
 
     def write_confusion(self, classes: Sequence[str], counts: Iterable[Iterable[int]]) -> None:
         """Write confusion.csv: a row for each true class, a column for each class given."""
         rows = ([name, *row] for name, row in zip(classes, counts, strict=True))
-        self.write_text("confusion.csv", _csv(["true class", *classes], rows))
+        self.write_text("confusion.csv", csv_text(["true class", *classes], rows))
 
     def settle(self) -> None:
         """Leave one sum for each file of a finished run, and nothing temporary of a process that was killed."""
@@ -390,22 +389,8 @@ def weights_of_run(folder: RunFolder, name: str) -> RunWeights:
     return RunWeights(name, len(folder.read_metrics()) if (folder.path / "metrics.csv").is_file() else None)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
 def _number(name: str, cell: str) -> float | None:
-    """Read back what :func:`_cell` wrote."""
+    """Read back a cell of metrics.csv."""
     if cell == "":
         return None
     return int(cell) if name == "epoch" else float(cell)

@@ -143,10 +143,8 @@ class Session:
 
     def evaluation_batches(self, part: str) -> Batches:
         """Return the images of a part, unaugmented."""
-        return self._batches(getattr(self.parts, part), augment=False)
-
-    def _batches(self, indices: np.ndarray, *, augment: bool) -> Batches:
-        return _make_batches(self.config, self.dataset, self.info, self.accelerator, indices, augment=augment)
+        indices = getattr(self.parts, part)
+        return _make_batches(self.config, self.dataset, self.info, self.accelerator, indices, augment=False)
 
     def over_processes(self, sums: Tensor) -> Tensor:
         """Add up what each process counted; every process calls it."""

@@ -14,6 +14,7 @@ from csham.data.names import CROP_SCALE, batches_per_epoch
 from csham.training.config import TrainConfig
 from csham.training.course import schedule_notes, settings_at
 from csham.training.recipes import RECIPES
+from csham.words import counted
 
 __all__ = [
     "FEW_STEPS",
@@ -83,17 +84,15 @@ def steps_of_update(step: int, steps_per_epoch: int, accumulate: int) -> range:
 def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
     """Say how many steps a run makes, what to do where its updates are too few, and which settings are idle."""
     steps, batch = number_of_steps(config, train_images), config.images_per_step
-    batches = _many(steps // config.epochs, "batch", "batches")
-    epochs = _many(config.epochs, "epoch", "epochs")
+    batches, epochs = counted(steps // config.epochs, "batch", "es"), counted(config.epochs, "epoch")
     left = train_images % batch if config.last_batch == "drop" else 0
     out = f", {left} of them left out of each epoch" if left else ""
-    updates, one, several = config.epochs * updates_in(steps // config.epochs, config.accumulate), "step", "steps"
-    of_updates = ""
+    updates, unit, of_updates = config.epochs * updates_in(steps // config.epochs, config.accumulate), "step", ""
     if config.accumulate > 1:
-        one, several = "update", "updates"
-        of_updates = f", {_many(updates, one, several)} of {config.accumulate} steps each"
+        unit = "update"
+        of_updates = f", {counted(updates, unit)} of {config.accumulate} steps each"
     notes = [
-        f"{train_images:,} training images in {batches} of {batch}{out}: {_many(steps, 'step', 'steps')} in {epochs}"
+        f"{train_images:,} training images in {batches} of {batch}{out}: {counted(steps, 'step')} in {epochs}"
         f"{of_updates}"
     ]
     if updates < FEW_STEPS:
@@ -101,8 +100,8 @@ def steps_notes(config: TrainConfig, train_images: int) -> list[str]:
         smaller = f", or a --batch-size below {batch}" if batch > SMALLEST_BATCH else ""
         smaller += ", or a smaller --accumulate" if config.accumulate > 1 else ""
         notes.append(
-            f"warning: {_many(updates, f'{one} is', f'{several} are')} few: digits take a hundred, photographs several "
-            f"hundred. --epochs {enough} makes {FEW_STEPS}{smaller}"
+            f"warning: {counted(updates, unit)} {'is' if updates == 1 else 'are'} few: digits take a hundred, "
+            f"photographs several hundred. --epochs {enough} makes {FEW_STEPS}{smaller}"
         )
     if config.crop == "pad" and config.crop_scale != CROP_SCALE:
         notes.append(
@@ -139,10 +138,6 @@ def _rate_of_stretch(config: TrainConfig, update: int, updates_per_epoch: int) -
     epoch = update // updates_per_epoch
     passed = sum(epoch >= round(milestone * config.epochs) for milestone in config.milestones)
     return config.lr * config.decay**passed
-
-
-def _many(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"
 
 
 def _one_cycle(step: int, total: int) -> float:

@@ -62,3 +62,6 @@ class EventWriter:
         except OSError as err:
             err.filename = str(self._path)
             raise
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Do nothing: each epoch's events are closed."""

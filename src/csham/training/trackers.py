@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import filelock
 
+from csham.errors import first_line_of
 from csham.files import cache_root
 from csham.training.metrics import METRICS
 from csham.training.progress import QuietProgress
@@ -96,7 +97,7 @@ class Trackers:
         if name == "none":
             return
         if name == "tensorboard":
-            self._open[name] = _Events(EventWriter(self._session.folder.path, state.epoch))
+            self._open[name] = EventWriter(self._session.folder.path, state.epoch)
             return
         self._open[name] = service = _Service(name, self._session)
         service.catch_up(state.history)
@@ -108,7 +109,7 @@ class Trackers:
             if (tracker := self._open.pop(name, None)) is not None:
                 with suppress(Exception):
                     tracker.finish(None)  # or the next run of this process would go on in its record
-            said = _CREDENTIALS.sub("//", (str(err).strip() or type(err).__name__).splitlines()[0])[:200]
+            said = _CREDENTIALS.sub("//", first_line_of(err))[:200]
             where = self._session.folder.path / "metrics.csv"
             self._say(f"{name} failed ({said}) and is left out from here on; the numbers are in {where}")
 
@@ -116,16 +117,6 @@ class Trackers:
         if type(self._session.progress) is QuietProgress:
             _LOG.warning(text)  # this is no progress
         self._session.note(text)
-
-
-class _Events:
-    """TensorBoard's events."""
-
-    def __init__(self, writer: EventWriter) -> None:
-        self.write = writer.write
-
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Do nothing: each epoch's events are closed."""
 
 
 class _Service:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from csham.data.sources.layout import is_class_name, is_silent, note_background,
 from csham.data.split import PARTS, TRAIN
 from csham.errors import UserError
 
-__all__ = ["ParquetSource"]
+__all__ = ["ParquetSource", "need_pyarrow", "reading"]
 
 _ENDING = ".parquet"
 _LABEL_NAMES = ("label", "labels", "class", "target")
@@ -35,7 +36,7 @@ class ParquetSource(Source):
     """Rows of an encoded image and a label; their part a column says, or the file's name or its folder's."""
 
     def __init__(self, path: Path, files: list[Path], columns: tuple[str, ...] = ()) -> None:
-        _need_pyarrow(path)
+        need_pyarrow(path)
         self._path, self._shards = path, [_open_shard(file, columns) for file in files]
         self.listing: Listing = _list_rows(path, self._shards)
         self.name = path.name
@@ -61,7 +62,7 @@ class ParquetSource(Source):
         """Largest usual size that the images fill."""
         shards = [(shard, group) for shard in self._shards for group in range(shard.groups)]
         chosen = shards[:: max(1, len(shards) // _SAMPLED_GROUPS)]
-        contents = [content for shard, group in chosen for content in _take(_images_of(shard, [group]), _SAMPLED_ROWS)]
+        contents = [content for shard, group in chosen for content in islice(_images_of(shard, [group]), _SAMPLED_ROWS)]
         return default_image_size([content for content in contents if isinstance(content, Encoded)])
 
     def load(self, work: Workplace) -> Images:
@@ -90,7 +91,8 @@ class _Shard:
     groups: int
 
 
-def _need_pyarrow(path: Path) -> None:
+def need_pyarrow(path: Path) -> None:
+    """Refuse Parquet where nothing reads it."""
     try:
         import pyarrow.parquet  # noqa: F401, PLC0415
     except ImportError as err:
@@ -98,7 +100,7 @@ def _need_pyarrow(path: Path) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Say what to do about a file that cannot be read."""
     try:
         yield
@@ -115,7 +117,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[Any]:
     import pyarrow.parquet  # noqa: PLC0415
 
-    with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
+    with reading(path), pyarrow.parquet.ParquetFile(path) as file:
         yield file
 
 
@@ -314,10 +316,6 @@ def _content(value: Any) -> Content:
     if data is None:
         return Unreadable("", "no bytes in this row" + (" but only a path" if name else ""))
     return Encoded(name if isinstance(name, str) else "", data)
-
-
-def _take(contents: Iterator[Content], most: int) -> list[Content]:
-    return [content for content, _ in zip(contents, range(most), strict=False)]
 
 
 def _fingerprint(files: list[Path]) -> str:

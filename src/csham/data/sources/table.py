@@ -74,7 +74,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a CSV or TSV file that are not empty, each with the number of the line that it ends on.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or a row has other than the first one's number of columns.
     """
     return _rows(path, _text(path, _read(path)))
 
@@ -140,11 +140,6 @@ def _lines(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[_Line]:
     header = [name.strip() for name in next(rows, (0, []))[1]]
     places = _places(path, header, columns)
     for number, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"line {number} of {path} has {len(row)} columns and the first line {len(header)}. A value that holds "
-                "the delimiter needs quotes around it."
-            )
         yield _line(path, number, {what: row[place] for what, place in places.items()})
 
 
@@ -160,9 +155,16 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     else:  # the line is left empty, so that lines keep their numbers
         delimiter, text = said[1], f"\n{rest}"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = 0
     try:
         for row in reader:
             if any(value.strip() for value in row):
+                columns = columns or len(row)
+                if len(row) != columns:
+                    raise UserError(
+                        f"line {reader.line_num} of {path} has {len(row)} columns and the first line {columns}. A "
+                        "value that holds the delimiter needs quotes around it."
+                    )
                 yield reader.line_num, row
     except csv.Error as err:
         raise UserError(f"line {reader.line_num} of {path} cannot be read: {err}. Is a quote left open?") from err

@@ -62,15 +62,12 @@ def plan_tasks(
         retry_failed: True if failed cells are tried again.
         shard: (i, n): every n-th cell of the study, from number i on, counted from 1.
     """
-    part, parts = shard
     tasks = []
-    for number, cell in enumerate(study.cells()):
+    for cell in study.part(shard):
         record = records.get(cell.key)
-        if number % parts != part - 1 or (record is not None and record["status"] == "done"):
-            continue
         if record is None:
             tasks.append(Task(cell))
-        elif retry_failed:
+        elif retry_failed and record["status"] != "done":
             tasks.append(Task(cell, int(record.get("attempts", 1))))
     return tasks
 

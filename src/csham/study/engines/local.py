@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,11 @@ class _Engine:
                     return Outcome()
                 if not may_begin:
                     return Outcome(TIME_IS_OVER)
-            self._handle_events(0.2)
+            self._handle_events()
         for worker in self._workers.values():
             worker.process.terminate()
         while any(worker.runs and worker.process.poll() is None for worker in self._workers.values()):
-            self._handle_events(0.2, stopping=True)
+            self._handle_events(stopping=True)
         return Outcome(stop.signum)
 
     def end(self, *, at_once: bool = False) -> None:
@@ -312,10 +312,10 @@ class _Engine:
         worker.process.wait()
         self._events.put((worker, None))
 
-    def _handle_events(self, seconds: float, *, stopping: bool = False) -> None:
+    def _handle_events(self, *, stopping: bool = False) -> None:
         """Wait for a word from a worker, and handle all there are."""
         with contextlib.suppress(queue.Empty):
-            worker, event = self._events.get(timeout=seconds)
+            worker, event = self._events.get(timeout=0.2)
             while True:
                 if event is None:
                     self._ended(worker, stopping=stopping)
@@ -437,7 +437,8 @@ def _gpus(machine: Mapping[str, Any]) -> list[str]:
         names = [name.strip() for name in visible.split(",")]
         shown = list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
     else:
-        shown = [str(number) for number, _ in enumerate(_gpu_lines(_said(["nvidia-smi", "--list-gpus"])))]
+        lines = _said(["nvidia-smi", "--list-gpus"]).splitlines()
+        shown = [str(number) for number in range(sum(line.startswith("GPU ") for line in lines))]
     return shown[: _seen_by_torch()] if shown else []
 
 
@@ -455,7 +456,3 @@ def _said(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
-
-
-def _gpu_lines(text: str) -> Iterator[str]:
-    return (line for line in text.splitlines() if line.startswith("GPU "))

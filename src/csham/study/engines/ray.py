@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from csham.backbones.own import pack_code, unpack_code
-from csham.errors import UserError
+from csham.errors import UserError, first_line_of
 from csham.files import cache_root, write_atomically
 from csham.study.engines import Outcome, Task, record_death
 from csham.study.progress import StudyProgress
@@ -56,7 +56,6 @@ def run_ray(
     *,
     address: str | None = None,
     num_cpus: int = 1,
-    num_gpus: float | None = None,
     wait: bool = True,
     limit: TimeLimit | None = None,
 ) -> Outcome:
@@ -69,9 +68,8 @@ def run_ray(
         progress: Told what happens.
         address: Of a cluster, as ``ray.init`` takes it (``"auto"``, ``"10.0.0.1:6379"``); None starts one on this
             machine for this call.
-        num_cpus: Cores for each cell, and its threads.
-        num_gpus: GPUs for each cell, or a part of one; None gives one where the cluster has any and ``machine`` names
-            no other device.
+        num_cpus: Cores for each cell, and its threads; it gets a GPU too where the cluster has any and ``machine``
+            names no other device.
         wait: True to wait for cells that processes elsewhere have claimed.
         limit: Time by which all that runs has stopped and saved.
 
@@ -86,7 +84,7 @@ def run_ray(
     stopping = StopRequest(lambda: progress.note(STOPPING), limit)
     # Ray prints what befalls its processes, and standard output is for results.
     with contextlib.redirect_stdout(sys.stderr), _connected(ray, address), stopping as stop:
-        gpus = _gpus(ray, machine) if num_gpus is None else num_gpus
+        gpus = _gpus(ray, machine)
         _check_room(ray, num_cpus, gpus)
         resources = {"num_cpus": num_cpus, "num_gpus": gpus}
         engine = _Engine(ray, store, tasks, dict(machine), progress, resources, wait, limit)
@@ -115,7 +113,7 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
         ray.init(**_init_settings(address))
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as err:
         where = f"to the Ray cluster {address}" if address else "a Ray cluster on this machine"
-        raise UserError(f"cannot {'connect' if address else 'start'} {where}: {_first_line(err)}") from err
+        raise UserError(f"cannot {'connect' if address else 'start'} {where}: {first_line_of(err)}") from err
     try:
         yield
     finally:
@@ -238,15 +236,12 @@ class _Engine:
             "attempts": task.attempts,
             "path": str(self._store.path.absolute()),
             "mark": str(self._mark.path),
-            "study": self._study_text(),
+            "study": (self._store.path / FILE).read_text(encoding="utf-8"),
             "machine": self._machine,
             "code": pack_code([task.cell.network]),  # of this call, as in csham.study.engines.local
             "directory": str(Path.cwd()),
         }
         self._running[self._run_cell.remote(job, self._board)] = task
-
-    def _study_text(self) -> str:
-        return (self._store.path / FILE).read_text(encoding="utf-8")
 
     def _handle_ended(self, seconds: float, *, stopping: bool = False) -> None:
         if not self._running:
@@ -300,7 +295,7 @@ class _Engine:
 
     def _record_death(self, task: Task, err: Exception) -> None:
         """Write down that a cell failed, which its process cannot."""
-        message = f"its process died, {_RETRIES + 1} times: {_first_line(err)}"
+        message = f"its process died, {_RETRIES + 1} times: {first_line_of(err)}"
         error = {"type": "WorkerDied", "message": message, "traceback": str(err)}
         record = record_death(self._store, task, error, self._started)
         if record is not None:
@@ -457,7 +452,3 @@ def _pack(folder: Path) -> bytes | None:
 def _unpack(content: bytes, folder: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         archive.extractall(folder, filter="data")
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]
