@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,12 +25,12 @@ from csham.attach.installed.keeping import watch, watches
 from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.attach.names import check_position, check_strategy
 from csham.attach.strategies import Step, plan
+from csham.attach.trial import image_sizes, try_network
 from csham.errors import UserError
 from csham.layers.create import create_attention
 from csham.layers.names import AttentionName, check_opens
-from csham.layers.own import Attention, find_attention, try_attention
+from csham.layers.own import Attention, OwnAttention, find_attention, try_attention
 from csham.ops import use_kernels
-from csham.own_code import described
 from csham.probing import blank_image, copies_shared, evaluating, is_compiled, likeness, unchanged
 
 __all__ = ["AttachedPoint", "attach", "attached_modules", "detach"]
@@ -151,8 +151,9 @@ def attach(
         built = [_build(model, run, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
         _check_separate(built, entry.name)
         if not dry_run:
-            sizes = _sizes(run, input_size)
-            epilogues = _install(model, run, steps, built, places, transfers, epilogues, sizes)
+            sizes, own = image_sizes(run, input_size), isinstance(entry, OwnAttention)
+            see_it_run = partial(try_network, model, built, sizes, own)
+            epilogues = _install(model, run, steps, built, places, transfers, epilogues, see_it_run)
     fused = {f"{block}.{end.host}".lstrip(".") for block, epilogue in epilogues.items() for end in epilogue.ends}
     return [
         _report(step, entry.name, attached, step.point.name in fused)
@@ -307,9 +308,9 @@ def _install(
     places: dict[str, str],
     transfers: dict[int, ChannelWeightTransfer],
     epilogues: dict[str, Epilogue],
-    sizes: Sequence[Sequence[int]],
+    see_it_run: Callable[[], Sequence[int]],
 ) -> dict[str, Epilogue]:
-    """Change the network, and see that it runs at one of some sizes; if anything goes wrong it is what it was before.
+    """Change the network, and see that it runs; if anything goes wrong it is what it was before.
 
     Returns:
         The epilogues that it has.
@@ -324,8 +325,7 @@ def _install(
             _surround(model, run, [step for step in steps if step.point.stage == stage], transfer)
         # Last, so that what the transfer's hooks open is closed when one of these raises.
         watch(model, [step.point.name for step in steps], {call.name for call in run.calls})
-        sides = _check_runs(model, built, sizes)
-        return _fuse(model, epilogues, sides)
+        return _fuse(model, epilogues, see_it_run())
     except BaseException:
         detach(model)
         raise
@@ -351,94 +351,6 @@ def _levels(run: Trace, host: str) -> int:
     while (host := host.rpartition(".")[0]) and run.outputs_of(host) == outputs:
         levels += 1
     return levels
-
-
-def _sizes(run: Trace, input_size: Sequence[int] | None) -> list[Sequence[int]]:
-    """List the sizes of images, (C, H, W), at which attention may show that it runs."""
-    size = run.values[0].shape[1:]
-    if input_size is not None or size[1:] == (224, 224):
-        return [size]
-    # An attention may need larger maps than the last stages have at the small size that the points were found with.
-    return [size, (size[0], 224, 224)]
-
-
-def _check_runs(model: nn.Module, built: Sequence[Attached], sizes: Sequence[Sequence[int]]) -> Sequence[int]:
-    failures = []
-    for sides in sizes:
-        try:
-            with unchanged(model), evaluating(model), use_kernels("reference"):
-                strange, writing = _watched_run(model, built, sides)
-        except _WrongOutputError:
-            raise
-        except Exception as err:
-            failures.append(err)
-        else:
-            break
-    else:
-        raise UserError(
-            f"attach: with this attention {type(model).__name__} no longer runs on images of "
-            f"{'x'.join(map(str, sizes[0][1:]))}: {described(failures[0])}. Nothing was attached."
-        ) from failures[0]
-    if strange:
-        raise UserError(
-            f"attach: {strange[0]} ({type(model.get_submodule(strange[0])).__name__}) runs all its children one after "
-            "another, and would run the attention among them. Choose modules inside it, or around it, with points=."
-        )
-    for attached in built:
-        attached.copies_map = attached.name in writing
-    return sides
-
-
-class _WrongOutputError(UserError):
-    """An attention returned something else than a map like its input, which a network may take without a word."""
-
-
-def _watched_run(model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> tuple[list[str], set[str]]:
-    """Run the network, and name the points whose attention ran more or less often than its host, or wrote into its map.
-
-    Returns:
-        The former, and the latter.
-    """
-    runs = dict.fromkeys([attached.name for attached in built], 0)
-    versions: dict[str, int] = {}
-    writing: set[str] = set()
-
-    def count_run(attached: Any, args: Any) -> None:
-        runs[attached.name] += 1
-        versions[attached.name] = _version(args[0])
-
-    def see_writing(attached: Any, args: Any, y: Any) -> None:
-        if _version(args[0]) != versions[attached.name]:
-            writing.add(attached.name)
-
-    def count_host(name: str, host: nn.Module, args: Any) -> None:
-        runs[name] -= 1
-
-    handles = [attached.register_forward_pre_hook(count_run) for attached in built]
-    handles += [attached.register_forward_hook(hook) for attached in built for hook in (_check_output, see_writing)]
-    handles += [model.get_submodule(n).register_forward_pre_hook(partial(count_host, n)) for n in runs]
-    try:
-        model(blank_image(model, sides))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [name for name, surplus in runs.items() if surplus], writing
-
-
-def _version(x: torch.Tensor) -> int:
-    """Count the writes into a tensor; under inference_mode nobody does."""
-    return 0 if x.is_inference() else x._version
-
-
-def _check_output(attached: Any, args: Any, y: Any) -> None:
-    x = args[0]
-    if isinstance(y, torch.Tensor) and y.shape == x.shape:
-        return
-    what = f"a map of {tuple(y.shape)}" if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
-    raise _WrongOutputError(
-        f"attach: {type(attached.attention).__name__} at {attached.name} made {what} of one of {tuple(x.shape)}. An "
-        "attention returns a map of its input's shape: the input, scaled by its weights. Nothing was attached."
-    )
 
 
 def _blocks_between(run: Trace, names: Sequence[str], above: set[str]) -> dict[str, int]:

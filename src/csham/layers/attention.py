@@ -251,7 +251,8 @@ def apply_and_lend(
         # Those lent are not told to who records: the call has told what it used.
         return ops.finish(layer(x), shortcut), kind.weights(layer, x)
     weights = layer.weights(x)
-    return ops.finish(ops.scale(x, weights), shortcut), weights
+    lent = weights.flatten(1) if weights.shape[2:] == (1, 1) else weights
+    return ops.finish(ops.scale(x, weights), shortcut), lent
 
 
 def connect(x: Tensor, channel: Any, spatial: Any, connection: str) -> Tensor:

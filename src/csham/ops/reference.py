@@ -150,7 +150,8 @@ def scale(x: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         x: Feature map, (B, C, H, W).
-        weights: Channel weights, (B, C), spatial weights, (B, 1, H, W), or one for each value, (B, C, H, W).
+        weights: Channel weights, (B, C) or (B, C, 1, 1), spatial weights, (B, 1, H, W), or one for each value, (B, C,
+            H, W).
 
     Returns:
         (B, C, H, W), with the dtype and memory format of ``x``.
@@ -160,7 +161,7 @@ def scale(x: Tensor, weights: Tensor) -> Tensor:
     """
     if weights.shape == x.shape[:2]:
         weights = weights[:, :, None, None]
-    elif weights.shape not in ((x.shape[0], 1, *x.shape[2:]), x.shape):
+    elif weights.shape not in ((*x.shape[:2], 1, 1), (x.shape[0], 1, *x.shape[2:]), x.shape):
         raise ValueError(
             f"scale: weights must be channel weights (B, C) = {tuple(x.shape[:2])}, spatial weights (B, 1, H, W) = "
             f"{(x.shape[0], 1, *x.shape[2:])} or full weights (B, C, H, W) = {tuple(x.shape)} to match x, got "

@@ -129,7 +129,7 @@ def test_a_gate_on_the_images_is_no_part_of_the_network_after_it():
 
 
 def test_maps_that_no_position_finds_are_named():
-    model = Joined(nn.Sequential(unit(3, 8), nn.Conv2d(8, 3, 3, padding=1)), torch.sub)
+    model = Joined(nn.Sequential(unit(3, 8), nn.Conv2d(8, 3, 3, padding=1)), torch.minimum)
     with pytest.raises(ValueError, match=r"found no points in Joined for position='auto'\. Name .* as net\.0\.2, net"):
         csham.attach(model, "se")
     with pytest.raises(ValueError, match=r"no module of Flatten puts out feature maps"):

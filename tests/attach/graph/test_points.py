@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 import csham
@@ -151,6 +152,100 @@ def test_a_single_point_says_what_else_could_be_named():
     names = str(caught[0].message).partition("such as ")[2].rstrip(".").split(", ")
     assert len(names) > 1
     assert {point.name for point in csham.attach(TwoStreams(), "se", points=names, dry_run=True)} == set(names)
+
+
+class Multiplies(nn.Module):
+    """A block that joins by a product, of which nothing is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+
+    def forward(self, x):
+        return x * self.body(x)
+
+
+def test_a_single_point_in_a_network_of_one_size_says_what_else_could_be_named():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *(Multiplies() for _ in range(6)), nn.AvgPool2d(16), nn.Flatten())
+    with pytest.warns(UserWarning, match=r"found only one point in Sequential, 6\. Name modules .*such as .*4, 5"):
+        csham.attach(model, "se", dry_run=True)
+
+
+class Chooses(nn.Module):
+    """Two experts, of which the images choose one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.experts = nn.ModuleList(nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.experts[int(x.mean() > 100)](x).mean((2, 3))
+
+
+def test_what_did_not_run_is_named_and_can_be_attached_to_by_itself():
+    model = Chooses()
+    with pytest.warns(
+        UserWarning, match=r"2 modules of Chooses like .* such as experts\.1\.0 \(BasicBlock\), did not run"
+    ):
+        points = csham.attach(model, "se")
+    assert [point.name for point in points] == ["experts.0.0.bn2", "experts.0.1.bn2"]
+    assert len(csham.attach(model.experts[1], "se", input_size=(8, 16, 16))) == 2
+
+
+class FoldsForEvaluation(nn.Module):
+    """A block that makes one layer of two for evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.folded = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), None
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.folded = None if mode else nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)
+        return self
+
+    def forward(self, x):
+        return x + (self.bn(self.conv(x)) if self.folded is None else self.folded(x))
+
+
+def test_a_module_of_evaluation_alone_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), FoldsForEvaluation(), FoldsForEvaluation(), nn.Flatten()).train()
+    with pytest.raises(ValueError, match=r"1\.folded is a module of Sequential in evaluation mode only"):
+        csham.attach(model, "se")
+    assert len(csham.attach(model, "se", position="post")) == 2
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, 8, 3, dtype=torch.cfloat) for channels in (3, 8))
+
+    def forward(self, x):
+        return self.second(self.first(x.to(torch.cfloat))).abs()
+
+
+@pytest.mark.parametrize("choice", [{}, {"points": "first"}])
+def test_complex_maps_are_named(choice):
+    with pytest.raises(ValueError, match=r"\(Conv2d\) puts out complex numbers"):
+        csham.attach(Complex(), "csham", **choice)
+
+
+class OfABatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, batch):
+        return self.net(batch["image"])
+
+
+@pytest.mark.parametrize("size", [None, (3, 32, 32)])
+def test_a_network_of_something_else_than_images_says_where_to_attach(size):
+    with pytest.raises(ValueError, match="attach to the network within it that takes one") as caught:
+        csham.attach(OfABatch(), input_size=size)
+    assert ("Pass input_size" in str(caught.value)) == (size is None)
 
 
 @pytest.mark.parametrize("attach", [install.attach, sys.modules["csham.attach"]], ids=["function", "room"])

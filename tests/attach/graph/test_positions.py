@@ -220,6 +220,28 @@ def test_a_stack_of_a_branch_and_its_shortcut_is_residual():
     assert names(model, position="residual") == [f"{block}.branches.1.0.2" for block in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda x, branch: x - branch,
+        lambda x, branch: F.relu(x - branch),
+        lambda x, branch: branch.sub_(x),
+        lambda x, branch: torch.lerp(x, branch, 0.3),
+        lambda x, branch: torch.addcmul(x, branch, torch.full((8, 1, 1), 0.1)),
+    ],
+)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_blocks_that_subtract_or_interpolate_are_residual(join, fuse):
+    model = of_blocks(lambda x, maps: join(x, maps[1])).eval()
+    x = torch.randn(2, 3, 16, 16)
+    before = model(x)
+    points = csham.attach(model, "se", gated=True, fuse=fuse)
+    assert [point.name for point in points] == [f"{block}.branches.1.0.2" for block in (1, 2, 3)]
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+    csham.detach(model)
+    assert names(model, position="post") == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize("reduce", [lambda maps: maps.amax(0), lambda maps: maps.flatten(0, 1)])
 def test_a_stack_that_is_not_summed_is_no_sum(reduce):
     model = of_blocks(lambda x, maps: reduce(torch.stack([x, maps[1]])))

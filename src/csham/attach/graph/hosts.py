@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from csham.attach.graph.values import ADDITIONS, DROPOUTS, LONGEST_BRANCH, Trace, Value
+from csham.attach.graph.values import DROPOUTS, LONGEST_BRANCH, SUMS, Trace, Value
 
 __all__ = ["Ends", "around_joins", "host_of", "norm_within", "outermost_at", "outputs_at", "within_call"]
 
@@ -154,7 +154,7 @@ def _ends_block(trace: Trace, join: int, output: int) -> bool:
     start, end = trace.values[join], trace.values[output]
     if output < join or not end.is_map or end.shape[2:] != start.shape[2:]:
         return False
-    return trace.layers_above(end).get(join, LONGEST_BRANCH) <= _LONGEST_PROJECTION[start.op in ADDITIONS]
+    return trace.layers_above(end).get(join, LONGEST_BRANCH) <= _LONGEST_PROJECTION[start.op in SUMS]
 
 
 def _sees_only(trace: Trace, name: str, wanted: set[int] | None = None) -> bool:

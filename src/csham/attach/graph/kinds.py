@@ -8,7 +8,7 @@ from torch import nn
 
 from csham.attach.graph.hosts import host_of
 from csham.attach.graph.positions import residual_branches
-from csham.attach.graph.values import ADDITIONS, Trace, Value
+from csham.attach.graph.values import SUMS, Trace, Value
 
 __all__ = ["map_modules", "other_maps", "token_branches", "works_on_tokens", "works_otherwise"]
 
@@ -58,9 +58,7 @@ def works_on_tokens(trace: Trace) -> bool:
 
 def token_branches(trace: Trace) -> list[Value]:
     """Find the additions of tokens, (B, N, C) or (B, H, W, C), to tokens."""
-    alike = (
-        v for v in trace.values if v.op in ADDITIONS and [trace.values[p].shape for p in v.parents] == [v.shape] * 2
-    )
+    alike = (v for v in trace.values if v.op in SUMS and [trace.values[p].shape for p in v.parents] == [v.shape] * 2)
     return [v for v in alike if len(v.shape) == 3 or (len(v.shape) == 4 and not v.is_map)]
 
 

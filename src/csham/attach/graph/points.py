@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -24,6 +24,7 @@ from csham.attach.graph.positions import (
 )
 from csham.attach.graph.values import Trace
 from csham.errors import UserError, nearest_names
+from csham.words import counted
 
 __all__ = ["Point", "PointChoice", "common_path", "find_points", "in_stages"]
 
@@ -118,8 +119,17 @@ def _at_position(model: nn.Module, trace: Trace, position: str) -> list[str]:
     names, lost = _FINDERS[position](trace)
     if not names:
         raise UserError(_no_points(kind, trace, position, lost))
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise UserError(
+                f"attach: {name} is a module of {kind} in evaluation mode only, and attention in it would be lost. "
+                "Name others with points=."
+            )
+        _check_gives_map(trace, name, modules[name])
     doubts = (_lost(kind, names, lost), _mostly_tokens(kind, trace), _only_one(kind, trace, position, names))
-    for doubt in (*doubts, _left_aside(kind, trace, position) or _ways_aside(kind, trace)):
+    aside = _left_aside(kind, trace, position) or _ways_aside(kind, trace)
+    for doubt in (*doubts, aside, _never_ran(model, trace, names)):
         if doubt:
             warnings.warn(f"attach: {doubt}", stacklevel=4)
     return names
@@ -151,11 +161,43 @@ def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
     counts = {other: len(finder(trace)[0]) for other, finder in _FINDERS.items() if other in ("post", "stage")}
     more = " or ".join(f"position={other!r} ({number} points)" for other, number in counts.items() if number > 1)
     modules = [name for name in map_modules(trace, range(len(trace.values))) if name not in names]
+    if not modules:  # of one size throughout: others of that
+        modules = [name for name in _beside(trace, names[0]) if name not in names]
     choices = [f"Use {more}."] if more else []
     if modules:
         choices.append(f"Name modules with points=, such as {', '.join(modules[-_EXAMPLES:])}.")
     # A layer that a network runs again and again leaves nothing to choose.
     return f"found only one point in {kind}, {names[0]}. {' '.join(choices)}" if choices else ""
+
+
+def _beside(trace: Trace, found: str) -> list[str]:
+    """Name the modules that put out feature maps, as deep in the network as one of them."""
+    deep = [call for call in trace.calls if call.name.count(".") == found.count(".")]
+    return list(dict.fromkeys(call.name for call in deep if trace.values[call.output or 0].layout == "NCHW"))
+
+
+def _never_ran(model: nn.Module, trace: Trace, names: list[str]) -> str:
+    """Say which modules of the kinds that get attention the one run left out."""
+    modules = dict(model.named_modules())
+    called = {call.name for call in trace.calls}
+    ran = {outer for name in called for outer in (name, *_around(name))}
+    kinds = {type(modules[outer]) for name in names for outer in (name, *_around(name)) if outer in called}
+    kinds = {kind for kind in kinds if not kind.__module__.startswith("torch.nn.")}
+    idle = [name for name, module in modules.items() if name not in ran and type(module) in kinds]
+    idle = [name for name in idle if not any(outer in idle for outer in _around(name))]
+    if not idle:
+        return ""
+    return (
+        f"{counted(len(idle), 'module')} of {type(model).__name__} like those that get attention, such as {idle[0]} "
+        f"({type(modules[idle[0]]).__name__}), did not run when the network was run once, and get none. Where the "
+        "images decide what runs, attach to each such part by itself."
+    )
+
+
+def _around(name: str) -> Iterator[str]:
+    """Name the modules around one, the innermost first, without the network itself."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 def _left_aside(kind: str, trace: Trace, position: str) -> str:
@@ -196,7 +238,8 @@ def _no_points(kind: str, trace: Trace, position: str, lost: list[str]) -> str:
         inside = ", ".join(dict.fromkeys(name or kind for name in lost))
         return (
             f"attach: position={position!r}: the {len(lost)} points of {kind} are the output of no module, they are "
-            f"computed within {inside}. Name modules with points=, or make each a module, if only nn.Identity."
+            f"computed within {inside}. Name modules with points=, or make each a module, if only nn.Identity; "
+            "modules in a list are the network's in an nn.ModuleList."
         )
     if position == "residual":
         return (
@@ -262,6 +305,11 @@ def _check_gives_map(trace: Trace, name: str, module: nn.Module) -> None:
     if not all(value is not None and value.is_map for value in values):
         got = next(("no single tensor" if v is None else str(v.shape)) for v in values if v is None or not v.is_map)
         raise UserError(f"attach: {name} ({type(module).__name__}) puts out {got}, not a feature map (B, C, H, W).")
+    if any(value is not None and value.dtype is not None and value.dtype.is_complex for value in values):
+        raise UserError(
+            f"attach: {name} ({type(module).__name__}) puts out complex numbers, which channel and spatial attention "
+            "do not weigh. Name modules whose maps are real with points=."
+        )
     channels = sorted({value.shape[1] for value in values if value is not None})
     if len(channels) > 1:
         raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from csham.attach.graph.hosts import Ends, around_joins, host_of, outermost_at, outputs_at, within_call
-from csham.attach.graph.values import ADDITIONS, LONGEST_BRANCH, Trace, Value
+from csham.attach.graph.values import LONGEST_BRANCH, SUMS, Trace, Value
 
 __all__ = ["auto_ends", "block_ends", "last_map", "residual_branches", "residual_ends", "stage_ends"]
 
@@ -106,7 +106,7 @@ def residual_branches(trace: Trace) -> dict[int, Branch]:
     for value in trace.values:
         operands = [trace.values[parent] for parent in value.parents]
         alike = len(operands) == 2 and all(v.is_map and v.shape == value.shape for v in operands)
-        if value.op in ADDITIONS and alike and value.index not in trace.skips | trace.head:
+        if value.op in SUMS and alike and value.index not in trace.skips | trace.head:
             one, other = operands
             pairs = ((one, other), (other, one))
             found = (_as_branch(trace, shortcut, end, branches) for shortcut, end in pairs)
@@ -173,7 +173,7 @@ def _share(trace: Trace, ways: Iterable[tuple[int, int]]) -> float:
 def _with_decoder(trace: Trace, names: list[str], joins: Iterable[int]) -> list[str]:
     """Add the blocks of a decoder, which may be others than the encoder's."""
     # What adds is a feature pyramid: all of it but its sums are heads.
-    skips = [i for i in sorted(trace.skips) if trace.values[i].op not in ADDITIONS]
+    skips = [i for i in sorted(trace.skips) if trace.values[i].op not in SUMS]
     if not skips:
         return names
     more, _ = _module_ends(trace, skips[0], list(joins))
@@ -208,7 +208,7 @@ def _after_skips(trace: Trace, after: int) -> set[int]:
     users = Counter(parent for value in trace.values for parent in value.parents)
     made_of_skips: set[int] = set()
     for value in trace.values[after:]:
-        joined = value.index in trace.skips and value.op not in ADDITIONS
+        joined = value.index in trace.skips and value.op not in SUMS
         goes_on = len(value.parents) == 1 and users[value.parents[0]] == 1 and value.parents[0] in made_of_skips
         if joined or goes_on:
             made_of_skips.add(value.index)

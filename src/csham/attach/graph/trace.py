@@ -70,9 +70,12 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> T
             "Attach to a module around it whose forward takes such a batch and gives it the rest: attention is in the "
             "network itself then."
         )
+    given = input_size is not None and len(_checked(input_size)) == 3
+    more = "" if given else " Pass input_size=(C, H, W) of its images."
     raise UserError(
-        f"attach: {type(model).__name__} could not be run to find its attachment points. Pass input_size=(C, H, W) of "
-        f"its images. It said, at {failures[0]}"
+        f"attach: {type(model).__name__} could not be run to find its attachment points.{more} Where it takes "
+        "something else than one batch of images, attach to the network within it that takes one, or to a module "
+        f"around it whose forward does. It said, at {failures[0]}"
     )
 
 

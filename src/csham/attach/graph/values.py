@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "NORMS", "Call", "Trace", "Value"]
+__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "NORMS", "SUMS", "Call", "Trace", "Value"]
 
 CONVOLUTIONS = frozenset(
     {
@@ -30,8 +30,13 @@ _POOLINGS = frozenset(
     | {"max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "boolean_dispatch"}
 )
 ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
+# Of a branch and its shortcut too, in networks that write ``x - branch(x)`` or ``lerp(x, branch(x), weight)``.
+SUMS = ADDITIONS | {
+    *("sub", "sub_", "subtract", "subtract_", "__sub__", "__isub__", "__rsub__", "rsub"),
+    *("lerp", "lerp_", "addcmul", "addcmul_"),
+}
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
-_MERGES = ADDITIONS | _CONCATENATIONS
+_MERGES = SUMS | _CONCATENATIONS
 NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm"})
 # What may stand between a network's last layer and its output; names without their underscores.
 _FINISHES = frozenset(
@@ -104,7 +109,7 @@ class Value:
 
     @property
     def is_join(self) -> bool:
-        """True if it joins feature maps, by addition or side by side."""
+        """True if it joins feature maps, by a sum or side by side."""
         return self.is_map and self.op in _MERGES and len(self.parents) > 1
 
     @property
@@ -242,7 +247,7 @@ class Trace:
                 skips.add(value.index)
             elif (way := self._way_round(value, start)) is not None:
                 inner = way if self._is_network(way, start, above, blocks) else None
-                if inner is None and value.op in ADDITIONS and self.depths[way] - self.depths[start] > 1:
+                if inner is None and value.op in SUMS and self.depths[way] - self.depths[start] > 1:
                     blocks.add(value.index)
             above.append(start if inner is None else inner)
         return above, frozenset(skips)
@@ -290,7 +295,7 @@ class Trace:
         smaller = [i for i in way[:-1] if self.values[i].is_map and 1 < _area(self.values[i]) < _area(join)]
         if not smaller or self.depths[smaller[0]] - self.depths[above[smaller[-1]]] < _LAYERS_OF_A_LEVEL:
             return False
-        if join.op not in ADDITIONS or self.depths[end] - self.depths[start] > LONGEST_BRANCH:
+        if join.op not in SUMS or self.depths[end] - self.depths[start] > LONGEST_BRANCH:
             return True
         # A residual branch may work on smaller maps too: one module then, or one that ends with layers.
         after = way[: way.index(smaller[0])]

@@ -107,7 +107,7 @@ class Attached(Opaque, nn.Module):
         y = self._attend(x, shortcut if fused else None, source)
         if self.gate is not None:
             gate = self.gate.to(x.dtype)
-            y = (1 - gate) * y + gate * x
+            y = gate * x + (1 - gate) * y  # in this order: the sum is laid out as its first operand
         return y if fused or shortcut is None else self._finish(y, shortcut, inplace)
 
     def as_node(self, x: Proxy, *args: Any, **kwargs: Any) -> Proxy:
