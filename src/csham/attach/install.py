@@ -148,7 +148,10 @@ def attach(
         epilogues = find_epilogues(model, run, places) if fuse else {}
         if dry_run:  # without memory, and without drawing random numbers
             settings = {**settings, "device": torch.device("meta")}
-        built = [_build(model, run, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps]
+        with torch.inference_mode(False):  # weights made within it could never be trained
+            built = [
+                _build(model, run, step, entry, transfers.get(step.point.stage), gated, settings) for step in steps
+            ]
         _check_separate(built, entry.name)
         if not dry_run:
             sizes, own = image_sizes(run, input_size), isinstance(entry, OwnAttention)

@@ -695,6 +695,15 @@ def watch_the_attention(model):
     model.blocks[0].second[1].bn.attached.register_forward_hook(lambda m, a, y: 2 * y)
 
 
+def watch_before_the_attention(model):
+    model.blocks[0].second[1].bn.attached.register_forward_pre_hook(lambda m, a: (2 * a[0],))
+
+
+def override_the_attention(model):
+    attached = model.blocks[0].second[1].bn.attached
+    attached.forward = lambda x: 2 * type(attached).forward(attached, x)
+
+
 def watch_gradients_of_the_attention(model):
     model.blocks[0].second[1].bn.attached.register_full_backward_pre_hook(lambda m, gy: (2 * gy[0],))
 
@@ -736,8 +745,8 @@ def override(model):
 CHANGES = {  # and the blocks that stay fused
     change_nothing: 2, watch_the_activation: 1, watch_before_the_activation: 1, watch_gradients_of_the_activation: 1,
     watch_the_host: 1, watch_before_the_host: 1, watch_gradients_of_the_host: 1, watch_around_the_host: 1,
-    watch_the_attention: 1, watch_gradients_of_the_attention: 1, watch_an_identity: 1, replace_the_activation: 1,
-    replace_an_identity: 1,
+    watch_the_attention: 1, watch_before_the_attention: 1, override_the_attention: 1,
+    watch_gradients_of_the_attention: 1, watch_an_identity: 1, replace_the_activation: 1, replace_an_identity: 1,
     replace_a_layer: 2, replace_the_host: 2, convert_norms: 2, widen_the_type: 2, override: 2,
 }  # fmt: skip
 

@@ -2,13 +2,16 @@
 
 import copy
 import pickle
+from functools import partial
 
+import accelerate
 import pytest
 import timm
 import torch
 from networks import NARROW
 from timm.utils import freeze, reparameterize_model, unfreeze
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -250,6 +253,34 @@ def test_wrapping_leaves_attention_where_it_is():
     check_kept(model, x, expected, 6)
     model.layer1[0].bn2 = model.layer1[0].bn2.wrapped
     check_kept(model, x, expected, 6)
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, partial(torch.compile, backend="eager"), nn.Sequential])
+@pytest.mark.parametrize("strategy", ["sequential", "transfer"])
+def test_what_is_put_around_attention_itself_leaves_it_there(wrap, strategy):
+    torch.manual_seed(1)
+    csham.attach(model := CifarResNet(14, num_classes=5), "csham", strategy=strategy)
+    x = images(16)
+    expected = shaken(model).eval()(x)
+    for host in (model.layer1[0].bn2, model.layer2[1].bn2):
+        host.attached = wrap(host.attached)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_gated_network_that_accelerate_offloads_computes_what_it_did():
+    torch.manual_seed(1)
+    csham.attach(model := CifarResNet(14, num_classes=5).eval(), "csham", gated=True)
+    x = images(16)
+    expected = model(x)
+    torch.testing.assert_close(accelerate.cpu_offload(model, torch.device("cpu"))(x), expected)
+
+
+def test_attention_that_was_attached_in_inference_mode_can_be_trained():
+    model = CifarResNet(8, num_classes=5)
+    with torch.inference_mode():
+        csham.attach(model, "csham", gated=True)
+    model(images(16)).sum().backward()
+    assert model.layer1[0].bn2.attached.gate.grad is not None
 
 
 def test_parts_that_are_taken_out_take_their_attention_along():

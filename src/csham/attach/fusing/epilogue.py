@@ -17,11 +17,12 @@ from torch.fx import Graph
 from torch.nn.modules.module import _has_any_global_hook
 
 from csham.attach.fusing.forward_graph import Conditions, below
-from csham.attach.installed.attached import attends
+from csham.attach.installed.attached import Attached, attends
 from csham.attach.installed.host_class import unmark_host
 from csham.attach.installed.keeping import watches
 from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.module_class import change_class, subclass, take_back
+from csham.ops.calls import has_hooks
 
 __all__ = ["End", "Epilogue", "can_bypass", "can_open", "fuse_block", "unfuse_block"]
 
@@ -127,12 +128,13 @@ def _compiled(source: str) -> Callable[..., Any]:
 
 
 def _is_whole(block: nn.Module, end: End) -> bool:
-    """Return True if all of an end is still there, and no hook sees what lies between the host and the activation."""
+    """Return True if all of an end is still there, and nobody sees what lies between the host and the activation."""
     host, attached = below(block, end.host), below(block, end.attached)
     return (
         _attends(host)
         and not _is_watched(host)
-        and not (attached._forward_hooks or attached._backward_hooks or attached._backward_pre_hooks)
+        and isinstance(attached, Attached)  # not what wraps it
+        and not has_hooks(attached)
         and can_bypass(block, end)
     )
 

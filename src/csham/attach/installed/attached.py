@@ -21,6 +21,7 @@ from csham.attach.installed.transfer import ChannelWeightTransfer
 from csham.errors import UserError
 from csham.layers.attention import apply, apply_and_lend
 from csham.layers.opaque import Opaque
+from csham.ops.calls import has_hooks
 
 __all__ = ["Attached", "attend", "attends", "hang", "places_below"]
 
@@ -168,7 +169,7 @@ class Attached(Opaque, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def hang(attached: Attached, host: nn.Module, path: str, levels: int = 0) -> None:
+def hang(attached: nn.Module, host: nn.Module, path: str, levels: int = 0) -> None:
     """Let a host attend to what it puts out, before the hooks of others, which are to see what comes out.
 
     Args:
@@ -188,7 +189,8 @@ def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor, *,
     """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
     # The module is looked up, not bound, so that a deep copy of the network uses its own.
     attached = host.get_submodule(path)
-    if torch.compiler.is_compiling() and len(args) == 1 and _is_first(host):
+    bare = isinstance(attached, Attached) and not has_hooks(attached)
+    if torch.compiler.is_compiling() and len(args) == 1 and bare and _is_first(host):
         return attached(output, made_by=(host, *args))
     return attached(output)
 

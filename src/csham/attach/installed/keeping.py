@@ -146,17 +146,18 @@ def _depth(path: str) -> int:
     return len(path.split(".")) if path else 0
 
 
-def _move(attached: Attached, host: nn.Module, levels: int) -> None:
+def _move(attached: nn.Module, host: nn.Module, levels: int) -> None:
     # Some conversions take the children along.
     path = next((path for path, module in host.named_modules() if module is attached), None)
     hang(attached, host, path or places_below(host, [""])[""], levels)
 
 
-def _attached(host: nn.Module, hook: Any) -> Attached | None:
+def _attached(host: nn.Module, hook: Any) -> nn.Module | None:
+    """Return the attention that a hook calls, or what a compiler, a checkpoint or FSDP put around it."""
     module: Any = host
     for child in hook.args[0].split("."):
         module = None if module is None else module._modules.get(child)
-    return module if isinstance(module, Attached) else None
+    return module if module is not None and any(isinstance(part, Attached) for part in module.modules()) else None
 
 
 register_module_module_registration_hook(_carry)
