@@ -68,21 +68,17 @@ def _names(model: nn.Module, points: Sequence[Attached]) -> dict[nn.Module, str]
     return names | {host.get_submodule(hook.args[0]): path for path, host, hook in hosts if attends(hook)}
 
 
-def _record(point: nn.Module, name: str, maps: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
-    def begin(module: nn.Module, args: object) -> None:
-        maps.pop(name, None)
-
+def _record(point: Attached, name: str, maps: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
     def note(kind: str, weights: Tensor) -> None:
         maps.setdefault(name, {})[kind] = weights.detach()
 
-    handle = point.register_forward_pre_hook(begin)
     attention: Any = point.attention
     stop = record_weights(attention, note) if tells_weights(attention) else lambda: None
-    point.on_borrowed = partial(note, "channel")  # type: ignore[assignment]
+    before = point.on_pass, point.on_borrowed
+    point.on_pass, point.on_borrowed = partial(maps.pop, name, None), partial(note, "channel")
 
     def undo() -> None:
-        handle.remove()
         stop()
-        point.on_borrowed = None  # type: ignore[assignment]
+        point.on_pass, point.on_borrowed = before
 
     return undo

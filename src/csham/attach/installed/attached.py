@@ -47,6 +47,8 @@ class Attached(Opaque, nn.Module):
     recomputes_norm = False
     # True if the attention writes into the map that it is given, which may be used elsewhere: it gets a copy.
     copies_map = False
+    # What attention_maps() does as a pass begins; no hook, which would end the fusion of the block.
+    on_pass: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -93,6 +95,8 @@ class Attached(Opaque, nn.Module):
             weights: In graphs of torch.fx, which have no stages: the channel weights that are lent to this point, or
                 True for a point that lends, and the result is ``(y, weights)``.
         """
+        if self.on_pass is not None:
+            self.on_pass()
         if weights is not None:
             return self._attend_alone(x, weights)
         # A gate mixes the norm's output in, which is then there.
