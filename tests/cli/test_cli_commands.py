@@ -1,9 +1,12 @@
 """Every exception becomes a sentence and an exit code; one row for each bad input."""
 
 import errno
+import os
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +208,147 @@ def test_quick_answers_import_no_torch(command):
 
 
 def test_main_takes_the_processs_own_words(monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(sys, "argv", ["csham", "--version"])
     assert main() == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+CSHAM = [sys.executable, "-P", "-m", "csham"]
+IMPORTS = """
+import signal, sys
+from csham.cli import main
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "csham.cli.commands":
+            {}
+
+sys.meta_path.insert(0, Finder)
+sys.exit(main(["--version"]))
+"""
+
+
+def told(words, **how):
+    """Run a process: its exit code, and what it says on standard error."""
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False, **how)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("word", ["--version", "--help"])
+def test_output_that_nobody_takes(word):
+    with Path("/dev/full").open("w") as full:
+        code, err = told([*CSHAM, word], stdout=full)
+    assert (code, err) == (2, "error: standard output or another open file: No space left on device.\n")
+    read, write = os.pipe()
+    os.close(read)
+    assert told([*CSHAM, word], stdout=write) == (1, "")
+    os.close(write)
+
+
+def test_the_version_before_a_command(csham):
+    assert csham("--version", "list") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [
+        ("signal.raise_signal(signal.SIGINT)", 130, ""),
+        ("raise ImportError('libx.so: no', name='_x')", 2, "needs a library that cannot be loaded: libx.so: no. There"),
+        ("raise ImportError('no', name='csham.x')", 1, "Traceback"),
+    ],
+)
+def test_what_stops_the_import_of_the_commands(what, code, message):
+    found, err = told([sys.executable, "-c", IMPORTS.format(what)])
+    assert (found, bool(err)) == (code, bool(message))
+    assert message in err
+
+
+def test_a_working_folder_that_was_deleted(tmp_path):
+    (tmp_path / "gone").mkdir()
+    words = f"cd {shlex.quote(str(tmp_path / 'gone'))} && rmdir ../gone && exec {shlex.join(CSHAM)} train /absolute"
+    code, err = told(["sh", "-c", words])
+    assert (code, err) == (2, "error: the working folder was deleted, or cannot be read. cd into another.\n")
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_names_from_an_input_that_was_closed(place, command):
+    code, err = told(["sh", "-c", f"exec {shlex.join(CSHAM)} {command} done - <&-"])
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "error: - reads the names of images from standard input, which is closed. Give it a list: - < LIST",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "denied", "message"),
+    [
+        ("train --resume done --epochs 3", "done/checkpoints", "Copy the run, and go on with the copy."),
+        ("train --resume done --epochs 3", "done", "Copy the run, and go on with the copy."),
+        ("export done --format safetensors", "done", "Name another file with --output (path=...)."),
+    ],
+)
+def test_a_run_that_is_not_writable(place, csham, monkeypatch, words, denied, message):
+    denied = place / denied
+    # Root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK or Path(path).absolute() != denied)
+    before = sorted(place.rglob("*"))
+    code, _, err = csham(*words.split())
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"{denied.relative_to(place)} is not writable. {message}" in err
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v limits nothing elsewhere")
+def test_too_little_memory_to_load_torch(finished):
+    code, err = told(["sh", "-c", f"ulimit -v 500000 && exec {shlex.join([*CSHAM, 'evaluate', str(finished)])}"])
+    assert code == 2
+    assert "error: this command needs a library that cannot be loaded: " in err
+    assert "too little memory for it (ulimit -v shows a limit), or its installation is broken" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ImportError("cannot import name 'x' from 'csham.a'", name="csham.a"), 1, "This is a fault of csham"),
+        (ImportError("libx.so: no", name="_C", path="/p/_C.so"), 2, "cannot be loaded: /p/_C.so: libx.so: no. There"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich"), 2, 'Install it: pip install "csham[train]"'),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "cannot be loaded: No module named 'torch'."),
+    ],
+)
+def test_what_cannot_be_imported(csham, monkeypatch, error, code, message):
+    monkeypatch.setattr("csham.data.prepare", raising(error), raising=False)
+    found, _, err = csham("prepare", "digits")
+    assert found == code
+    assert message in err
+
+
+@pytest.mark.slow
+def test_processes_of_libraries_import_nothing_of_the_working_folder(images, tmp_path):
+    """Such as joblib's, which decode the images of a large folder."""
+    for name in ("types", "random"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()")
+    code = "import sys; from csham.data import packing; packing._ALONE_BELOW = 1; from csham.cli import main; main()"
+    words = [sys.executable, "-P", "-c", code, "prepare", images, "--image-size", "16"]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+        | {"CSHAM_CACHE": str(tmp_path / "cache"), "LOKY_MAX_CPU_COUNT": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "60 images" in done.stdout
+    assert done.stderr == ""
+    assert not (tmp_path / "ran").exists()
+
+
+def test_matplotlib_keeps_its_cache_in_cshams_where_there_is_no_home(tmp_path):
+    code = "import sys; from csham.cli import main; main(); import matplotlib; print(matplotlib.get_cachedir())"
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    environment |= {"HOME": "/dev/null/home", "CSHAM_CACHE": str(tmp_path)}
+    words = [sys.executable, "-c", code, "--version"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines()[1:], done.stderr) == ([str(tmp_path / "matplotlib")], "")

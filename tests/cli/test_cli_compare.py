@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from csham.backbones.zoo import weights_path
+from csham.files import sha256_of
 from csham.report.study_report import Report
 from csham.study.results import assess
 from csham.study.store import Store
@@ -466,6 +468,27 @@ def test_the_command_that_goes_on_keeps_the_machines_settings(compare, signalled
     assert again.endswith(f"--study {STUDY} --retry-failed --no-costs {words}")
     signalled(0)
     assert compare(*shlex.split(again)[shlex.split(again).index("--study") :], data=None)[0] == 0
+
+
+def test_a_study_of_the_zoos_weights_has_their_name_and_their_sum(compare):
+    words = [*SMALL[4:], "--backbones", "resnet14", "--attentions", "none", "--recipe", "finetune"]
+    code, _, err = compare(*words, "--weights-file", "zoo:resnet14-digits", "--study", "study", "--no-train")
+    study = Store("study").study
+    assert study.settings["weights_file"] == "zoo:resnet14-digits", err
+    assert study.weights_sha256 == sha256_of(weights_path("zoo:resnet14-digits"))
+    assert compare("--weights-file", "zoo:resnet14-digits", "--study", "study", "--no-train")[0] == code == 0
+
+
+@pytest.mark.usefixtures("own_names")
+def test_the_command_that_goes_on_names_the_code_of_the_whole_study(compare, signalled):
+    signalled(signal.SIGINT)
+    gate = "from torch import nn\n\nclass Gate(nn.Conv2d):\n    def __init__(self, channels):\n"
+    Path("own_gate.py").write_text(f"{gate}        super().__init__(channels, channels, 1)\n")
+    words = [*SMALL, "--seeds", "1", "--attentions", "own_gate:Gate", "--shard", "1/2"]
+    code, _, err = compare(*words, deeds={"0": ["sleep"]})
+    assert code == 130, err
+    assert f"To go on: csham compare --study {STUDY} --code own_gate:Gate" in err
+    assert [cell.label for cell in Store(STUDY).study.part((1, 2))] == ["lenet5, seed 0"]
 
 
 def test_a_study_whose_name_begins_with_a_dash(compare, signalled):

@@ -1,4 +1,14 @@
 import json
+import shutil
+
+from csham.data import prepare
+from csham.training.run_folder import RunFolder
+
+
+def parts_of(run):
+    """Return the parts of a run's images."""
+    config = RunFolder(run).read_config()
+    return prepare(config.data, image_size=config.image_size).split(config.seed, config.validation)
 
 
 def test_tables(csham, finished):
@@ -39,7 +49,7 @@ def test_a_table_of_an_older_run_has_what_it_measured(capsys):
 def test_classes_without_images_are_mentioned(csham, older, tmp_path, write_images):
     root = write_images(tmp_path / "more", classes=("ant", "bee"), count=5)
     write_images(root, classes=("cow",), count=1)  # one image is not divided: it trains
-    assert "1 classes have no images here; macro averages leave them out" in csham("evaluate", older, root)[1]
+    assert "1 class has no images here; macro averages leave them out" in csham("evaluate", older, root)[1]
 
 
 def test_json_has_everything_and_agrees_with_the_summary(csham, finished):
@@ -56,6 +66,29 @@ def test_another_part_and_other_data(csham, finished, tmp_path, write_images):
     data = write_images(tmp_path / "more", count=10, seed=2)
     found = json.loads(csham("evaluate", finished, data, "--part", "all", "--json")[1])
     assert (found["data"], found["images"]) == (str(data), 30)
+
+
+def test_part_all_says_how_many_of_the_images_trained_the_network(csham, finished, images, tmp_path, write_images):
+    parts = parts_of(finished)
+    said = f"{finished} was trained on {len(parts.train)} of these 60 images, validated on {len(parts.validation)}"
+    assert f"\n{said}\n" in csham("evaluate", finished, "--part", "all")[1]
+    assert json.loads(csham("evaluate", finished, "--part", "all", "--json")[1])["note"] == said
+    new = write_images(tmp_path / "new", count=10, seed=2)
+    for part in ("train", "test"):
+        assert "note" not in json.loads(csham("evaluate", finished, "--part", part, "--json")[1])
+    assert "note" not in json.loads(csham("evaluate", finished, new, "--part", "all", "--json")[1])
+    known = sorted(images.rglob("*.png"))[int(parts.train[0])]
+    shutil.copy(known, new / known.parent.name / "known.png")
+    assert f"{finished} was trained on 1 of these 31 images\n" in csham("evaluate", finished, new, "--part", "all")[1]
+
+
+def test_part_all_of_weights_without_their_run_says_that_they_may_have_been_trained_on(csham, finished, images):
+    file = finished / "model.safetensors"
+    code, _, err = csham("evaluate", file, images)
+    assert code == 2
+    assert "--part all measures all, those that it was trained on too" in err
+    out = csham("evaluate", file, images, "--part", "all")[1]
+    assert f"\n{file} may have been trained on some of these 60 images: it does not say\n" in out
 
 
 def test_output_is_a_folder_of_numbers_and_pictures(csham, finished, images, tmp_path):

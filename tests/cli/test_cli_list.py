@@ -102,7 +102,7 @@ def test_a_row_is_a_line_where_lines_may_be_long(csham, monkeypatch):
 
 
 def test_the_zoo_is_what_can_be_loaded(csham):
-    from csham.inference.zoo import zoo_names
+    from csham.backbones.zoo import zoo_names
 
     assert [row["name"] for row in json.loads(csham("list", "zoo", "--json")[1])] == [f"zoo:{n}" for n in zoo_names()]
 

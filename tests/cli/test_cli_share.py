@@ -17,6 +17,8 @@ def test_words_to_paste_are_quoted(csham, finished, tmp_path):
     run, folder = shutil.copytree(finished, tmp_path / "my run"), tmp_path / "it's mine"
     code, out, _ = csham("share", run, folder)
     assert code == 0
+    top1 = json.loads((run / "summary.json").read_text())["top1"]
+    assert f", {top1:.2f}% top-1 on the test images, in {folder}\n" in out
     load, upload = (line.partition(": ")[2] for line in out.splitlines()[-2:])
     assert ast.literal_eval(load.removeprefix("csham.load")) == str(folder)
     assert shlex.split(upload) == ["hf", "upload", "user/name", str(folder)]

@@ -33,6 +33,18 @@ def test_a_table_of_another_trainer_gets_its_verdicts(table: Path, capsys: pytes
     assert "note: map50 was read as fractions of one" in err
 
 
+def test_numbers_of_a_column_have_as_many_decimals(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tops = {"plain": [56.9, 57.1, 57.0], "gate": [56.4, 56.8, 56.6]}
+    rows = [f"{name},{seed},{top}" for name, values in tops.items() for seed, top in enumerate(values)]
+    (tmp_path / "runs.csv").write_text("\n".join(["name,seed,acc", *rows]))
+
+    assert main(["verdict", str(tmp_path / "runs.csv"), "--metric", "acc"]) == 0
+
+    out, _ = capsys.readouterr()
+    assert " 57.00 " in out
+    assert " 56.60 " in out
+
+
 def test_several_metrics_have_margins_of_their_own(table: Path, capsys: pytest.CaptureFixture[str]):
     words = ["verdict", str(table), "--metrics", "map50,val_loss", "--groups", "backbone", "--json"]
     words += ["--lower-is-better", "val_loss", "--worthwhile", "map50=0.5,val_loss=0.001"]

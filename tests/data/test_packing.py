@@ -165,6 +165,13 @@ def test_more_bad_files_than_allowed(two_classes, cache_dir):
     refused("4 files", "at most 0", data=two_classes, cache_dir=cache_dir, max_bad=0)  # the cache knows, too
 
 
+def test_no_more_are_allowed_where_no_image_would_be_left(two_classes, cache_dir):
+    for path in two_classes.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"Repair or remove them\.$"):
+        prepare(two_classes, cache_dir=cache_dir, max_bad=0)
+
+
 def test_a_class_without_any_readable_file(tmp_path, fill, cache_dir):
     root = fill(tmp_path / "data", {"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 1})
     (root / "test" / "b" / "000.png").write_bytes(b"")

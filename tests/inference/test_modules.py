@@ -129,6 +129,34 @@ def test_its_attention_is_shown(files):
     assert one.no_maps == "no attention attached"
 
 
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({}, {"attention": "CSHAM", "gated": False}),
+        ({"gated": True, "strategy": "entry"}, {"attention": "CSHAM", "gated": True}),
+        (
+            {"strategy": "transfer", "gated": True},
+            {"attention": "ChannelAttention and SpatialAttention", "strategy": "transfer", "gated": True},
+        ),
+        (
+            {"strategy": "alternate"},
+            {"attention": "ChannelAttention and SpatialAttention", "strategy": "alternate", "gated": False},
+        ),
+        ({"strategy": "parallel"}, {"attention": "CSHAM", "strategy": "parallel", "gated": False}),
+        (None, {"attention": "none", "strategy": "sequential", "position": "auto", "gated": False}),
+    ],
+)
+def test_what_it_shows_of_its_attentions_settings_is_said_and_no_more(settings, shown):
+    model = csham.create_model("resnet14", num_classes=3, image_size=32)
+    if settings is not None:
+        csham.attach(model, "csham", input_size=(3, 32, 32), **settings)
+    trained = csham.Trained.of(model, image_size=32)
+    names = ("attention", "strategy", "position", "points", "period", "stages", "gated")
+    said = {name: value for name, value in trained.info.to_dict().items() if name in names and value is not None}
+    assert said == shown
+    assert ("gated" in trained.label) == shown["gated"]
+
+
 def test_what_timm_says_of_its_networks_is_known():
     trained = csham.Trained.of(timm.create_model("mobilenetv3_small_050", num_classes=3))
     config = trained.network.pretrained_cfg

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import csham
+from csham.backbones import zoo
+from csham.cli import main
 from csham.data import prepare
 from csham.data.split import TEST
 from csham.errors import UserError
-from csham.inference import zoo
 from csham.inference.evaluation import evaluate_shared
+from csham.inference.zoo import zoo_rows
+from csham.training.run_folder import RunFolder
 
 SHARED = Path(os.environ.get("CSHAM_CIFAR100_TEST") or Path(__file__).parents[2] / "../shared/data/cifar100-test.zip")
 NAMES = zoo.zoo_names()
@@ -43,7 +46,7 @@ def test_each_is_ready_to_predict(name):
 def test_each_has_what_its_card_says_and_nothing_of_the_machine_that_made_it(name):
     folder = zoo.ZOO / name
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "csham.sha256", "model.safetensors"}
-    (row,) = (row for row in zoo.zoo_rows() if row["name"] == f"zoo:{name}")
+    (row,) = (row for row in zoo_rows() if row["name"] == f"zoo:{name}")
     assert row["license"] == "apache-2.0"
     assert f"{row['top1']:,.4f}" in (folder / "README.md").read_text(encoding="utf-8")
     for path in folder.iterdir():
@@ -54,7 +57,7 @@ def test_each_has_what_its_card_says_and_nothing_of_the_machine_that_made_it(nam
 @pytest.mark.parametrize("name", [name for name in NAMES if "digits" in name])
 def test_digits_are_read_as_well_as_the_card_says(name):
     found = evaluate_shared(csham.load(f"zoo:{name}"), "digits", device="cpu")
-    (row,) = (row for row in zoo.zoo_rows() if row["name"] == f"zoo:{name}")
+    (row,) = (row for row in zoo_rows() if row["name"] == f"zoo:{name}")
     assert found.summary["images"] == 359
     assert found.summary["top1"] == pytest.approx(row["top1"], abs=1)  # whatever the precision is here
 
@@ -87,6 +90,29 @@ def test_damage_is_noticed(own_zoo):
     file.write_bytes(content)
     with pytest.raises(UserError, match="was changed since it was written"):
         csham.load("zoo:one")
+
+
+def test_a_network_begins_with_the_weights_of_one():
+    name = "zoo:resnet14-digits"
+    model, theirs = csham.create_model("resnet14", num_classes=10, image_size=32, weights_file=name), csham.load(name)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in theirs.network.state_dict().items())
+    with pytest.raises(UserError, match="it holds attention too"):
+        csham.create_model("resnet14", num_classes=10, image_size=32, weights_file=f"{name}-csham-transfer")
+
+
+def test_damage_is_noticed_before_a_network_begins_with_it(own_zoo):
+    test_damage_is_noticed(own_zoo)
+    with pytest.raises(UserError, match="was changed since csham wrote it"):
+        csham.create_model("resnet14", num_classes=10, image_size=32, weights_file="zoo:one")
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_name_of_the_weights_that_it_began_with(tmp_path, write_images):
+    data = write_images(tmp_path / "data", count=10)
+    words = ["--weights-file", "zoo:resnet14-digits", "--backbone", "resnet14", "--image-size", "32", "--epochs", "1"]
+    words += ["--batch-size", "8", "--device", "cpu", "--no-compile", "--quiet", "--run", str(tmp_path / "run")]
+    assert main(["train", str(data), "--recipe", "finetune", *words]) == 0
+    assert RunFolder(tmp_path / "run").read_config().weights_file == "zoo:resnet14-digits"
 
 
 def test_a_named_part_has_to_be_one_that_the_data_gives(images):

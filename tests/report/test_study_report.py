@@ -156,7 +156,11 @@ def test_no_study(tmp_path, broken):
         ),
         (
             {"networks": networks_of("resnet20")[:2], "missing": {(0, 0), (0, 1), (0, 2)}},
-            ["3 runs of 6 have no record yet", "cannot tell yet", "not been measured"],
+            [
+                "3 runs of 6 have no record yet",
+                "cannot tell yet",
+                "cannot be compared with the plain network yet: no seed has both",
+            ],
             ["figure-differences", 'id="per-class"', "nan", "None"],
         ),
         (

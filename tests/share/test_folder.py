@@ -56,6 +56,14 @@ def test_the_card_of_few_classes_has_no_top5(finished):
     assert "top-5" not in text
 
 
+def test_the_card_counts_what_was_left_out(finished, copy_unlisted, tmp_path):
+    run = RunFolder(copy_unlisted(finished, tmp_path / "run"))
+    run.write_json("summary.json", run.read_summary() | {"absent_classes": 1, "bad_files": 2})
+    text = model_card(run, weights="last", license="mit")
+    assert "- Macro averages leave out 1 class without test images.\n" in text
+    assert "- Left out: 2 files of the data that could not be read.\n" in text
+
+
 @pytest.mark.parametrize("weights", ["best", "last"])
 def test_the_card_has_the_numbers_of_its_weights_and_no_others(finished, copy_unlisted, tmp_path, weights):
     summary = json.loads((finished / "summary.json").read_text())

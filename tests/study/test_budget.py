@@ -5,10 +5,10 @@ import pytest
 from csham.backbones.lookup import deeper
 from csham.backbones.scale import split_scale
 from csham.errors import UserError
-from csham.study.budget import check_budget_control, control_networks, step_times
+from csham.study.budget import NEAR, check_budget_control, control_networks, step_times
 from csham.study.grid import Network
 
-ATTENTION = {"se": 1.10, "eca": 1.11, "cbam": 1.6, "csham": 1.32, "simam": 1.01}
+ATTENTION = {"se": 1.10, "eca": 1.11, "cbam": 1.6, "csham": 1.32, "simam": 1.01, "bam": 3.2, "triplet": 9.0}
 
 
 class Clock:
@@ -25,7 +25,16 @@ class Clock:
     def __call__(self, networks):
         assert networks[0].plain
         self.runs.append([network.label for network in networks])
-        return {n.label: self.time(n) for n in networks if n.label not in self.broken}
+        return {n.label: "it is broken" if n.label in self.broken else self.time(n) for n in networks}
+
+
+class UnevenClock(Clock):
+    """Of a network whose width is cheap on a parallel machine and whose depth no longer is when caches are full."""
+
+    def time(self, network):
+        _, scale = split_scale(network.backbone)
+        width, depth = (scale.width or 1, scale.depth or 14) if scale else (1, 14)
+        return width**0.8 * depth / 14 * (1.25 if depth > 34 else 1) * ATTENTION.get(network.attention, 1)
 
 
 def found_for(attentions, backbone="resnet20", clock=None, notes=None):
@@ -73,9 +82,46 @@ def test_what_could_not_be_measured_is_told_and_left_out():
     notes = []
     _, found = found_for(["se", "csham"], clock=Clock(broken={"resnet20 + se"}), notes=notes)
     assert {network.instead_of for network in found} == {"resnet20 + csham"}
-    assert any("resnet20 + se could not be measured" in note for note in notes)
-    with pytest.raises(UserError, match="resnet20 could not be measured"):
+    assert "resnet20 + se could not be measured and gets no budget control (it is broken)" in notes
+    with pytest.raises(UserError, match=r"resnet20 could not be measured \(it is broken\)"):
         found_for(["se"], clock=Clock(broken={"resnet20"}))
+
+
+def test_a_third_run_looks_where_the_second_missed():
+    clock, found = found_for(["bam"], backbone="resnet14", clock=UnevenClock())
+    assert len(clock.runs) == 3
+    assert [clock.time(network) for network in found] == pytest.approx([ATTENTION["bam"]] * 2, rel=NEAR)
+
+
+def test_what_does_not_take_the_same_time_is_no_control():
+    notes = []
+    clock, (found,) = found_for(["triplet"], backbone="resnet14", clock=UnevenClock(), notes=notes)
+    assert len(clock.runs) == 2  # no network is wider than four times
+    assert clock.time(found) == pytest.approx(ATTENTION["triplet"], rel=NEAR)
+    assert found.backbone.startswith("resnet14@depth=")
+    assert notes[0] == (
+        "resnet14 + triplet gets no budget control of another width: resnet14@width=4 comes nearest, with 3.03 and "
+        "9.00 times the plain step, which is 0.34 times as long"
+    )
+
+
+def test_an_axis_of_which_nothing_could_be_measured_is_told():
+    notes = []
+    clock = Clock(broken={f"lenet5@width={width / 50:g}" for width in range(51, 201)})
+    assert found_for(["csham"], backbone="lenet5", clock=clock, notes=notes)[1] == []
+    assert notes == ["lenet5 + csham gets no budget control of another width: none could be measured"]
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-9])
+def test_widths_that_cost_next_to_nothing_are_no_controls(step):
+    class Flat(Clock):
+        def time(self, network):
+            _, scale = split_scale(network.backbone)
+            return ATTENTION.get(network.attention, 1) + (step * scale.width if scale else 0)
+
+    notes = []
+    assert found_for(["bam"], backbone="lenet5", clock=Flat(), notes=notes)[1] == []
+    assert "which is 0.31 times as long" in notes[0]
 
 
 def test_every_backbone_has_its_own_controls():

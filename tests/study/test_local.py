@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import signal
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 
 from csham.errors import UserError
 from csham.study.engines import plan_tasks
-from csham.study.engines.local import run_local
+from csham.study.engines.local import _seen_by_torch, run_local
 from csham.study.grid import Data, Network
 from csham.study.progress import StudyProgress
 from csham.study.store import Store
@@ -108,6 +110,28 @@ def test_of_cells_whose_process_died_the_one_to_blame_fails_alone(stand_in):
         in stand_in.store.by_key()[cell_key(stand_in, 1)]["error"]["message"]
     )
     assert len({pid for seed, pid, _ in stand_in.diary() if seed == "1"}) == 3
+
+
+def test_files_of_the_working_folder_are_not_imported(stand_in, tmp_path, monkeypatch):
+    """Nor the torch there, by the process that counts GPUs."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "torch.py").write_text("class cuda: is_available, device_count = [lambda: 1] * 2")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "code"), os.environ["PYTHONPATH"]]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("types", "random", "queue", "csham", "torch"):
+        Path(f"{name}.py").write_text("open('ran', 'w').close()")
+    stand_in()
+    assert states(stand_in.store) == [("done", 1)] * 3
+    assert _seen_by_torch() == 1
+    assert not Path("ran").exists()
+
+
+def test_pipes_of_workers_are_closed(stand_in):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stand_in(jobs=2, deeds={"0": ["die"]})
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
 
 
 def cell_key(stand_in, seed):

@@ -213,6 +213,15 @@ def test_a_failed_run_is_told_apart_from_a_missing_one():
     )
 
 
+@pytest.mark.parametrize("plain", [[], [record(PLAIN, 3, 70.0), record(PLAIN, 4, 70.0)]])
+def test_runs_that_wait_for_those_of_the_plain_network_are_not_called_unmeasured(plain):
+    results = assess(Study((PLAIN, SE, CBAM, OTHER_SE)), [*plain, *records_of(SE, CBAM, seeds=[0, 1, 2])])
+    assert results.headline.startswith(
+        "se and cbam on resnet20 cannot be compared with the plain network yet: no seed has both. "
+        "se on vgg has not been measured yet. "
+    )
+
+
 def test_nothing_yet():
     results = assess(Study((PLAIN, SE)), [])
     assert len(results.missing) == 10
@@ -291,6 +300,23 @@ def test_the_headline_of_an_open_study():
     assert results.headline == (
         "Each of 2 attentions on resnet20 cannot be told from the plain network with 3 seeds; about "
         f"{more[0]} to {more[1]} more could settle it."
+    )
+
+
+def test_the_headline_promises_no_end_to_what_no_number_of_seeds_settles():
+    gains = {PLAIN: [0] * 6, SE: [6.5, -5.5, 6.5, -5.5, 6.5, -5.5], CBAM: [0.9, -0.1, 0.9, -0.1, 0.9, -0.1]}
+    records = [
+        {**record(n, 0, 70.0 + gain), "key": f"{n.label}/{seed}", "seed": seed}
+        for n in gains
+        for seed, gain in enumerate(gains[n])
+    ]
+    results = assess(Study(tuple(gains), seeds=tuple(range(6))), records)
+    found = by_label(results)
+    assert found["resnet20 + se"].seeds_needed is None
+    assert results.headline == (
+        "Each of 2 attentions on resnet20 cannot be told from the plain network with 6 seeds; about "
+        f"{found['resnet20 + cbam'].seeds_needed - 6} more could settle 1 of them, and no number that anyone would run "
+        "is likely to settle the other."
     )
 
 

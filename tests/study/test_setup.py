@@ -57,6 +57,26 @@ def test_a_study_that_fine_tunes_needs_weights(go):
         go(settings={**SETTINGS, "recipe": "finetune"})
 
 
+def test_networks_that_cannot_be_built_are_refused_with_the_reason_before_anything_is_written(go, tmp_path):
+    lent = Network("lenet5", "csham", strategy="transfer")
+    reason = r"^lenet5 \+ csham \(transfer\) cannot be built: strategy 'transfer' needs a stage with two"
+    with pytest.raises(UserError, match=reason):
+        go(networks=(Network("lenet5"), lent))
+    assert not (tmp_path / "study").exists()
+    before = go().study
+    with pytest.raises(UserError, match=reason):
+        go(networks=(Network("lenet5", "eca"), lent))
+    assert Store(tmp_path / "study").study == before
+
+
+def test_networks_that_a_study_has_are_not_built_again(go, monkeypatch):
+    go()
+    built = []
+    monkeypatch.setattr(Network, "build", lambda self, **_: built.append(self.label))
+    go(networks=(Network("lenet5", "se"), Network("lenet5", "eca")), seeds=(2,))
+    assert built == ["lenet5 + eca"]
+
+
 def test_a_study_from_before_the_optimizers_settings_goes_on(go, tmp_path):
     study = go().study
     later = (

@@ -285,6 +285,12 @@ def test_without_spread_every_seed_must_show_it_whatever_rounding_did(difference
     assert (found.t_interval, found.verdict, found.seeds_needed) == (None, verdict, seeds_needed)
 
 
+@pytest.mark.parametrize(("value", "p"), [(2.0, 2 / 2**6), (-2.0, 2 / 2**6), (0.0, 1.0)])
+def test_what_stands_in_for_the_t_test_is_shown_corrected(value, p):
+    found, _ = compare([[value] * 6, [0.3, -0.2, 0.1, 0.4, -0.3, 0.2]])
+    assert (found.p_t, found.p_t_holm) == (None, min(2 * p, 1.0))
+
+
 def test_a_gain_that_rounding_may_have_enlarged_says_that_it_may_be_small():
     words = "perhaps by less than the 0.5 points"
     assert words in one([0.6, 0.6, 0.6, 0.5, 0.6, 0.6], rounded=0.1).sentence
@@ -488,6 +494,13 @@ def test_absurd_numbers_of_seeds_are_not_counted():
     assert "more than 1000 seeds" in found.sentence
 
 
+def test_an_interval_that_ends_a_hair_from_the_margin_shows_on_which_side():
+    found = one([0.5 + 0.001 * x for x in (3, -2, 1, -1, 2)])
+    assert found.sentence == (
+        "Helps: +0.50 points (95% +0.498 to +0.503, 5 seeds); perhaps by less than the 0.5 points worth having."
+    )
+
+
 def test_the_binomial_error_of_an_accuracy():
     assert binomial_se(70.0, 10_000) == pytest.approx(100 * stats.binom.std(10_000, 0.7) / 10_000)
 
@@ -495,6 +508,7 @@ def test_the_binomial_error_of_an_accuracy():
 def test_numbers_as_people_read_them():
     assert [points(x) for x in (0, 0.5, 12.345, 0.0123, 0.0999)] == ["0.00", "0.50", "12.35", "0.012", "0.10"]
     assert [with_sign(x) for x in (0.5, 0.0, -0.5)] == ["+0.50", "0.00", "-0.50"]
+    assert [with_sign(x) for x in (-5e-05, 1.23e-06, 0.05)] == ["-0.00005", "+0.0000012", "+0.05"]
     rounding = float(np.mean([0.1, 0.2, -0.3]))  # of differences that cancel on paper
     assert rounding != 0
     assert [with_sign(x) for x in (rounding, -rounding, -0.0)] == ["0.00"] * 3

@@ -135,6 +135,13 @@ def test_gains_of_as_many_images_are_equal_however_accuracies_were_rounded(as_gi
     assert verdict(rows, metric="acc", rounded=0.0).metrics[0].comparisons[0].t_interval is not None
 
 
+def test_runs_without_the_baselines_are_not_called_unmeasured():
+    rows = [row for row in _runs({"gate": _GOOD, "late": [0.0] * 9}) if row["name"] != "late" or row["seed"] > 5]
+    found = verdict([row for row in rows if row["name"] != "plain" or row["seed"] < 6], metric="top1")
+
+    assert found.headline.endswith(" late cannot be compared with plain yet: no seed has both.")
+
+
 def test_whole_numbers_are_counts():
     rows = [{**row, "wrong": 30 - round(10 * row["top1"] - 700)} for row in _runs({"gate": [0.1, 0.2, 0.1, 0.3, 0.2]})]
 

@@ -188,6 +188,7 @@ def test_the_ends_of_every_range(name):
         ({"attention": "se", "strategy": "transfer"}, "needs an attention with a channel part"),
         ({"backbone": "resnet20", "pretrained": True}, "resnet20 has no pretrained weights"),
         ({"weights_file": "nowhere.pth"}, r"no file of weights nowhere\.pth"),
+        ({"weights_file": "zoo:resnet15-digits"}, r"unknown network of the zoo 'resnet15-digits'\. Did you mean"),
     ],
 )
 def test_names_that_do_not_exist(settings, message):
@@ -233,7 +234,8 @@ def test_runs_that_differ_have_different_names():
     configs = [
         {}, {"attention": "se"}, {"attention": "csham"}, {"attention": "csham", "strategy": "transfer"},
         {"attention": "csham", "gated": True}, {"backbone": "resnet18", "pretrained": True}, {"backbone": "resnet18"},
-        {"weights_file": "start.pth"}, {"backbone": "timm/resnet18"}, {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
+        {"weights_file": "start.pth"}, {"weights_file": "zoo:other"}, {"backbone": "timm/resnet18"},
+        {"seed": 1}, {"epochs": 2}, {"recipe": "paper"},
         {"attention": "csham", "position": "stage"}, {"attention": "csham", "position": "last"},
         {"attention": "csham", "points": ["a"]}, {"attention": "csham", "stages": [0]},
     ]  # fmt: skip
@@ -241,7 +243,7 @@ def test_runs_that_differ_have_different_names():
     assert names[0] == "photos-resnet20-none-fast-30epochs-seed0"
     assert names[2] == "photos-resnet20-csham-fast-30epochs-seed0"
     assert len(set(names)) == len(names)
-    assert not any("/" in name for name in names)
+    assert not any("/" in name or ":" in name for name in names)
 
 
 def test_where_attention_goes_is_kept_checked_and_named():

@@ -1,9 +1,12 @@
 """The batch fits the training part, a run says how many steps it makes, and each has its learning rate."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from csham.training.config import resolve
+from csham.training.course import schedule_notes
 from csham.training.recipes import RECIPES
 from csham.training.steps import (
     FEW_STEPS,
@@ -84,6 +87,17 @@ def test_a_warm_up_that_outlasts_the_run_is_said(warmup, warns):
     said = [note for note in steps_notes(config, 9000) if "warm-up" in note]
     assert len(said) == warns
     assert all("--warmup-epochs 1 leaves" in note for note in said)
+
+
+def test_a_warm_up_that_outlasts_one_epoch_or_added_ones_is_said_with_what_helps_there():
+    one = config_of(epochs=1, batch_size=8, schedule="cosine", warmup_epochs=1.0)
+    said = "warning: the warm-up takes all of 1 epoch: the learning rate only rises."
+    assert f"{said} --warmup-epochs 0.1 leaves time for the rest" in steps_notes(one, 9000)
+    assert not [note for note in steps_notes(replace(one, warmup_epochs=0.1), 9000) if "warm-up" in note]
+    added = replace(one, epochs=3, continued=("after 2 of 2 epochs: cosine, lr 0.1",))
+    (note,) = schedule_notes(added)
+    assert note.startswith(f"{said} More --epochs, or --schedule one-cycle")
+    assert not schedule_notes(replace(added, continued=("after 2 of 2 epochs: one-cycle, lr 0.1",)))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 ``names`` says which there are, ``scale`` how a name asks for another width or depth, both without importing torch;
 ``lookup`` says what a name means, ``spec`` what a network with its attention is, ``own`` takes a user's. ``cifar`` and
 ``lenet`` hold csham's own, ``libraries`` builds the others, ``small`` fits them to 32 pixels, ``weights`` loads local
-files. Imports ``attach``. Start with :func:`create_model`.
+files, ``zoo`` knows where those that come with the package are. Imports ``attach``. Start with :func:`create_model`.
 """
 
 from __future__ import annotations

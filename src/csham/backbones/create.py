@@ -82,7 +82,8 @@ def create_model(
         pretrained: Load the weights that timm or torchvision publish. A stem or head for small images and a classifier
             for another number of classes start from new weights.
         weights_file: Load the backbone's weights from this local file, published or not, in safetensors' or torch's
-            format; goes before ``pretrained``. Warns of what did not fit by design and stays new.
+            format, or from ``"zoo:NAME"``; goes before ``pretrained``. Warns of what did not fit by design and stays
+            new.
         **settings: Settings of the attention.
 
     Returns:

@@ -12,6 +12,7 @@ from pathlib import Path
 from csham.backbones.names import BACKBONES, LIBRARIES, BackboneName, names_in
 from csham.backbones.own import Backbone, OwnBackbone, own_backbone
 from csham.backbones.scale import Scale, family_of, split_scale
+from csham.backbones.zoo import weights_path
 from csham.errors import UserError, unknown_name
 from csham.own_code import is_reference, unnamed_code
 
@@ -65,9 +66,10 @@ def check_backbone(name: Backbone, *, pretrained: bool = False, weights_file: Pa
     meaning = find_backbone(name)
     entry = meaning.entry
     if weights_file is not None:
-        if not Path(weights_file).is_file():
+        if not weights_path(weights_file).is_file():
             raise UserError(
-                f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file."
+                f"there is no file of weights {weights_file}. weights_file (--weights-file) is a local file, or "
+                "zoo:NAME (csham list zoo)."
             )
     elif pretrained and isinstance(entry, OwnBackbone) and not entry.has_published_weights:
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from csham.backbones.zoo import weights_path
 from csham.errors import UserError
 from csham.files import has_right_seal
 from csham.words import some
@@ -41,7 +42,7 @@ def load_weights_file(model: nn.Module, path: Path | str, name: str, in_chans: i
     Args:
         model: The network, without attention.
         path: A safetensors file, or one that torch wrote: a state dict, or a dict that has it under ``state_dict_ema``,
-            ``model_ema``, ``state_dict`` or ``model``. Nothing in it is run.
+            ``model_ema``, ``state_dict`` or ``model``. Nothing in it is run. Or ``zoo:NAME``.
         name: Name of the network, for messages.
         in_chans: Channels of the images; the first convolution is converted from three to it.
         new: Modules that the checkpoint may have otherwise, or not at all.
@@ -49,7 +50,7 @@ def load_weights_file(model: nn.Module, path: Path | str, name: str, in_chans: i
     Raises:
         UserError: The file cannot be read, or is of another architecture; names the first differences.
     """
-    kept = put_weights(model, _read(Path(path)), f"{path} does not fit {name}", in_chans, new)
+    kept = put_weights(model, _read(weights_path(path)), f"{path} does not fit {name}", in_chans, new)
     if kept:
         text = f"{path} has other shapes for {' and '.join(kept)} of {name}: new weights there"
         warnings.warn(NewWeightsWarning(text, kept), stacklevel=4)

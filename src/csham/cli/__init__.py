@@ -11,18 +11,40 @@ import sys
 from collections.abc import Sequence
 
 from csham._lazy import how_to_install
+from csham.errors import first_line_of
 
-__all__ = ["main"]
+__all__ = ["import_failure", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see :func:`csham.cli.commands.main`."""
     try:
         from csham.cli.commands import main as run  # noqa: PLC0415  an extra has what it is made of
-    except ModuleNotFoundError as err:
-        message = how_to_install("the command line", err)
+
+        return run(argv)
+    except ImportError as err:
+        message = import_failure("the command line", err)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2
-    return run(argv)
+    except KeyboardInterrupt:  # while that was imported
+        return 130
+
+
+def import_failure(what: str, err: ImportError) -> str | None:
+    """Say what is missing or cannot be loaded, and what to do; None for a part of csham, whose fault it is.
+
+    Args:
+        what: Subject of the sentence, which needs it.
+        err: From the import.
+    """
+    if isinstance(err, ModuleNotFoundError) and (missing := how_to_install(what, err)):
+        return missing
+    if (err.name or "").partition(".")[0] == "csham":
+        return None
+    where = f"{err.path}: " if err.path and err.path not in str(err) else ""
+    return (
+        f"{what} needs a library that cannot be loaded: {where}{first_line_of(err).rstrip('.')}. There is too little "
+        "memory for it (ulimit -v shows a limit), or its installation is broken: install it again."
+    )

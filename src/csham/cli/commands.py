@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import logging
@@ -13,15 +14,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from csham._lazy import how_to_install
 from csham._version import __version__
+from csham.cli import import_failure
 from csham.cli.app import app_page
 from csham.cli.common import COMMAND_STARTED
 from csham.cli.compare import compare
@@ -39,6 +40,7 @@ from csham.cli.share import share
 from csham.cli.train import train
 from csham.cli.verdict import verdict
 from csham.errors import UserError
+from csham.files import cache_root, make_folders
 from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, TimeIsOverError
 from csham.words import printable, say
 
@@ -95,9 +97,17 @@ app.command("share")(share)
 app.command("doctor")(doctor)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _csham(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """Channel-spatial attention for convolutional networks: train, measure, compare, use."""
 
@@ -113,12 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _make_printable()
     words = sys.argv[1:] if argv is None else list(argv)
-    if words == ["--version"]:
-        say(__version__)
-        return 0
     if argv is not None:
         COMMAND_STARTED.set(time.monotonic())
+    else:
+        _set_environment()
     try:
+        _check_working_folder()
         with _cleaning_up_on_signals(), _warnings_as_notes(debug="--debug" in words):
             _click_command()(args=words, prog_name="csham", obj=words)
     except SystemExit as stop:
@@ -130,6 +140,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as err:
         return _explain(err, debug="--debug" in words)
     return 0
+
+
+def _set_environment() -> None:
+    """Choose for libraries, and for the processes that they start, what the user has not."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # joblib's would import what lies in the working folder
+    if "MPLCONFIGDIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111  if any
+        with suppress(OSError):
+            place = cache_root() / "matplotlib"
+            make_folders(place)
+            os.environ["MPLCONFIGDIR"] = str(place)
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as err:
+        raise UserError("the working folder was deleted, or cannot be read. cd into another.") from err
 
 
 def _make_printable() -> None:
@@ -202,8 +229,8 @@ def _explain(err: Exception, *, debug: bool) -> int:
         say(*"".join(traceback.format_exception(err)).splitlines(), error=True)
     if isinstance(err, UserError):
         message, code = str(err), 2
-    elif isinstance(err, ModuleNotFoundError) and (missing := how_to_install("this command", err)):
-        message, code = missing, 2
+    elif isinstance(err, ImportError) and (failure := import_failure("this command", err)):
+        message, code = failure, 2
     elif isinstance(err, OSError) and (err.filename or err.errno):
         message, code = _system_error(err), 2
     else:
@@ -215,5 +242,10 @@ def _explain(err: Exception, *, debug: bool) -> int:
 
 
 def _system_error(err: OSError) -> str:
-    what = err.strerror or str(err)
-    return f"{err.filename}: {what}." if err.filename else f"{what}."
+    # Of an open file the system says no more; a failing network says itself what failed.
+    of_open_files = "standard output or another open file: " if err.errno in _OF_OPEN_FILES else ""
+    where = f"{err.filename}: " if err.filename else of_open_files
+    return f"{where}{err.strerror or err}."
+
+
+_OF_OPEN_FILES = (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)

@@ -20,8 +20,8 @@ from rich.table import Table
 from csham.backbones.names import BACKBONES
 from csham.backbones.own import use_code
 from csham.backbones.spec import NetworkSpec
+from csham.backbones.zoo import is_in_zoo, zoo_folder
 from csham.errors import UserError
-from csham.inference.zoo import is_in_zoo, zoo_folder
 from csham.layers.names import ATTENTIONS
 from csham.layers.own import is_own_attention
 from csham.own_code import is_reference
@@ -35,6 +35,7 @@ __all__ = [
     "check_counts",
     "check_report_packages",
     "check_seed",
+    "check_stdin",
     "check_trained",
     "code_words",
     "metrics_table",
@@ -77,6 +78,12 @@ def check_seed(seed: int) -> None:
     """Refuse a ``--seed`` that generators of random numbers do not take."""
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed must be from 0 to below 2**63, got {seed}.")
+
+
+def check_stdin(names: Sequence[str]) -> None:
+    """Refuse ``-`` among names of images where standard input was closed (``<&-``)."""
+    if "-" in names and sys.stdin is None:
+        raise UserError("- reads the names of images from standard input, which is closed. Give it a list: - < LIST")
 
 
 def use_named_code(code: Sequence[str] | None, attentions: Iterable[str] = (), backbones: Iterable[str] = ()) -> None:

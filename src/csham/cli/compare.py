@@ -38,7 +38,7 @@ from csham.study.setup import Request, merged, read_request_file
 from csham.training.config import DataSettings, MachineSettings, TrainingSettings
 from csham.training.interrupt import TIME_IS_OVER, TimeIsOverError, TimeLimit, why_stopped
 from csham.training.metrics import METRICS
-from csham.words import counted, path_word, say
+from csham.words import counted, path_word, say, some
 
 if TYPE_CHECKING:
     from csham.study.findings import Comparison, Results
@@ -79,7 +79,8 @@ def compare(
         Path | None, option("Names and settings from a YAML file, such as a study.yaml.", _STUDY, "none")
     ] = None,
     worthwhile: Annotated[
-        float | None, option("Smallest difference of top-1 worth having, in percent.", _STUDY, f"{WORTHWHILE:g}")
+        float | None,
+        option("Smallest difference of top-1 worth having, in percentage points.", _STUDY, f"{WORTHWHILE:g}"),
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed cells again.", rich_help_panel=_STUDY)
@@ -237,7 +238,7 @@ def _print_plan(plan: Plan) -> None:
         [state.cell.network.label, state.cell.seed, state.sentence, _hours(plan.hours.get(state.cell.key))]
         for state in plan.states
     ]
-    print_table(f"{plan.setup.store.path}: {len(rows)} cells", ["network", "seed", "state", "hours"], rows)
+    print_table(f"{plan.setup.store.path}: {counted(len(rows), 'cell')}", ["network", "seed", "state", "hours"], rows)
     for label, reason in plan.failures.items():
         say(f"{label} cannot be trained: {reason}", error=True)
     total = plan.total_hours
@@ -246,8 +247,8 @@ def _print_plan(plan: Plan) -> None:
     elif total is not None:
         many = f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
         say(
-            f"{len(plan.hours)} cells to do: about {_duration(total)}{many}, estimated from a few training steps of "
-            "each network on this machine, without torch.compile and the first minute of each process"
+            f"{counted(len(plan.hours), 'cell')} to do: about {_duration(total)}{many}, estimated from a few training "
+            "steps of each network on this machine, without torch.compile and the first minute of each process"
         )
 
 
@@ -278,7 +279,7 @@ def _conclude(
         typer.Exit: Something is not done that was to be.
     """
     path, failed, missing = finished.store.path, finished.failed, finished.missing
-    again = f"csham compare --study {path_word(path)}" + code_words(cell.network for cell in finished.cells)
+    again = f"csham compare --study {path_word(path)}" + code_words(finished.store.study.networks)
     if finished.signum is not None:
         again = f"{again} {shlex.join(how)}".rstrip()
         say(f"{why_stopped(finished.signum, limit)}, and saved. To go on: {again}", error=True)
@@ -288,7 +289,8 @@ def _conclude(
         say(f"{len(failed)} failed:", *map(_failure, failed), error=True)
         say(f"To try these again: {again} {shlex.join(dict.fromkeys(['--retry-failed', *how]))}", error=True)
     if missing:
-        say(f"{len(missing)} of {len(finished.cells)} cells are not done: {missing[0].label}, ...", error=True)
+        cells, are = counted(len(finished.cells), "cell"), "is" if len(missing) == 1 else "are"
+        say(f"{len(missing)} of {cells} {are} not done: {some((cell.label for cell in missing), 1)}", error=True)
     if training and (failed or missing):
         raise typer.Exit(1)
 

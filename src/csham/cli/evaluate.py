@@ -33,7 +33,7 @@ from csham.training.metrics import METRICS
 from csham.training.outputs import check_folder
 from csham.training.progress import create_progress
 from csham.training.run_folder import RunFolder, RunWeights
-from csham.words import say
+from csham.words import counted, say
 
 if TYPE_CHECKING:
     from csham.training.evaluation import Evaluation
@@ -112,8 +112,11 @@ def _evaluate(run: Path, data: str | None, weights: str | None, **how: Any) -> E
 def _print(run: Path, found: Evaluation) -> None:
     summary = found.summary
     metrics_table(f"{run}: {summary['part']} part of {summary['data']}", {str(RunWeights.from_dict(summary)): summary})
-    if summary["absent_classes"]:
-        say(f"{summary['absent_classes']} classes have no images here; macro averages leave them out", "")
+    if "note" in summary:
+        say(summary["note"], "")
+    if absent := summary["absent_classes"]:
+        have = "has" if absent == 1 else "have"
+        say(f"{counted(absent, 'class', 'es')} {have} no images here; macro averages leave them out", "")
     for name, reason in summary.get("undefined", {}).items():
         say(f"{METRICS[name].label} has no value here: {reason}", "")
     if "tta" in summary:

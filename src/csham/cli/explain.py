@@ -13,6 +13,7 @@ import csham
 from csham.cli.common import (
     check_counts,
     check_seed,
+    check_stdin,
     check_trained,
     print_json,
     print_table,
@@ -36,7 +37,7 @@ from csham.explain.methods import METHODS, OWN, check_library, find_method
 from csham.report.tables import write_csv
 from csham.training.outputs import check_folder
 from csham.training.progress import QuietProgress, create_progress
-from csham.words import say
+from csham.words import counted, say
 
 if TYPE_CHECKING:
     from csham.explain import Explanation, Faithfulness
@@ -99,6 +100,7 @@ def explain(
     """A picture for each image: attention of each stage, Grad-CAM, the answers; and how faithful the maps are."""
     check_counts(top_k=top_k, batch_size=batch_size, samples=samples)
     check_seed(seed)
+    check_stdin(images or [])
     if not images and samples is None:
         raise UserError("there is nothing to explain. Name images or folders, or --samples N for a table of scores.")
     if not images and target is not None:
@@ -200,13 +202,13 @@ def _draw(
             _tell(drawn[-1])
     progress.close()
     if unreadable:
-        say(f"{len(unreadable)} of {total} images could not be read:", error=True)
+        say(f"{len(unreadable)} of {counted(total, 'image')} could not be read:", error=True)
     for _, reason in unreadable:
         say(f"  {reason}", error=True)
     if not drawn:
-        raise UserError(f"none of the {total} images could be read.")
+        raise UserError(f"none of {counted(total, 'image')} could be read.")
     if tell:
-        say(f"{len(drawn)} pictures in {folder.path}")
+        say(f"{counted(len(drawn), 'picture')} in {folder.path}")
     return drawn
 
 
@@ -229,7 +231,7 @@ def _measure(
     images = sample_test_images(networks[0], samples, seed=how["seed"], progress=progress.preparing)
     progress.close()
     if len(images) < samples:
-        progress.note(f"the test part has {len(images)} images; all of them are measured")
+        progress.note(f"the test part has {counted(len(images), 'image')}; all of them are measured")
     start = time.monotonic()
     progress.start(0, len(images))
 

@@ -17,7 +17,7 @@ from csham.errors import UserError, any_of
 from csham.export.formats import FORMATS, check_format, check_free, format_of
 from csham.training.outputs import check_file
 from csham.training.progress import create_progress
-from csham.words import say
+from csham.words import counted, say
 
 if TYPE_CHECKING:
     from csham.export import Exported, Quantized
@@ -179,7 +179,7 @@ def _show(label: str, exported: Exported) -> None:
     say(
         f"logits differ from the network's by at most {exported.max_error:.2g} (the largest is "
         f"{exported.largest_logit:.3g}), at {sizes} pixels",
-        f"top-1 agrees on {exported.top1_agreement:.2f}% of {exported.images:,} images",
+        f"top-1 agrees on {exported.top1_agreement:.2f}% of {counted(exported.images, 'image')}",
     )
 
 

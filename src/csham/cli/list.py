@@ -19,7 +19,7 @@ from csham.errors import UserError, unknown_name
 from csham.inference.zoo import TABLE, zoo_rows
 from csham.layers.names import ATTENTIONS, FORMULAS, PAPER
 from csham.training.recipes import RECIPES
-from csham.words import say
+from csham.words import counted, say
 
 __all__ = ["list_names"]
 
@@ -103,7 +103,7 @@ def _shown(row: Row) -> Row:
         "network": row["network"],
         "attention": row["attention"],
         "data": f"{row['data']}, {row['image_size']} px",
-        "recipe": f"{row['recipe']}, {row['epochs']} epochs",
+        "recipe": f"{row['recipe']}, {counted(row['epochs'], 'epoch')}",
         "seeds": row["seeds"],
         "top-1": _with_interval(row["top1"], row["top1_interval"]),
         "beside plain": _with_interval(row["difference"], row["difference_interval"], sign="+"),

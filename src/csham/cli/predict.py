@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 import csham
 import csham.inference
-from csham.cli.common import check_counts, check_trained, use_named_code
+from csham.cli.common import check_counts, check_stdin, check_trained, use_named_code
 from csham.cli.options import (
     IMAGES_HELP,
     MACHINE,
@@ -92,6 +92,7 @@ def predict(
     if as_json and as_csv:
         raise UserError("predict: --json and --csv exclude each other. Give one of them.")
     check_counts(top_k=top_k, batch_size=batch_size)
+    check_stdin(images)
     MachineSettings(device=device or "auto", precision=precision or "auto")  # checks them
     check_trained(run, weights)
     check_output("--output", output, runs=[run])

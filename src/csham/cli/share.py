@@ -50,7 +50,7 @@ def share(
         print_json(written)
         return
     which = RunWeights.from_dict(written)
-    say(f"{written['network']}, {which}, {written['top1']}% top-1 on the test images, in {folder}")
+    say(f"{written['network']}, {which}, {written['top1']:.2f}% top-1 on the test images, in {folder}")
     print_table("", ["file", "bytes"], list(written["files"].items()))
     if quiet:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -178,9 +179,17 @@ def _resume(run: Path, given: dict[str, Any], progress: QuietProgress, limit: Ti
         with_more_epochs(folder, config, **added)  # before PyTorch is imported
     if not folder.finished and not (folder.last.is_file() or folder.best.is_file()):
         raise UserError(f"there is no checkpoint {folder.last}. Start the run again.")
+    if "epochs" in given or not folder.finished:
+        _check_writable(folder)
     with _stoppable(folder, config, limit):
         dataset = None if data is None else _open(replace(config, data=data), progress)
         return csham.training.resume(run, dataset=dataset, progress=progress, limit=limit, **given)
+
+
+def _check_writable(folder: RunFolder) -> None:
+    for place in filter(Path.exists, (folder.path, folder.last.parent)):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"--resume {folder.path}: {place} is not writable. Copy the run, and go on with the copy.")
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def _print(result: TableVerdict) -> None:
                     *([group] if _grouped(one) else []),
                     name,
                     str(values.n if values else 0),
-                    f"{values.mean:.4g}" if values else "",
+                    f"{values.mean:.{one.measure.digits}f}" if values else "",
                     points(values.sd) if values and values.sd is not None else "",
                     with_sign(found.mean) if found and found.mean is not None else "",
                     f"{with_sign(interval[0])} to {with_sign(interval[1])}" if interval else "",

@@ -21,6 +21,7 @@ from csham.data.sources import Chunk, Images, Listing, Source, Workplace, open_s
 from csham.data.sources.base import chunk_images
 from csham.errors import UserError
 from csham.files import cache_root, new_folder
+from csham.words import counted
 
 __all__ = ["open_packed", "prepare"]
 
@@ -223,7 +224,7 @@ def _pack(source: Source, images: Images, image_size: int, folder: Path, max_bad
     names = listing.names() if bad else []
     bad_files = [bad[row]._replace(path=names[row]) for row in sorted(bad)]
     good = np.setdiff1d(np.arange(count), list(bad))
-    _check_bad(bad_files, max_bad, source)
+    _check_bad(bad_files, max_bad, source, all_bad=not len(good))
     _check_every_class(listing, good, source)
     if bad:
         _drop_rows(folder / "images.npy", good, side, offset)
@@ -316,12 +317,13 @@ def _drop_rows(path: Path, good: np.ndarray, side: int, offset: int) -> None:
         file.truncate(offset + len(good) * side * side * 3)
 
 
-def _check_bad(bad: list[BadFile], max_bad: int, source: Source) -> None:
+def _check_bad(bad: list[BadFile], max_bad: int, source: Source, *, all_bad: bool = False) -> None:
     if len(bad) > max_bad:
         first = "; ".join(f"{file.path}: {file.reason}" for file in bad[:3])
+        allow = "" if all_bad else f", or allow --max-bad {len(bad)}"
         raise UserError(
-            f"{len(bad)} files of {source.location} cannot be read and at most {max_bad} are skipped: {first}"
-            f"{'; ...' if len(bad) > 3 else ''}. Repair or remove them, or allow --max-bad {len(bad)}."
+            f"{counted(len(bad), 'file')} of {source.location} cannot be read and at most {max_bad} are skipped: "
+            f"{first}{'; ...' if len(bad) > 3 else ''}. Repair or remove them{allow}."
         )
 
 

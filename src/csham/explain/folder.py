@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,8 @@ def _stems(name: str) -> Iterator[str]:
     folders = [part for part in path.parts[:-1] if part not in (path.anchor, "..")]
     stems = ["-".join([*folders[len(folders) - depth :], path.stem]) for depth in range(len(folders) + 1)]
     for stem in itertools.chain(stems, (f"{stems[-1]}-{number}" for number in itertools.count(2))):
-        yield stem.encode("utf-8", "surrogateescape")[-_LONGEST_STEM:].decode("utf-8", "ignore")
+        whole = os.fsencode(stem)[-_LONGEST_STEM:].decode("utf-8", "ignore")  # no half of a character
+        yield os.fsdecode(whole.encode())
 
 
 def _is_own(file: Path) -> bool:

@@ -28,6 +28,7 @@ from csham.inference.trained import as_trained
 from csham.inference.transform import ImageLike
 from csham.training.outputs import check_file
 from csham.training.progress import QuietProgress
+from csham.words import counted
 
 __all__ = ["Exported", "draft_of", "export"]
 
@@ -293,7 +294,7 @@ class _Task:
 
     def _compare(self, run: Runner, pixels: np.ndarray) -> Parity:
         count, height, width = pixels.shape[:3]
-        self.progress.note(f"checking on {count:,} images of {height} x {width} pixels")
+        self.progress.note(f"checking on {counted(count, 'image')} of {height} x {width} pixels")
         return compare(self.deployed, run, pixels)
 
 
@@ -304,8 +305,8 @@ def _judge(outcome: _Outcome, tolerance: float, format: str) -> None:
         raise UserError(
             f"the {format} file does not answer as the network does: its logits are off by up to "
             f"{parity.max_error:.3g}, where the largest is {parity.largest_logit:.3g} and the tolerance {tolerance:g}; "
-            f"top-1 agrees on {native.top1_agreement:.2f}% of {native.images:,} images. The file was not kept. "
-            "--tolerance allows more."
+            f"top-1 agrees on {native.top1_agreement:.2f}% of {counted(native.images, 'image')}. The file was not "
+            "kept. --tolerance allows more."
         )
 
 

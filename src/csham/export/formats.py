@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,10 +112,10 @@ def format_of(path: Path) -> str:
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Refuse to replace what exists, unless ``force`` and it is a file; never a device or a pipe.
+    """Refuse to replace what exists, unless ``force`` and it is a file, never a device or a pipe; and to write nowhere.
 
     Raises:
-        UserError: Something is there.
+        UserError: Something is there, or its folder is not writable.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file.")
@@ -122,3 +123,6 @@ def check_free(path: Path, force: bool) -> None:
         raise UserError(f"{path} is not a file. Name a file.")
     if path.exists() and not force:
         raise UserError(f"{path} exists already. Name another file, or replace it with --force (force=True).")
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make {path}: {place} is not writable. Name another file with --output (path=...).")

@@ -11,6 +11,7 @@ from csham.inference.trained import Trained
 from csham.training.config import resolve
 from csham.training.evaluation import Evaluation, Measured, check_part, measure
 from csham.training.progress import QuietProgress
+from csham.words import counted
 
 __all__ = ["evaluate_shared"]
 
@@ -52,11 +53,11 @@ def evaluate_shared(
         if not len(rows):
             raise UserError(
                 f"{dataset.source} has no test part of its own, and {trained.origin} does not say which of these "
-                "images it was trained on. --part all measures all."
+                "images it was trained on. --part all measures all, those that it was trained on too."
             )
         return rows
 
-    return measure(
+    found = measure(
         Measured(trained.origin, trained.network, trained.info, trained.run_weights),
         resolve({"data": data}),
         data,
@@ -67,3 +68,7 @@ def evaluate_shared(
         tta=tta,
         progress=progress,
     )
+    if part == "all":
+        count = counted(len(found.dataset), "image")
+        found.summary["note"] = f"{trained.origin} may have been trained on some of these {count}: it does not say"
+    return found

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from csham.attach.install import attached_modules
+from csham.attach.installed.attached import Attached
+from csham.attach.names import STRATEGIES
+from csham.backbones.spec import CONNECTION_FIELDS
 from csham.errors import UserError
 from csham.own_code import described, kind_of
 from csham.probing import blank_image, eagerly, evaluating, likeness, unchanged
@@ -27,6 +31,19 @@ class ModuleFacts(TypedDict, total=False):
     classes: Sequence[str]
     mean: Sequence[float]
     std: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModuleInfo(NetworkInfo):
+    """Description of a module, with the settings that its attached attention shows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as plain values, without the settings that are not known."""
+        values = super().to_dict()
+        if self.attention == "none":
+            return values
+        shown = ["gated", *(["strategy"] if self.strategy != "sequential" else [])]
+        return {name: value for name, value in values.items() if name in shown or name not in CONNECTION_FIELDS}
 
 
 def info_of(network: nn.Module, facts: ModuleFacts) -> NetworkInfo:
@@ -53,16 +70,26 @@ def info_of(network: nn.Module, facts: ModuleFacts) -> NetworkInfo:
     classes = [str(name) for name in facts.get("classes", range(count))]
     if len(classes) != count:
         raise UserError(f"{kind} tells {count} classes apart, and classes= names {len(classes)}.")
-    attached = dict.fromkeys(type(point.attention).__name__ for point in attached_modules(network))
-    return NetworkInfo(
+    points = attached_modules(network)
+    return _ModuleInfo(
         backbone=kind,
-        attention=" and ".join(attached) or "none",
+        attention=" and ".join(dict.fromkeys(type(point.attention).__name__ for point in points)) or "none",
+        strategy=_strategy(points),
+        gated=any(point.gate is not None for point in points),
         num_classes=count,
         image_size=side,
         classes=classes,
         mean=_numbers("mean", facts.get("mean", published.get("mean", _MEAN)), 0),
         std=_numbers("std", facts.get("std", published.get("std", _STD)), 1e-6),
     )
+
+
+def _strategy(points: Sequence[Attached]) -> str:
+    """Return the strategy that the points show, else the usual: whole attentions may be of two strategies."""
+    parts = {point.part for point in points}
+    if parts == {"channel", "spatial"}:
+        return "transfer" if any(point.lends is not None for point in points) else "alternate"
+    return parts.pop() if len(parts) == 1 and parts <= set(STRATEGIES) else "sequential"
 
 
 def _published(network: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from csham.data.decode import BadFile, image_formats, reason
-from csham.errors import UserError, unknown_name
+from csham.errors import UserError, first_line_of, unknown_name
 from csham.inference.modules import ModuleFacts
 from csham.inference.trained import Trained, as_trained
 from csham.inference.transform import UnreadableImageError
@@ -199,7 +199,7 @@ def _most_probable(question: _Question, pixels: list[np.ndarray]) -> list[tuple[
     try:
         logits = _logits(question, pixels)
     except torch.OutOfMemoryError as err:
-        cause = str(err).splitlines()[0]
+        cause = first_line_of(err)
         raise UserError(
             f"{trained.device} ran out of memory with batches of {len(pixels)} images. Choose a batch size of "
             f"{max(len(pixels) // 2, 1)}. ({cause})"

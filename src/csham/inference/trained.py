@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csham.backbones.zoo import is_in_zoo, zoo_folder
 from csham.data.sources.named import NOT_MIRRORED
 from csham.data.views import Views
 from csham.errors import UserError
 from csham.inference.modules import ModuleFacts, info_of
 from csham.inference.shared import download, is_on_hub, is_shared, read_shared
 from csham.inference.transform import ImageLike, ImageTransform
-from csham.inference.zoo import is_in_zoo, zoo_folder
 from csham.probing import evaluating, likeness, uncompiled
 from csham.training.evaluation import averaged, find_weights, load_network
 from csham.training.machine import choose_device

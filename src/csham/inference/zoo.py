@@ -8,47 +8,16 @@ here imports PyTorch.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from csham.settings import check_choice
+from csham.backbones.zoo import PREFIX, ZOO, zoo_names
 
-__all__ = ["PREFIX", "TABLE", "ZOO", "is_in_zoo", "zoo_folder", "zoo_names", "zoo_rows"]
-
-ZOO = Path(__file__).parent.parent / "zoo"
-"""Folder of the shared folders."""
+__all__ = ["TABLE", "zoo_rows"]
 
 TABLE = ZOO / "results.json"
 """File of the table, as ``csham list results --json`` prints it."""
-
-PREFIX = "zoo:"
-"""Stands before the name of a network."""
-
-
-def is_in_zoo(path: Path | str) -> bool:
-    """Return True if ``zoo:NAME`` is meant, not something on this machine."""
-    return str(path).startswith(PREFIX)
-
-
-def zoo_names() -> list[str]:
-    """Return the names of the networks, without the prefix."""
-    return sorted(file.parent.name for file in ZOO.glob("*/config.json"))
-
-
-def zoo_folder(name: Path | str) -> Path:
-    """Return the shared folder of a network.
-
-    Args:
-        name: ``zoo:NAME``.
-
-    Raises:
-        UserError: There is none of that name.
-    """
-    wanted, names = str(name).removeprefix(PREFIX), zoo_names()
-    check_choice("network of the zoo", wanted, names)
-    return ZOO / wanted
 
 
 def zoo_rows() -> list[dict[str, Any]]:

@@ -134,8 +134,9 @@ def _cautions(material: Material) -> list[str]:
     errors = [row.test_se for row in results.networks if row.test_se]
     if pairs and errors:
         notes.append(
-            "All networks are measured on the same test images, whose choice alone moves one accuracy by "
-            f"±{max(errors):.2f} points (standard error); intervals here are over seeds."
+            "The networks of a seed are measured on the same test images, whose choice alone moves one accuracy by "
+            f"±{max(errors):.2f} points (standard error). Intervals here are over seeds: where the data have no test "
+            "part of their own, each seed draws one, and they hold that chance; else they do not."
         )
     return notes + _early_ends(material)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -143,7 +142,7 @@ def _picture(one: MetricVerdict, result: TableVerdict) -> Picture | None:
         caption=f"Paired gains of {measure.name}{unit}.",
         subject="variant",
         unit=measure.word,
-        digits=_digits(measure),
+        digits=measure.digits,
     )
     variants = looks_of(dict.fromkeys(comparison.name for comparison in one.comparisons))
     pooled = [_as_comparison(estimate, result.baseline) for estimate in one.pooled]
@@ -168,11 +167,6 @@ def _as_comparison(one: Pooled, baseline: str) -> Comparison:
         "more": {},
     }
     return Comparison(**others | known)
-
-
-def _digits(measure: Measure) -> int:
-    """Return the decimals that tell gains worth having apart."""
-    return max(2, 1 - math.floor(math.log10(measure.worthwhile))) if measure.worthwhile else 4
 
 
 def _named(result: TableVerdict, group: Callable[[Any], str], variant: Callable[[Any], str]) -> list[Column]:
@@ -216,9 +210,6 @@ def _verdict_table(result: TableVerdict) -> Table:
 
 
 def _pooled_table(result: TableVerdict) -> Table:
-    def digits(row: _PooledRow) -> int:
-        return _digits(row.measure)
-
     columns = [
         Column(
             "metric" if len(result.metrics) > 1 else "", lambda row: row.measure.name, keys=("metric",), numeric=False
@@ -241,21 +232,21 @@ def _pooled_table(result: TableVerdict) -> Table:
             "mean",
             lambda row: row.pooled.mean,
             keys=("mean",),
-            show=lambda row: signed(row.pooled.mean, digits(row)),
+            show=lambda row: signed(row.pooled.mean, row.measure.digits),
             help="Random effects: DerSimonian and Laird (1986); an estimate for groups such as these.",
         ),
         Column(
             "95%",
             lambda row: row.pooled.t_interval,
             keys=("low", "high"),
-            show=lambda row: interval(row.pooled.t_interval, digits(row)),
+            show=lambda row: interval(row.pooled.t_interval, row.measure.digits),
             help="Hartung and Knapp (2001), never narrower than chance within groups makes it.",
         ),
         Column(
             "between",
             lambda row: row.pooled.between,
             keys=("between",),
-            show=lambda row: fixed(row.pooled.between, digits(row)),
+            show=lambda row: fixed(row.pooled.between, row.measure.digits),
             help="Estimated standard deviation of the groups' true gains.",
         ),
         Column("I²", lambda row: row.pooled.i2, keys=("i2",), show=lambda row: f"{100 * row.pooled.i2:.0f}%"),
@@ -280,7 +271,7 @@ def _statistic(name: str, row: _Compared) -> Any:
 
 def _shown(statistic: Statistic, row: _Compared) -> str:
     """Write a number of a comparison with the decimals that its metric asks for."""
-    return shown(statistic, row.comparison, _digits(row.measure))
+    return shown(statistic, row.comparison, row.measure.digits)
 
 
 def _variant_table(result: TableVerdict) -> Table:
@@ -306,14 +297,14 @@ def _variant_table(result: TableVerdict) -> Table:
 
 def _value(name: str, row: _Variant) -> str:
     value = getattr(row.values, name)
-    return DASH if value is None else fixed(value, _digits(row.measure))
+    return DASH if value is None else fixed(value, row.measure.digits)
 
 
 def _run_table(result: TableVerdict) -> Table:
     columns = [
         *_named(result, attrgetter("group"), attrgetter("variant")),
         Column("seed", attrgetter("seed"), keys=("seed",)),
-        Column("value", attrgetter("value"), keys=("value",), show=lambda row: fixed(row.value, _digits(row.measure))),
+        Column("value", attrgetter("value"), keys=("value",), show=lambda row: fixed(row.value, row.measure.digits)),
     ]
     rows = [
         _Run(one.measure, *names, seed, value)

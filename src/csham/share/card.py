@@ -16,7 +16,7 @@ from csham.own_code import NO_PAPER, Code
 from csham.training.config import TrainConfig
 from csham.training.metrics import in_tables
 from csham.training.run_folder import RunFolder
-from csham.words import path_word
+from csham.words import counted, path_word
 
 __all__ = ["PAPER", "SOFTWARE", "model_card"]
 
@@ -238,12 +238,12 @@ def _limits(config: TrainConfig, summary: Mapping[str, Any], measured: Mapping[s
             "Training began from weights that others trained, on other images: their licence and their limits apply "
             "too."
         )
-    if measured.get("absent_classes"):
-        points.append(f"{measured['absent_classes']} classes have no test images; macro averages leave them out.")
-    if summary.get("test_images_trained_with"):
-        points.append(f"{summary['test_images_trained_with']} of the test images are training images too.")
-    if summary.get("bad_files"):
-        points.append(f"{summary['bad_files']} files of the data could not be read and were left out.")
+    if absent := measured.get("absent_classes"):
+        points.append(f"Macro averages leave out {counted(absent, 'class', 'es')} without test images.")
+    if repeated := summary.get("test_images_trained_with"):
+        points.append(f"Training images among the test images: {repeated:,}.")
+    if bad := summary.get("bad_files"):
+        points.append(f"Left out: {counted(bad, 'file')} of the data that could not be read.")
     return "\n".join(f"- {point}" for point in points)
 
 

@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Measure", "add_controls", "check_budget_control", "control_networks", "step_times"]
 
-Measure = Callable[[Sequence[Network]], Mapping[str, float]]
+Measure = Callable[[Sequence[Network]], Mapping[str, float | str]]
 """Takes networks, the first of which is plain, and returns by label how long each one's training step takes against the
-first's, of those that could be measured; all of it from one interleaved run."""
+first's, or why it could not be measured; all of it from one interleaved run."""
 
 TOLERANCE = 0.03
-"""Training times within this fraction of each other count as the same."""
+"""Training times of attentions within this fraction of each other count as the same, and share their controls."""
+
+NEAR = 0.10
+"""A control's training time is within this fraction of its network's: layers and channels are whole numbers."""
 
 # Of the first run, from which the second one's candidates are interpolated: factors on the training time.
 _LADDER = (1.15, 1.5, 2.2)
+_MOST_RUNS = 2  # after the first
 _MOST_STEPS = 40
+_BEYOND = 9.0  # exponent that is off every axis: of times that hardly differ it may be any number
 
 
 def step_times(
@@ -56,7 +61,7 @@ def step_times(
         progress: Told what happens.
     """
 
-    def measure(networks: Sequence[Network]) -> dict[str, float]:
+    def measure(networks: Sequence[Network]) -> dict[str, float | str]:
         comparison = make_comparison(
             {n.label: n for n in networks},
             num_classes=num_classes,
@@ -69,7 +74,7 @@ def step_times(
         )
         comparison.run()
         _let_go_of_memory()
-        return {cost.name: cost.ratios["train_step"] for cost in comparison.costs() if "train_step" in cost.ratios}
+        return {cost.name: cost.ratios.get("train_step", cost.failed) for cost in comparison.costs()}
 
     return measure
 
@@ -104,8 +109,9 @@ def control_networks(
     """Find the plain networks that take as long to train as those with attention.
 
     For each distinct training time among the attentions of a backbone, one network of another width and one of another
-    depth, where the backbone has both. Two runs of ``measure``: the attentions beside a ladder of widths and depths,
-    then beside the two candidates that the first run puts on either side of each of their times.
+    depth, where the backbone has both and one comes within ``NEAR`` of that time. Two runs of ``measure``, or three:
+    the attentions beside a ladder of widths and depths, then beside the two candidates that what is known by then puts
+    on either side of each of their times; once more where none of these is near enough.
 
     Args:
         networks: Those of a study; budget controls among them are left out.
@@ -178,25 +184,41 @@ def _controls(
     plain: Network, attentions: Sequence[Network], measure: Measure, note: Callable[[str], Any]
 ) -> list[Network]:
     axes = _axes(plain.backbone)
-    ladder = [axis.network(choice) for axis in axes for choice in _ladder(axis)]
-    first = measure([plain, *attentions, *ladder])
-    if plain.label not in first:
-        raise UserError(f"--budget-control: {plain.label} could not be measured; csham profile says why.")
+    first = measure([plain, *attentions, *(axis.network(choice) for axis in axes for choice in _ladder(axis))])
+    times = _measured(first)
+    if plain.label not in times:
+        why = _why(first, plain)
+        raise UserError(f"--budget-control: {plain.label} could not be measured{why}. csham profile says more.")
     targets = _targets(attentions, first, note)
-    if not targets:
-        return []
-    candidates = {axis.name: _candidates(axis, first, [first[n.label] for n in targets]) for axis in axes}
-    second = measure([plain, *targets, *dict.fromkeys(n for nets in candidates.values() for n in nets)])
+    missed = wanted = [(target, axis) for target in targets for axis in axes]
+    for _ in range(_MOST_RUNS):
+        candidates = [n for target, axis in missed for n in _candidates(axis, times, times[target.label])]
+        if all(network.label in times for network in candidates):
+            break
+        times |= _measured(measure([plain, *targets, *dict.fromkeys(candidates)]))
+        missed = [
+            (target, axis) for target, axis in wanted if not _is_near(_nearest(target, axis, times), target, times)
+        ]
     controls: dict[Network, Network] = {}
-    for target in targets:
-        for nearby in candidates.values():
-            best = _nearest(nearby, second, second.get(target.label, first[target.label]))
-            if best is None or best in controls:
-                continue
+    for target, axis in wanted:
+        best = _nearest(target, axis, times)
+        near = _is_near(best, target, times)
+        if near and best in controls:
+            continue
+        note(_found(target, axis, best, times))
+        if best is not None and near:
             controls[best] = replace(best, instead_of=target.label)
-            time, goal = second[best.label], second.get(target.label, first[target.label])
-            note(f"{best.backbone} stands beside {target.label}: {time:.2f} and {goal:.2f} times the plain step")
     return list(controls.values())
+
+
+def _measured(found: Mapping[str, float | str]) -> dict[str, float]:
+    return {label: time for label, time in found.items() if not isinstance(time, str)}
+
+
+def _why(found: Mapping[str, float | str], network: Network) -> str:
+    """Return why a network was not measured, to be put behind that, where something is known."""
+    reason = found.get(network.label)
+    return f" ({reason})" if reason else ""
 
 
 def _axes(backbone: str) -> list[_Axis]:
@@ -221,13 +243,16 @@ def _ladder(axis: _Axis) -> list[float]:
     return list(dict.fromkeys(axis.nearest(axis.start * factor ** (1 / power)) for factor in _LADDER))
 
 
-def _targets(attentions: Sequence[Network], times: Mapping[str, float], note: Callable[[str], Any]) -> list[Network]:
+def _targets(
+    attentions: Sequence[Network], found: Mapping[str, float | str], note: Callable[[str], Any]
+) -> list[Network]:
     """Return one network for each distinct training time above the plain network's."""
     targets: list[Network] = []
+    times = _measured(found)
     for network in attentions:
         time = times.get(network.label)
         if time is None:
-            note(f"{network.label} could not be measured and gets no budget control")
+            note(f"{network.label} could not be measured and gets no budget control{_why(found, network)}")
         elif time < 1 + TOLERANCE:
             note(f"{network.label} takes {time:.2f} times the plain step: the plain network is its budget control")
         elif not any(abs(math.log(time / times[other.label])) <= math.log1p(TOLERANCE) for other in targets):
@@ -235,17 +260,16 @@ def _targets(attentions: Sequence[Network], times: Mapping[str, float], note: Ca
     return targets
 
 
-def _candidates(axis: _Axis, times: Mapping[str, float], goals: Sequence[float]) -> list[Network]:
-    """Return the networks on either side of each time, as interpolated between those that were measured."""
+def _candidates(axis: _Axis, times: Mapping[str, float], goal: float) -> list[Network]:
+    """Return the networks on either side of a time, as interpolated between those that were measured."""
     points = [(axis.start, 1.0)]
-    for choice in _ladder(axis):
+    for choice in axis.choices:
         time = times.get(axis.network(choice).label)
         if time is not None and time > points[-1][1]:  # noise may put a larger one below a smaller
             points.append((choice, time))
     if len(points) < 2:
         return []
-    choices = [choice for goal in goals for choice in axis.around(_interpolated(points, goal))]
-    return [axis.network(choice) for choice in dict.fromkeys(choices)]
+    return [axis.network(choice) for choice in axis.around(_interpolated(points, goal))]
 
 
 def _interpolated(points: Sequence[tuple[float, float]], goal: float) -> float:
@@ -253,9 +277,26 @@ def _interpolated(points: Sequence[tuple[float, float]], goal: float) -> float:
     pieces = list(pairwise(points))
     (low, before), (high, after) = next((piece for piece in pieces if goal <= piece[1][1]), pieces[-1])
     slope = math.log(high / low) / math.log(after / before)
-    return low * math.exp(slope * math.log(goal / before))
+    return low * math.exp(min(slope * math.log(goal / before), _BEYOND))
 
 
-def _nearest(networks: Sequence[Network], times: Mapping[str, float], goal: float) -> Network | None:
-    measured = [network for network in networks if network.label in times]
-    return min(measured, key=lambda network: abs(math.log(times[network.label] / goal)), default=None)
+def _nearest(target: Network, axis: _Axis, times: Mapping[str, float]) -> Network | None:
+    """Return the network of an axis whose measured time is nearest to a target's."""
+    measured = [network for choice in axis.choices if (network := axis.network(choice)).label in times]
+    return min(measured, key=lambda network: abs(math.log(times[network.label] / times[target.label])), default=None)
+
+
+def _is_near(best: Network | None, target: Network, times: Mapping[str, float]) -> bool:
+    return best is not None and abs(math.log(times[best.label] / times[target.label])) <= math.log1p(NEAR)
+
+
+def _found(target: Network, axis: _Axis, best: Network | None, times: Mapping[str, float]) -> str:
+    """Say in a line what stands beside a network, or what comes nearest."""
+    none = f"{target.label} gets no budget control of another {axis.name}"
+    if best is None:
+        return f"{none}: none could be measured"
+    time, goal = times[best.label], times[target.label]
+    both = f"{time:.2f} and {goal:.2f} times the plain step"
+    if _is_near(best, target, times):
+        return f"{best.backbone} stands beside {target.label}: {both}"
+    return f"{none}: {best.backbone} comes nearest, with {both}, which is {time / goal:.2f} times as long"

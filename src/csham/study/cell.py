@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from csham.backbones.zoo import weights_path
 from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
 from csham.data.dataset import describe_data
@@ -377,7 +378,7 @@ def _why_no_cell(folder: RunFolder, study: Study) -> str:
 def _key_of_run(folder: RunFolder) -> str:
     """Return the key that a run has as a cell of a study of its data."""
     config = folder.read_config()
-    weights = None if config.weights_file is None else sha256_of(Path(config.weights_file))
+    weights = None if config.weights_file is None else sha256_of(weights_path(config.weights_file))
     return cell_key(config, _data_of(folder)["fingerprint"], weights)
 
 

@@ -82,7 +82,12 @@ STATISTICS = {
         Statistic(name="p_t", title="p, t-test", help="Paired, two-sided.", shown="p"),
         Statistic(name="p_sign_flip", title="p, sign flip", help="Permutation test, two-sided.", shown="p"),
         Statistic(name="p_equivalent", shown="p"),
-        Statistic(name="p_t_holm", title="p, Holm", help="Of the t-test, corrected for the number of rows.", shown="p"),
+        Statistic(
+            name="p_t_holm",
+            title="p, Holm",
+            help="Of the t-test, or what stands in for it without spread; corrected for the number of rows.",
+            shown="p",
+        ),
         Statistic(name="p_sign_flip_holm", shown="p"),
         Statistic(name="p_equivalent_holm", shown="p"),
         Statistic(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from csham.study.findings import AgainstControl, Comparison
@@ -37,6 +37,7 @@ def headline(
     cells: int = 0,
     *,
     words: Words | None = None,
+    begun: Collection[str] = (),
 ) -> str:
     """Say what a study found.
 
@@ -49,6 +50,7 @@ def headline(
         failed: Runs that failed.
         cells: Runs of the whole study.
         words: Names of what is compared; None speaks of a study's attentions.
+        begun: Labels of the networks that have a run, be it of a seed that the plain network has not.
     """
     words = words or Words()
     attentions = [c for c in comparisons if c.instead_of is None]
@@ -56,7 +58,8 @@ def headline(
         *_decided(attentions, "helps", words),
         *_decided(attentions, "hurts", words),
         *_no_difference(attentions, worthwhile, words),
-        *_undecided(attentions, words),
+        *_undecided([c for c in attentions if c.n], attentions, words),
+        *_unpaired([c for c in attentions if not c.n], begun, words),
         *_controls(attentions),
         *_incomplete(missing, failed, cells),
     ]
@@ -107,11 +110,16 @@ def _what_is_within(found: Iterable[Comparison]) -> str:
 def _names(found: Sequence[Comparison], words: Words) -> str:
     """Name a few networks, with their backbones, or count many."""
     if len(found) > _NAMED:
-        return f"{len(found)} {words.kind}{_on(found)}"
+        return f"{_count(found, words)}{_on(found)}"
     several = len({c.backbone for c in found}) > 1
     names = [f"{c.name} on {c.backbone}" if several else c.name for c in found]
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     return listed if several else f"{listed}{_on(found[:1])}"
+
+
+def _count(found: Sequence[Comparison], words: Words) -> str:
+    names = len({c.name for c in found})
+    return f"{len(found)} {words.kind}" if names == len(found) else f"{len(found)} comparisons of {names} {words.kind}"
 
 
 def _on(found: Iterable[Comparison]) -> str:
@@ -123,21 +131,27 @@ def _space(word: str) -> str:
     return f" {word}" if word else ""
 
 
-def _undecided(attentions: Sequence[Comparison], words: Words) -> list[str]:
-    found = [c for c in attentions if c.verdict == "cannot tell yet"]
-    unmeasured = [c for c in found if not c.n]
-    measured = [c for c in found if c.n]
+def _undecided(paired: Iterable[Comparison], attentions: Sequence[Comparison], words: Words) -> list[str]:
+    found = [c for c in paired if c.verdict == "cannot tell yet"]
+    if not found:
+        return []
+    seeds = sorted({c.n for c in found})
+    span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    plural = "s" if seeds[-1] > 1 else ""
+    told = f"{_whose(found, attentions, words)} cannot be told from {words.plain} with {span} seed{plural}"
+    return [f"{told}{_outlook(found)}."]
+
+
+def _unpaired(found: Sequence[Comparison], begun: Collection[str], words: Words) -> list[str]:
+    """Speak of networks that share no seed with the plain one: those without a run, and those whose run waits."""
+    alone = [c for c in found if c.label in begun]
+    unmeasured = [c for c in found if c.label not in begun]
     sentences = []
-    if measured:
-        seeds = sorted({c.n for c in measured})
-        span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        plural = "s" if seeds[-1] > 1 else ""
-        told = f"{_whose(measured, attentions, words)} cannot be told from {words.plain} with {span} seed{plural}"
-        sentences.append(f"{told}{_outlook(measured)}.")
+    if alone:
+        sentences.append(f"{_names(alone, words)} cannot be compared with {words.plain} yet: no seed has both.")
     if unmeasured:
-        sentences.append(
-            f"{_names(unmeasured, words)} {'has' if len(unmeasured) == 1 else 'have'} not been measured yet."
-        )
+        verb = "has" if len(unmeasured) == 1 else "have"
+        sentences.append(f"{_names(unmeasured, words)} {verb} not been measured yet.")
     return sentences
 
 
@@ -145,16 +159,22 @@ def _whose(measured: Sequence[Comparison], attentions: Sequence[Comparison], wor
     if len(attentions) == 1:
         return f"{attentions[0].name}{_on(attentions)}"
     if len(measured) == len(attentions):
-        return f"Each of {len(attentions)} {words.kind}{_on(attentions)}"
+        return f"Each of {_count(attentions, words)}{_on(attentions)}"
     return _names(measured, words)
 
 
-def _outlook(measured: Iterable[Comparison]) -> str:
+def _outlook(measured: Sequence[Comparison]) -> str:
     more = [c.seeds_needed - c.n for c in measured if c.seeds_needed is not None]
     if not more:
         return ", and no number of seeds that anyone would run is likely to change that"
     counts = f"{min(more)}" if min(more) == max(more) else f"{min(more)} to {max(more)}"
-    return f"; about {counts} more could settle it"
+    if len(more) == len(measured):
+        return f"; about {counts} more could settle it"
+    others = "the other" if len(measured) - len(more) == 1 else "the others"
+    return (
+        f"; about {counts} more could settle {len(more)} of them, and no number that anyone would run is likely to "
+        f"settle {others}"
+    )
 
 
 def _controls(attentions: Iterable[Comparison]) -> list[str]:

@@ -1,12 +1,12 @@
 """A whole comparison in one call, from what is asked for to the costs of a finished study: what ``csham compare`` does.
 
-Start with :func:`compare`. Imports PyTorch only where budget controls, adopted runs or costs need it: the cells are
-trained by other processes.
+Start with :func:`compare`. Imports PyTorch only where new networks, budget controls, adopted runs or costs need it: the
+cells are trained by other processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,17 @@ from csham.errors import UserError
 from csham.settings import check_choice
 from csham.study.budget import add_controls, check_budget_control, step_times
 from csham.study.costs import measure_costs
-from csham.study.engines import Engine, Outcome, plan_tasks
+from csham.study.engines import Engine, Outcome, Task, plan_tasks
 from csham.study.engines.local import available_cores, run_local
-from csham.study.grid import Cell, Network
+from csham.study.grid import Cell, Network, Study
 from csham.study.plan import Plan, make_plan
 from csham.study.progress import StudyProgress, create_study_progress
 from csham.study.setup import Request, Setup, check_records, set_up
 from csham.study.store import Store
+from csham.study.study_file import FILE
 from csham.training.interrupt import TimeLimit
 from csham.training.progress import create_progress
+from csham.words import counted
 
 __all__ = ["ENGINES", "Finished", "choose_engine", "compare", "dry_run"]
 
@@ -120,7 +122,14 @@ def compare(
     _check_budget_control(request, budget_control)
     progress = create_study_progress(quiet=quiet)
     try:
-        setup = _set_up(request, progress, budget_control=budget_control, write=True, merge=merge)
+        taken = bool(adopt or merge)  # cells that are open now may be done before any is trained
+
+        def check(setup: Setup) -> None:
+            _check_merge(merge, setup)
+            if training and not taken:
+                _tasks(setup.store, setup.study, shard, retry_failed=retry_failed)
+
+        setup = _set_up(request, progress, budget_control=budget_control, write=True, check=check)
         store = setup.store
         _prepare_store(setup, progress, adopt, merge)
         if not training:
@@ -204,9 +213,13 @@ def _check_budget_control(request: Request, budget_control: bool) -> None:
 
 
 def _set_up(
-    request: Request, progress: StudyProgress, *, budget_control: bool, write: bool, merge: Sequence[Path] = ()
+    request: Request,
+    progress: StudyProgress,
+    *,
+    budget_control: bool,
+    write: bool,
+    check: Callable[[Setup], None] = lambda _: None,
 ) -> Setup:
-    check = partial(_check_merge, merge)
     setup = set_up(request, progress.note, progress.preparing, write=write, check=check)
     for note in setup.notes:
         progress.note(note)
@@ -266,10 +279,31 @@ def _train(
 ) -> Outcome:
     """Do what is left to do."""
     study, records = store.study, store.by_key()
-    tasks = plan_tasks(study, records, retry_failed=retry_failed, shard=shard)
+    tasks = _tasks(store, study, shard, retry_failed=retry_failed)
     cells = study.part(shard)
     progress.begin(len(cells), sum(records.get(cell.key, {}).get("status") == "done" for cell in cells))
     return engine(store, tasks, machine, progress) if tasks else Outcome()
+
+
+def _tasks(store: Store, study: Study, shard: tuple[int, int], *, retry_failed: bool) -> list[Task]:
+    """Choose the cells to be done, and refuse all of them if some need code that was edited since, and would fail."""
+    tasks = plan_tasks(study, store.by_key(), retry_failed=retry_failed, shard=shard)
+    for network in dict.fromkeys(task.cell.network for task in tasks):
+        if changed := network.changed_code:
+            seeds = [task.cell.seed for task in tasks if task.cell.network == network]
+            need = f"{counted(len(seeds), 'run')} to come of {network.label} need{'s' if len(seeds) == 1 else ''}"
+            more = store.exists and set(seeds).isdisjoint(store.study.seeds)
+            raise UserError(
+                f"{changed}. {need} the old one, so nothing is trained. Put the old code back, or take that network "
+                f"out of {store.path / FILE}{_NO_MORE_SEEDS if more else ''}."
+            )
+    return tasks
+
+
+_NO_MORE_SEEDS = (
+    "; or ask for no more seeds, and name the new code with --attentions (--backbones): that adds another network, and "
+    "what is done stays"
+)
 
 
 def _measure_costs(

@@ -1,6 +1,6 @@
 """From what was asked for to a study: a new one, or one that exists and is gone on with or extended.
 
-Imports PyTorch only where a new study leaves the precision to the machine, or takes its weights from a file.
+Imports PyTorch only where networks are new, which are built once, or a new study leaves the precision to the machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS
+from csham.backbones.zoo import weights_path
 from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
 from csham.data.dataset import describe_data
@@ -148,6 +149,7 @@ def set_up(
     if not store.exists:
         setup = _new(request, store, preparing)  # before anything is left behind
         check(setup)
+        _try_networks(setup.study, setup.study.networks)
         with store.changing_study():
             if not store.exists:
                 store.write_study(setup.study)
@@ -156,6 +158,7 @@ def set_up(
         before, edited = store.study, is_edited(store.path)
         setup = _extended(request, store, preparing)
         check(setup)
+        _try_networks(setup.study, [network for network in setup.study.networks if network not in before.networks])
         if edited:
             store.repair()
             check_records(setup.study, store.records(), store.path)
@@ -273,7 +276,7 @@ def _new(request: Request, store: Store, preparing: Preparing) -> Setup:
         seeds=tuple(request.seeds) or tuple(range(_SEEDS)),
         worthwhile=WORTHWHILE if request.worthwhile is None else request.worthwhile,
         command=request.command,
-        weights_sha256=None if config.weights_file is None else sha256_of(Path(config.weights_file)),
+        weights_sha256=None if config.weights_file is None else sha256_of(weights_path(config.weights_file)),
     )
     _try_weights(study)
     steps = steps_notes(config, _train_images(config, dataset))
@@ -331,7 +334,7 @@ def _with_todays_code(study: Study, store: Store) -> tuple[list[Network], list[s
         f"{network.label} is {new.label} now: it was edited before a run was done" for network, new in anew.items()
     ]
     notes += [
-        f"{network.label}: its code was edited since. What is done stays, and the new code makes another network"
+        f"{network.label}: its code was edited since. What is done stays, and the new code, named, is another network"
         for network in old
         if network not in anew
     ]
@@ -393,7 +396,7 @@ def _check_settings(request: Request, study: Study, where: Path, dataset: Packed
             said.pop(name, None)
     changed = study.changed(said)
     if study.weights_sha256 is not None and said.get("weights_file") is not None:
-        same = sha256_of(Path(said["weights_file"])) == study.weights_sha256
+        same = sha256_of(weights_path(said["weights_file"])) == study.weights_sha256
         changed = [change for change in changed if change[0] != "weights_file" or not same]
     if [name for name, _, _ in changed] == ["recipe"]:
         return  # a name for the same settings
@@ -466,6 +469,22 @@ def _try_weights(study: Study) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what stays new: each run says so
             config.build(num_classes=study.data.classes, image_size=config.image_size, weights_file=config.weights_file)
+
+
+def _try_networks(study: Study, networks: Iterable[Network]) -> None:
+    """Refuse networks that cannot be built: every cell would fail of it, one after the other."""
+    reasons = []
+    for network in networks:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # each run says them
+                network.build(num_classes=study.data.classes, image_size=study.data.image_size)
+        except Exception as err:  # whatever a network fails with
+            from csham.cost.task import reason  # noqa: PLC0415  imports torch
+
+            reasons.append(f"{network.label} cannot be built: {reason(err)}")
+    if reasons:
+        raise UserError(*reasons)
 
 
 def _what_differs(record: Mapping[str, Any], study: Study, config: TrainConfig) -> str:

@@ -27,6 +27,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Literal
 
@@ -88,7 +89,8 @@ class Judgement:
         p_sign_flip: Sign-flip permutation test on abs(mean), two-sided; exact up to ``EXACT_UP_TO`` pairs.
         p_equivalent: That the difference is worth having, two one-sided t-tests; None with fewer than two pairs. See
             the top of this file for what it is without spread.
-        p_t_holm: ``p_t`` after Holm's correction over the table.
+        p_t_holm: ``p_t``, or without spread what stands in for it (see the top of this file), after Holm's correction
+            over the table.
         p_sign_flip_holm: ``p_sign_flip``, likewise.
         p_equivalent_holm: ``p_equivalent``, likewise.
         verdict: See the top of this file.
@@ -189,7 +191,7 @@ def _judged(tests: Sequence[_Tests]) -> list[Judgement]:
             p_t=test.p_t,
             p_sign_flip=test.p_sign_flip,
             p_equivalent=test.p_equivalent,
-            p_t_holm=differs[i] if test.p_t is not None else None,
+            p_t_holm=differs[i],
             p_sign_flip_holm=sign_flip[i],
             p_equivalent_holm=equivalent[i],
             verdict=_verdict(test, differs[i], equivalent[i]),
@@ -286,7 +288,7 @@ def points(value: float) -> str:
     """Write a number of percentage points: two decimals, or two digits of something small."""
     if abs(value) <= NO_SPREAD:
         return "0.00"
-    return f"{value:.2g}" if abs(value) < 0.095 else f"{value:.2f}"
+    return f"{Decimal(f'{value:.2g}'):f}" if abs(value) < 0.095 else f"{value:.2f}"
 
 
 def extremes(values: Iterable[float]) -> tuple[str, str]:
@@ -362,6 +364,10 @@ class _Margin:
     def of(self, value: str) -> str:
         """Write a number with its unit, if it has one."""
         return f"{value} {self.unit}".rstrip()
+
+    def end(self, value: float) -> str:
+        """Write an end of an interval, with a decimal more where it would look like the margin and is not."""
+        return f"{value:+.3f}" if points(abs(value)) == points(self.value) else with_sign(value)
 
     @property
     def text(self) -> str:
@@ -534,7 +540,7 @@ def _shown(found: Judgement, values: np.ndarray, margin: _Margin) -> str:
     gain = margin.of(with_sign(found.mean or 0.0))
     if found.t_interval is not None:
         low, high = found.t_interval
-        return f"{gain} (95% {with_sign(low)} to {with_sign(high)}, {found.n} seeds)"
+        return f"{gain} (95% {margin.end(low)} to {margin.end(high)}, {found.n} seeds)"
     if found.n == 1:
         return f"{gain} with one seed, which says nothing of chance"
     least, most = extremes(values)

@@ -71,6 +71,11 @@ class Measure:
         return _factor(self.unit)
 
     @property
+    def digits(self) -> int:
+        """Decimals that tell gains worth having apart."""
+        return max(2, 1 - math.floor(math.log10(self.worthwhile))) if self.worthwhile else 4
+
+    @property
     def word(self) -> str:
         """Word behind its differences."""
         return "" if self.unit == "plain" else "points"
@@ -362,7 +367,8 @@ def _unit(content: RunTable, name: str, values: Mapping[Cell, float], notes: lis
         return "plain"
     if high <= 1:
         notes.append(
-            f"{name} was read as fractions of one, and is shown in percent; --unit percent takes it as percent."
+            f"{name} was read as fractions of one, and is shown in percent, gains and what is worth having in "
+            "percentage points; --unit percent takes it as percent."
         )
         return "fraction"
     if low <= 1:
@@ -472,12 +478,18 @@ def _of_metric(
     base: str,
     pooled: list[Pooled],
 ) -> MetricVerdict:
-    words = headline(comparisons, measure.worthwhile, words=Words("variants", base, measure.word))
+    spreads = {pair: _spread(measure, values, *pair) for pair in variants}
+    words = headline(
+        comparisons,
+        measure.worthwhile,
+        words=Words("variants", base, measure.word),
+        begun={c.label for c in comparisons if spreads[c.backbone, c.name]},
+    )
     return MetricVerdict(
         measure=measure,
         headline=" ".join(filter(None, [words, pooled_sentence(pooled, measure.word)])),
         comparisons=comparisons,
-        values={pair: _spread(measure, values, *pair) for pair in variants},
+        values=spreads,
         pooled=pooled,
     )
 

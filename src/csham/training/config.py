@@ -99,7 +99,7 @@ class TrainingSettings(Settings):
     weights_file: Annotated[
         str | None,
         Mark.SOURCE,
-        Help("Start from the backbone's weights in this local file; goes before --pretrained."),
+        Help("Start from the backbone's weights in this local file, or zoo:NAME; goes before --pretrained."),
     ] = None
     recipe: Annotated[
         str, OneOf(tuple(RECIPES)), Mark.SOURCE, Help(f"{any_of([*RECIPES])}: gives what is not set otherwise.")
@@ -374,7 +374,8 @@ class TrainConfig(MachineSettings, DataSettings, TrainingSettings, NetworkSpec, 
             parts += [f"stages{'+'.join(map(str, self.stages))}"] if self.stages else []
             parts += ["gated"] if self.gated else []
             parts += ["open"] if self.open_gates else []
-        parts += [Path(self.weights_file).stem] if self.weights_file else ["pretrained"] if self.pretrained else []
+        if self.weights_file or self.pretrained:
+            parts.append(Path(self.weights_file).stem.rpartition(":")[2] if self.weights_file else "pretrained")
         parts += [self.recipe, f"{self.epochs}epochs", f"seed{self.seed}"]
         return "-".join(parts)
 

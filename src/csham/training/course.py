@@ -161,12 +161,14 @@ def check_patience(config: TrainConfig, validation_images: int) -> None:
 
 def schedule_notes(config: TrainConfig) -> list[str]:
     """Say where a schedule is cut off: by an early stop before it is down, or by the run's end before it is up."""
-    _, stretch = _stretches(config)[-1]
+    before, stretch = _stretches(config)[-1]
     notes = []
-    if stretch.warmup_epochs >= stretch.epochs:
+    if stretch.schedule != "one-cycle" and stretch.warmup_epochs >= stretch.epochs:
+        less = f"--warmup-epochs {max(1, stretch.epochs // 10) if stretch.epochs > 1 else 0.1} leaves"
+        more = "More --epochs, or --schedule one-cycle, whose rise is a part of it, leave"  # what --resume takes
         notes.append(
-            f"warning: the warm-up takes {stretch.warmup_epochs:g} epochs of {stretch.epochs}: the learning rate only "
-            f"rises. --warmup-epochs {max(1, stretch.epochs // 10)} leaves time for the rest"
+            f"warning: the warm-up takes all of {counted(stretch.epochs, 'epoch')}: the learning rate only rises. "
+            f"{more if before else less} time for the rest"
         )
     if stretch.patience is not None and stretch.schedule != "constant":
         plan = f"{stretch.schedule} is planned for all {counted(stretch.epochs, 'epoch')}"

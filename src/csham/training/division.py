@@ -17,8 +17,9 @@ from csham.errors import UserError
 from csham.training.checkpoints import load_checkpoint
 from csham.training.config import TrainConfig
 from csham.training.run_folder import RunFolder
+from csham.words import counted
 
-__all__ = ["drawn_parts", "rows_of_part"]
+__all__ = ["drawn_parts", "rows_of_part", "words_on_all"]
 
 
 def drawn_parts(dataset: PackedDataset, config: TrainConfig) -> list[str]:
@@ -43,12 +44,7 @@ def rows_of_part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig,
         UserError: The images are others and the part is drawn, or most of it are images that the run was trained on or
             may be; or it has none.
     """
-    known = _fingerprint(folder)
-    is_other = known not in (None, _content(dataset))
-    if is_other:
-        undivided = replace(dataset, parts=np.zeros_like(dataset.parts))
-        if known == _content(undivided):  # what says the parts was added, or is read, since
-            dataset, is_other = undivided, False
+    dataset, is_other = _as_divided(dataset, folder)
     if is_other:
         _check_drawn(dataset, folder, config, part)
     rows: np.ndarray = getattr(dataset.split(config.seed, config.validation), part)
@@ -57,6 +53,34 @@ def rows_of_part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig,
     if is_other and part != "train":
         _check_trained_on(dataset, rows, folder, config, part)
     return rows
+
+
+def words_on_all(dataset: PackedDataset, folder: RunFolder, config: TrainConfig) -> str:
+    """Say how many of all images a run was trained on or chosen by, as far as it knows; empty if none."""
+    dataset, is_other = _as_divided(dataset, folder)
+    images = f"of these {counted(len(dataset), 'image')}"
+    if not is_other:
+        parts = dataset.split(config.seed, config.validation)
+        trained, validated = len(parts.train), len(parts.validation)
+    elif own := None if dataset.source == config.data else _own_images(folder, config, dataset.image_size):
+        rows, parts = np.arange(len(dataset)), own.split(config.seed, config.validation)
+        trained, validated = (len(also_among(dataset, rows, own, part)) for part in (parts.train, parts.validation))
+    else:
+        return f"{folder.path} may have been trained on some {images}"
+    if not trained + validated:
+        return ""
+    return f"{folder.path} was trained on {trained:,} {images}" + (f", validated on {validated:,}" if validated else "")
+
+
+def _as_divided(dataset: PackedDataset, folder: RunFolder) -> tuple[PackedDataset, bool]:
+    """Return images with the parts that a run saw given, and True if they are other images than the run's."""
+    known = _fingerprint(folder)
+    if known in (None, _content(dataset)):
+        return dataset, False
+    undivided = replace(dataset, parts=np.zeros_like(dataset.parts))
+    if known == _content(undivided):  # what says the parts was added, or is read, since
+        return undivided, False
+    return dataset, True
 
 
 def _check_drawn(dataset: PackedDataset, folder: RunFolder, config: TrainConfig, part: str) -> None:

@@ -20,7 +20,7 @@ from csham.data.views import Views
 from csham.errors import UserError, unknown_name
 from csham.training.checkpoints import answering_weights, load_checkpoint, load_weights
 from csham.training.config import TrainConfig
-from csham.training.division import rows_of_part
+from csham.training.division import rows_of_part, words_on_all
 from csham.training.machine import choose
 from csham.training.metrics import TOP, Predictions
 from csham.training.network import NetworkInfo, held_weights, read_network
@@ -60,7 +60,8 @@ class Evaluation:
 
     Attributes:
         summary: Run, data, part, weights and their epoch, and the metrics
-            (:meth:`csham.training.metrics.Predictions.summary`).
+            (:meth:`csham.training.metrics.Predictions.summary`); of part ``"all"`` a ``note`` on which of these images
+            the network was trained on.
         classes: Name of each class.
         per_class: Precision, recall, F1 and images of each class.
         confusion: Rows are true classes, columns the classes given.
@@ -131,7 +132,7 @@ def evaluate(
         check_there(config.data, str(folder.path), "Say where they are now: csham evaluate RUN DATA.")
     held = find_weights(folder, weights)
     network, info = load_network(folder, held.name)
-    return measure(
+    found = measure(
         Measured(str(folder.path), network, info, held),
         config,
         data,
@@ -142,6 +143,9 @@ def evaluate(
         tta=tta,
         progress=progress,
     )
+    if part == "all" and (note := words_on_all(found.dataset, folder, config)):
+        found.summary["note"] = note
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -438,4 +442,4 @@ def _part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig, part: 
     try:
         return rows_of_part(dataset, folder, config, part)
     except UserError as err:
-        raise UserError(f"{err} --part all measures all images.") from err
+        raise UserError(f"{err} --part all measures all images, those that it was trained on too.") from err

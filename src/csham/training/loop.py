@@ -23,7 +23,7 @@ from torch import Tensor
 from csham.data import PackedDataset, prepare
 from csham.data.checks import check_images
 from csham.data.sources import check_there
-from csham.errors import UserError
+from csham.errors import UserError, first_line_of
 from csham.memory import retain_memory
 from csham.training.checkpoints import load_checkpoint, save_checkpoint, writer_of
 from csham.training.config import MACHINE_SETTINGS, TrainConfig, check_trackers
@@ -622,7 +622,7 @@ def _not_deterministic(said: str) -> UserError:
 
 
 def _out_of_memory(session: Session, err: Exception) -> UserError:
-    batch, cause = session.config.images_per_step, str(err).splitlines()[0]
+    batch, cause = session.config.images_per_step, first_line_of(err)
     graphs = " CUDA graphs hold memory of their own: --no-graph needs less." if session.config.graph else ""
     return UserError(
         f"{session.config.device} ran out of memory with --batch-size {batch}. Try --batch-size "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from csham.attach import recompute_norms
 from csham.backbones.weights import NewWeightsWarning
+from csham.backbones.zoo import is_in_zoo
 from csham.data import PackedDataset, Split
 from csham.data.batches import Batches
 from csham.data.crops import check_crop
@@ -260,12 +261,15 @@ def start_session(
     asked_compile, asked_graph = config.compile, config.graph
     choices = choose(fit_batch(config, len(parts.train)), len(parts.train))
     # The source of a folder is its full path: the run can go on from any working directory.
+    weights_file = config.weights_file
+    if weights_file is not None and not is_in_zoo(weights_file):
+        weights_file = str(Path(weights_file).absolute())
     config = replace(
         choices.config.with_code(),
         image_size=dataset.image_size,
         data=dataset.source,
         crop=check_crop(config.crop, config.crop_scale, dataset.image_size),
-        weights_file=None if config.weights_file is None else str(Path(config.weights_file).absolute()),
+        weights_file=weights_file,
     )
     mean, std = dataset.normalisation(parts.train)
     info = NetworkInfo.of(config, list(dataset.classes), dataset.image_size, list(mean), list(std))

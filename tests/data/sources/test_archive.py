@@ -147,7 +147,7 @@ def test_layouts_are_told_as_folders_are(tmp_path, images):
     refused(pack(tmp_path / "a.zip", cats), "holds only one class, 'cat'")
     refused(pack(tmp_path / "b.tar", [*images, ("empty/", b"")]), "class 'empty' is empty")
     refused(pack(tmp_path / "c.zip", []), "holds no images")
-    refused(pack(tmp_path / "d.zip", [("a.png", b"")]), "holds 1 images but no class folders")
+    refused(pack(tmp_path / "d.zip", [("a.png", b"")]), "holds 1 image but no class folders")
     parts = [(f"train/{name}", content) for name, content in images] + [("test/cat/1.png", b"")]
     refused(pack(tmp_path / "e.zip", parts), "test/dog", "differ")
     alone = [(f"test/{name}", content) for name, content in images]  # the one folder around all, but a part

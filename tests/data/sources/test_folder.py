@@ -228,7 +228,7 @@ def test_an_empty_class(tmp_path, fill):
     root = fill(tmp_path / "data", {"cat": 3, "dog": 3, "emu": 0})
     refused(root, "class 'emu' is empty")
     (root / "emu" / "video.txt").write_text("x")
-    refused(root, "class 'emu' is empty", "1 files there are no images")
+    refused(root, "class 'emu' is empty", "1 file there without an image's ending")
 
 
 def test_classes_that_differ(tmp_path, fill):

@@ -197,7 +197,7 @@ def test_classes_without_images_are_left_out(tmp_path):
         tmp_path / "x.parquet", rows(4), said=features(label={"_type": "ClassLabel", "names": [*NAMES, "yak"]})
     )
     listing = open_source(path).listing
-    assert (listing.classes, listing.notes) == (("zebra", "ant"), ["1 classes without images were left out: yak"])
+    assert (listing.classes, listing.notes) == (("zebra", "ant"), ["left out 1 class without images: yak"])
 
 
 def two_labels(tmp_path):

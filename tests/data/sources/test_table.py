@@ -151,7 +151,7 @@ def test_repeated_lines_count_once(two_classes, cache_dir):
     path = write(two_classes, "path,label", *FEW, "", FEW[0], FEW[3], FEW[3])
     found = prepare(path, cache_dir=cache_dir)
     assert len(found) == 4
-    assert found.notes == ["3 lines say what an earlier line says and were left out"]
+    assert found.notes == ["left out 3 lines with what an earlier line says"]
 
 
 def test_one_file_under_two_classes_is_told_as_in_folders(two_classes, cache_dir):

@@ -16,7 +16,7 @@ from csham.data.decode import image_suffixes
 from csham.data.sources.base import Listing
 from csham.data.split import PARTS, TEST, TRAIN, VALIDATION
 from csham.errors import UserError
-from csham.words import some
+from csham.words import counted, some
 
 __all__ = [
     "BACKGROUND",
@@ -228,12 +228,12 @@ def _check_classes(tree: Tree, folders: dict[int, Path], names_in: dict[int, lis
 
 def _no_class_folders(tree: Tree, folder: Path) -> str:
     _, images = _count_outside(tree, folder)
-    what = f"holds {images} images but no class folders" if images else "holds no images"
+    what = f"holds {counted(images, 'image')} but no class folders" if images else "holds no images"
     return f"{folder} {what}. {EXPECTED}"
 
 
 def _no_images(folder: Path, skipped: int, unread: list[File]) -> str:
-    reasons = [f"{skipped} files there are no images by their name"] if skipped else []
+    reasons = [f"{counted(skipped, 'file')} there without an image's ending"] if skipped else []
     reasons += [note_unread(_kinds(unread))] if unread else []
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return f"class {folder.name!r} is empty: no images in {folder}{why}. Add images or remove the folder."

@@ -21,6 +21,7 @@ from csham.data.sources.folder import image_files
 from csham.data.sources.layout import is_class_name, is_silent, note_background, stamp_of
 from csham.data.split import PARTS, TRAIN
 from csham.errors import UserError
+from csham.words import counted
 
 __all__ = ["ParquetSource", "need_pyarrow", "reading"]
 
@@ -300,7 +301,7 @@ def _classes(shards: list[_Shard], labels: set[str]) -> tuple[tuple[str, ...], l
         return tuple(sorted(labels, key=int) if numbers else sorted(labels)), []
     known = [name for name in named if name in labels]
     empty = [name for name in named if name not in labels]
-    notes = [f"{len(empty)} classes without images were left out: {', '.join(empty[:5])}"] if empty else []
+    notes = [f"left out {counted(len(empty), 'class', 'es')} without images: {', '.join(empty[:5])}"] if empty else []
     return (*known, *sorted(labels.difference(known))), notes
 
 

@@ -20,6 +20,7 @@ from csham.data.sources.columns import PART_COLUMNS, check_classes, path_and_col
 from csham.data.sources.layout import is_class_name, note_background, stamp_of
 from csham.data.split import PARTS
 from csham.errors import UserError
+from csham.words import counted
 
 __all__ = ["TableSource", "rows_of"]
 
@@ -114,7 +115,7 @@ def _list_table(path: Path, columns: tuple[str, ...]) -> tuple[Listing, list[_St
     listing.shown = [f"{file} (line {line.number})" for file, line in zip(listing.paths(), lines, strict=True)]
     listing.fingerprint = _fingerprint(content, statuses)
     if repeated:
-        listing.notes.append(f"{repeated} lines say what an earlier line says and were left out")
+        listing.notes.append(f"left out {counted(repeated, 'line')} with what an earlier line says")
     note_background(listing)
     return listing, statuses
 

@@ -152,6 +152,12 @@ class _Worker:
             self.process.stdin.write(json.dumps(content) + "\n")
             self.process.stdin.flush()
 
+    def close(self) -> None:
+        """Close what it was told by; the thread that listens closes the other pipe."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
 
 class _Engine:
     def __init__(
@@ -212,6 +218,7 @@ class _Engine:
                 worker.process.wait(max(0.0, until - time.monotonic()))
             worker.process.kill()
             worker.process.wait()
+            worker.close()
 
     @property
     def _under_way(self) -> list[_Run]:
@@ -295,7 +302,7 @@ class _Engine:
         return worker
 
     def _environment(self, number: int) -> dict[str, str]:
-        environment = dict(os.environ)
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # for its own processes too, as -P is not
         if not any(name in environment for name in _THREAD_VARIABLES):
             threads = str(max(1, available_cores() // len(self._rooms)))
             environment |= dict.fromkeys(_THREAD_VARIABLES, threads)
@@ -306,9 +313,10 @@ class _Engine:
     def _listen(self, worker: _Worker) -> None:
         """Pass on what a worker says, and at last that it has ended; runs in a thread of its own."""
         assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            with contextlib.suppress(ValueError):  # a line that its death cut short
-                self._events.put((worker, json.loads(line)))
+        with worker.process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a line that its death cut short
+                    self._events.put((worker, json.loads(line)))
         worker.process.wait()
         self._events.put((worker, None))
 
@@ -376,6 +384,7 @@ class _Engine:
         """A process is gone: give its tasks another life, unless it was meant to go."""
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
+        worker.close()
         runs, code = list(worker.runs.values()), worker.process.returncode
         worker.runs.clear()
         for run in runs:
@@ -445,7 +454,7 @@ def _gpus(machine: Mapping[str, Any]) -> list[str]:
 def _seen_by_torch() -> int:
     """Return how many GPUs PyTorch can use: it may be built without CUDA, the driver too old, a name not there."""
     code = "import torch; print(torch.cuda.is_available() and torch.cuda.device_count())"
-    *_, last = ["0", *_said([sys.executable, "-c", code]).split()]
+    *_, last = ["0", *_said([sys.executable, "-P", "-c", code]).split()]
     return int(last) if last.isdecimal() else 0
 
 

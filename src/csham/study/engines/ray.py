@@ -33,6 +33,7 @@ from csham.study.store import Store
 from csham.study.study_file import FILE
 from csham.training.interrupt import STOPPING, InterruptedRunError, StopRequest, TimeLimit
 from csham.training.progress import QuietProgress
+from csham.words import counted
 
 __all__ = ["run_ray"]
 
@@ -224,10 +225,11 @@ class _Engine:
             else:
                 self._submit(task)
         self._pending = left
+        others = f"{counted(len(left), 'cell')} of this study"
         if left and self._wait:
-            self._progress.note(f"waiting for {len(left)} cells of this study under way in other processes")
+            self._progress.note(f"waiting for {others} under way in other processes")
         elif left:
-            self._progress.note(f"{len(left)} cells of this study left to other processes, which work on them")
+            self._progress.note(f"{others} left to other processes, which work on them")
             self._pending = []
 
     def _submit(self, task: Task) -> None:
