@@ -193,15 +193,15 @@ def attend(path: str, host: nn.Module, args: tuple[Any, ...], output: Tensor, *,
     """Attend to what a host puts out; with the path below it where the attention lives, this is the host's hook."""
     # The module is looked up, not bound, so that a deep copy of the network uses its own.
     attached = host.get_submodule(path)
-    bare = isinstance(attached, Attached) and not has_hooks(attached)
-    if torch.compiler.is_compiling() and len(args) == 1 and bare and _is_first(host):
+    if torch.compiler.is_compiling() and len(args) == 1 and _sees_all(attached, host):
         return attached(output, made_by=(host, *args))
     return attached(output)
 
 
-def _is_first(host: nn.Module) -> bool:
-    """Return True if what a host puts out comes to its attention as it is."""
-    return not _global_forward_hooks and attends(next(iter(host._forward_hooks.values())))
+def _sees_all(attached: nn.Module, host: nn.Module) -> bool:
+    """Return True if what a host puts out comes to its attention as it is, and nobody stands between the two."""
+    direct = isinstance(attached, Attached) and not has_hooks(attached)
+    return direct and not _global_forward_hooks and attends(next(iter(host._forward_hooks.values())))
 
 
 def attends(hook: Any) -> bool:

@@ -157,7 +157,9 @@ def _attached(host: nn.Module, hook: Any) -> nn.Module | None:
     module: Any = host
     for child in hook.args[0].split("."):
         module = None if module is None else module._modules.get(child)
-    return module if module is not None and any(isinstance(part, Attached) for part in module.modules()) else None
+    if module is None or isinstance(module, Attached):
+        return module
+    return module if any(isinstance(part, Attached) for part in module.modules()) else None
 
 
 register_module_module_registration_hook(_carry)
