@@ -80,6 +80,7 @@ def test_the_command_line_without_its_packages_names_the_extra():
     assert done.stderr == 'error: the command line needs typer. Install it: pip install "csham[train]".\n'
 
 
+@pytest.mark.slow
 def test_what_a_name_needs_is_named_with_its_extra():
     code = (
         "import sys; sys.modules.update(yaml=None); import csham\n"
@@ -98,6 +99,7 @@ def test_rooms_are_attributes_of_the_package():
     assert done.stdout == "done\n", done.stderr
 
 
+@pytest.mark.slow
 def test_every_name_that_a_page_gives_is_there():
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     named = re.findall(r"\bcsham(?:\.[A-Za-z_]\w*)+", "".join(page.read_text(encoding="utf-8") for page in pages))

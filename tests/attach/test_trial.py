@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import stochastic_depth
 
 import csham
 from csham.backbones import CifarResNet
@@ -101,6 +102,17 @@ def test_behind_a_gate_what_starts_as_the_identity_would_never_learn():
     csham.attach(model := CifarResNet(8, num_classes=3), Residual)
     model(torch.randn(2, 3, 16, 16)).square().sum().backward()
     assert all(layer.attention.scale.grad.abs() > 0 for layer in attached(model))
+
+
+class DropsItsBranch(Convolved):
+    """Is the identity in training wherever its branch is dropped."""
+
+    def forward(self, x):
+        return x + stochastic_depth(x * self.conv(x).sigmoid(), 1.0, "batch", self.training)
+
+
+def test_what_drops_its_branch_in_training_does_not_start_as_the_identity():
+    assert len(csham.attach(CifarResNet(8, num_classes=3), DropsItsBranch, gated=True)) == 3
 
 
 def test_what_writes_into_its_map_in_training_alone_starts_as_the_identity_behind_a_gate():

@@ -59,7 +59,7 @@ def stopped(given, run, after):
     [*(pytest.param(given, marks=[pytest.mark.slow, pytest.mark.long]) for given in EACH.values()), TOGETHER],
     ids=[*EACH, "together"],
 )
-@pytest.mark.parametrize("epoch", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("epoch", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["first", "second"])
 def test_a_stopped_run_goes_on_to_the_same_bits(tuning, tmp_path, given, epoch):
     given = {**tuning, **given}
     train(resolve(given), run=tmp_path / "whole")

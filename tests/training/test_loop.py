@@ -195,6 +195,7 @@ def test_a_run_stopped_while_it_measures_goes_on_to_the_same_bits(
     same_results(run, finished)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_it_measures_the_chosen_weights_keeps_the_last(finished, tmp_path, stop_measuring):
     run = copy(finished, tmp_path)
     content = load_checkpoint(RunFolder(run).last)
@@ -242,6 +243,7 @@ def wait_for(path, *, epoch, step, process):
     raise AssertionError("no checkpoint came")
 
 
+@pytest.mark.slow
 def test_a_run_of_larger_images_goes_on_to_the_same_bits(settings, finished, tmp_path):
     given = {**settings, "image_size": 65, "epochs": 1}
     train(resolve(given), run=tmp_path / "whole")
@@ -598,6 +600,7 @@ def test_a_compiled_run(settings, tmp_path):
     assert summary["machine"]["compile"] is True
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_done_without(settings, tmp_path, monkeypatch):
     from csham.training import machine
 

@@ -134,6 +134,7 @@ def spoiled(content, draw):
     return bytes(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "summary.json", "metrics.csv", "confusion.csv"])
 def test_whatever_is_in_a_file_of_an_unlisted_folder_it_is_read_or_refused_by_its_name(
     finished, copy_unlisted, tmp_path, name

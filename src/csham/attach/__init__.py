@@ -1,10 +1,10 @@
 """Attaching: put attention into third-party networks.
 
 ``graph`` finds the points, ``strategies`` decides which step goes to which and what weights are lent, ``installed`` is
-what stays in the network, ``fusing`` lets it compute the ends of blocks too, and ``install`` does it all and undoes it.
-``maps`` records what the points weigh, and ``memory`` lets them keep less for the backward pass; ``acceleration`` lets
-the attentions that a network has of its own run on the kernels; ``names`` has the positions and strategies, without
-torch. Imports ``layers``; works on any ``nn.Module``.
+what stays in the network, ``fusing`` lets it compute the ends of blocks too, ``trial`` runs it once, and ``install``
+does it all and undoes it. ``maps`` records what the points weigh, and ``memory`` lets them keep less for the backward
+pass; ``acceleration`` lets the attentions that a network has of its own run on the kernels; ``names`` has the positions
+and strategies, without torch. Imports ``layers``; works on any ``nn.Module``.
 Start with :func:`attach`, which calling this package does too.
 """
 

@@ -19,7 +19,15 @@ from csham.attach.graph.hosts import norm_within
 from csham.attach.graph.points import PointChoice, common_path, find_points, in_stages
 from csham.attach.graph.trace import trace
 from csham.attach.graph.values import Trace
-from csham.attach.installed.attached import Attached, accept_weights_of, accepts_weights, attends, hang, places_below
+from csham.attach.installed.attached import (
+    Attached,
+    accept_weights_of,
+    accepts_weights,
+    attends,
+    hang,
+    places_below,
+    take_away,
+)
 from csham.attach.installed.host_class import unmark_host
 from csham.attach.installed.keeping import watch, watches
 from csham.attach.installed.transfer import ChannelWeightTransfer
@@ -176,8 +184,11 @@ def detach(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         unfuse_block(module)
         unmark_host(module)
+        for hook in module._forward_hooks.values():
+            if attends(hook):
+                take_away(module, hook)
         for name, child in list(module.named_children()):
-            if isinstance(child, Attached):
+            if isinstance(child, Attached):  # whose host is gone
                 delattr(module, name)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for number, hook in list(hooks.items()):

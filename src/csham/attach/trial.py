@@ -54,7 +54,7 @@ def try_network(
         try:
             with unchanged(model), evaluating(model), use_kernels("reference"):
                 trial = _Trial(model, built, sides)
-                alone = {attached.name: _Alone(attached, trial.maps) for attached in built} if own else {}
+                alone = {attached.name: _Alone(attached, trial.like.get(attached.name)) for attached in built if own}
         except _WrongAttentionError:
             raise
         except Exception as err:
@@ -86,12 +86,12 @@ class _Trial:
     """One run of a network, without the gates, which would mix in what attention must not change.
 
     Attributes:
-        maps: The map that each point was given.
+        like: Of the map that each point was given one number, stretched to its shape.
         writing: Points whose attention wrote into its map.
     """
 
     def __init__(self, model: nn.Module, built: Sequence[Attached], sides: Sequence[int]) -> None:
-        self.maps: dict[str, Tensor] = {}
+        self.like: dict[str, Tensor] = {}
         self.writing: set[str] = set()
         self._surplus = dict.fromkeys([attached.name for attached in built], 0)  # of its runs over its host's
         self._versions: dict[str, int] = {}
@@ -118,7 +118,7 @@ class _Trial:
     def _before(self, attached: Any, args: Any) -> None:
         self._surplus[attached.name] += 1
         self._versions[attached.name] = _version(args[0])
-        self.maps[attached.name] = args[0]
+        self.like[attached.name] = args[0].new_empty(1).expand(args[0].shape)
 
     def _after(self, attached: Any, args: Any, y: Any) -> None:
         _check_output(attached, args[0], y)
@@ -130,28 +130,29 @@ class _Trial:
 
 
 class _Alone:
-    """One pass of one attention in training mode, where some do more, on two random maps of its point's shape.
+    """A pass of one attention in each mode, on two random maps of its point's shape.
 
     Attributes:
-        writes: True if it wrote into its map.
-        is_identity: True if it gave its map back as it was.
+        writes: True if it wrote into its map, as some do in training alone.
+        is_identity: True if it gave its map back as it was in both modes: in one, branches may be dropped.
     """
 
-    def __init__(self, attached: Attached, maps: dict[str, Tensor]) -> None:
-        self.writes = self.is_identity = False
-        like = maps.get(attached.name)
-        if like is None or like.is_meta:
+    def __init__(self, attached: Attached, like: Tensor | None) -> None:
+        self.writes, self.is_identity = False, like is not None and not like.is_meta
+        if like is None or not self.is_identity:
             return
-        attention, before = attached.attention, _parameters_of(attached)
-        x = torch.randn(2, *like.shape[1:], dtype=like.dtype, device=like.device)
-        given, version = x.clone(), _version(x)
-        try:
-            y = attention.train()(x)
-        except Exception:  # it need not run by itself, or on two maps
-            return
-        _refuse_late_parameters(attached, before)
-        self.writes = _version(x) != version
-        self.is_identity = isinstance(y, Tensor) and torch.equal(y, given)
+        before = _parameters_of(attached)
+        for training in (True, False):
+            x = torch.randn(2, *like.shape[1:], dtype=like.dtype, device=like.device)
+            given, version = x.clone(), _version(x)
+            try:
+                y = attached.attention.train(training)(x)
+            except Exception:  # it need not run by itself, or on two maps
+                self.is_identity = False
+                return
+            _refuse_late_parameters(attached, before)
+            self.writes = self.writes or _version(x) != version
+            self.is_identity = self.is_identity and isinstance(y, Tensor) and torch.equal(y, given)
 
 
 def _kind(attached: Attached) -> str:

@@ -187,7 +187,7 @@ class Chooses(nn.Module):
 def test_what_did_not_run_is_named_and_can_be_attached_to_by_itself():
     model = Chooses()
     with pytest.warns(
-        UserWarning, match=r"2 modules of Chooses like .* such as experts\.1\.0 \(BasicBlock\), did not run"
+        UserWarning, match=r"2 modules of Chooses like .* such as experts\.1\.0 \(BasicBlock\), were not called"
     ):
         points = csham.attach(model, "se")
     assert [point.name for point in points] == ["experts.0.0.bn2", "experts.0.1.bn2"]

@@ -242,6 +242,19 @@ def test_blocks_that_subtract_or_interpolate_are_residual(join, fuse):
     assert names(model, position="post") == ["1", "2", "3"]
 
 
+class ByHand(nn.Module):
+    """A norm that is written out."""
+
+    def forward(self, x):
+        away = x - x.mean(1, keepdim=True)
+        return away / ((away * away).mean(1, keepdim=True) + 1e-5).sqrt()
+
+
+def test_a_norm_that_subtracts_is_no_sum():
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), ByHand(), nn.ReLU()) for _ in range(3)))
+    assert names(nn.Sequential(*model, nn.Flatten())) == ["0.2", "1.2", "2.2"]
+
+
 @pytest.mark.parametrize("reduce", [lambda maps: maps.amax(0), lambda maps: maps.flatten(0, 1)])
 def test_a_stack_that_is_not_summed_is_no_sum(reduce):
     model = of_blocks(lambda x, maps: reduce(torch.stack([x, maps[1]])))

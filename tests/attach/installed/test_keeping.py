@@ -265,6 +265,9 @@ def test_what_is_put_around_attention_itself_leaves_it_there(wrap, strategy):
     for host in (model.layer1[0].bn2, model.layer2[1].bn2):
         host.attached = wrap(host.attached)
     torch.testing.assert_close(model(x), expected)
+    keys = csham.detach(model).eval().state_dict()
+    assert not any("attached" in name for name in (*keys, *dict(model.named_modules())))
+    assert len(csham.attach(model, "csham", strategy=strategy)) == 6
 
 
 def test_a_gated_network_that_accelerate_offloads_computes_what_it_did():

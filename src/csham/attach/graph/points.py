@@ -172,7 +172,7 @@ def _only_one(kind: str, trace: Trace, position: str, names: list[str]) -> str:
 
 def _beside(trace: Trace, found: str) -> list[str]:
     """Name the modules that put out feature maps, as deep in the network as one of them."""
-    deep = [call for call in trace.calls if call.name.count(".") == found.count(".")]
+    deep = [call for call in trace.calls if call.output and call.name and call.name.count(".") == found.count(".")]
     return list(dict.fromkeys(call.name for call in deep if trace.values[call.output or 0].layout == "NCHW"))
 
 
@@ -189,8 +189,8 @@ def _never_ran(model: nn.Module, trace: Trace, names: list[str]) -> str:
         return ""
     return (
         f"{counted(len(idle), 'module')} of {type(model).__name__} like those that get attention, such as {idle[0]} "
-        f"({type(modules[idle[0]]).__name__}), did not run when the network was run once, and get none. Where the "
-        "images decide what runs, attach to each such part by itself."
+        f"({type(modules[idle[0]]).__name__}), were not called when the network was run once, and get none. Where "
+        "training or the images decide what runs, attach to each such part by itself."
     )
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from csham.attach.graph.kinds import other_maps
 from csham.attach.graph.updates import merge_updates
-from csham.attach.graph.values import CONVOLUTIONS, NORMS, Call, Trace, Value
+from csham.attach.graph.values import CONVOLUTIONS, NORMS, SUM, Call, Trace, Value
 from csham.errors import UserError
 from csham.ops import use_kernels
 from csham.probing import blank_image, evaluating, unchanged
@@ -28,6 +28,11 @@ _OF_VOLUMES = frozenset({"conv3d", "conv_transpose3d"})
 # What these give has its channels second, whatever is known of their input.
 _CHANNELS_SECOND = (CONVOLUTIONS | NORMS | {"interpolate"}) - _OF_VOLUMES - {"linear", "layer_norm"}
 _RESHAPES = frozenset({"view", "reshape", "unflatten", "unfold", "fold", "_unsafe_view", "matmul", "__matmul__", "bmm"})
+
+_LIKE_SUMS = frozenset(
+    {"sub", "sub_", "subtract", "subtract_", "__sub__", "__isub__", "__rsub__", "rsub"}
+    | {"lerp", "lerp_", "addcmul", "addcmul_"}
+)
 
 # A child more in one of these would be run as one of its layers.
 CONTAINERS = (nn.Sequential, nn.ModuleDict, nn.ModuleList)
@@ -176,6 +181,8 @@ class _Recorder(TorchFunctionMode):
             stacked = self._stacked(inputs, targets) if name in ("sum", "mean") else ()
             if stacked:
                 name, inputs, layout = "add", stacked, self._layouts(stacked)
+            elif name in _LIKE_SUMS and self._adds_maps(inputs, targets):
+                name = SUM
             for tensor in targets:
                 self._add(name, inputs, tensor, layout(name, tensor, args, kwargs), _filters(name, args, kwargs))
         return output
@@ -246,6 +253,10 @@ class _Recorder(TorchFunctionMode):
         shapes = {self.values[index].shape for index in stack.parents}
         whole = len(inputs) == len(outputs) == 1 and stack.op == "stack" and len(stack.parents) > 1
         return stack.parents if whole and shapes == {tuple(outputs[0].shape)} and outputs[0].dim() == 4 else ()
+
+    def _adds_maps(self, inputs: tuple[int, ...], outputs: list[Tensor]) -> bool:
+        shape = tuple(outputs[0].shape) if outputs else ()
+        return len(shape) == 4 and sum(self.values[index].shape == shape for index in inputs) > 1
 
     def _layouts(self, inputs: tuple[int, ...]) -> Any:
         parents = [self.values[index] for index in inputs]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "NORMS", "SUMS", "Call", "Trace", "Value"]
+__all__ = ["ADDITIONS", "CONVOLUTIONS", "DROPOUTS", "LONGEST_BRANCH", "NORMS", "SUM", "SUMS", "Call", "Trace", "Value"]
 
 CONVOLUTIONS = frozenset(
     {
@@ -30,11 +30,9 @@ _POOLINGS = frozenset(
     | {"max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "boolean_dispatch"}
 )
 ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
-# Of a branch and its shortcut too, in networks that write ``x - branch(x)`` or ``lerp(x, branch(x), weight)``.
-SUMS = ADDITIONS | {
-    *("sub", "sub_", "subtract", "subtract_", "__sub__", "__isub__", "__rsub__", "rsub"),
-    *("lerp", "lerp_", "addcmul", "addcmul_"),
-}
+# Where it has two maps of its own size, in networks that write ``x - branch(x)`` or ``lerp(x, branch(x), weight)``.
+SUM = "sum of maps"
+SUMS = ADDITIONS | {SUM}
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 _MERGES = SUMS | _CONCATENATIONS
 NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm"})
@@ -42,7 +40,7 @@ NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm"})
 _FINISHES = frozenset(
     {"tanh", "sigmoid", "softmax", "log_softmax", "clamp", "clip", "interpolate", "pixel_shuffle", "getitem", "to"}
     | {"add", "sub", "mul", "div", "truediv", "radd", "rsub", "rmul", "iadd", "isub", "imul", "itruediv", "neg"}
-    | {"view", "reshape", "flatten", "squeeze", "float", "contiguous"}
+    | {"view", "reshape", "flatten", "squeeze", "float", "contiguous", SUM}
 )
 DROPOUTS = frozenset({"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous"})
 LONGEST_BRANCH = 16  # convolutions

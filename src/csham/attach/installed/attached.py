@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -23,7 +24,7 @@ from csham.layers.attention import apply, apply_and_lend
 from csham.layers.opaque import Opaque
 from csham.ops.calls import has_hooks
 
-__all__ = ["Attached", "attend", "attends", "hang", "places_below"]
+__all__ = ["Attached", "attend", "attends", "hang", "places_below", "take_away"]
 
 _CHILD = "attached"
 
@@ -72,6 +73,7 @@ class Attached(Opaque, nn.Module):
         self.lender = lender
         # What attention_maps() wants to be told of channel weights that come from another point.
         self.on_borrowed: Callable[[Tensor], None] | None = None
+        self.on_pass = None  # there from the start: torch's compiler asks
         # Of one axis, because FSDP takes no parameter without any.
         self.gate = nn.Parameter(torch.ones(1, device=device, dtype=dtype)) if gated else None
 
@@ -207,6 +209,13 @@ def _sees_all(attached: nn.Module, host: nn.Module) -> bool:
 def attends(hook: Any) -> bool:
     """Return True if a hook is :func:`attend`."""
     return isinstance(hook, partial) and hook.func is attend
+
+
+def take_away(host: nn.Module, hook: Any) -> None:
+    """Delete the attention that a host's hook calls, and what a compiler, a checkpoint or FSDP put around it."""
+    parent, _, name = hook.args[0].rpartition(".")
+    with suppress(AttributeError):  # gone with what held it
+        host.get_submodule(parent)._modules.pop(name, None)
 
 
 def accept_weights_of(host: nn.Module, inner: str) -> None:
