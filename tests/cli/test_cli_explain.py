@@ -120,7 +120,7 @@ def test_no_file_of_the_users_is_replaced(csham, finished, images, tmp_path, mon
         (["nowhere.png"], "there is no file or folder 'nowhere.png'"),
         (["PLACE"], "no file below the folder"),
         (["IMAGES", "--output", "IMAGES"], "no images but those in"),
-        (["BAD"], "none of 1 image could be read"),
+        (["BAD"], "error: no image could be read"),
         (["IMAGE", "--target", "cowl"], "unknown class of resnet20 'cowl'. Did you mean 'cow'"),
         (["IMAGE", "--layer", "layer4"], "unknown layer 'layer4'. Did you mean 'layer"),
         (["IMAGE", "--format", "jpg"], "unknown format 'jpg'"),

@@ -280,6 +280,9 @@ def test_only_files_are_replaced(tiny, pixels, tmp_path, force):
     assert (tmp_path / "pipe.pt2").is_fifo()
     with pytest.raises(UserError, match=r"is a folder\. Name a file"):
         export(tiny, tmp_path, images=pixels, force=force)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file is a file\. Name another"):
+        export(tiny, tmp_path / "file" / "a.pt2", images=pixels, force=force)
 
 
 def test_a_file_of_a_run_is_not_replaced(finished, tmp_path):

@@ -1,6 +1,7 @@
 """Any module, loaded or trained elsewhere, asked, explained, exported and measured."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import csham
 from csham.errors import UserError
 from csham.inference import predict
+from csham.training.network import NetworkInfo
 
 
 class Own(nn.Module):
@@ -87,6 +89,14 @@ def test_it_is_asked_and_stays_as_it_was(model, files):
         by_name = dict(zip(one.classes, one.probabilities, strict=True))
         np.testing.assert_allclose([by_name[name] for name in SIZES["classes"]], row, rtol=1e-4)
     assert_same(before, state(model))
+
+
+def test_its_description_read_again_tells_of_its_name():
+    network = Own()
+    csham.attach(network, "se", points="norm")
+    described = csham.Trained.of(network, image_size=32).info.to_dict()
+    with pytest.raises(UserError, match="unknown backbone 'Own'"):
+        NetworkInfo.from_dict(described, Path("own.safetensors"))
 
 
 def test_it_is_explained_and_stays_as_it_was(model, files):

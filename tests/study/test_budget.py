@@ -93,6 +93,18 @@ def test_a_third_run_looks_where_the_second_missed():
     assert [clock.time(network) for network in found] == pytest.approx([ATTENTION["bam"]] * 2, rel=NEAR)
 
 
+def test_controls_are_compared_within_one_run():
+    class Drifting(UnevenClock):
+        def time(self, network):
+            return super().time(network) * (1 if network.plain else 1.5 ** (len(self.runs) // 3))
+
+    steady = found_for(["csham", "bam"], backbone="resnet14", clock=UnevenClock())[1]
+    clock, found = found_for(["csham", "bam"], backbone="resnet14", clock=Drifting())
+    assert "resnet14 + csham" not in clock.runs[2]  # what came near in the second run stays
+    assert len(steady) == 4
+    assert found[:2] == steady[:2]
+
+
 def test_what_does_not_take_the_same_time_is_no_control():
     notes = []
     clock, (found,) = found_for(["triplet"], backbone="resnet14", clock=UnevenClock(), notes=notes)

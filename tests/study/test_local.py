@@ -1,6 +1,8 @@
+import contextlib
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,12 +128,25 @@ def test_files_of_the_working_folder_are_not_imported(stand_in, tmp_path, monkey
     assert not Path("ran").exists()
 
 
-def test_pipes_of_workers_are_closed(stand_in):
+@pytest.mark.parametrize("deed", ["die", "fail and leave"])
+def test_pipes_of_workers_are_closed(stand_in, deed):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stand_in(jobs=2, deeds={"0": ["die"]})
+        gc.collect()  # what earlier tests left
+        caught.clear()
+        stand_in(jobs=2, deeds={"0": [deed]})
         gc.collect()
-    assert [str(warning.message) for warning in caught] == []
+    said = [str(warning.message) for warning in caught]
+    assert [words for words in said if re.search(r"subprocess|name=\d", words)] == []
+
+
+def test_the_working_folder_is_searched_if_the_user_says_so(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.chdir(tmp_path)
+    Path("random.py").write_text("open('ran', 'w').close()\nfrom _random import Random")
+    with contextlib.suppress(UserError):  # it may miss what else is in random
+        stand_in()
+    assert Path("ran").exists()
 
 
 def cell_key(stand_in, seed):

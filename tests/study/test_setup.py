@@ -77,6 +77,23 @@ def test_networks_that_a_study_has_are_not_built_again(go, monkeypatch):
     assert built == ["lenet5 + eca"]
 
 
+def test_new_networks_are_built_outside_the_lock_and_leave_random_numbers_alone(go, tmp_path, monkeypatch):
+    go()
+    build, built = Network.build, []
+
+    def locked(self, **sizes):
+        with Store(tmp_path / "study").changing_study():
+            built.append(self.label)
+        return build(self, **sizes)
+
+    monkeypatch.setattr("csham.study.store._WAIT_SECONDS", 0)
+    monkeypatch.setattr(Network, "build", locked)
+    before = torch.get_rng_state()
+    go(networks=(Network("lenet5", "eca"),))
+    assert built == ["lenet5 + eca"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_study_from_before_the_optimizers_settings_goes_on(go, tmp_path):
     study = go().study
     later = (

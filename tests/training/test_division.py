@@ -13,7 +13,7 @@ from csham.data import prepare
 from csham.data.dataset import describe_data
 from csham.errors import UserError
 from csham.training.config import resolve
-from csham.training.division import drawn_parts, rows_of_part
+from csham.training.division import drawn_parts, rows_of_part, words_on_all
 from csham.training.run_folder import RunFolder
 
 
@@ -125,6 +125,16 @@ def test_where_its_own_images_are_not_there_what_it_drew_counts(pets, arrange, t
     assert len(older.warned(pets, "may hold images that it was trained on")) == 15
     shutil.copy(tmp_path / "kept/ant/6.png", parted / "train/ant/more.png")
     assert len(given.rows(parted)) == 15
+
+
+def test_what_a_run_that_does_not_say_its_images_was_trained_on(pets, write_images, tmp_path):
+    run, other = Run(tmp_path / "run", pets), prepare(write_images(tmp_path / "other", count=5, seed=1), image_size=16)
+    run.folder.summary_file.write_text("{}")
+    assert (
+        words_on_all(other, run.folder, run.config)
+        == f"{run.folder.path} may have been trained on some of these 15 images"
+    )
+    assert "was trained on 18 of these 30 images" in words_on_all(run.own, run.folder, run.config)
 
 
 def test_a_column_of_parts_that_came_later_changes_nothing(pets, tmp_path):

@@ -43,8 +43,15 @@ def import_failure(what: str, err: ImportError) -> str | None:
         return missing
     if (err.name or "").partition(".")[0] == "csham":
         return None
+    package, _, inside = (err.name or "").partition(".")
+    problem = first_line_of(err).rstrip(".")
+    absent = isinstance(err, ModuleNotFoundError)
+    if package and absent and not inside:
+        return f"{what} needs {package}, which is not installed. Install it: pip install {package}"
+    if package and (absent or problem.startswith("cannot import name")):
+        return f"{what} needs another version of {package}: {problem}. Install its newest."
     where = f"{err.path}: " if err.path and err.path not in str(err) else ""
     return (
-        f"{what} needs a library that cannot be loaded: {where}{first_line_of(err).rstrip('.')}. There is too little "
+        f"{what} needs a library that cannot be loaded: {where}{problem}. There is too little "
         "memory for it (ulimit -v shows a limit), or its installation is broken: install it again."
     )

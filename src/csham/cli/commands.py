@@ -40,7 +40,7 @@ from csham.cli.share import share
 from csham.cli.train import train
 from csham.cli.verdict import verdict
 from csham.errors import UserError
-from csham.files import cache_root, make_folders
+from csham.files import cache_root
 from csham.training.interrupt import STOP_SIGNALS, TIME_IS_OVER, TimeIsOverError
 from csham.words import printable, say
 
@@ -145,11 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _set_environment() -> None:
     """Choose for libraries, and for the processes that they start, what the user has not."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # joblib's would import what lies in the working folder
-    if "MPLCONFIGDIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111  if any
+    chosen = os.environ.get("MPLCONFIGDIR") or os.environ.get("XDG_CONFIG_HOME")
+    if not chosen and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111  if any
         with suppress(OSError):
-            place = cache_root() / "matplotlib"
-            make_folders(place)
-            os.environ["MPLCONFIGDIR"] = str(place)
+            os.environ["MPLCONFIGDIR"] = str(cache_root() / "matplotlib")  # which matplotlib makes
 
 
 def _check_working_folder() -> None:

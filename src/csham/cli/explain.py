@@ -206,7 +206,7 @@ def _draw(
     for _, reason in unreadable:
         say(f"  {reason}", error=True)
     if not drawn:
-        raise UserError(f"none of {counted(total, 'image')} could be read.")
+        raise UserError("no image could be read.")
     if tell:
         say(f"{counted(len(drawn), 'picture')} in {folder.path}")
     return drawn

@@ -115,7 +115,7 @@ def check_free(path: Path, force: bool) -> None:
     """Refuse to replace what exists, unless ``force`` and it is a file, never a device or a pipe; and to write nowhere.
 
     Raises:
-        UserError: Something is there, or its folder is not writable.
+        UserError: Something is there, or its folder is a file or not writable.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file.")
@@ -124,5 +124,7 @@ def check_free(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise UserError(f"{path} exists already. Name another file, or replace it with --force (force=True).")
     place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UserError(f"cannot make {path}: {place} is a file. Name another file with --output (path=...).")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"cannot make {path}: {place} is not writable. Name another file with --output (path=...).")

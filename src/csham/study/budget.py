@@ -160,6 +160,23 @@ def add_controls(store: Store, measure: Measure, note: Callable[[str], Any] = la
 
 
 @dataclass(frozen=True)
+class _Pair:
+    """A plain network and one with attention, as they were timed in one run."""
+
+    network: Network
+    time: float
+    goal: float
+
+    @property
+    def off(self) -> float:
+        return abs(math.log(self.time / self.goal))
+
+    @property
+    def near(self) -> bool:
+        return self.off <= math.log1p(NEAR)
+
+
+@dataclass(frozen=True)
 class _Axis:
     """One way of growing a backbone: the networks, in rising order of what is changed."""
 
@@ -185,29 +202,29 @@ def _controls(
 ) -> list[Network]:
     axes = _axes(plain.backbone)
     first = measure([plain, *attentions, *(axis.network(choice) for axis in axes for choice in _ladder(axis))])
-    times = _measured(first)
-    if plain.label not in times:
+    runs = [_measured(first)]
+    if plain.label not in runs[0]:
         why = _why(first, plain)
         raise UserError(f"--budget-control: {plain.label} could not be measured{why}. csham profile says more.")
     targets = _targets(attentions, first, note)
     missed = wanted = [(target, axis) for target in targets for axis in axes]
     for _ in range(_MOST_RUNS):
+        times = {label: time for run in runs for label, time in run.items()}  # good enough to interpolate
         candidates = [n for target, axis in missed for n in _candidates(axis, times, times[target.label])]
         if all(network.label in times for network in candidates):
             break
-        times |= _measured(measure([plain, *targets, *dict.fromkeys(candidates)]))
-        missed = [
-            (target, axis) for target, axis in wanted if not _is_near(_nearest(target, axis, times), target, times)
-        ]
+        beside = dict.fromkeys(target for target, _ in missed)
+        runs.append(_measured(measure([plain, *beside, *dict.fromkeys(candidates)])))
+        missed = [pair for pair in wanted if (best := _nearest(*pair, runs)) is None or not best.near]
     controls: dict[Network, Network] = {}
     for target, axis in wanted:
-        best = _nearest(target, axis, times)
-        near = _is_near(best, target, times)
-        if near and best in controls:
+        best = _nearest(target, axis, runs)
+        control = best.network if best is not None and best.near else None
+        if control in controls:
             continue
-        note(_found(target, axis, best, times))
-        if best is not None and near:
-            controls[best] = replace(best, instead_of=target.label)
+        note(_found(target, axis, best))
+        if control is not None:
+            controls[control] = replace(control, instead_of=target.label)
     return list(controls.values())
 
 
@@ -280,23 +297,23 @@ def _interpolated(points: Sequence[tuple[float, float]], goal: float) -> float:
     return low * math.exp(min(slope * math.log(goal / before), _BEYOND))
 
 
-def _nearest(target: Network, axis: _Axis, times: Mapping[str, float]) -> Network | None:
-    """Return the network of an axis whose measured time is nearest to a target's."""
-    measured = [network for choice in axis.choices if (network := axis.network(choice)).label in times]
-    return min(measured, key=lambda network: abs(math.log(times[network.label] / times[target.label])), default=None)
+def _nearest(target: Network, axis: _Axis, runs: Sequence[Mapping[str, float]]) -> _Pair | None:
+    """Return the network of an axis whose time is nearest to a target's of the same run."""
+    pairs = [
+        _Pair(network, run[network.label], run[target.label])
+        for run in runs
+        for network in map(axis.network, axis.choices)
+        if target.label in run and network.label in run
+    ]
+    return min(pairs, key=lambda pair: pair.off, default=None)
 
 
-def _is_near(best: Network | None, target: Network, times: Mapping[str, float]) -> bool:
-    return best is not None and abs(math.log(times[best.label] / times[target.label])) <= math.log1p(NEAR)
-
-
-def _found(target: Network, axis: _Axis, best: Network | None, times: Mapping[str, float]) -> str:
+def _found(target: Network, axis: _Axis, best: _Pair | None) -> str:
     """Say in a line what stands beside a network, or what comes nearest."""
     none = f"{target.label} gets no budget control of another {axis.name}"
     if best is None:
         return f"{none}: none could be measured"
-    time, goal = times[best.label], times[target.label]
-    both = f"{time:.2f} and {goal:.2f} times the plain step"
-    if _is_near(best, target, times):
-        return f"{best.backbone} stands beside {target.label}: {both}"
-    return f"{none}: {best.backbone} comes nearest, with {both}, which is {time / goal:.2f} times as long"
+    name, both = best.network.backbone, f"{best.time:.2f} and {best.goal:.2f} times the plain step"
+    if best.near:
+        return f"{name} stands beside {target.label}: {both}"
+    return f"{none}: {name} comes nearest, with {both}, which is {best.time / best.goal:.2f} times as long"

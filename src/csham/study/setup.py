@@ -146,25 +146,31 @@ def set_up(
     _check_place(store, request)
     if not write:
         return _extended(request, store, preparing) if store.exists else _new(request, store, preparing)
+    tried: tuple[Network, ...] = ()
     if not store.exists:
         setup = _new(request, store, preparing)  # before anything is left behind
         check(setup)
-        _try_networks(setup.study, setup.study.networks)
+        tried = setup.study.networks
+        _try_networks(setup.study, tried)
         with store.changing_study():
             if not store.exists:
                 store.write_study(setup.study)
                 return setup
-    with store.changing_study():  # also where another process has made the study a moment ago
-        before, edited = store.study, is_edited(store.path)
-        setup = _extended(request, store, preparing)
-        check(setup)
-        _try_networks(setup.study, [network for network in setup.study.networks if network not in before.networks])
-        if edited:
-            store.repair()
-            check_records(setup.study, store.records(), store.path)
-        if edited or setup.study != before:
-            store.write_study(setup.study)
-        return setup
+    while True:
+        with store.changing_study():  # also where another process has made the study a moment ago
+            before, edited = store.study, is_edited(store.path)
+            setup = _extended(request, store, preparing)
+            check(setup)
+            new = tuple(network for network in setup.study.networks if network not in (*before.networks, *tried))
+            if not new:
+                if edited:
+                    store.repair()
+                    check_records(setup.study, store.records(), store.path)
+                if edited or setup.study != before:
+                    store.write_study(setup.study)
+                return setup
+        _try_networks(setup.study, new)  # without the lock, for which others wait a minute at most
+        tried += new
 
 
 def check_records(
@@ -466,22 +472,26 @@ def _try_weights(study: Study) -> None:
     """Refuse a weights file that does not fit: every cell would fail with it, one after the other."""
     config = study.config(Network(study.networks[0].backbone), 0)
     if config.weights_file is not None:
-        with warnings.catch_warnings():
+        from csham.probing import same_randomness  # noqa: PLC0415  imports torch
+
+        with warnings.catch_warnings(), same_randomness():
             warnings.simplefilter("ignore")  # of what stays new: each run says so
             config.build(num_classes=study.data.classes, image_size=config.image_size, weights_file=config.weights_file)
 
 
 def _try_networks(study: Study, networks: Iterable[Network]) -> None:
     """Refuse networks that cannot be built: every cell would fail of it, one after the other."""
+    # Imported here: without networks to build, PyTorch is not needed.
+    from csham.cost.task import reason  # noqa: PLC0415
+    from csham.probing import same_randomness  # noqa: PLC0415
+
     reasons = []
     for network in networks:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), same_randomness():
                 warnings.simplefilter("ignore")  # each run says them
                 network.build(num_classes=study.data.classes, image_size=study.data.image_size)
         except Exception as err:  # whatever a network fails with
-            from csham.cost.task import reason  # noqa: PLC0415  imports torch
-
             reasons.append(f"{network.label} cannot be built: {reason(err)}")
     if reasons:
         raise UserError(*reasons)

@@ -284,11 +284,11 @@ def binomial_se(top1: float, images: int) -> float:
     return 100 * math.sqrt(top1 / 100 * (1 - top1 / 100) / images)
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 2) -> str:
     """Write a number of percentage points: two decimals, or two digits of something small."""
     if abs(value) <= NO_SPREAD:
         return "0.00"
-    return f"{Decimal(f'{value:.2g}'):f}" if abs(value) < 0.095 else f"{value:.2f}"
+    return f"{Decimal(f'{value:.{digits}g}'):f}" if abs(value) < 0.095 else f"{value:.{digits}f}"
 
 
 def extremes(values: Iterable[float]) -> tuple[str, str]:
@@ -297,9 +297,9 @@ def extremes(values: Iterable[float]) -> tuple[str, str]:
     return with_sign(min(values)), with_sign(max(values))
 
 
-def with_sign(value: float) -> str:
+def with_sign(value: float, digits: int = 2) -> str:
     """Write a difference in percentage points, as :func:`points` does, with its sign."""
-    return f"{'+' if value > NO_SPREAD else ''}{points(value)}"
+    return f"{'+' if value > NO_SPREAD else ''}{points(value, digits)}"
 
 
 @dataclass(frozen=True)
@@ -366,8 +366,8 @@ class _Margin:
         return f"{value} {self.unit}".rstrip()
 
     def end(self, value: float) -> str:
-        """Write an end of an interval, with a decimal more where it would look like the margin and is not."""
-        return f"{value:+.3f}" if points(abs(value)) == points(self.value) else with_sign(value)
+        """Write an end of an interval, with a digit more where it would look like the margin and is not."""
+        return with_sign(value, 3 if points(abs(value)) == points(self.value) else 2)
 
     @property
     def text(self) -> str:

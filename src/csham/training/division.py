@@ -58,6 +58,7 @@ def rows_of_part(dataset: PackedDataset, folder: RunFolder, config: TrainConfig,
 def words_on_all(dataset: PackedDataset, folder: RunFolder, config: TrainConfig) -> str:
     """Say how many of all images a run was trained on or chosen by, as far as it knows; empty if none."""
     dataset, is_other = _as_divided(dataset, folder)
+    is_other = is_other or (dataset.source != config.data and _fingerprint(folder) is None)
     images = f"of these {counted(len(dataset), 'image')}"
     if not is_other:
         parts = dataset.split(config.seed, config.validation)

@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from csham.backbones.spec import CODE_FIELDS, NetworkSpec
+from csham.backbones.spec import CODE_FIELDS, CONNECTION_FIELDS, NetworkSpec
 from csham.backbones.weights import check_finite
 from csham.data.sources.layout import is_class_name
 from csham.errors import UserError
@@ -98,13 +98,14 @@ class NetworkInfo(NetworkSpec):
         Raises:
             UserError: Something is missing, of the wrong kind, out of range, or names what csham does not have.
         """
-        info = cls(**read_described(cls, values, where, _LATER))
+        info = cls(**read_described(cls, values, where, (*_LATER, *CONNECTION_FIELDS)))
         try:
             if info.num_classes != len(info.classes):
                 raise UserError(f"it has {info.num_classes} classes and names {len(info.classes)}.")
             info.check_names()
         except UserError as err:
             raise UserError(f"{where} does not describe a network that can be built: {err}") from err
+        read_described(cls, values, where, _LATER)  # last: of a module, which cannot be built, not all of it is known
         return info
 
     def to_dict(self) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class _Engine:
         return worker
 
     def _environment(self, number: int) -> dict[str, str]:
-        environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # for its own processes too, as -P is not
+        environment = {"PYTHONSAFEPATH": "1", **os.environ}  # for its own processes too, as -P is not
         if not any(name in environment for name in _THREAD_VARIABLES):
             threads = str(max(1, available_cores() // len(self._rooms)))
             environment |= dict.fromkeys(_THREAD_VARIABLES, threads)
@@ -366,6 +366,7 @@ class _Engine:
             if event["leaving"]:
                 for other in list(worker.runs.values()):  # not begun
                     self._take_back(worker, other)
+                worker.close()
                 del self._workers[worker.number]
 
     def _note_begin(self, run: _Run) -> None:
